@@ -1,0 +1,43 @@
+"""Canonical JSON (RFC 8785) and the digests made from it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import rfc8785
+
+_CHUNK_BYTES = 1 << 20
+
+
+def canonical_json(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
+    """Returns the one byte string RFC 8785 allows for a JSON value.
+
+    Raises:
+        ValueError: For non-finite floats and integers beyond 2**53 - 1, which JSON readers
+            do not agree on.
+    """
+    try:
+        return rfc8785.dumps(value)
+    except rfc8785.CanonicalizationError as error:
+        raise ValueError(f"not representable in canonical JSON: {error}") from error
+
+
+def sha256_hex(data: bytes) -> str:
+    """Returns the lower-case hexadecimal SHA-256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def digest_of(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    """Returns `sha256:<hex>` of the canonical JSON of `value`."""
+    return f"sha256:{sha256_hex(canonical_json(value))}"
+
+
+def file_sha256(path: Path) -> str:
+    """Returns the lower-case hexadecimal SHA-256 of a file, read in 1 MiB chunks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

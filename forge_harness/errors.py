@@ -1,0 +1,100 @@
+"""Errors a caller may act on, and the exit codes they end with."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of every `forge-harness` command; 0 to 5 mean what they mean in pytest."""
+
+    PASS = 0
+    GATE_FAILED = 1
+    INTERRUPTED = 2
+    INTERNAL_ERROR = 3
+    USAGE = 4
+    NOTHING_COLLECTED = 5
+    INCOMPLETE = 7
+    VERIFICATION_FAILED = 8
+    BASELINE_MISSING = 9
+
+
+class ForgeError(Exception):
+    """A problem the user can act on: one sentence with the value, what was expected, the remedy.
+
+    The command line prints it without a traceback and exits with `exit_code`.
+    """
+
+    exit_code: ExitCode = ExitCode.INTERNAL_ERROR
+
+
+class UsageError(ForgeError):
+    """A wrong argument, option or file given by the user."""
+
+    exit_code = ExitCode.USAGE
+
+
+class ConfigError(UsageError):
+    """A configuration value is unknown, of the wrong type or out of range.
+
+    Attributes:
+        key: Dotted name of the offending key.
+        suggestion: Nearest known name when the key is unknown, else None.
+    """
+
+    def __init__(self, message: str, *, key: str = "", suggestion: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key
+        self.suggestion = suggestion
+
+
+class SubjectError(UsageError):
+    """The subject cannot be loaded or offers nothing that can be validated."""
+
+
+class NothingCollectedError(ForgeError):
+    """A selection matched no check."""
+
+    exit_code = ExitCode.NOTHING_COLLECTED
+
+
+class BackendUnavailableError(ForgeError):
+    """An explicitly chosen kernel backend is not there; nothing falls back in silence."""
+
+    exit_code = ExitCode.USAGE
+
+
+class RunDirectoryError(ForgeError):
+    """A run directory cannot be created, read or written."""
+
+    exit_code = ExitCode.USAGE
+
+
+class VerificationError(ForgeError):
+    """A run directory does not hold what it claims to hold."""
+
+    exit_code = ExitCode.VERIFICATION_FAILED
+
+
+class NonFiniteError(ForgeError):
+    """Training met a NaN or an infinity and stopped before it reached the weights."""
+
+
+class NonTernaryCodeError(ForgeError, ValueError):
+    """A code outside -1, 0, +1 was given to a packer or found in packed bytes."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str | None:
+    """Returns the entry of `valid` that `name` was most likely meant to be, if any is close."""
+    matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def unknown_choice(what: str, got: str, valid: Iterable[str]) -> str:
+    """Returns the one sentence for an unknown name: value, nearest name, valid names."""
+    choices = sorted(valid)
+    close = nearest(got, choices)
+    hint = f" Did you mean {close!r}?" if close else ""
+    return f"Unknown {what} {got!r}.{hint} Valid: {', '.join(choices) or 'none'}."

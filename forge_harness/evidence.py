@@ -1,0 +1,271 @@
+"""Evidence: named values with unit, limit and reason, recorded by checks.
+
+A check without evidence is not measured. Evidence travels on pytest's reports
+(`item.user_properties`), so a run is the same with and without xdist.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from forge_harness.canonical import file_sha256
+from forge_harness.types import Direction, Level
+
+Scalar = bool | int | float | str
+MAX_SAMPLES = 2000
+"""Longer series belong in an artifact: run.json is read whole by every tool."""
+_MAX_JSON_INT = 2**53 - 1
+
+
+class EvidenceFailure(AssertionError):
+    """A recorded value missed its limit."""
+
+
+def plain(value: object, name: str) -> Scalar:
+    """Converts a scalar to what may cross process and JSON borders.
+
+    NumPy and torch scalars become Python numbers. Non-finite floats become the strings
+    "nan", "inf" and "-inf", which satisfy no limit.
+
+    Raises:
+        TypeError: For arrays and other objects, naming the evidence.
+    """
+    if not isinstance(value, bool | int | float | str) and hasattr(value, "item"):
+        if getattr(value, "ndim", 0) != 0 and getattr(value, "size", None) != 1:
+            raise TypeError(
+                f"evidence {name!r} is an array; record a scalar, samples=[...] or an artifact"
+            )
+        value = value.item()
+    if isinstance(value, bool | str):
+        return value
+    if isinstance(value, int):
+        return value if abs(value) <= _MAX_JSON_INT else str(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    raise TypeError(
+        f"evidence {name!r} is of type {type(value).__name__}; expected a number, text or boolean"
+    )
+
+
+def satisfied(value: Scalar, limit: object, direction: str) -> bool:
+    """Returns whether `value` is on the right side of `limit`; a non-finite value never is."""
+    if direction == Direction.RECORD:
+        return not (isinstance(value, str) and value in {"nan", "inf", "-inf"})
+    if direction == Direction.EQUAL:
+        return type(value) is type(limit) and value == limit or _equal_numbers(value, limit)
+    if not _is_number(value):
+        return False
+    if direction == Direction.AT_MOST:
+        return _is_number(limit) and value <= limit  # type: ignore[operator]
+    if direction == Direction.AT_LEAST:
+        return _is_number(limit) and value >= limit  # type: ignore[operator]
+    if direction == Direction.WITHIN:
+        if not isinstance(limit, list | tuple) or len(limit) != 2:
+            return False
+        low, high = limit
+        return _is_number(low) and _is_number(high) and low <= value <= high
+    return False
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _equal_numbers(value: object, limit: object) -> bool:
+    return _is_number(value) and _is_number(limit) and value == limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """One measured value.
+
+    `samples` holds the raw data when the value is a statistic; `artifact` the
+    `evidence/sha256/<hex>` name of a file when the data are too large for run.json.
+    """
+
+    name: str
+    value: Scalar
+    unit: str = "1"
+    limit: Scalar | list[float] | None = None
+    direction: str = Direction.RECORD.value
+    level: str = Level.FAIL.value
+    reason: str = ""
+    samples: list[float] | None = None
+    artifact: str | None = None
+
+    def ok(self) -> bool:
+        """Returns whether the value is on the right side of its limit."""
+        return satisfied(self.value, self.limit, self.direction)
+
+    def sentence(self) -> str:
+        """Returns the one line a failing check prints."""
+        unit = "" if self.unit == "1" else f" {self.unit}"
+        wanted = {
+            Direction.AT_MOST: "over its limit of",
+            Direction.AT_LEAST: "under its limit of",
+            Direction.EQUAL: "expected",
+            Direction.WITHIN: "outside",
+            Direction.RECORD: "not finite; expected",
+        }[Direction(self.direction)]
+        limit = "a number" if self.limit is None else f"{_show(self.limit)}{unit}"
+        why = f" ({self.reason})" if self.reason else ""
+        return f"{self.name} is {_show(self.value)}{unit}, {wanted} {limit}{why}"
+
+
+def _show(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_show(v) for v in value) + "]"
+    return str(value)
+
+
+@dataclass(slots=True)
+class Recorder:
+    """Records the evidence of one pytest item (the `evidence` fixture).
+
+    Limits are checked when recorded: a missed one fails the check at once, unless it is
+    recorded with `level="warn"`.
+    """
+
+    sink: list[tuple[str, Any]]
+    artifact_dir: Path | None = None
+    recorded: list[Evidence] = field(default_factory=list)
+
+    def record(
+        self,
+        name: str,
+        value: object,
+        *,
+        unit: str = "1",
+        reason: str = "",
+        samples: Sequence[float] | None = None,
+    ) -> None:
+        """Records a value without a limit; a non-finite one fails the check."""
+        self._add(name, value, unit, None, Direction.RECORD, Level.FAIL, reason, samples)
+
+    def at_most(
+        self,
+        name: str,
+        value: object,
+        *,
+        limit: float,
+        unit: str = "1",
+        reason: str,
+        samples: Sequence[float] | None = None,
+        level: str = "fail",
+    ) -> None:
+        """Records a value that must not exceed `limit`."""
+        self._add(name, value, unit, limit, Direction.AT_MOST, Level(level), reason, samples)
+
+    def at_least(
+        self,
+        name: str,
+        value: object,
+        *,
+        limit: float,
+        unit: str = "1",
+        reason: str,
+        samples: Sequence[float] | None = None,
+        level: str = "fail",
+    ) -> None:
+        """Records a value that must not fall below `limit`."""
+        self._add(name, value, unit, limit, Direction.AT_LEAST, Level(level), reason, samples)
+
+    def equal(
+        self,
+        name: str,
+        value: object,
+        *,
+        expected: object,
+        unit: str = "1",
+        reason: str,
+        level: str = "fail",
+    ) -> None:
+        """Records a value that must equal `expected` exactly."""
+        wanted = plain(expected, name)
+        self._add(name, value, unit, wanted, Direction.EQUAL, Level(level), reason, None)
+
+    def within(
+        self,
+        name: str,
+        value: object,
+        *,
+        low: float,
+        high: float,
+        unit: str = "1",
+        reason: str,
+        samples: Sequence[float] | None = None,
+        level: str = "fail",
+    ) -> None:
+        """Records a value that must lie in [low, high]."""
+        bounds = [float(low), float(high)]
+        self._add(name, value, unit, bounds, Direction.WITHIN, Level(level), reason, samples)
+
+    def artifact(self, name: str, path: Path, *, reason: str = "") -> None:
+        """Stores a file under `evidence/sha256/<hex>` of the run and records its digest."""
+        digest = file_sha256(path)
+        stored = None
+        if self.artifact_dir is not None:
+            target = self.artifact_dir / "sha256" / digest
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                partial = target.with_name(f".{digest}.partial")
+                partial.write_bytes(path.read_bytes())
+                partial.replace(target)
+            stored = f"evidence/sha256/{digest}"
+        self._push(
+            Evidence(name=name, value=f"sha256:{digest}", reason=reason, artifact=stored)
+        )
+
+    def _add(
+        self,
+        name: str,
+        value: object,
+        unit: str,
+        limit: object,
+        direction: Direction,
+        level: Level,
+        reason: str,
+        samples: Sequence[float] | None,
+    ) -> None:
+        kept_limit: Any = limit
+        if limit is not None and not isinstance(limit, list):
+            kept_limit = plain(limit, f"limit of {name}")
+        evidence = Evidence(
+            name=name,
+            value=plain(value, name),
+            unit=unit,
+            limit=kept_limit,
+            direction=direction.value,
+            level=level.value,
+            reason=reason,
+            samples=_plain_samples(samples, name),
+        )
+        self._push(evidence)
+        if not evidence.ok() and level is Level.FAIL:
+            raise EvidenceFailure(evidence.sentence())
+
+    def _push(self, evidence: Evidence) -> None:
+        if any(previous.name == evidence.name for previous in self.recorded):
+            raise ValueError(f"evidence {evidence.name!r} is recorded twice in one item")
+        self.recorded.append(evidence)
+        self.sink.append(("forge_evidence", asdict(evidence)))
+
+
+def _plain_samples(samples: Sequence[float] | None, name: str) -> list[float] | None:
+    if samples is None:
+        return None
+    if len(samples) > MAX_SAMPLES:
+        raise ValueError(
+            f"evidence {name!r} has {len(samples)} samples; at most {MAX_SAMPLES} go into "
+            "run.json, store the rest with evidence.artifact"
+        )
+    numbers = [float(sample) for sample in samples]
+    if not all(math.isfinite(number) for number in numbers):
+        raise ValueError(f"evidence {name!r} has non-finite samples")
+    return numbers

@@ -1,0 +1,178 @@
+"""The policy: catalogue, thresholds and weights, with the one digest printed beside a score."""
+
+from __future__ import annotations
+
+import tomllib
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from forge_harness.canonical import digest_of
+from forge_harness.errors import ConfigError, unknown_choice
+from forge_harness.paths import suites_dir
+from forge_harness.types import Profile, Severity
+
+SCORING_RULE = "forge-score/1"
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
+
+class CatalogueEntry(BaseModel):
+    """One check id: the unit that is scored, gated and reported."""
+
+    model_config = _STRICT
+
+    id: str = Field(pattern=r"^[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*$")
+    title: str
+    """What the check proves, in one clause."""
+    suite: str
+    severity: Severity
+    component: str
+    """The integration component that owns the property."""
+    version: int = Field(default=1, ge=1)
+    """Raised when the meaning of the check changes; results of other versions do not compare."""
+    profiles: tuple[Profile, ...] = (Profile.QUICK, Profile.FULL, Profile.NIGHTLY)
+    """Profiles whose scope the check is in."""
+    requires: tuple[str, ...] = ()
+    """Capabilities of the subject the check speaks to."""
+    not_applicable: str | None = Field(
+        default=None, pattern=r"^(capability|declared):[A-Za-z_][A-Za-z0-9_.=]*$"
+    )
+    """`capability:NAME`: not applicable to a subject without that capability.
+    `declared:KEY=VALUE`: not applicable when the configuration declares KEY=VALUE."""
+    timeout_s: float = Field(default=120.0, gt=0)
+
+    def rules_out(self, capabilities: frozenset[str], declared: dict[str, str]) -> str | None:
+        """Returns why the check does not apply, or None when it does."""
+        if self.not_applicable is None:
+            return None
+        kind, _, argument = self.not_applicable.partition(":")
+        if kind == "capability":
+            return None if argument in capabilities else f"the subject does not offer {argument}"
+        key, _, value = argument.partition("=")
+        return f"{key} is declared {value!r}" if declared.get(key) == value else None
+
+
+class Policy(BaseModel):
+    """Everything a score depends on besides the evidence."""
+
+    model_config = _STRICT
+
+    schema_version: Literal["1.0"] = "1.0"
+    rule: Literal["forge-score/1"] = "forge-score/1"
+    suite_weights: dict[str, int]
+    severity_weights: dict[Severity, int]
+    thresholds: dict[str, float]
+    catalogue: tuple[CatalogueEntry, ...]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Policy:
+        seen: set[str] = set()
+        for entry in self.catalogue:
+            if entry.id in seen:
+                raise ValueError(f"check id {entry.id!r} is in the catalogue twice")
+            seen.add(entry.id)
+            if entry.suite not in self.suite_weights:
+                raise ValueError(
+                    f"check {entry.id!r}: " + unknown_choice("suite", entry.suite, self.suite_weights)
+                )
+        missing = set(Severity) - set(self.severity_weights)
+        if missing:
+            raise ValueError(f"severity_weights lacks {', '.join(sorted(missing))}")
+        if any(weight <= 0 for weight in (*self.suite_weights.values(), *self.severity_weights.values())):
+            raise ValueError("weights must be positive integers")
+        return self
+
+    @cached_property
+    def by_id(self) -> dict[str, CatalogueEntry]:
+        """Check id -> entry."""
+        return {entry.id: entry for entry in self.catalogue}
+
+    @cached_property
+    def digest(self) -> str:
+        """`sha256:<hex>` over the canonical JSON of the whole policy."""
+        return digest_of(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the policy as JSON values; `Policy.model_validate` reads them back."""
+        return self.model_dump(mode="json")
+
+    def threshold(self, name: str) -> float:
+        """Returns a threshold by its dotted name.
+
+        Raises:
+            ConfigError: No threshold has that name.
+        """
+        try:
+            return self.thresholds[name]
+        except KeyError:
+            raise ConfigError(
+                unknown_choice("threshold", name, self.thresholds), key=name
+            ) from None
+
+    def in_scope(self, profile: Profile) -> tuple[CatalogueEntry, ...]:
+        """Returns the entries of one profile, in catalogue order."""
+        return tuple(entry for entry in self.catalogue if profile in entry.profiles)
+
+
+def load_policy(
+    policy_file: Path | None = None,
+    catalogue_file: Path | None = None,
+    extra_catalogues: tuple[Path, ...] = (),
+) -> Policy:
+    """Reads the policy: catalogue, thresholds and weights.
+
+    Args:
+        policy_file: TOML file with `suite_weights`, `severity_weights` and `thresholds`;
+            the one that ships with the suites when None. Its tables are laid over the shipped
+            ones, so a file with one threshold is a whole policy.
+        catalogue_file: TOML file with `[[check]]` tables; the shipped catalogue when None.
+        extra_catalogues: Catalogues of the user's own suites. A suite name that has no weight
+            yet gets the weight its file gives in `[suite_weights]`, or 1.
+
+    Raises:
+        ConfigError: A file is missing, is not TOML, or does not fit the schema.
+    """
+    shipped = suites_dir()
+    values = _read_toml(shipped / "policy.toml")
+    if policy_file is not None:
+        for table, content in _read_toml(policy_file).items():
+            if isinstance(values.get(table), dict) and isinstance(content, dict):
+                values[table] = {**values[table], **content}
+            else:
+                values[table] = content
+    checks = list(_read_toml(catalogue_file or shipped / "catalogue.toml").get("check", []))
+    for extra in extra_catalogues:
+        tables = _read_toml(extra)
+        checks += tables.get("check", [])
+        weights = {check.get("suite", "?"): 1 for check in tables.get("check", [])}
+        weights |= tables.get("suite_weights", {})
+        values["suite_weights"] = {**weights, **values["suite_weights"]}
+    thresholds = _flatten(values.pop("thresholds", {}))
+    try:
+        return Policy.model_validate({**values, "thresholds": thresholds, "catalogue": checks})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "policy"
+        raise ConfigError(f"Policy: {key}: {first['msg']}.", key=key) from error
+
+
+def _flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"Cannot read {path}: {error.strerror}.", key=str(path)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}.", key=str(path)) from error

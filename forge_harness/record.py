@@ -1,0 +1,192 @@
+"""run.json: what a run measured, as a schema-versioned record.
+
+Everything a report shows is derived from this record and the policy beside it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from forge_harness.types import Outcome, Profile, Severity, Verdict
+
+RECORD_SCHEMA_VERSION = "1.0"
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
+Scalar = bool | int | float | str
+Finite = float
+"""JSON has no non-finite numbers; `canonical_json` refuses them."""
+
+
+class EvidenceRecord(BaseModel):
+    """One measured value of one pytest item (see `forge_harness.evidence.Evidence`)."""
+
+    model_config = _STRICT
+
+    item: str
+    """Node id of the pytest item that recorded it."""
+    name: str
+    value: Scalar
+    unit: str
+    limit: Scalar | list[float] | None
+    direction: Literal["at_most", "at_least", "equal", "within", "record"]
+    level: Literal["fail", "warn"] = "fail"
+    reason: str
+    samples: list[float] | None
+    artifact: str | None = None
+
+
+class ItemRecord(BaseModel):
+    """One pytest item of a check."""
+
+    model_config = _STRICT
+
+    nodeid: str
+    check: str
+    outcome: Outcome
+    """After the evidence rules, before waivers: pass, warn, flaky, fail, error, not_measured,
+    not_applicable."""
+    reason: str
+    duration_s: float
+    attempts: int = 1
+    evidence: list[EvidenceRecord] = Field(default_factory=list)
+    log: str | None = None
+    """Last lines of the failure text, when there is one."""
+
+
+class CheckItem(BaseModel):
+    """An item as listed under its check; its evidence is in the check's list."""
+
+    model_config = _STRICT
+
+    nodeid: str
+    outcome: Outcome
+    reason: str
+    duration_s: float
+    attempts: int = 1
+    log: str | None = None
+
+
+class Waiver(BaseModel):
+    """A known failure someone owns, until a date."""
+
+    model_config = _STRICT
+
+    check: str
+    owner: str
+    reason: str
+    issue: str
+    expires: str = Field(pattern=r"^\d{4}-\d{2}-\d{2}$")
+
+
+class CheckRecord(BaseModel):
+    """One check id of the run's scope."""
+
+    model_config = _STRICT
+
+    id: str
+    title: str
+    suite: str
+    component: str
+    severity: Severity
+    version: int
+    outcome: Outcome
+    reason: str
+    duration_s: float
+    credit_low: str
+    """Exact fraction, for example "1/2"."""
+    credit_high: str
+    command: str
+    """Reproduces this check."""
+    items: list[CheckItem]
+    evidence: list[EvidenceRecord]
+
+
+class ScoreRecord(BaseModel):
+    """An interval: what is proved, and what it could be at most if all unmeasured checks passed."""
+
+    model_config = _STRICT
+
+    low: int = Field(ge=0, le=100)
+    high: int = Field(ge=0, le=100)
+
+
+class SuiteRecord(BaseModel):
+    """One suite of the run's scope."""
+
+    model_config = _STRICT
+
+    name: str
+    weight: int
+    low: int
+    high: int
+    coverage: float
+    counts: dict[str, int]
+    """Outcome -> number of checks."""
+    duration_s: float
+
+
+class ScopeRecord(BaseModel):
+    """What the run set out to measure."""
+
+    model_config = _STRICT
+
+    profile: Profile
+    suites: list[str]
+    """`--suite` selection; empty for the whole profile."""
+    checks: list[str]
+    """`--check` selection; empty for the whole profile."""
+    in_scope: int
+    total: int
+
+
+class SubjectRecord(BaseModel):
+    """What was validated."""
+
+    model_config = _STRICT
+
+    spec: str
+    name: str
+    capabilities: list[str]
+    digest: str | None = None
+    """sha256 of the subject's source file, where it is one."""
+
+
+class RunRecord(BaseModel):
+    """The whole of run.json."""
+
+    model_config = _STRICT
+
+    schema_version: Literal["1.0"] = "1.0"
+    run_id: str
+    state: Literal["running", "finished", "interrupted", "aborted"]
+    """`running` is what a killed run leaves behind."""
+    state_reason: str = ""
+    verdict: Verdict
+    verdict_reasons: list[str]
+    score: ScoreRecord
+    coverage: float
+    """Weight measured with evidence over applicable weight, in [0, 1], floored to 4 digits."""
+    scope: ScopeRecord
+    suites: list[SuiteRecord]
+    checks: list[CheckRecord]
+    unscored_items: list[ItemRecord] = Field(default_factory=list)
+    """Items whose check id the catalogue does not have. They block: the catalogue and the
+    collected checks must match."""
+    waivers: list[Waiver]
+    policy_digest: str
+    subject: SubjectRecord
+    environment: dict[str, Any]
+    declared: dict[str, str]
+    """Configuration values that not-applicable predicates read."""
+    seed: int
+    command: list[str]
+    started_at: str
+    finished_at: str | None
+
+
+def record_json_schema() -> dict[str, Any]:
+    """Returns the JSON Schema of run.json."""
+    return RunRecord.model_json_schema()

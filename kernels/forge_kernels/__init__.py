@@ -1,0 +1,1 @@
+"""Implementations behind :mod:`forge_harness.kernels`; import that façade instead."""
