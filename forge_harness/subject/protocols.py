@@ -216,10 +216,15 @@ class ScheduleStep:
 class ScheduleSpec:
     """A declared schedule, in the terms an independent formula needs.
 
-    two_stage: linear warmup to `peak`; linear peak -> peak / 2 over the first `boundary` share
-    of the steps scaled as peak * (1 - f / 2), then peak * (1 - f) with weight decay 0, where f
-    is the share of the run that is done. cosine: warmup, then a half cosine from peak to
-    final_fraction * peak, constant weight decay.
+    For step i = 0 .. total_steps - 1, with f = i / total_steps and
+    w = min(1, (i + 1) / warmup_steps) (1 without warmup):
+
+    two_stage: learning rate peak * w * (1 - f / 2) and weight decay `weight_decay` while
+    f < boundary, then peak * w * (1 - f) and weight decay 0 (two-stage recipe of "The Era of
+    1-bit LLMs: Training Tips, Code and FAQ", table 2).
+    cosine: peak * w while i < warmup_steps, then peak * (final_fraction + (1 -
+    final_fraction) * (1 + cos(pi * g)) / 2) with g = (i - warmup_steps) / (total_steps -
+    warmup_steps); weight decay `weight_decay` throughout.
     """
 
     kind: Literal["two_stage", "cosine"]

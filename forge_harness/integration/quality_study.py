@@ -1,0 +1,154 @@
+"""Trains the arms of the quality comparison side by side, one single-threaded process a core."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from forge_harness.errors import ForgeError
+from forge_harness.subject.loader import load_subject
+from forge_harness.subject.protocols import Arm, MeasuresQuality, QualityRun
+
+Progress = Callable[[str, int, int], None]
+"""Called with (label of the run that ended, runs ended, runs in all)."""
+
+
+class StudyError(ForgeError):
+    """A run of the quality comparison raised; the message names the run."""
+
+
+
+def obtain_study(
+    spec: str | None,
+    profile: str,
+    out: Path,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> list[QualityRun]:
+    """Returns the study in `out`, or trains it and writes it there.
+
+    Args:
+        spec: Subject, as `load_subject` takes it. Each process loads it anew, so that no state
+            of this process can leak into a measurement.
+        profile: Size of the study.
+        out: JSON file; written atomically, with the runs in the order of the plan.
+        workers: Processes; the number of usable cores when None.
+        progress: Told of each run that ends.
+
+    Raises:
+        StudyError: A run raised or its process died. Nothing is written.
+    """
+    if out.is_file():
+        return read_study(out)
+    subject = load_subject(spec).subject
+    if not isinstance(subject, MeasuresQuality):
+        raise StudyError("The subject does not offer MeasuresQuality (quality_plan, quality_run).")
+    plan = list(subject.quality_plan(profile))
+    runs = _train(spec, profile, plan, workers or usable_cores(), progress)
+    write_study(out, runs)
+    return runs
+
+
+def usable_cores() -> int:
+    """Returns the number of cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def read_study(path: Path) -> list[QualityRun]:
+    """Reads a study written by `write_study`."""
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    return [_from_json(row) for row in rows]
+
+
+def write_study(path: Path, runs: Sequence[QualityRun]) -> None:
+    """Writes a study; a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps([asdict(run) for run in runs], indent=1), encoding="utf-8")
+    partial.replace(path)
+
+
+def _from_json(row: dict[str, Any]) -> QualityRun:
+    return QualityRun(
+        **{
+            **row,
+            "block_correct": tuple(row["block_correct"]),
+            "block_size": tuple(row["block_size"]),
+            "curve": tuple((int(step), float(a), float(b)) for step, a, b in row["curve"]),
+        }
+    )
+
+
+def _train(
+    spec: str | None,
+    profile: str,
+    plan: list[tuple[str, Arm, int]],
+    workers: int,
+    progress: Progress | None,
+) -> list[QualityRun]:
+    # spawn: a forked child would inherit torch's thread pools in an unusable state.
+    context = multiprocessing.get_context("spawn")
+    results: dict[int, list[QualityRun]] = {}
+    with ProcessPoolExecutor(
+        max_workers=min(workers, len(plan)), mp_context=context, initializer=_single_thread
+    ) as pool:
+        pending = {
+            pool.submit(_run, spec, profile, *task): index for index, task in enumerate(plan)
+        }
+        try:
+            while pending:
+                ended, _ = wait(pending, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    index = pending.pop(future)
+                    results[index] = _result(future, plan[index])
+                    if progress is not None:
+                        progress(_label(plan[index]), len(results), len(plan))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [run for index in sorted(results) for run in results[index]]
+
+
+def _result(future: Future[Any], task: tuple[str, Arm, int]) -> list[QualityRun]:
+    try:
+        ok, value = future.result()
+    except BrokenProcessPool as error:
+        raise StudyError(
+            f"Quality run {_label(task)} lost its process (killed, or out of memory)."
+        ) from error
+    if not ok:
+        raise StudyError(f"Quality run {_label(task)} raised {value}")
+    return cast("list[QualityRun]", value)
+
+
+def _label(task: tuple[str, Arm, int]) -> str:
+    name, arm, seed = task
+    return f"{name} {arm} seed {seed}"
+
+
+def _single_thread() -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _run(
+    spec: str | None, profile: str, task: str, arm: Arm, seed: int
+) -> tuple[bool, list[QualityRun] | str]:
+    subject = cast("MeasuresQuality", load_subject(spec).subject)
+    try:
+        return True, list(subject.quality_run(task, arm, seed, profile))
+    except Exception as error:
+        # The traceback object does not cross processes; its text does.
+        last = traceback.format_exc(limit=-3)
+        return False, f"{type(error).__name__}: {error}\n{last}"
