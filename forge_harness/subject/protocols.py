@@ -216,15 +216,15 @@ class ScheduleStep:
 class ScheduleSpec:
     """A declared schedule, in the terms an independent formula needs.
 
-    For step i = 0 .. total_steps - 1, with f = i / total_steps and
-    w = min(1, (i + 1) / warmup_steps) (1 without warmup):
+    With t the 0-based optimizer step, S = total_steps, W = warmup_steps, all in float64:
 
-    two_stage: learning rate peak * w * (1 - f / 2) and weight decay `weight_decay` while
-    f < boundary, then peak * w * (1 - f) and weight decay 0 (two-stage recipe of "The Era of
-    1-bit LLMs: Training Tips, Code and FAQ", table 2).
-    cosine: peak * w while i < warmup_steps, then peak * (final_fraction + (1 -
-    final_fraction) * (1 + cos(pi * g)) / 2) with g = (i - warmup_steps) / (total_steps -
-    warmup_steps); weight decay `weight_decay` throughout.
+    - both kinds, t < W: rate = peak * (t + 1) / W, weight decay as given.
+    - two_stage, t >= W: f = t / S (warmup counts as done). f < boundary: rate =
+      peak * (1 - f / 2), weight decay as given. Otherwise rate = peak * (1 - f), weight decay 0
+      (BitNet b1.58 training notes: the rate drops and decay ends at the boundary).
+    - cosine, t >= W: g = (t - W) / max(1, S - 1 - W), rate = peak * (final_fraction +
+      (1 - final_fraction) * (1 + cos(pi * g)) / 2), weight decay constant. The last step,
+      t = S - 1, is at final_fraction * peak.
     """
 
     kind: Literal["two_stage", "cosine"]
