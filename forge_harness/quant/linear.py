@@ -1,0 +1,150 @@
+"""The training forward and backward of a ternary linear layer, with injectable quantizers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from forge_harness.errors import unknown_choice
+
+from .integer import fp32_matmul, int8_matmul
+from .ste import (
+    Quantizer,
+    fake_quantize_activation,
+    fake_quantize_weight,
+    weight_scale_column,
+)
+from .ternary import absmax_int8, absmean_ternary, dequantize
+
+Compute = Literal["exact", "int8", "fake"]
+COMPUTES: tuple[Compute, ...] = ("exact", "int8", "fake")
+
+
+@dataclass(frozen=True, slots=True)
+class TernaryLinearOp:
+    """y = (q . C) * (s * beta) + bias, differentiable through the plain straight-through estimator.
+
+    All three modes use the same codes and backward formulas; `exact` and `int8` also give the same
+    output bits, whatever the batch size or thread count.
+
+    * `exact`: codes multiplied in fp32, where every sum is an exact integer; fp32 backward.
+    * `int8`: `torch._int_mm` forward, bf16 backward with fp32 master gradients. The fastest: the
+      codes are exact in bf16, only upstream gradients and results round (2**-9 relative each).
+    * `fake`: dequantised values through `F.linear`, as most training code has it; differs from the
+      integer path by up to `bounds.FAKE_QUANT_RTOL_L1` of L1.
+
+    Backward, with G the upstream gradient: dX = G . (C * beta), dW = G^T . (q * s), db = sum G.
+    Nothing is masked and no gradient goes through a scale. `exact` and `int8` keep only int8 codes
+    and scales between forward and backward. Autocast does not change any of it.
+
+    Attributes:
+        quantize_weight: Latent weight (N, K) -> int8 codes (N, K), scale with one entry or one a row.
+        quantize_activation: Activations (..., K) -> int8 codes (..., K), scale (..., 1).
+        compute: How the product is computed.
+    """
+
+    quantize_weight: Quantizer = absmean_ternary
+    quantize_activation: Quantizer = absmax_int8
+    compute: Compute = "exact"
+
+    def __post_init__(self) -> None:
+        if self.compute not in COMPUTES:
+            raise ValueError(unknown_choice("compute mode", self.compute, COMPUTES))
+
+    def __call__(self, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Applies the layer.
+
+        Args:
+            x: Activations (..., K), floating.
+            w: Latent weight (N, K), floating.
+            bias: (N,) or None; added after rescaling, not quantized.
+
+        Returns:
+            (..., N) in x's dtype.
+
+        Raises:
+            ValueError: The shapes do not fit, or K exceeds the limit of the compute mode.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            if self.compute == "fake":
+                return self._fake(x, w, bias)
+            codes, weight_scale = self.quantize_weight(w.detach())
+            q, activation_scale = self.quantize_activation(x.detach())
+            beta = weight_scale_column(weight_scale, codes.shape[0])
+            result: Tensor = _TernaryLinear.apply(
+                x, w, bias, q, activation_scale, codes, beta, self.compute
+            )
+            return result
+
+    def effective_weight(self, w: Tensor) -> Tensor:
+        """Returns the values (N, K) fp32 the forward multiplies with, without gradient."""
+        codes, scale = self.quantize_weight(w.detach())
+        return dequantize(codes, weight_scale_column(scale, codes.shape[0]))
+
+    def _fake(self, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+        values = fake_quantize_activation(x.float(), self.quantize_activation)
+        weight = fake_quantize_weight(w.float(), self.quantize_weight)
+        return F.linear(values, weight, None if bias is None else bias.float()).to(x.dtype)
+
+
+class _TernaryLinear(torch.autograd.Function):
+    """Takes the codes ready made, so that a foreign quantizer changes forward and backward alike."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch's context has no type
+        x: Tensor,
+        w: Tensor,
+        bias: Tensor | None,
+        q: Tensor,
+        activation_scale: Tensor,
+        codes: Tensor,
+        beta: Tensor,
+        compute: Compute,
+    ) -> Tensor:
+        ctx.save_for_backward(q, activation_scale, codes, beta)
+        ctx.matmul_dtype = torch.bfloat16 if compute == "int8" else torch.float32
+        ctx.dtypes = (x.dtype, w.dtype, None if bias is None else bias.dtype)
+        product = int8_matmul if compute == "int8" else fp32_matmul
+        accumulators = product(q.reshape(-1, q.shape[-1]), codes)
+        y = accumulators.reshape(*q.shape[:-1], codes.shape[0]) * (activation_scale * beta.t())
+        if bias is not None:
+            y = y + bias
+        return y.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - as above
+        q, activation_scale, codes, beta = ctx.saved_tensors
+        x_dtype, w_dtype, bias_dtype = ctx.dtypes
+        grad_x = grad_w = grad_bias = None
+        with torch.autocast(grad.device.type, enabled=False):
+            grad = grad.float()
+            if ctx.needs_input_grad[0]:
+                grad_x = _input_gradient(grad, codes, beta, ctx.matmul_dtype).to(x_dtype)
+            if ctx.needs_input_grad[1]:
+                grad_w = _weight_gradient(grad, q, activation_scale, ctx.matmul_dtype).to(w_dtype)
+            if bias_dtype is not None and ctx.needs_input_grad[2]:
+                grad_bias = _rows(grad).sum(dim=0).to(bias_dtype)
+        return grad_x, grad_w, grad_bias, None, None, None, None, None
+
+
+def _input_gradient(grad: Tensor, codes: Tensor, beta: Tensor, dtype: torch.dtype) -> Tensor:
+    """DX = G . (C * beta) as (G * beta) . C, so that the codes stay exact in `dtype`."""
+    scaled = (_rows(grad) * beta.t()).to(dtype)
+    return (scaled @ codes.to(dtype)).float().reshape(*grad.shape[:-1], codes.shape[1])
+
+
+def _weight_gradient(
+    grad: Tensor, q: Tensor, activation_scale: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """DW = G^T . (q * s) as (G * s)^T . q, so that the codes stay exact in `dtype`."""
+    scaled = (_rows(grad) * activation_scale.reshape(-1, 1)).to(dtype)
+    return (scaled.t() @ _rows(q).to(dtype)).float()
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1, tensor.shape[-1])

@@ -1,0 +1,68 @@
+"""Straight-through estimators: the quantized value forward, the identity backward.
+
+Plain STE as in BitNet b1.58: identity through rounding, clamp and scale. No mask where the code
+saturates, no gradient through a scale. These are autograd functions rather than the usual
+w + (wq - w).detach(), which in fp32 misses wq by one rounding in 7 % of the weights, and in bf16 by
+up to 2 % of the scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .ternary import absmax_int8, absmean_ternary, dequantize
+
+Quantizer = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Values -> (int8 codes, fp32 scale that multiplies them)."""
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Returns `quantized` forward; hands its gradient to `latent` unchanged."""
+
+    @staticmethod
+    def forward(ctx: Any, latent: Tensor, quantized: Tensor) -> Tensor:  # noqa: ANN401 - torch's
+        return quantized.to(latent.dtype, copy=True)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401 - torch's
+        return grad, None
+
+
+def straight_through(latent: Tensor, quantized: Tensor) -> Tensor:
+    """Returns `quantized` in `latent`'s dtype, with the gradient going to `latent` as it is."""
+    result: Tensor = _StraightThrough.apply(latent, quantized.detach())
+    return result
+
+
+def round_ste(x: Tensor) -> Tensor:
+    """Rounds half to even; the gradient is the identity."""
+    return straight_through(x, x.detach().round())
+
+
+def fake_quantize_weight(w: Tensor, quantize: Quantizer = absmean_ternary) -> Tensor:
+    """Returns scale * codes of a weight (N, K) in its dtype; the gradient is the identity."""
+    codes, scale = quantize(w)
+    return straight_through(w, dequantize(codes, weight_scale_column(scale, codes.shape[0])))
+
+
+def fake_quantize_activation(x: Tensor, quantize: Quantizer = absmax_int8) -> Tensor:
+    """Returns scale * codes of activations (..., K) in their dtype; the gradient is the identity."""
+    return straight_through(x, dequantize(*quantize(x)))
+
+
+def weight_scale_column(scale: Tensor, rows: int) -> Tensor:
+    """Returns a weight scale as fp32 (1, 1) or (N, 1), to multiply codes (N, K).
+
+    Raises:
+        ValueError: `scale` has neither one entry nor one a row.
+    """
+    if scale.numel() not in (1, rows):
+        raise ValueError(
+            f"weight scale has shape {tuple(scale.shape)}; expected one entry, or one for each of "
+            f"the {rows} rows: repeat the scale of a part over its rows."
+        )
+    return scale.detach().float().reshape(-1, 1)
