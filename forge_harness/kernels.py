@@ -5,9 +5,9 @@ takes the fastest one that is there and `which` tells which that is. An explicit
 never falls back: it is an error with the remedy.
 
 The byte layout of packed codes ("i2-rowblock") is that of the Hugging Face packed BitNet
-checkpoints: with R = ceil(N / 4), bits 2i and 2i + 1 of byte (r, c) hold code (i * R + r, c) plus 1.
-So a byte holds one column of four rows that are R apart. Fields past row N are written as code 0 and
-are not looked at when unpacking. (transformers leaves them at -1, and cannot load such layers
+checkpoints: with R = ceil(N / 4), bits 2i and 2i + 1 of byte (r, c) hold code (i * R + r, c) + 1.
+So a byte holds one column of four rows that are R apart. Fields past row N are written as code 0
+and are not looked at when unpacking. (transformers leaves them at -1, and cannot load such layers
 again; with 0 a reader that ignores N gets rows of zeros instead of minus the sum of its inputs.)
 """
 
@@ -137,7 +137,7 @@ def pack_i2(codes: Tensor, *, backend: Backend = "auto") -> Tensor:
         from forge_kernels import _native
 
         packed = torch.empty((-(-codes.shape[0] // 4), codes.shape[1]), dtype=torch.uint8)
-        _native.pack_i2(codes.contiguous(), packed)
+        _native.pack_i2(codes.contiguous().numpy(), packed.numpy())
         return packed
     except ValueError as error:
         raise NonTernaryCodeError(
@@ -157,8 +157,8 @@ def unpack_i2(packed: Tensor, rows: int, *, backend: Backend = "auto") -> Tensor
         int8 (rows, K) on the device of `packed`.
 
     Raises:
-        NonTernaryCodeError: A field holds 3, which stands for no code; the message names its row and
-            column in the unpacked weight.
+        NonTernaryCodeError: A field holds 3, which stands for no code; the message names its row
+            and column in the unpacked weight.
         TypeError: `packed` is not uint8.
         ValueError: `packed` is not 2-D or does not hold `rows` rows.
         BackendUnavailableError: The explicit backend is not there.
@@ -176,7 +176,7 @@ def unpack_i2(packed: Tensor, rows: int, *, backend: Backend = "auto") -> Tensor
         from forge_kernels import _native
 
         codes = torch.empty((rows, packed.shape[1]), dtype=torch.int8)
-        _native.unpack_i2(packed.contiguous(), codes)
+        _native.unpack_i2(packed.contiguous().numpy(), codes.numpy())
         return codes
     except ValueError as error:
         raise NonTernaryCodeError(
@@ -219,7 +219,7 @@ def unpack(packed: PackedTernary, *, backend: Backend = "auto") -> Tensor:
 def ternary_linear(
     x: Tensor, packed: PackedTernary, bias: Tensor | None = None, *, backend: Backend = "auto"
 ) -> Tensor:
-    """The inference forward of a ternary layer from packed weights: absmax int8, exact sums, rescale.
+    """The inference forward from packed weights: absmax int8, exact sums, rescale.
 
     Args:
         x: Activations (..., K), floating, on the device of `packed`.

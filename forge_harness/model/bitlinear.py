@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, Self, cast
 
 import torch
@@ -72,12 +73,9 @@ class BitLinear(nn.Module):
         self.parts = None if parts is None else tuple(parts)
         self.precision: Precision = precision
         self.linear: LinearFunction = TernaryLinearOp() if linear is None else linear
-        self.weight = nn.Parameter(
-            torch.empty(out_features, in_features, device=device, dtype=dtype)
-        )
-        self.bias = (
-            nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
-        )
+        empty = partial(torch.empty, device=device, dtype=dtype)
+        self.weight = nn.Parameter(empty(out_features, in_features))
+        self.bias = nn.Parameter(empty(out_features)) if bias else None
         self.norm = RMSNorm(in_features, device=device, dtype=dtype) if sub_norm else None
         self.reset_parameters()
 
@@ -95,11 +93,12 @@ class BitLinear(nn.Module):
             return F.linear(x, self.weight, self.bias)
         if self.parts is None:
             return self.linear(x, self.weight, self.bias)
-        weights = self.weight.split(list(self.parts))
-        biases = [None] * len(weights) if self.bias is None else self.bias.split(list(self.parts))
-        return torch.cat(
-            [self.linear(x, w, b) for w, b in zip(weights, biases, strict=True)], dim=-1
-        )
+        weights = torch.split(self.weight, list(self.parts))
+        biases: Sequence[Tensor | None] = [None] * len(weights)
+        if self.bias is not None:
+            biases = torch.split(self.bias, list(self.parts))
+        outputs = [self.linear(x, w, b) for w, b in zip(weights, biases, strict=True)]
+        return torch.cat(outputs, dim=-1)
 
     @torch.no_grad()
     def effective_weight(self) -> Tensor:
@@ -110,7 +109,7 @@ class BitLinear(nn.Module):
         """
         if self.precision == "full":
             return self.weight.detach()
-        weights = self.weight.split(list(self.parts or (self.out_features,)))
+        weights = torch.split(self.weight, list(self.parts or (self.out_features,)))
         return torch.cat([self._effective(w) for w in weights])
 
     def _effective(self, weight: Tensor) -> Tensor:
@@ -125,7 +124,7 @@ class BitLinear(nn.Module):
         memo[id(self.linear)] = self.linear
         clone = type(self).__new__(type(self))
         memo[id(self)] = clone
-        clone.__setstate__(copy.deepcopy(self.__dict__, memo))
+        clone.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return clone
 
     def extra_repr(self) -> str:

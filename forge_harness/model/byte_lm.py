@@ -42,8 +42,8 @@ class ByteLMConfig:
     def __post_init__(self) -> None:
         if self.heads < 1 or self.width % (2 * self.heads):
             raise ValueError(
-                f"width {self.width} with {self.heads} heads; expected a width that is a multiple of "
-                "twice the heads: rotary embedding turns pairs within a head."
+                f"width {self.width} with {self.heads} heads; expected a width that is a multiple "
+                "of twice the heads: rotary embedding turns pairs within a head."
             )
 
 
@@ -58,6 +58,9 @@ class ByteLM(DescribesItself):
         linear: Arithmetic of the projections; None: `TernaryLinearOp()`.
         precision: "ternary", or "full" for the full-precision arm with the same parameters.
     """
+
+    rope_cos: Tensor
+    rope_sin: Tensor
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import cast
 
 from torch import nn
 
@@ -124,8 +125,8 @@ def _bitlinear_of(source: nn.Linear, *, linear: LinearFunction | None, sub_norm:
         linear=linear,
         device="meta",
     )
-    layer.weight = source.weight
-    layer.bias = source.bias
+    layer.weight = cast(nn.Parameter, source.weight)
+    layer.bias = cast("nn.Parameter | None", source.bias)
     if sub_norm:
         layer.norm = RMSNorm(
             source.in_features, device=source.weight.device, dtype=source.weight.dtype

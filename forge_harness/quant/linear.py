@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -42,7 +43,7 @@ class TernaryLinearOp:
     and scales between forward and backward. Autocast does not change any of it.
 
     Attributes:
-        quantize_weight: Latent weight (N, K) -> int8 codes (N, K), scale with one entry or one a row.
+        quantize_weight: Latent weight (N, K) -> int8 codes (N, K), scale (one entry or one a row).
         quantize_activation: Activations (..., K) -> int8 codes (..., K), scale (..., 1).
         compute: How the product is computed.
     """
@@ -75,10 +76,7 @@ class TernaryLinearOp:
             codes, weight_scale = self.quantize_weight(w.detach())
             q, activation_scale = self.quantize_activation(x.detach())
             beta = weight_scale_column(weight_scale, codes.shape[0])
-            result: Tensor = _TernaryLinear.apply(
-                x, w, bias, q, activation_scale, codes, beta, self.compute
-            )
-            return result
+            return _ternary_linear(x, w, bias, q, activation_scale, codes, beta, self.compute)
 
     def effective_weight(self, w: Tensor) -> Tensor:
         """Returns the values (N, K) fp32 the forward multiplies with, without gradient."""
@@ -92,7 +90,7 @@ class TernaryLinearOp:
 
 
 class _TernaryLinear(torch.autograd.Function):
-    """Takes the codes ready made, so that a foreign quantizer changes forward and backward alike."""
+    """Takes codes ready made, so that a foreign quantizer changes forward and backward alike."""
 
     @staticmethod
     def forward(
@@ -130,6 +128,10 @@ class _TernaryLinear(torch.autograd.Function):
             if bias_dtype is not None and ctx.needs_input_grad[2]:
                 grad_bias = _rows(grad).sum(dim=0).to(bias_dtype)
         return grad_x, grad_w, grad_bias, None, None, None, None, None
+
+
+# Function.apply has no type of its own.
+_ternary_linear: Callable[..., Tensor] = _TernaryLinear.apply
 
 
 def _input_gradient(grad: Tensor, codes: Tensor, beta: Tensor, dtype: torch.dtype) -> Tensor:

@@ -32,10 +32,13 @@ class _StraightThrough(torch.autograd.Function):
         return grad, None
 
 
+# Function.apply has no type of its own.
+_straight_through: Callable[[Tensor, Tensor], Tensor] = _StraightThrough.apply
+
+
 def straight_through(latent: Tensor, quantized: Tensor) -> Tensor:
     """Returns `quantized` in `latent`'s dtype, with the gradient going to `latent` as it is."""
-    result: Tensor = _StraightThrough.apply(latent, quantized.detach())
-    return result
+    return _straight_through(latent, quantized.detach())
 
 
 def round_ste(x: Tensor) -> Tensor:
@@ -44,13 +47,13 @@ def round_ste(x: Tensor) -> Tensor:
 
 
 def fake_quantize_weight(w: Tensor, quantize: Quantizer = absmean_ternary) -> Tensor:
-    """Returns scale * codes of a weight (N, K) in its dtype; the gradient is the identity."""
+    """Returns scale * codes of a weight (N, K) in its dtype; identity gradient."""
     codes, scale = quantize(w)
     return straight_through(w, dequantize(codes, weight_scale_column(scale, codes.shape[0])))
 
 
 def fake_quantize_activation(x: Tensor, quantize: Quantizer = absmax_int8) -> Tensor:
-    """Returns scale * codes of activations (..., K) in their dtype; the gradient is the identity."""
+    """Returns scale * codes of activations (..., K) in their dtype; identity gradient."""
     return straight_through(x, dequantize(*quantize(x)))
 
 

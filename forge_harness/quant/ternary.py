@@ -63,7 +63,7 @@ def absmean_ternary_parts(w: Tensor, parts: Sequence[int]) -> tuple[Tensor, Tens
     """
     weight = _float32_matrix(w)
     check_parts(parts, rows=weight.shape[0])
-    pieces = weight.split(list(parts))
+    pieces = torch.split(weight, list(parts))
     scales = [_absmean(piece) for piece in pieces]
     codes = [_ternary_codes(piece, scale) for piece, scale in zip(pieces, scales, strict=True)]
     return torch.cat(codes), torch.stack(scales)

@@ -16,10 +16,13 @@ using MutableCodesNK = nb::ndarray<std::int8_t, nb::ndim<2>, nb::c_contig, nb::d
 using PackedNK = nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using MutablePackedNK = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
-[[noreturn]] void refuse(const char* what, std::ptrdiff_t index, std::size_t cols) {
+// The same words as forge_kernels/reference.py.
+[[noreturn]] void refuse(const char* what, int value, std::ptrdiff_t index, std::size_t cols,
+                         const char* why) {
   const auto flat = static_cast<std::size_t>(index);
-  throw std::invalid_argument(std::string(what) + " at row " + std::to_string(flat / cols) +
-                              ", column " + std::to_string(flat % cols));
+  throw std::invalid_argument(std::string(what) + " " + std::to_string(value) + " at row " +
+                              std::to_string(flat / cols) + ", column " +
+                              std::to_string(flat % cols) + " " + why);
 }
 
 void check_shapes(std::size_t rows, std::size_t cols, std::size_t packed_rows,
@@ -39,7 +42,9 @@ void pack_i2(CodesNK codes, MutablePackedNK packed) {
     nb::gil_scoped_release release;
     bad = forge::pack_i2(codes.data(), codes.shape(0), codes.shape(1), packed.data());
   }
-  if (bad >= 0) refuse("value outside -1, 0, +1", bad, codes.shape(1));
+  if (bad >= 0) {
+    refuse("code", codes.data()[bad], bad, codes.shape(1), "is not -1, 0 or +1");
+  }
 }
 
 void unpack_i2(PackedNK packed, MutableCodesNK codes) {
@@ -49,7 +54,7 @@ void unpack_i2(PackedNK packed, MutableCodesNK codes) {
     nb::gil_scoped_release release;
     bad = forge::unpack_i2(packed.data(), codes.shape(0), codes.shape(1), codes.data());
   }
-  if (bad >= 0) refuse("field 3, which no ternary code uses,", bad, codes.shape(1));
+  if (bad >= 0) refuse("field", 3, bad, codes.shape(1), "stands for no code");
 }
 
 }  // namespace

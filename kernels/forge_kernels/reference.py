@@ -23,9 +23,7 @@ def pack_i2(codes: Tensor) -> Tensor:
     fields = codes.new_ones((4 * packed_rows, columns), dtype=torch.uint8)
     fields[:rows] = (codes + 1).to(torch.uint8)
     packed = codes.new_zeros((packed_rows, columns), dtype=torch.uint8)
-    for block, shift in zip(
-        fields.split(packed_rows) if packed_rows else (), _FIELD_SHIFTS, strict=False
-    ):
+    for block, shift in zip(fields.chunk(4), _FIELD_SHIFTS, strict=True):
         packed |= block << shift
     return packed
 
