@@ -1,0 +1,39 @@
+"""Outcomes -> score, coverage and verdict ("forge-score/1"), and their recomputation.
+
+Nothing here imports torch or numpy; `forge_harness.scoring.statistics` does so when called.
+"""
+
+from forge_harness.scoring.assembly import (
+    RunContext,
+    Scope,
+    assemble,
+    context_of,
+    entries_in_scope,
+    items_of,
+    reassemble,
+    score_of,
+)
+from forge_harness.scoring.rollup import settle
+from forge_harness.scoring.verdict import exit_code_for, gate_exit_code
+from forge_harness.scoring.verify import Discrepancy, verify_run
+from forge_harness.scoring.waterfall import Repair, WaterfallStep, waterfall, way_back
+
+__all__ = [
+    "Discrepancy",
+    "Repair",
+    "RunContext",
+    "Scope",
+    "WaterfallStep",
+    "assemble",
+    "context_of",
+    "entries_in_scope",
+    "exit_code_for",
+    "gate_exit_code",
+    "items_of",
+    "reassemble",
+    "score_of",
+    "settle",
+    "verify_run",
+    "waterfall",
+    "way_back",
+]

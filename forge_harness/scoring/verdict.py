@@ -1,0 +1,182 @@
+"""The verdict of a run, its reasons, and the exit codes they end with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+from forge_harness.errors import ExitCode
+from forge_harness.record import CheckRecord, ItemRecord, RunRecord
+from forge_harness.scoring.rollup import SEVERE
+from forge_harness.scoring.score import SUITE_FLOOR, Score
+from forge_harness.types import Outcome, Severity, Verdict
+
+PASSING_SCORE = 80
+"""Lowest low score a passing verdict may have."""
+READY_SCORE = 90
+"""From here a run is ready; from PASSING_SCORE up to here, ready with notes."""
+REQUIRED_COVERAGE = Fraction(9, 10)
+"""Smallest share of the weight that must be measured."""
+_LISTED = 5
+_MEASURED_BAD = (Outcome.FAIL, Outcome.ERROR, Outcome.XPASS)
+
+
+def decide(
+    checks: Sequence[CheckRecord],
+    unscored: Sequence[ItemRecord],
+    score: Score,
+    *,
+    is_selection: bool,
+    state: str,
+    state_reason: str = "",
+    problems: Sequence[str] = (),
+) -> tuple[Verdict, list[str]]:
+    """Returns the verdict and its reasons, the ones that matter most first.
+
+    Args:
+        checks: Every check in scope.
+        unscored: Items the score cannot place; each blocks.
+        score: The score of `checks`.
+        is_selection: Whether only a part of the profile was asked for.
+        state: State of the run; only a finished one can pass.
+        state_reason: Why the run did not finish.
+        problems: Sentences that lower PASS to PASS_WITH_WARNINGS.
+    """
+    blocking = blocking_reasons(checks, unscored)
+    if blocking:
+        return Verdict.FAIL, [*blocking, *problems]
+    open_ends = _incomplete_reasons(checks, score)
+    if state != "finished":
+        detail = f": {state_reason}" if state_reason else ""
+        return Verdict.INCOMPLETE, [f"the run is {state}{detail}", *open_ends, *problems]
+    if is_selection:
+        return Verdict.PARTIAL, ["only a selection ran", *open_ends, *problems]
+    if open_ends:
+        return Verdict.INCOMPLETE, [*open_ends, *problems]
+    low = _low_reasons(score)
+    if low:
+        return Verdict.FAIL, [*low, *problems]
+    notes = [*_notes(checks, score), *problems]
+    return (Verdict.PASS_WITH_WARNINGS if notes else Verdict.PASS), notes
+
+
+def blocking_reasons(checks: Sequence[CheckRecord], unscored: Sequence[ItemRecord]) -> list[str]:
+    """Returns one sentence a measured violation that blocks, by severity, in catalogue order."""
+    order = list(Severity)
+    found = [(order.index(check.severity), _blocks(check)) for check in checks]
+    sentences = [sentence for _, sentence in sorted(found, key=lambda f: f[0]) if sentence]
+    return sentences + [
+        f"{item.nodeid} belongs to check {item.check!r}, which is not in the catalogue's scope of"
+        " this run; collected checks and catalogue must match"
+        for item in unscored
+    ]
+
+
+def _blocks(check: CheckRecord) -> str | None:
+    name = f"{check.severity} check {check.id}"
+    if check.outcome is Outcome.XPASS:
+        return f"{name} {check.reason}"
+    if check.severity in SEVERE and check.outcome is Outcome.FAIL:
+        return f"{name} failed: {check.reason}"
+    if check.severity in SEVERE and check.outcome is Outcome.ERROR:
+        return f"{name} could not run: {check.reason}"
+    waived = check.outcome in (Outcome.XFAIL, Outcome.NOT_APPLICABLE)
+    flaky = any(item.outcome is Outcome.FLAKY for item in check.items)
+    if check.severity is Severity.CRITICAL and flaky and not waived:
+        return f"{name} is flaky: {check.reason}"
+    return None
+
+
+def _incomplete_reasons(checks: Sequence[CheckRecord], score: Score) -> list[str]:
+    reasons = []
+    for severity in (Severity.CRITICAL, Severity.HIGH):
+        missing = [
+            check.id
+            for check in checks
+            if check.severity is severity and check.outcome is Outcome.NOT_MEASURED
+        ]
+        if missing:
+            reasons.append(_counted(missing, f"{severity} check", "not measured"))
+    if score.coverage < REQUIRED_COVERAGE:
+        reasons.append(
+            f"{_percent(score.coverage)} of the weight is measured, "
+            f"{_percent(REQUIRED_COVERAGE)} is required"
+        )
+    return reasons
+
+
+def _low_reasons(score: Score) -> list[str]:
+    reasons = []
+    if score.low < PASSING_SCORE:
+        reasons.append(f"the score is {score.low}, under {PASSING_SCORE}")
+    reasons += [
+        f"suite {suite.name} is at {int(suite.low)}, under {SUITE_FLOOR}"
+        for suite in score.suites
+        if suite.applicable and suite.low < SUITE_FLOOR
+    ]
+    return reasons
+
+
+def _notes(checks: Sequence[CheckRecord], score: Score) -> list[str]:
+    words = {
+        Outcome.FAIL: "failed",
+        Outcome.ERROR: "could not run",
+        Outcome.WARN: "warned",
+        Outcome.FLAKY: "flaky",
+        Outcome.XFAIL: "waived",
+        Outcome.NOT_MEASURED: "not measured",
+    }
+    notes = []
+    for outcome, word in words.items():
+        ids = [check.id for check in checks if check.outcome is outcome]
+        if ids:
+            notes.append(_counted(ids, "check", word))
+    if score.low < READY_SCORE:
+        notes.append(f"the score is {score.low}, under {READY_SCORE}")
+    return notes
+
+
+def _counted(ids: Sequence[str], noun: str, state: str) -> str:
+    verb = (
+        ""
+        if state in ("failed", "could not run", "warned")
+        else ("is " if len(ids) == 1 else "are ")
+    )
+    plural = noun if len(ids) == 1 else f"{noun}s"
+    more = f" and {len(ids) - _LISTED} more" if len(ids) > _LISTED else ""
+    return f"{len(ids)} {plural} {verb}{state}: {', '.join(ids[:_LISTED])}{more}"
+
+
+def _percent(share: Fraction) -> str:
+    """Floors to a whole percent: 89.99 % is not 90 %."""
+    return f"{int(share * 100)} %"
+
+
+def exit_code_for(record: RunRecord) -> ExitCode:
+    """Returns the exit code of the command that made the run (`run`, pytest).
+
+    A selection ends with 0 when all of it was measured and nothing in it failed.
+    """
+    if record.state == "interrupted":
+        return ExitCode.INTERRUPTED
+    if record.verdict is Verdict.PARTIAL and _selection_is_good(record.checks):
+        return ExitCode.PASS
+    return gate_exit_code(record)
+
+
+def gate_exit_code(record: RunRecord) -> ExitCode:
+    """Returns the exit code of `gate`, for which a selection is never a release."""
+    if record.verdict is Verdict.FAIL:
+        return ExitCode.GATE_FAILED
+    if record.state == "finished" and record.verdict in (
+        Verdict.PASS,
+        Verdict.PASS_WITH_WARNINGS,
+    ):
+        return ExitCode.PASS
+    return ExitCode.INCOMPLETE
+
+
+def _selection_is_good(checks: Sequence[CheckRecord]) -> bool:
+    outcomes = [c.outcome for c in checks if c.outcome is not Outcome.NOT_APPLICABLE]
+    bad = (*_MEASURED_BAD, Outcome.NOT_MEASURED)
+    return bool(outcomes) and not any(outcome in bad for outcome in outcomes)

@@ -1,0 +1,161 @@
+"""Recomputes everything a run directory claims, from its items, evidence and policy alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from forge_harness.canonical import canonical_json, file_sha256
+from forge_harness.errors import RunDirectoryError
+from forge_harness.policy import Policy
+from forge_harness.record import RunRecord
+from forge_harness.scoring.assembly import reassemble
+
+_RUN, _POLICY, _MANIFEST = "run.json", "policy.json", "manifest.json"
+_ARTIFACT = re.compile(r"^evidence/sha256/([0-9a-f]{64})$")
+_CAUSE_FIRST = ("checks", "unscored_items", "suites", "coverage", "score", "verdict")
+_SAFE_INTEGER = 2**53 - 1
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Discrepancy:
+    """One thing a run directory claims and does not hold."""
+
+    file: str
+    """Path inside the run directory."""
+    what: str
+    """JSON path (`$.checks[3].outcome`), or what is wrong with the whole file."""
+    expected: str
+    found: str
+
+    def sentence(self) -> str:
+        """Returns the line `verify` prints."""
+        return f"{self.file}: {self.what}: expected {self.expected}, found {self.found}"
+
+
+def verify_run(path: Path) -> list[Discrepancy]:
+    """Returns every difference between what a run directory claims and what it holds.
+
+    In this order: an unfinished run, damaged files, policy, artifacts, then what the items and
+    evidence of run.json give when assembled again. No stored outcome, score, coverage, verdict
+    or digest is trusted.
+
+    Raises:
+        RunDirectoryError: `path` is not a directory.
+    """
+    if not path.is_dir():
+        raise RunDirectoryError(f"{path} is not a directory; expected the directory of a run.")
+    found = list(_damage(path))
+    record, problems = _read(path, _RUN, RunRecord)
+    policy, policy_problems = _read(path, _POLICY, Policy)
+    found += problems + policy_problems
+    if record is not None and record.state == "running":
+        found.insert(0, _unfinished(_RUN, "state 'running'"))
+    if record is not None:
+        found += _artifacts(path, record)
+        if policy is not None:
+            found += _recomputed(record, policy)
+    return found
+
+
+def _unfinished(file: str, found: str) -> Discrepancy:
+    return Discrepancy(file, "the run was not finished", "a finished, sealed run", found)
+
+
+def _damage(path: Path) -> Iterator[Discrepancy]:
+    if not (path / _MANIFEST).is_file():
+        yield _unfinished(_MANIFEST, "no manifest")
+        return
+    from forge_harness.rundir import check_manifest
+
+    for problem in check_manifest(path):
+        yield Discrepancy(problem.path, problem.what, problem.expected, problem.found)
+
+
+def _read(path: Path, name: str, model: type[_Model]) -> tuple[_Model | None, list[Discrepancy]]:
+    try:
+        raw = (path / name).read_bytes()
+    except OSError as error:
+        return None, [Discrepancy(name, "cannot be read", "a file", str(error.strerror))]
+    try:
+        values = json.loads(raw, parse_int=_integer)
+        parsed = model.model_validate(values)
+        canonical = canonical_json(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"])
+        return None, [Discrepancy(name, f"${where}", first["msg"], _short(first["input"]))]
+    except (ValueError, RecursionError) as error:
+        return None, [Discrepancy(name, "is not JSON", "canonical JSON", str(error))]
+    if canonical != raw:
+        return parsed, [
+            Discrepancy(name, "is not canonical JSON", "the bytes of RFC 8785", "other bytes")
+        ]
+    return parsed, []
+
+
+def _integer(text: str) -> int | float:
+    """Reads what canonical JSON prints of 1e20: digits without a point, yet a float."""
+    value = int(text)
+    return value if abs(value) <= _SAFE_INTEGER else float(text)
+
+
+def _artifacts(path: Path, record: RunRecord) -> Iterator[Discrepancy]:
+    for i, check in enumerate(record.checks):
+        for j, evidence in enumerate(check.evidence):
+            if evidence.artifact is None:
+                continue
+            where = f"$.checks[{i}].evidence[{j}].artifact"
+            match = _ARTIFACT.match(evidence.artifact)
+            if match is None:
+                yield Discrepancy(_RUN, where, "evidence/sha256/<hex>", evidence.artifact)
+                continue
+            named = f"sha256:{match[1]}"
+            if evidence.value != named:
+                yield Discrepancy(_RUN, f"{where[:-9]}.value", named, _short(evidence.value))
+            stored = path / evidence.artifact
+            if not stored.is_file():
+                yield Discrepancy(evidence.artifact, f"artifact of {check.id}", named, "no file")
+            elif file_sha256(stored) != match[1]:
+                found = f"sha256:{file_sha256(stored)}"
+                yield Discrepancy(evidence.artifact, f"artifact of {check.id}", named, found)
+
+
+def _recomputed(record: RunRecord, policy: Policy) -> list[Discrepancy]:
+    claimed = record.model_dump(mode="json")
+    again = reassemble(record, policy).model_dump(mode="json")
+    order = {key: place for place, key in enumerate(_CAUSE_FIRST)}
+    keys = sorted(again, key=lambda key: order.get(key, len(order)))
+    if record.policy_digest != policy.digest:
+        keys = ["policy_digest", *(key for key in keys if key != "policy_digest")]
+    return [d for key in keys for d in _differences(f"$.{key}", again[key], claimed[key])]
+
+
+def _differences(where: str, expected: Any, found: Any) -> Iterator[Discrepancy]:  # noqa: ANN401
+    if isinstance(expected, dict) and isinstance(found, dict):
+        for key in [*expected, *(key for key in found if key not in expected)]:
+            inside = (expected.get(key, _ABSENT), found.get(key, _ABSENT))
+            yield from _differences(f"{where}.{key}", *inside)
+    elif isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
+        for index, pair in enumerate(zip(expected, found, strict=True)):
+            yield from _differences(f"{where}[{index}]", *pair)
+    elif isinstance(expected, list) and isinstance(found, list):
+        lengths = (f"{len(expected)} entries", f"{len(found)} entries")
+        yield Discrepancy(_RUN, where, *lengths)
+    elif expected != found or isinstance(expected, bool) is not isinstance(found, bool):
+        yield Discrepancy(_RUN, where, _short(expected), _short(found))
+
+
+_ABSENT = "nothing"
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 200 else f"{text[:200]}…"
