@@ -77,12 +77,17 @@ class RunContext:
 def entries_in_scope(policy: Policy, scope: ScopeLike) -> tuple[CatalogueEntry, ...]:
     """Returns the entries a run covers, in catalogue order.
 
-    With a selection: the profile's entries whose suite or whose id is selected.
+    With a selection: the profile's entries of the selected suites, and the checks named, whatever
+    their profile.
     """
-    entries = policy.in_scope(scope.profile)
     if not scope.suites and not scope.checks:
-        return entries
-    return tuple(e for e in entries if e.suite in scope.suites or e.id in scope.checks)
+        return policy.in_scope(scope.profile)
+    return tuple(
+        entry
+        for entry in policy.catalogue
+        if entry.id in scope.checks
+        or (entry.suite in scope.suites and scope.profile in entry.profiles)
+    )
 
 
 def assemble(

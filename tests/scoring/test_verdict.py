@@ -1,0 +1,177 @@
+"""Verdicts, their reasons, and exit codes."""
+
+import pytest
+
+from forge_harness.scoring import Scope, assemble, exit_code_for, gate_exit_code
+from forge_harness.types import Profile
+
+GOOD = [(f"a.o{i}", "critical") for i in range(12)]
+
+
+def run(make, checks, items, **options):
+    options.setdefault("scope", Scope())
+    options.setdefault("context", make.context())
+    policy = make.policy(*checks)
+    return assemble(policy, items, **options)
+
+
+def all_good(make):
+    return [make.item(name) for name, _ in GOOD]
+
+
+def with_one(make, severity, outcome, **options):
+    """Twelve critical passes and one check of the given severity and outcome."""
+    items = all_good(make)
+    if outcome is not None:
+        items.append(make.item("a.x", outcome))
+    return run(make, [*GOOD, ("a.x", severity)], items, **options)
+
+
+@pytest.mark.parametrize(
+    ("severity", "outcome", "verdict", "code"),
+    [
+        ("critical", "pass", "PASS", 0),
+        ("critical", "fail", "FAIL", 1),
+        ("high", "fail", "FAIL", 1),
+        ("high", "error", "FAIL", 1),
+        ("high", "warn", "FAIL", 1),
+        ("medium", "warn", "PASS_WITH_WARNINGS", 0),
+        ("medium", "fail", "PASS_WITH_WARNINGS", 0),
+        ("low", "error", "PASS_WITH_WARNINGS", 0),
+        ("critical", "flaky", "FAIL", 1),
+        ("high", "flaky", "PASS_WITH_WARNINGS", 0),
+        ("critical", "not_measured", "INCOMPLETE", 7),
+        ("high", "not_measured", "INCOMPLETE", 7),
+        ("critical", None, "INCOMPLETE", 7),
+        ("medium", None, "PASS_WITH_WARNINGS", 0),
+    ],
+)
+def test_verdicts(make, severity, outcome, verdict, code):
+    record = with_one(make, severity, outcome)
+    assert (record.verdict, exit_code_for(record), gate_exit_code(record)) == (verdict, code, code)
+    assert bool(record.verdict_reasons) == (verdict != "PASS")
+
+
+@pytest.mark.parametrize("state", ["running", "interrupted", "aborted"])
+def test_only_a_finished_run_passes(make, state):
+    record = with_one(make, "low", "pass", state=state, state_reason="disk full")
+    assert record.verdict == "INCOMPLETE"
+    assert record.verdict_reasons[0] == f"the run is {state}: disk full"
+    assert exit_code_for(record) == (2 if state == "interrupted" else 7)
+    assert gate_exit_code(record) == 7
+
+
+def test_a_failure_of_an_interrupted_run_is_still_one(make):
+    record = with_one(make, "high", "fail", state="interrupted")
+    assert (record.verdict, exit_code_for(record), gate_exit_code(record)) == ("FAIL", 2, 1)
+
+
+def test_nothing_in_scope_is_incomplete(make):
+    record = run(make, GOOD, [], scope=Scope(suites=("zzz",)))
+    assert (record.verdict, exit_code_for(record)) == ("PARTIAL", 7)
+    empty = run(make, [], [])
+    assert (empty.verdict, empty.score.low, empty.score.high) == ("INCOMPLETE", 0, 0)
+
+
+def test_little_coverage_is_incomplete(make):
+    checks = [("a.x", "critical"), ("a.y", "low")]
+    record = run(make, checks, [make.item("a.x")])
+    assert record.verdict == "INCOMPLETE"
+    assert record.verdict_reasons == ["88 % of the weight is measured, 90 % is required"]
+
+
+def test_a_low_score_fails(make):
+    checks = [(f"a.c{i}", "low") for i in range(10)]
+    items = [make.item(name, "fail" if i < 3 else "pass") for i, (name, _) in enumerate(checks)]
+    record = run(make, checks, items)
+    assert (record.verdict, record.verdict_reasons) == ("FAIL", ["the score is 70, under 80"])
+
+
+def test_between_80_and_90_is_ready_with_notes(make):
+    checks = [(f"a.c{i}", "high") for i in range(10)]
+    items = [make.item(name, "flaky" if i < 3 else "pass") for i, (name, _) in enumerate(checks)]
+    record = run(make, checks, items)
+    assert (record.verdict, record.score.low) == ("PASS_WITH_WARNINGS", 85)
+    assert "the score is 85, under 90" in record.verdict_reasons
+
+
+def test_critical_reasons_come_first(make):
+    checks = [("a.x", "high"), ("a.y", "critical")]
+    record = run(make, checks, [make.item("a.x", "fail"), make.item("a.y", "error")])
+    assert record.verdict_reasons == [
+        "critical check a.y could not run: why error",
+        "high check a.x failed: why fail",
+    ]
+
+
+def test_a_waiver_excuses_until_it_is_not_needed(make):
+    waived = with_one(make, "critical", "fail", waivers=[make.waiver("a.x")])
+    assert (waived.verdict, waived.checks[-1].outcome) == ("PASS_WITH_WARNINGS", "xfail")
+    unneeded = with_one(make, "low", "pass", waivers=[make.waiver("a.x")])
+    assert (unneeded.verdict, unneeded.checks[-1].outcome) == ("FAIL", "xpass")
+    expired = with_one(make, "high", "fail", waivers=[make.waiver("a.x", "2026-06-14")])
+    assert (expired.verdict, expired.checks[-1].outcome) == ("FAIL", "fail")
+    last_day = with_one(make, "high", "fail", waivers=[make.waiver("a.x", "2026-06-15")])
+    assert last_day.verdict == "PASS_WITH_WARNINGS"
+
+
+def test_a_waiver_of_no_check_is_reported(make):
+    record = with_one(make, "low", "pass", waivers=[make.waiver("a.typo")])
+    assert record.verdict == "PASS_WITH_WARNINGS"
+    assert record.verdict_reasons == [
+        "a waiver names check 'a.typo', which the catalogue does not have"
+    ]
+
+
+def test_an_item_outside_the_catalogue_blocks(make):
+    record = run(make, GOOD, [*all_good(make), make.item("a.unknown")])
+    assert record.verdict == "FAIL"
+    assert "'a.unknown'" in record.verdict_reasons[0]
+    assert [item.check for item in record.unscored_items] == ["a.unknown"]
+
+
+class TestSelection:
+    SCOPE = Scope(checks=("a.x", "a.y"))
+    CHECKS = (("a.x", "medium"), ("a.y", "high"), ("b.z", "critical"))
+
+    def record(self, make, *items):
+        return run(make, self.CHECKS, items, scope=self.SCOPE)
+
+    def test_all_good_is_partial_and_no_release(self, make):
+        record = self.record(make, make.item("a.x"), make.item("a.y"))
+        assert (record.verdict, record.scope.in_scope, record.scope.total) == ("PARTIAL", 2, 3)
+        assert (exit_code_for(record), gate_exit_code(record)) == (0, 7)
+
+    def test_a_part_not_measured(self, make):
+        record = self.record(make, make.item("a.y"))
+        assert (record.verdict, exit_code_for(record)) == ("PARTIAL", 7)
+
+    def test_a_medium_failure(self, make):
+        record = self.record(make, make.item("a.x", "fail"), make.item("a.y"))
+        assert (record.verdict, exit_code_for(record)) == ("PARTIAL", 7)
+
+    def test_a_blocking_failure(self, make):
+        record = self.record(make, make.item("a.x"), make.item("a.y", "fail"))
+        assert (record.verdict, exit_code_for(record)) == ("FAIL", 1)
+
+    def test_a_named_check_of_another_profile_is_in_scope(self, make):
+        policy = make.policy(*self.CHECKS)
+        nightly = policy.catalogue[0].model_copy(update={"profiles": (Profile.NIGHTLY,)})
+        policy = policy.model_copy(update={"catalogue": (nightly, *policy.catalogue[1:])})
+        for scope, ids in (
+            (Scope(checks=("a.x",)), ["a.x"]),
+            (Scope(suites=("a",)), ["a.y"]),
+            (Scope(suites=("a",), profile=Profile.NIGHTLY), ["a.x", "a.y"]),
+        ):
+            record = assemble(policy, [], scope=scope, context=make.context())
+            assert [check.id for check in record.checks] == ids
+
+
+def test_the_command_reproduces_one_check(make):
+    context = make.context(seed=7)
+    record = run(make, GOOD, [], context=context)
+    assert record.checks[0].command == (
+        "forge-harness run --check a.o0 --subject reference --seed 7"
+    )
+    full = run(make, GOOD, [], context=context, scope=Scope(profile=Profile.FULL))
+    assert full.checks[0].command.endswith("--seed 7 --profile full")
