@@ -1,0 +1,1 @@
+"""The parts of `forge_harness.config`; import that module instead."""

@@ -1,0 +1,182 @@
+"""Where configuration values come from: a file found upwards, the environment, flags."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from forge_harness.errors import ConfigError
+
+Origin = Literal["flag", "environment", "file", "default"]
+
+CONFIG_NAME = "forge.toml"
+PROJECT_NAME = "pyproject.toml"
+PROJECT_TABLE = "forge-harness"
+ENV_PREFIX = "FORGE_HARNESS_"
+ENV_RESERVED = frozenset({"FORGE_HARNESS_DEBUG"})
+"""Variables with the prefix that are switches of the command line, not configuration."""
+
+_BOOLEANS = {
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
+    **dict.fromkeys(("0", "false", "no", "off"), False),
+}
+_INTEGER = re.compile(r"[+-]?\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """One value as it was given, and where."""
+
+    value: Any
+    origin: Origin
+    where: str
+    """For messages: `in forge.toml`, `in the environment (FORGE_HARNESS_RUN_SEED)`, `by flag`."""
+
+
+def find_config_file(start: Path) -> Path | None:
+    """Returns the nearest forge.toml, or pyproject.toml with our table, at `start` or above.
+
+    Raises:
+        ConfigError: One directory has both; neither may win in silence.
+    """
+    for directory in (start, *start.parents):
+        own, project = directory / CONFIG_NAME, directory / PROJECT_NAME
+        in_project = project.is_file() and _project_table(project) is not None
+        if own.is_file() and in_project:
+            raise ConfigError(
+                f"{directory} has both {CONFIG_NAME} and [tool.{PROJECT_TABLE}] in "
+                f"{PROJECT_NAME}; keep one of them, or name one with --config.",
+                key=CONFIG_NAME,
+            )
+        if own.is_file():
+            return own
+        if in_project:
+            return project
+    return None
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Returns the tables of a configuration file.
+
+    Raises:
+        ConfigError: It is missing, is not TOML, or is a pyproject.toml without our table.
+    """
+    if path.name != PROJECT_NAME:
+        return _read_toml(path)
+    table = _project_table(path)
+    if table is None:
+        raise ConfigError(
+            f"{path} has no [tool.{PROJECT_TABLE}] table; add one, or name a {CONFIG_NAME}.",
+            key=str(path),
+        )
+    return table
+
+
+def from_file(tables: Mapping[str, Any], name: str) -> Iterator[tuple[str, Given]]:
+    """Yields (dotted key, value) of a file; what is not a section comes under its own name."""
+    for section, content in tables.items():
+        if not isinstance(content, dict):
+            yield section, Given(content, "file", f"in {name}")
+            continue
+        for key, value in content.items():
+            yield f"{section}.{key}", Given(value, "file", f"in {name}")
+
+
+def from_environment(
+    environ: Mapping[str, str], defaults: Mapping[str, Any], sections: Collection[str]
+) -> Iterator[tuple[str, Given]]:
+    """Yields (dotted key, value) of every variable with our prefix, known or not.
+
+    Args:
+        environ: The environment.
+        defaults: Dotted key -> default; its type decides how the text is read.
+        sections: Names of the sections.
+    """
+    known = {ENV_PREFIX + key.replace(".", "_").upper(): key for key in defaults}
+    for name in sorted(environ):
+        if not name.startswith(ENV_PREFIX) or name in ENV_RESERVED:
+            continue
+        key = known.get(name) or _split_name(name, sections)
+        value = parse_text(environ[name], defaults.get(key))
+        yield key, Given(value, "environment", f"in the environment ({name})")
+
+
+def from_flags(
+    flags: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> Iterator[tuple[str, Given]]:
+    """Yields (dotted key, value) of the flags that were given; None means not given."""
+    for key, value in _flatten(flags):
+        if value is None:
+            continue
+        if isinstance(value, str):
+            value = parse_text(value, defaults.get(key))
+        elif isinstance(value, Path):
+            value = str(value)
+        yield key, Given(value, "flag", "given by flag")
+
+
+def parse_text(text: str, like: object) -> Any:  # noqa: ANN401 - any configuration value
+    """Reads text as the type of `like`; text that does not fit comes back as it is.
+
+    The schema then refuses it with the value as the user wrote it. "false" is False, never a
+    non-empty string; an empty text is an empty list where a list is wanted.
+    """
+    stripped = text.strip()
+    if isinstance(like, bool):
+        return _BOOLEANS.get(stripped.lower(), text)
+    if isinstance(like, int):
+        return int(stripped) if _INTEGER.fullmatch(stripped) else text
+    if isinstance(like, float):
+        try:
+            return float(stripped)
+        except ValueError:
+            return text
+    if isinstance(like, tuple | list):
+        return _parse_list(stripped)
+    return text
+
+
+def _parse_list(text: str) -> Any:  # noqa: ANN401 - what JSON holds, judged by the schema
+    if text.startswith("["):
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            return text
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _split_name(variable: str, sections: Collection[str]) -> str:
+    """Returns the dotted key of an unknown variable: a new key of an open section, or a typo."""
+    rest = variable.removeprefix(ENV_PREFIX).lower()
+    section, _, key = rest.partition("_")
+    return f"{section}.{key}" if section in sections and key else rest
+
+
+def _flatten(flags: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in flags.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{key}.{name}", inner) for name, inner in value.items())
+        else:
+            yield key, value
+
+
+def _project_table(path: Path) -> dict[str, Any] | None:
+    tool = _read_toml(path).get("tool", {})
+    table = tool.get(PROJECT_TABLE) if isinstance(tool, dict) else None
+    return table if isinstance(table, dict) else None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot read configuration file {path}: {error.strerror}.", key=str(path)
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}.", key=str(path)) from error
