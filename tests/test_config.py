@@ -444,5 +444,5 @@ def test_every_key_is_documented_and_says_what_it_takes():
 def test_the_loaded_config_is_what_the_suites_expect_of_one(tmp_path):
     loaded: ResolvedConfig = load(tmp_path)
     assert isinstance(loaded, ResolvedConfig)
-    with pytest.raises(ConfigError, match="Did you mean 'run.seed'"):
+    with pytest.raises(ConfigError, match=r"Did you mean 'run\.seed'"):
         loaded.origin("run.sed")
