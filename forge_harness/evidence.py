@@ -146,6 +146,7 @@ class Recorder:
         samples: Sequence[float] | None = None,
     ) -> None:
         """Records a value without a limit; a non-finite one fails the check."""
+        __tracebackhide__ = True
         self._add(name, value, unit, None, Direction.RECORD, Level.FAIL, reason, samples)
 
     def at_most(
@@ -160,6 +161,7 @@ class Recorder:
         level: str = "fail",
     ) -> None:
         """Records a value that must not exceed `limit`."""
+        __tracebackhide__ = True
         self._add(name, value, unit, limit, Direction.AT_MOST, Level(level), reason, samples)
 
     def at_least(
@@ -174,6 +176,7 @@ class Recorder:
         level: str = "fail",
     ) -> None:
         """Records a value that must not fall below `limit`."""
+        __tracebackhide__ = True
         self._add(name, value, unit, limit, Direction.AT_LEAST, Level(level), reason, samples)
 
     def equal(
@@ -187,6 +190,7 @@ class Recorder:
         level: str = "fail",
     ) -> None:
         """Records a value that must equal `expected` exactly."""
+        __tracebackhide__ = True
         wanted = plain(expected, name)
         self._add(name, value, unit, wanted, Direction.EQUAL, Level(level), reason, None)
 
@@ -203,6 +207,7 @@ class Recorder:
         level: str = "fail",
     ) -> None:
         """Records a value that must lie in [low, high]."""
+        __tracebackhide__ = True
         bounds = [float(low), float(high)]
         self._add(name, value, unit, bounds, Direction.WITHIN, Level(level), reason, samples)
 
@@ -233,6 +238,7 @@ class Recorder:
         reason: str,
         samples: Sequence[float] | None,
     ) -> None:
+        __tracebackhide__ = True  # a missed limit is reported where the check recorded it
         kept_limit: Any = limit
         if limit is not None and not isinstance(limit, list):
             kept_limit = plain(limit, f"limit of {name}")

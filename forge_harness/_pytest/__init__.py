@@ -1,0 +1,1 @@
+"""Parts of the pytest plugin; `forge_harness.plugin` puts them together."""

@@ -1,0 +1,109 @@
+"""Collects the items' records from the reports, in the process that sees all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import pytest
+
+from forge_harness._pytest.marks import UNKNOWN_CHECK, CheckMark
+from forge_harness._pytest.outcomes import Attempt, first_line, item_record, tail
+from forge_harness.types import Outcome
+
+if TYPE_CHECKING:
+    from forge_harness.record import ItemRecord
+
+Receiver = Callable[["ItemRecord"], None]
+
+
+class Collector:
+    """Turns reports into `ItemRecord`s, each handed on once, when its last phase is in.
+
+    Evidence is complete at teardown, which is reported even when setup failed. A worker that
+    dies reports phase "???" and nothing after it (xdist 3.8).
+    """
+
+    def __init__(self, receive: Receiver) -> None:
+        self._receive = receive
+        self._attempts: dict[str, Attempt] = {}
+        self._retries: dict[str, int] = {}
+        self._checks: dict[str, str] = {}
+        self.records: dict[str, ItemRecord] = {}
+        self.collection_errors: dict[str, str] = {}
+
+    def add(self, report: pytest.TestReport, marks: Mapping[str, CheckMark]) -> None:
+        """Takes the report of one phase."""
+        nodeid = report.nodeid
+        check = getattr(report, "forge_check", None)
+        if check is not None:
+            self._checks[nodeid] = check
+        if report.when == "???":  # type: ignore[comparison-overlap]
+            self._crashed(report, marks)
+            return
+        if check is None:
+            if report.failed:
+                self._failed_test_without_check(report)
+            return
+        if report.outcome == "rerun":  # type: ignore[comparison-overlap]
+            self._retries[nodeid] = self._retries.get(nodeid, 0) + 1
+            self._attempts.pop(nodeid, None)
+            return
+        attempt = self._attempts.setdefault(nodeid, Attempt())
+        attempt.add(report)
+        if report.when == "teardown":
+            self._finish(nodeid, attempt)
+
+    def add_collection(self, report: pytest.CollectReport) -> None:
+        """Takes a module that could not be imported: whatever it holds is lost, and that shows."""
+        if not report.failed or report.nodeid in self.collection_errors:
+            return
+        text = (report.longreprtext.strip() or "no reason given").splitlines()
+        reason = first_line(f"could not be collected: {text[-1].removeprefix('E').strip()}")
+        self.collection_errors[report.nodeid] = reason
+        self._give(_bare(report.nodeid, UNKNOWN_CHECK, Outcome.ERROR, reason, report.longreprtext))
+
+    def close(self, marks: Mapping[str, CheckMark], reason: str) -> int:
+        """Records as not measured what was collected and never reported; returns how many.
+
+        Without this a check of several items would be judged by those that happened to run.
+        """
+        lost = 0
+        for nodeid, mark in sorted(marks.items()):
+            if nodeid in self.records:
+                continue
+            why = "deselected by an option of pytest" if mark.dropped else reason
+            lost += not mark.dropped
+            self._give(_bare(nodeid, mark.check, Outcome.NOT_MEASURED, why))
+        return lost
+
+    def _finish(self, nodeid: str, attempt: Attempt) -> None:
+        attempts = self._retries.get(nodeid, 0) + 1
+        del self._attempts[nodeid]
+        self._give(item_record(nodeid, self._checks[nodeid], attempt, attempts))
+
+    def _crashed(self, report: pytest.TestReport, marks: Mapping[str, CheckMark]) -> None:
+        mark = marks.get(report.nodeid)
+        check = mark.check if mark is not None else self._checks.get(report.nodeid, UNKNOWN_CHECK)
+        reason = "the process running it died (crash, or killed for memory)"
+        self._attempts.pop(report.nodeid, None)
+        self._give(_bare(report.nodeid, check, Outcome.ERROR, reason, report.longreprtext))
+
+    def _failed_test_without_check(self, report: pytest.TestReport) -> None:
+        if report.nodeid in self.records:
+            return
+        raised = getattr(report, "forge_raised", None)
+        reason = first_line(f"test without a forge_check marker failed: {(raised or ('', ''))[1]}")
+        self._give(_bare(report.nodeid, UNKNOWN_CHECK, Outcome.ERROR, reason, report.longreprtext))
+
+    def _give(self, record: ItemRecord) -> None:
+        self.records[record.nodeid] = record
+        self._receive(record)
+
+
+def _bare(nodeid: str, check: str, outcome: Outcome, reason: str, log: str = "") -> ItemRecord:
+    from forge_harness.record import ItemRecord
+
+    return ItemRecord(
+        nodeid=nodeid, check=check, outcome=outcome, reason=reason, duration_s=0.0, log=tail(log)
+    )

@@ -1,0 +1,162 @@
+"""Runs one check against a subject object, in this process: for tests and for drills."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from forge_harness.errors import NothingCollectedError
+from forge_harness.paths import suites_dir
+from forge_harness.types import Outcome
+
+if TYPE_CHECKING:
+    from forge_harness.config import HarnessConfig
+    from forge_harness.record import ItemRecord
+    from forge_harness.subject.loader import LoadedSubject
+    from forge_harness.subject.protocols import MeasuresQuality, QualityRun
+
+WORST_FIRST = (
+    Outcome.ERROR,
+    Outcome.FAIL,
+    Outcome.NOT_MEASURED,
+    Outcome.FLAKY,
+    Outcome.WARN,
+    Outcome.PASS,
+    Outcome.NOT_APPLICABLE,
+)
+
+# Nested in another pytest session: what that session already does is left to it, and plugins
+# of the environment are left out (they cost about 0.3 s a session).
+_NESTED = (
+    "--disable-plugin-autoload",
+    *("-p", "forge_harness", "-p", "timeout"),
+    *("-p", "no:faulthandler", "-p", "no:unraisableexception", "-p", "no:threadexception"),
+    *("--capture=no", "--no-header", "--no-summary", "-q"),
+)
+
+
+@dataclass(slots=True)
+class Handover:
+    """Plugin object that hands a subject over to a pytest session and takes the records back."""
+
+    subject: object | None
+    config: HarnessConfig | None = None
+    study: Sequence[QualityRun] | None = None
+    records: list[ItemRecord] = field(default_factory=list)
+
+    def loaded(self) -> LoadedSubject | None:
+        """Returns the subject as a loader would, or None for the reference subject."""
+        if self.subject is None:
+            return None
+        from forge_harness.subject.loader import LoadedSubject
+        from forge_harness.subject.protocols import capabilities_of
+
+        kind = type(self.subject)
+        name = str(getattr(self.subject, "name", kind.__name__))
+        spec = f"{kind.__module__}:{kind.__qualname__}"
+        return LoadedSubject(self.subject, spec, name, capabilities_of(self.subject), None)
+
+    def quality_study(self, profile: str) -> list[QualityRun]:
+        """Returns the study given, or trains it here, one run after the other."""
+        if self.study is None:
+            subject = self.subject
+            if subject is None:
+                from forge_harness.subject.loader import load_subject
+
+                subject = load_subject(None).subject
+            trainer = cast("MeasuresQuality", subject)
+            plan = trainer.quality_plan(profile)
+            self.study = [run for step in plan for run in trainer.quality_run(*step, profile)]
+        return list(self.study)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckRun:
+    """How one check ended: the worst of its items, before severity and waivers."""
+
+    outcome: Outcome
+    reason: str
+    items: list[ItemRecord]
+
+    def evidence(self, name: str) -> Any:  # noqa: ANN401 - an EvidenceRecord's value
+        """Returns the value of the first evidence of that name.
+
+        Raises:
+            KeyError: No item recorded it.
+        """
+        for item in self.items:
+            for record in item.evidence:
+                if record.name == name:
+                    return record.value
+        raise KeyError(name)
+
+
+def run_check(
+    check: str,
+    subject: object | None = None,
+    *,
+    config: HarnessConfig | None = None,
+    profile: str = "quick",
+    seed: int = 0,
+    study: Sequence[QualityRun] | None = None,
+    paths: Sequence[Path] | None = None,
+    arguments: Sequence[str] = (),
+) -> CheckRun:
+    """Runs one check against a subject object and returns how it ended.
+
+    Args:
+        check: Check id.
+        subject: Any object with the methods of the capabilities it offers; the reference
+            subject when None.
+        config: What the check's `forge_config` is; loaded as in a run when None.
+        profile: Profile of the measurement.
+        seed: Seed of the run.
+        study: What the check's `quality_study` is; trained by the subject when None.
+        paths: Where the check is; found in the shipped suites when None.
+        arguments: More pytest arguments, for example `("-k", "digits")`.
+
+    Raises:
+        NothingCollectedError: No test carries the check id.
+    """
+    handover = Handover(subject, config, study)
+    files = [str(path) for path in (paths if paths is not None else _files_of(check))]
+    options = [
+        *("--forge-check", check),
+        *("--forge-profile", profile),
+        *("--forge-seed", str(seed)),
+    ]
+    ini = ("-c", str(suites_dir() / "pytest.ini"), "--rootdir", str(suites_dir()))
+    status = pytest.main([*ini, *_NESTED, *options, *arguments, *files], plugins=[_named(handover)])
+    if not handover.records:
+        raise NothingCollectedError(
+            f"No test carries the check id {check!r} in {', '.join(files)} (pytest ended with {status})."
+        )
+    worst = min(handover.records, key=lambda record: WORST_FIRST.index(record.outcome))
+    return CheckRun(worst.outcome, worst.reason, handover.records)
+
+
+def _files_of(check: str) -> list[Path]:
+    """Returns the suite files that name the check; all suites when none does."""
+    literal = f'"{check}"'
+    tests = sorted(suites_dir().rglob("test_*.py"))
+    found = [path for path in tests if literal in path.read_text(encoding="utf-8")]
+    return found or [suites_dir()]
+
+
+class _Registrar:
+    """Registers the handover under its name before the plugin looks for it."""
+
+    def __init__(self, handover: Handover) -> None:
+        self._handover = handover
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_configure(self, config: pytest.Config) -> None:
+        config.pluginmanager.register(self._handover, "forge_handover")
+
+
+def _named(handover: Handover) -> _Registrar:
+    return _Registrar(handover)

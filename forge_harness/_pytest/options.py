@@ -1,0 +1,109 @@
+"""Command line options of the plugin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PROFILES = ("quick", "full", "nightly")
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Adds the group `forge`; every option starts with `--forge-`."""
+    group = parser.getgroup("forge", "forge-harness: validation of a subject")
+    group.addoption(
+        "--forge-run-dir",
+        metavar="DIR",
+        default=None,
+        help="keep the run: run.json, reports and manifest go to DIR (new or empty)",
+    )
+    group.addoption(
+        "--forge-profile",
+        choices=PROFILES,
+        default=None,
+        help="which checks are in scope and how large they are (default: quick)",
+    )
+    group.addoption(
+        "--forge-subject",
+        metavar="S",
+        default=None,
+        help="what is validated: module:object, file.py:object or an entry point "
+        "(default: the reference pipeline)",
+    )
+    group.addoption(
+        "--forge-policy", metavar="F", default=None, help="policy file laid over the shipped one"
+    )
+    group.addoption(
+        "--forge-suite",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="run this suite only (repeatable)",
+    )
+    group.addoption(
+        "--forge-check",
+        metavar="ID",
+        action="append",
+        default=[],
+        help="run this check only (repeatable)",
+    )
+    group.addoption(
+        "--forge-seed", metavar="N", type=int, default=None, help="seed of the run (default: 0)"
+    )
+    group.addoption("--forge-waivers", metavar="F", default=None, help="file of waivers")
+    group.addoption("--forge-config", metavar="F", default=None, help="configuration file")
+    group.addoption(
+        "--forge-study", metavar="FILE", default=None, help="quality study made beforehand"
+    )
+    group.addoption(
+        "--forge-timeout",
+        metavar="S",
+        type=float,
+        default=None,
+        help="longest time one check may take, in seconds (default: the catalogue's limit)",
+    )
+    # How `forge-harness run` listens to the pytest process it starts.
+    group.addoption("--forge-events", metavar="FILE", default=None, help="write events to FILE")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options as given; None where the user said nothing."""
+
+    run_dir: Path | None
+    profile: str | None
+    subject: str | None
+    policy: Path | None
+    suites: tuple[str, ...]
+    checks: tuple[str, ...]
+    seed: int | None
+    waivers: Path | None
+    config: Path | None
+    study: Path | None
+    timeout_s: float | None
+    events: Path | None
+
+
+def read_options(config: pytest.Config) -> Options:
+    """Returns the plugin's options of one pytest session."""
+
+    def path(name: str) -> Path | None:
+        value = config.getoption(name)
+        return None if value is None else Path(value)
+
+    return Options(
+        run_dir=path("forge_run_dir"),
+        profile=config.getoption("forge_profile"),
+        subject=config.getoption("forge_subject"),
+        policy=path("forge_policy"),
+        suites=tuple(config.getoption("forge_suite")),
+        checks=tuple(config.getoption("forge_check")),
+        seed=config.getoption("forge_seed"),
+        waivers=path("forge_waivers"),
+        config=path("forge_config"),
+        study=path("forge_study"),
+        timeout_s=config.getoption("forge_timeout"),
+        events=path("forge_events"),
+    )

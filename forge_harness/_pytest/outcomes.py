@@ -1,0 +1,155 @@
+"""From the reports of one pytest item to its outcome."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from forge_harness._pytest.gate import NOT_APPLICABLE
+from forge_harness.types import Level, Outcome
+
+if TYPE_CHECKING:
+    from forge_harness.record import ItemRecord
+
+EVIDENCE_KEY = "forge_evidence"
+_REASON_CHARS = 500
+_LOG_CHARS = 6000
+_TIMEOUT = re.compile(r"Timeout \(>\s*([0-9.]+)s\) from pytest-timeout")
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """What ended a phase, in words that cross process borders."""
+
+    kind: str
+    """`assertion`, `exception`, `timeout`, `skip` or `not_applicable`."""
+    reason: str
+
+
+def describe(item: pytest.Item, call: pytest.CallInfo[Any]) -> Raised | None:
+    """Returns what ended a phase of an item, or None when nothing was raised."""
+    if call.excinfo is None:
+        return None
+    error = call.excinfo.value
+    if isinstance(error, pytest.skip.Exception):
+        kind = "not_applicable" if item.stash.get(NOT_APPLICABLE, False) else "skip"
+        return Raised(kind, first_line(str(error.msg)))
+    if isinstance(error, pytest.fail.Exception):
+        timeout = _TIMEOUT.search(str(error))
+        if timeout is not None:
+            return Raised("timeout", f"timed out after {float(timeout[1]):g} s")
+        return Raised("assertion", first_line(str(error)))
+    if isinstance(error, AssertionError):
+        return Raised("assertion", first_line(str(error)) or "assertion failed")
+    return Raised("exception", first_line(f"{type(error).__name__}: {error}"))
+
+
+def first_line(text: str) -> str:
+    """Returns the first line of a message, cut to what fits into a table cell."""
+    line = text.strip().partition("\n")[0]
+    return line if len(line) <= _REASON_CHARS else f"{line[: _REASON_CHARS - 1]}…"
+
+
+@dataclass(slots=True)
+class Attempt:
+    """The phases of one attempt at an item."""
+
+    outcomes: dict[str, str] = field(default_factory=dict)
+    """Phase -> report outcome."""
+    raised: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Phase -> (kind, reason)."""
+    xfail: str | None = None
+    subtest: str | None = None
+    """Reason of the first failed subtest."""
+    log: str | None = None
+    duration_s: float = 0.0
+    evidence: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, report: pytest.TestReport) -> None:
+        """Takes one phase."""
+        raised = getattr(report, "forge_raised", None)
+        self.duration_s += float(report.duration)
+        if report.failed:
+            self.log = tail(report.longreprtext)
+        # Subtests report their own phases before the item's call.
+        if hasattr(report, "context"):
+            if report.failed and self.subtest is None:
+                self.subtest = raised[1] if raised else "a subtest failed"
+            return
+        self.outcomes[report.when or ""] = report.outcome
+        if raised is not None:
+            self.raised[report.when or ""] = (raised[0], raised[1])
+        if hasattr(report, "wasxfail"):
+            self.xfail = str(report.wasxfail)
+        self.evidence = [v for k, v in report.user_properties if k == EVIDENCE_KEY]  # type: ignore[misc]
+
+
+def tail(text: str) -> str | None:
+    """Returns the end of a failure text, where pytest puts the error itself."""
+    text = text.strip()
+    return text[-_LOG_CHARS:] or None
+
+
+def judge(attempt: Attempt) -> tuple[Outcome, str]:
+    """Returns outcome and reason of an attempt, before retries and waivers."""
+    if attempt.xfail is not None:
+        # A known failure is a waiver with owner and expiry; the mark has neither.
+        return Outcome.FAIL, first_line(f"xfail without a waiver: {attempt.xfail}")
+    for phase in ("setup", "call", "teardown"):
+        if attempt.outcomes.get(phase) == "failed":
+            return _failed(attempt, phase)
+        if attempt.outcomes.get(phase) == "skipped":
+            kind, reason = attempt.raised.get(phase, ("skip", "skipped"))
+            na = kind == "not_applicable"
+            return (Outcome.NOT_APPLICABLE if na else Outcome.NOT_MEASURED), reason or "skipped"
+    if attempt.subtest is not None:
+        return Outcome.FAIL, attempt.subtest
+    return _passed(attempt.evidence)
+
+
+def _failed(attempt: Attempt, phase: str) -> tuple[Outcome, str]:
+    kind, reason = attempt.raised.get(phase, ("assertion", "failed"))
+    if phase == "call" and attempt.subtest is not None:
+        return Outcome.FAIL, attempt.subtest
+    if phase == "call" and kind == "assertion":
+        return Outcome.FAIL, reason
+    return Outcome.ERROR, reason if phase == "call" else f"{phase}: {reason}"
+
+
+def _passed(evidence: list[dict[str, Any]]) -> tuple[Outcome, str]:
+    from forge_harness.evidence import Evidence
+
+    values = [Evidence(**value) for value in evidence]
+    if not values:
+        return Outcome.NOT_MEASURED, "passed without recording evidence"
+    missed = [value for value in values if not value.ok()]
+    # A check that catches EvidenceFailure does not turn a missed limit green.
+    failed = [value for value in missed if value.level == Level.FAIL]
+    if failed:
+        return Outcome.FAIL, first_line(failed[0].sentence())
+    if missed:
+        return Outcome.WARN, first_line(missed[0].sentence())
+    return Outcome.PASS, ""
+
+
+def item_record(nodeid: str, check: str, attempt: Attempt, attempts: int = 1) -> ItemRecord:
+    """Returns the record of an item whose last attempt is `attempt`."""
+    from forge_harness.record import EvidenceRecord, ItemRecord
+
+    outcome, reason = judge(attempt)
+    if attempts > 1 and outcome in {Outcome.PASS, Outcome.WARN}:
+        outcome = Outcome.FLAKY
+        reason = f"passed on attempt {attempts}" + (f"; {reason}" if reason else "")
+    return ItemRecord(
+        nodeid=nodeid,
+        check=check,
+        outcome=outcome,
+        reason=reason,
+        duration_s=round(attempt.duration_s, 6),
+        attempts=attempts,
+        evidence=[EvidenceRecord(item=nodeid, **value) for value in attempt.evidence],
+        log=attempt.log,
+    )

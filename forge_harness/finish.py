@@ -1,0 +1,62 @@
+"""Ends a run directory: final record, reports, seal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from forge_harness.policy import Policy
+from forge_harness.record import RunRecord
+from forge_harness.report import write_reports
+from forge_harness.rundir import DiskFullError, RunDirectory, is_full
+
+DEFAULT_FORMATS = ("html", "md", "junit")
+
+
+def finish_run(
+    run_dir: Path,
+    record: RunRecord,
+    policy: Policy,
+    formats: Sequence[str] = DEFAULT_FORMATS,
+) -> list[Path]:
+    """Writes run.json, policy.json and the reports, and seals the directory.
+
+    The record comes first and the manifest last, so that a kill in between leaves a directory
+    that does not verify. On a full disk the reports are left out: they can be made again from
+    the record (`forge-harness report`), the record cannot.
+
+    Args:
+        run_dir: Directory the run was started in.
+        record: The final record.
+        policy: What it was scored with.
+        formats: Report formats: html, json, md, junit.
+
+    Returns:
+        The report files, in the order of `formats`; empty when the disk was full.
+
+    Raises:
+        RunDirectoryError: Record or manifest cannot be written.
+    """
+    directory = RunDirectory.open_existing(run_dir)
+    directory.write_final(record, policy)
+    written = _reports(run_dir, record, policy, formats)
+    directory.seal()
+    return written
+
+
+def _reports(
+    run_dir: Path, record: RunRecord, policy: Policy, formats: Sequence[str]
+) -> list[Path]:
+    before = {path for path in run_dir.rglob("*") if path.is_file()}
+    try:
+        return write_reports(run_dir, record, policy, tuple(formats))
+    except OSError as error:
+        if not is_full(error):
+            raise
+    except DiskFullError:
+        pass
+    # Half a report is worse than none, and its bytes are needed for the manifest.
+    for path in run_dir.rglob("*"):
+        if path.is_file() and path not in before:
+            path.unlink()
+    return []

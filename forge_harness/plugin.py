@@ -1,0 +1,102 @@
+"""The pytest plugin: marker `forge_check`, fixture `evidence`, options `--forge-*`.
+
+It is loaded by every pytest session of the environment, so importing it costs next to nothing
+(no torch, numpy, matplotlib or pydantic) and it does nothing where no test carries the marker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from forge_harness._pytest.fixtures import (
+    evidence,
+    forge_config,
+    forge_profile,
+    forge_seed,
+    policy,
+    quality_study,
+    shared_build,
+    subject,
+)
+from forge_harness._pytest.marks import MARKER_LINE
+from forge_harness._pytest.options import add_options
+from forge_harness._pytest.state import STATE, ForgeState, state_of
+
+__all__ = [
+    "evidence",
+    "forge_config",
+    "forge_profile",
+    "forge_seed",
+    "policy",
+    "quality_study",
+    "shared_build",
+    "subject",
+]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the `--forge-*` options."""
+    add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Registers the marker, and in the process that sees all reports their collector."""
+    config.addinivalue_line("markers", MARKER_LINE)
+    state = ForgeState(config)
+    config.stash[STATE] = state
+    if not state.is_worker:
+        from forge_harness._pytest.controller import Controller
+
+        config.pluginmanager.register(Controller(state), "forge_controller")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:  # noqa: ANN401 - xdist has no public type for it
+    """Tells an xdist worker which directory the processes of the session share."""
+    node.workerinput["forge_shared"] = str(state_of(node.config).shared)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None, None, None]:
+    """Reads the markers of all items, then selects among those other plugins left."""
+    from forge_harness._pytest.collection import marks_of, process_safely
+
+    marks = marks_of(items)
+    directories = {item.path.parent for item in items if item.nodeid in marks}
+    yield
+    if marks:
+        process_safely(state_of(config), items, marks, directories)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Ends an item whose marker is unusable, or whose subject lacks what it needs."""
+    from forge_harness._pytest.gate import admit
+
+    admit(state_of(item.config), item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[Any]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Puts the check id, and what ended the phase, onto the report."""
+    from forge_harness._pytest.outcomes import describe
+
+    report = yield
+    state = state_of(item.config)
+    if not state.marks:
+        return report
+    mark = state.marks.get(item.nodeid)
+    raised = describe(item, call)
+    if mark is not None:
+        report.forge_check = mark.check  # type: ignore[attr-defined]
+    if raised is not None:
+        # A list, because what crosses to the controller must be plain JSON values.
+        report.forge_raised = [raised.kind, raised.reason]  # type: ignore[attr-defined]
+    return report

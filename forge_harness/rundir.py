@@ -1,0 +1,386 @@
+"""The run directory: what a run leaves behind, durable at every moment and sealed at the end.
+
+    run.json        the record; state `running` until the run ends
+    policy.json     what the score depends on besides the evidence
+    items.jsonl     one line a finished pytest item, appended while the run goes on
+    evidence/       files named by their sha256
+    logs/           output of the processes that ran the checks
+    manifest.json   path, size and sha256 of every other file; written last
+
+Without a manifest, or with a file the manifest does not know, a directory never verifies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from forge_harness.canonical import canonical_json, digest_of, file_sha256
+from forge_harness.errors import ExitCode, RunDirectoryError
+from forge_harness.policy import Policy
+from forge_harness.record import ItemRecord, RunRecord
+
+RUN, POLICY, ITEMS, MANIFEST = "run.json", "policy.json", "items.jsonl", "manifest.json"
+RESERVE = ".reserve"
+RESERVE_BYTES = 4 << 20
+"""Freed to write the final record when the disk is full. A record of 150 checks takes about
+0.3 MB, its temporary copy as much again, reports up to 1 MB each."""
+MANIFEST_SCHEMA_VERSION = "1.0"
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class DiskFullError(RunDirectoryError):
+    """The run directory takes no more bytes; what was measured so far is in it."""
+
+    exit_code = ExitCode.INTERNAL_ERROR
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestProblem:
+    """One file of a run directory that is not what the manifest says."""
+
+    path: str
+    """Relative to the run directory."""
+    what: str
+    expected: str
+    found: str
+
+    def sentence(self) -> str:
+        """Returns the problem as one line."""
+        return f"{self.path}: {self.what}: expected {self.expected}, found {self.found}"
+
+
+class RunDirectory:
+    """An open run directory. Use `create` for a new run and `open_existing` to finish one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._items_end = 0
+
+    @classmethod
+    def create(cls, path: Path, *, record: RunRecord, policy: Policy) -> RunDirectory:
+        """Makes the directory and writes the stub of the run durably.
+
+        Args:
+            path: Must not exist, or be an empty directory.
+            record: State `running`, every check in scope not measured: what is true if
+                nothing else is ever written.
+            policy: What the run is scored with.
+
+        Raises:
+            RunDirectoryError: The path holds something already, or cannot be written to.
+        """
+        check_is_free(path)
+        directory = cls(path)
+        with _explained(path):
+            path.mkdir(parents=True, exist_ok=True)
+            _reserve(path / RESERVE)
+            directory.write_record(record, policy)
+            (path / ITEMS).touch()
+            _sync_directory(path)
+        return directory
+
+    @classmethod
+    def open_existing(cls, path: Path) -> RunDirectory:
+        """Returns the directory of a run that was created before.
+
+        Raises:
+            RunDirectoryError: There is no run.json in it.
+        """
+        if not (path / RUN).is_file():
+            raise RunDirectoryError(f"{path} holds no {RUN}; expected the directory of a run.")
+        directory = cls(path)
+        with contextlib.suppress(FileNotFoundError):
+            directory._items_end = (path / ITEMS).stat().st_size
+        return directory
+
+    @property
+    def evidence(self) -> Path:
+        """Where artifacts go."""
+        return self.path / "evidence"
+
+    def append_item(self, item: ItemRecord) -> None:
+        """Appends one finished item; a kill of this process loses none that was appended.
+
+        Raises:
+            DiskFullError: Nothing of the item was kept.
+        """
+        line = canonical_json(item.model_dump(mode="json")) + b"\n"
+        target = self.path / ITEMS
+        try:
+            with target.open("ab", buffering=0) as stream:
+                written = stream.write(line)
+                if written != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            # Half a line would make the whole file unreadable for line-wise tools.
+            with contextlib.suppress(OSError):
+                os.truncate(target, self._items_end)
+            _refuse(self.path, error)
+        self._items_end += len(line)
+
+    def read_items(self) -> list[ItemRecord]:
+        """Returns the items appended so far; a torn last line of a killed run is left out."""
+        return read_items(self.path)
+
+    def write_record(self, record: RunRecord, policy: Policy) -> None:
+        """Replaces run.json and policy.json, each atomically and durably.
+
+        Raises:
+            RunDirectoryError: They cannot be written.
+        """
+        with _explained(self.path):
+            _write_durably(self.path / POLICY, canonical_json(policy.to_json()))
+            _write_durably(self.path / RUN, canonical_json(record.model_dump(mode="json")))
+
+    def write_final(self, record: RunRecord, policy: Policy) -> None:
+        """Frees the reserve and writes the final record. `seal` must follow.
+
+        Raises:
+            RunDirectoryError: They cannot be written.
+        """
+        self.release_reserve()
+        self.write_record(record, policy)
+
+    def release_reserve(self) -> None:
+        """Gives the reserved bytes back to the file system."""
+        with contextlib.suppress(FileNotFoundError):
+            (self.path / RESERVE).unlink()
+
+    def seal(self) -> None:
+        """Writes the manifest over every file of the directory, last of all.
+
+        Raises:
+            RunDirectoryError: It cannot be written, or something is not a plain file.
+        """
+        self.release_reserve()
+        with _explained(self.path):
+            (self.path / MANIFEST).unlink(missing_ok=True)
+            _remove_leftovers(self.path)
+            files = [_entry(self.path, name) for name in _files(self.path)]
+            body: dict[str, Any] = {"schema_version": MANIFEST_SCHEMA_VERSION, "files": files}
+            _write_durably(
+                self.path / MANIFEST, canonical_json({**body, "digest": digest_of(body)})
+            )
+
+
+def check_is_free(path: Path) -> None:
+    """Refuses a path that holds anything.
+
+    Raises:
+        RunDirectoryError: With what is there.
+    """
+    try:
+        names = sorted(entry.name for entry in path.iterdir())
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        raise RunDirectoryError(
+            f"Run directory {path} is a file; choose a directory that is new or empty."
+        ) from None
+    except OSError as error:
+        raise RunDirectoryError(f"Run directory {path}: {error.strerror}.") from error
+    if RUN in names:
+        raise RunDirectoryError(
+            f"Run directory {path} already holds a run; choose a new one, or delete it first."
+        )
+    if names:
+        raise RunDirectoryError(
+            f"Run directory {path} is not empty (it holds {names[0]!r}); choose one that is new "
+            "or empty."
+        )
+
+
+def read_record(path: Path) -> RunRecord:
+    """Returns the record of a run directory.
+
+    Raises:
+        RunDirectoryError: There is none, or it does not fit the schema.
+    """
+    return _read_model(path / RUN, RunRecord)
+
+
+def read_policy(path: Path) -> Policy:
+    """Returns the policy a run was scored with.
+
+    Raises:
+        RunDirectoryError: There is none, or it does not fit the schema.
+    """
+    return _read_model(path / POLICY, Policy)
+
+
+def read_items(path: Path) -> list[ItemRecord]:
+    """Returns the items of a run directory; a torn last line is left out."""
+    try:
+        text = (path / ITEMS).read_bytes()
+    except FileNotFoundError:
+        return []
+    whole = text[: text.rfind(b"\n") + 1]
+    return [ItemRecord.model_validate_json(line) for line in whole.splitlines()]
+
+
+def _read_model(file: Path, model: type[_Model]) -> _Model:
+    try:
+        return model.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise RunDirectoryError(
+            f"Cannot read {file}: {error.strerror}; expected the directory of a run."
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise RunDirectoryError(
+            f"{file} does not fit its schema: {where}: {first['msg']}."
+        ) from error
+
+
+def check_manifest(path: Path) -> list[ManifestProblem]:
+    """Returns every file that is missing, extra or changed, and any damage of the manifest."""
+    try:
+        raw = (path / MANIFEST).read_bytes()
+    except OSError as error:
+        return [ManifestProblem(MANIFEST, "cannot be read", "a manifest", str(error.strerror))]
+    problem = _manifest_damage(raw)
+    if problem is not None:
+        return [problem]
+    stated = {entry["path"]: entry for entry in json.loads(raw)["files"]}
+    return [*_odd_entries(path), *_differences(path, stated)]
+
+
+def _manifest_damage(raw: bytes) -> ManifestProblem | None:
+    """Returns what is wrong with the bytes of the manifest itself."""
+    try:
+        manifest = json.loads(raw)
+        canonical = canonical_json(manifest)
+    except (ValueError, RecursionError) as error:
+        return ManifestProblem(MANIFEST, "is damaged", "canonical JSON", type(error).__name__)
+    if canonical != raw or not isinstance(manifest, dict):
+        return ManifestProblem(MANIFEST, "is damaged", "canonical JSON", "other bytes")
+    stated = manifest.pop("digest", None)
+    if stated != digest_of(manifest):
+        return ManifestProblem(MANIFEST, "is damaged", digest_of(manifest), str(stated))
+    if manifest.get("schema_version") != MANIFEST_SCHEMA_VERSION:
+        version = str(manifest.get("schema_version"))
+        return ManifestProblem(MANIFEST, "schema version", MANIFEST_SCHEMA_VERSION, version)
+    return None
+
+
+def _differences(path: Path, stated: dict[str, Any]) -> Iterator[ManifestProblem]:
+    present = set(_files(path)) - {MANIFEST}
+    for name in sorted(present | stated.keys()):
+        if name not in present:
+            yield ManifestProblem(name, "is missing", f"sha256:{stated[name]['sha256']}", "no file")
+        elif name not in stated:
+            yield ManifestProblem(name, "is not in the manifest", "no file", "a file")
+        else:
+            found = _entry(path, name)
+            if found["sha256"] != stated[name]["sha256"] or found["bytes"] != stated[name]["bytes"]:
+                yield ManifestProblem(
+                    name,
+                    "was changed",
+                    f"sha256:{stated[name]['sha256']}",
+                    f"sha256:{found['sha256']}",
+                )
+
+
+def _walk(path: Path) -> Iterator[tuple[str, int]]:
+    """Yields (relative path, mode) of everything but directories; links are not followed."""
+    for root, directories, files in os.walk(path):
+        for name in [*files, *(d for d in directories if (Path(root) / d).is_symlink())]:
+            full = Path(root) / name
+            yield full.relative_to(path).as_posix(), full.lstat().st_mode
+
+
+def _files(path: Path) -> list[str]:
+    return sorted(name for name, mode in _walk(path) if stat.S_ISREG(mode))
+
+
+def _odd_entries(path: Path) -> list[ManifestProblem]:
+    """Returns what is neither a file nor a directory: its content could change unseen."""
+    return [
+        ManifestProblem(name, "is not a plain file", "a plain file", "a link or device")
+        for name, mode in _walk(path)
+        if not stat.S_ISREG(mode)
+    ]
+
+
+def _entry(path: Path, name: str) -> dict[str, Any]:
+    file = path / name
+    return {"path": name, "bytes": file.stat().st_size, "sha256": file_sha256(file)}
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes what a killed writer left: our temporary names, which no reader looks at."""
+    for name, _ in list(_walk(path)):
+        base = name.rpartition("/")[2]
+        if base.startswith(".") and base.endswith(".partial"):
+            (path / name).unlink()
+    odd = _odd_entries(path)
+    if odd:
+        raise RunDirectoryError(f"{path / odd[0].path} is a link or device; remove it.")
+
+
+def _write_durably(target: Path, data: bytes) -> None:
+    """Replaces a file so that a reader, and a machine that loses power, see old or new whole."""
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        with partial.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(target)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+    _sync_directory(target.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reserve(path: Path) -> None:
+    # Written, not only allocated: a sparse or compressed file reserves nothing.
+    with path.open("wb") as stream:
+        stream.write(os.urandom(RESERVE_BYTES))
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def is_full(error: OSError) -> bool:
+    """Returns whether an error means that no more bytes are taken: disk, quota or file limit."""
+    return error.errno in _FULL
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        _refuse(path, error)
+
+
+def _refuse(path: Path, error: OSError) -> NoReturn:
+    if is_full(error):
+        raise DiskFullError(
+            f"No space left for run directory {path} ({error.strerror}); free some and run again."
+        ) from error
+    raise RunDirectoryError(
+        f"Run directory {path}: cannot write {error.filename or path}: {error.strerror}."
+    ) from error
