@@ -7,6 +7,7 @@ A check without evidence is not measured. Evidence travels on pytest's reports
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ Scalar = bool | int | float | str
 MAX_SAMPLES = 2000
 """Longer series belong in an artifact: run.json is read whole by every tool."""
 _MAX_JSON_INT = 2**53 - 1
+_NON_FINITE = frozenset({"nan", "inf", "-inf"})
 
 
 class EvidenceFailure(AssertionError):
@@ -53,10 +55,12 @@ def plain(value: object, name: str) -> Scalar:
 
 def satisfied(value: Scalar, limit: object, direction: str) -> bool:
     """Returns whether `value` is on the right side of `limit`; a non-finite value never is."""
+    if isinstance(value, str) and value in _NON_FINITE:
+        return False
     if direction == Direction.RECORD:
-        return not (isinstance(value, str) and value in {"nan", "inf", "-inf"})
+        return True
     if direction == Direction.EQUAL:
-        return type(value) is type(limit) and value == limit or _equal_numbers(value, limit)
+        return (type(value) is type(limit) and value == limit) or _equal_numbers(value, limit)
     if not _is_number(value):
         return False
     if direction == Direction.AT_MOST:
@@ -219,13 +223,11 @@ class Recorder:
             target = self.artifact_dir / "sha256" / digest
             if not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
-                partial = target.with_name(f".{digest}.partial")
+                partial = target.with_name(f".{digest}.{os.getpid()}.partial")
                 partial.write_bytes(path.read_bytes())
                 partial.replace(target)
             stored = f"evidence/sha256/{digest}"
-        self._push(
-            Evidence(name=name, value=f"sha256:{digest}", reason=reason, artifact=stored)
-        )
+        self._push(Evidence(name=name, value=f"sha256:{digest}", reason=reason, artifact=stored))
 
     def _add(
         self,

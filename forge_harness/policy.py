@@ -75,13 +75,13 @@ class Policy(BaseModel):
                 raise ValueError(f"check id {entry.id!r} is in the catalogue twice")
             seen.add(entry.id)
             if entry.suite not in self.suite_weights:
-                raise ValueError(
-                    f"check {entry.id!r}: " + unknown_choice("suite", entry.suite, self.suite_weights)
-                )
+                choices = unknown_choice("suite", entry.suite, self.suite_weights)
+                raise ValueError(f"check {entry.id!r}: {choices}")
         missing = set(Severity) - set(self.severity_weights)
         if missing:
             raise ValueError(f"severity_weights lacks {', '.join(sorted(missing))}")
-        if any(weight <= 0 for weight in (*self.suite_weights.values(), *self.severity_weights.values())):
+        weights = (*self.suite_weights.values(), *self.severity_weights.values())
+        if any(weight <= 0 for weight in weights):
             raise ValueError("weights must be positive integers")
         return self
 

@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from forge_harness.errors import ForgeError
 from forge_harness.subject.loader import load_subject
@@ -23,7 +23,6 @@ Progress = Callable[[str, int, int], None]
 
 class StudyError(ForgeError):
     """A run of the quality comparison raised; the message names the run."""
-
 
 
 def obtain_study(

@@ -46,7 +46,9 @@ def load_subject(spec: str | None = None) -> LoadedSubject:
     """
     text = spec or REFERENCE_SPEC
     if text == REFERENCE_SPEC:
-        target, source = _attribute(_import("forge_harness.subject.reference"), "ReferenceSubject", text)
+        target, source = _attribute(
+            _import("forge_harness.subject.reference"), "ReferenceSubject", text
+        )
         text = REFERENCE_SPEC
     elif ":" in text:
         location, _, attribute = text.rpartition(":")

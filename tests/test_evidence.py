@@ -1,0 +1,110 @@
+"""Evidence: what is recorded, what is refused, and when a limit fails a check."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forge_harness.canonical import canonical_json
+from forge_harness.evidence import Evidence, EvidenceFailure, Recorder, satisfied
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+
+
+def recorder(tmp_path=None):
+    return Recorder(sink=[], artifact_dir=tmp_path)
+
+
+@given(value=finite, limit=finite)
+def test_limits_include_their_boundary(value, limit):
+    assert satisfied(value, limit, "at_most") == (value <= limit)
+    assert satisfied(value, limit, "at_least") == (value >= limit)
+    assert satisfied(value, [limit, limit], "within") == (value == limit)
+
+
+@pytest.mark.parametrize("direction", ["at_most", "at_least", "equal", "within", "record"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_non_finite_value_satisfies_no_limit(value, direction):
+    assert not satisfied(value, value if direction == "equal" else 1.0, direction)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_non_finite_value_fails_even_without_a_limit(value):
+    with pytest.raises(EvidenceFailure, match=r"loss is -?(nan|inf)"):
+        recorder().record("loss", value)
+
+
+def test_a_boolean_is_not_a_number():
+    assert not satisfied(True, 1, "at_most")
+    assert not satisfied(True, 1, "equal")
+    assert satisfied(True, True, "equal")
+
+
+def test_a_missed_limit_fails_in_one_sentence_and_is_kept():
+    evidence = recorder()
+    with pytest.raises(EvidenceFailure) as failure:
+        evidence.at_most("ratio", 0.8, limit=0.5, unit="s", reason="five steps halve the loss")
+    assert str(failure.value) == (
+        "ratio is 0.8 s, over its limit of 0.5 s (five steps halve the loss)"
+    )
+    assert evidence.recorded[0].value == 0.8
+
+
+def test_a_missed_warning_limit_does_not_fail():
+    evidence = recorder()
+    evidence.at_most("noise", 2.0, limit=1.0, reason="stated noise", level="warn")
+    assert not evidence.recorded[0].ok()
+
+
+def test_numpy_and_torch_scalars_become_plain_numbers():
+    import numpy as np
+    import torch
+
+    evidence = recorder()
+    evidence.record("a", np.float32(0.5))
+    evidence.record("b", torch.tensor(3))
+    assert [type(entry.value) for entry in evidence.recorded] == [float, int]
+    canonical_json([payload for _, payload in evidence.sink])
+
+
+def test_an_array_is_refused_by_name():
+    import numpy as np
+
+    with pytest.raises(TypeError, match="'weights' is an array"):
+        recorder().record("weights", np.zeros(3))
+
+
+def test_the_same_name_twice_is_refused():
+    evidence = recorder()
+    evidence.record("a", 1)
+    with pytest.raises(ValueError, match="recorded twice"):
+        evidence.record("a", 2)
+
+
+def test_too_many_or_non_finite_samples_are_refused():
+    with pytest.raises(ValueError, match="at most 2000"):
+        recorder().record("a", 1.0, samples=[0.0] * 2001)
+    with pytest.raises(ValueError, match="non-finite samples"):
+        recorder().record("a", 1.0, samples=[math.nan])
+
+
+def test_an_integer_json_cannot_carry_becomes_text():
+    evidence = recorder()
+    evidence.record("bytes", 2**60)
+    assert evidence.recorded[0].value == str(2**60)
+
+
+def test_an_artifact_is_stored_under_its_digest(tmp_path):
+    source = tmp_path / "curve.json"
+    source.write_text("[1, 2]")
+    evidence = recorder(tmp_path / "evidence")
+    evidence.artifact("curve", source)
+    stored = evidence.recorded[0].artifact
+    assert stored is not None
+    assert (tmp_path / stored).read_text() == "[1, 2]"
+    assert stored.endswith(evidence.recorded[0].value.removeprefix("sha256:"))
+
+
+def test_evidence_defaults_have_no_limit():
+    assert Evidence(name="a", value=1).ok()
