@@ -138,11 +138,7 @@ def load_policy(
     shipped = suites_dir()
     values = _read_toml(shipped / "policy.toml")
     if policy_file is not None:
-        for table, content in _read_toml(policy_file).items():
-            if isinstance(values.get(table), dict) and isinstance(content, dict):
-                values[table] = {**values[table], **content}
-            else:
-                values[table] = content
+        values = _overlay(values, _read_toml(policy_file))
     checks = list(_read_toml(catalogue_file or shipped / "catalogue.toml").get("check", []))
     for extra in extra_catalogues:
         tables = _read_toml(extra)
@@ -157,6 +153,15 @@ def load_policy(
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "policy"
         raise ConfigError(f"Policy: {key}: {first['msg']}.", key=key) from error
+
+
+def _overlay(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        below = base.get(key)
+        nested = isinstance(below, dict) and isinstance(value, dict)
+        merged[key] = _overlay(below, value) if nested else value
+    return merged
 
 
 def _flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:

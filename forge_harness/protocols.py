@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = [
+    "CAPABILITIES",
     "Arm",
     "Batch",
     "BuildsModel",
-    "CAPABILITIES",
     "Checkpoints",
     "Configures",
     "DataInfo",
