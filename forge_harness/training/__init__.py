@@ -1,0 +1,48 @@
+"""The reference QAT trainer: data, recipes, sessions, checkpoints, packages, quality runs."""
+
+from .checkpoint import CheckpointError, model_weights, resume_session, save_session
+from .data import (
+    CanaryData,
+    DataSource,
+    ReferenceData,
+    batch,
+    data_digest,
+    data_info,
+    documents,
+    epoch_order,
+    labels,
+    sample_contents,
+)
+from .evaluation import Evaluation, evaluate_model
+from .ingredients import BuildModel, Loss, reference_model, training_loss
+from .recipe import Recipe, planned_schedule, recipe_for, resolve_recipe, schedule_spec
+from .session import QATSession
+
+__all__ = [
+    "BuildModel",
+    "CanaryData",
+    "CheckpointError",
+    "DataSource",
+    "Evaluation",
+    "Loss",
+    "QATSession",
+    "Recipe",
+    "ReferenceData",
+    "batch",
+    "data_digest",
+    "data_info",
+    "documents",
+    "epoch_order",
+    "evaluate_model",
+    "labels",
+    "model_weights",
+    "planned_schedule",
+    "recipe_for",
+    "reference_model",
+    "resolve_recipe",
+    "resume_session",
+    "sample_contents",
+    "save_session",
+    "schedule_spec",
+    "training_loss",
+]

@@ -1,0 +1,174 @@
+"""Checkpoints: one safetensors file with everything the future of a run depends on.
+
+One file, so that one rename commits it. Its header holds canonical JSON (task, options, recipe,
+tied names) and a digest over all tensors, because safetensors itself does not notice a flipped bit.
+Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from forge_harness.canonical import canonical_json, sha256_hex
+from forge_harness.errors import UsageError
+from forge_harness.subject.protocols import TrainOptions
+from forge_harness.training.data import DataSource
+from forge_harness.training.durable import write_durably
+from forge_harness.training.ingredients import BuildModel, Loss
+from forge_harness.training.session import QATSession
+
+FORMAT = "forge-checkpoint/1"
+
+
+class CheckpointError(UsageError):
+    """A checkpoint is missing, damaged, or of another run."""
+
+
+def save_session(session: QATSession, path: Path) -> None:
+    """Writes a checkpoint; returns once it is durable (see `Checkpoints.save_session`).
+
+    Args:
+        session: What to save.
+        path: The file, by convention `*.safetensors`; replaced atomically when it is there.
+
+    Raises:
+        OSError: The file system refused; a file that was there is untouched.
+    """
+    tensors, tied = _untied(session)
+    header = {
+        "format": FORMAT,
+        "identity": _identity(session.task, session.options, session),
+        "step": session.step_index,
+        "tied": tied,
+        "digest": _digest(tensors),
+    }
+    metadata = {"forge": canonical_json(header).decode()}
+    write_durably(Path(path), save(tensors, metadata=metadata))
+
+
+def resume_session(
+    task: str,
+    options: TrainOptions,
+    path: Path,
+    *,
+    build_model: BuildModel | None = None,
+    load: DataSource | None = None,
+    loss: Loss | None = None,
+) -> QATSession:
+    """Returns a session that continues where the saved one stopped, bit for bit.
+
+    Args:
+        task: The task it was saved with.
+        options: The options it was saved with.
+        path: The file `save_session` wrote.
+        build_model: As given to `QATSession`.
+        load: As given to `QATSession`.
+        loss: As given to `QATSession`.
+
+    Raises:
+        CheckpointError: The file is missing or damaged, or belongs to another task, other
+            options or another recipe.
+    """
+    header, tensors = read_checkpoint(Path(path))
+    session = QATSession(task, options, build_model=build_model, load=load, loss=loss)
+    _refuse_other(header["identity"], _identity(task, options, session), Path(path))
+    try:
+        session.load_state_tensors(tensors)
+    except (KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"Checkpoint {Path(path).name} does not fit the model or data of {task!r}: {reason}"
+        ) from error
+    return session
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns header and tensors of a checkpoint, tied names filled in.
+
+    Raises:
+        CheckpointError: The file is missing, damaged or of another format.
+    """
+    try:
+        with safe_open(path, framework="pt") as stream:
+            header = json.loads((stream.metadata() or {})["forge"])
+            names = list(stream.keys())
+            tensors: dict[str, Tensor] = {name: stream.get_tensor(name) for name in names}
+    except FileNotFoundError as error:
+        raise CheckpointError(f"There is no checkpoint {str(path)!r}.") from error
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{path.name} is not a checkpoint, or it is damaged ({error}); use an earlier one."
+        ) from error
+    if header.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path.name} has format {header.get('format')!r}, {FORMAT!r} was expected."
+        )
+    if header["digest"] != _digest(tensors):
+        raise CheckpointError(
+            f"{path.name} is damaged: its content does not have the digest in its header; use an "
+            "earlier checkpoint."
+        )
+    for alias, name in header["tied"].items():
+        tensors[alias] = tensors[name]
+    return header, tensors
+
+
+def model_weights(path: Path) -> dict[str, Tensor]:
+    """Returns the state dict of the model in a checkpoint, for fine-tuning from it.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+    """
+    tensors = read_checkpoint(path)[1]
+    prefix = "model."
+    return {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+
+
+def _untied(session: QATSession) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Returns the state with shared tensors once, and alias -> name of the others."""
+    first: dict[int, str] = {}
+    tied: dict[str, str] = {}
+    for key, value in session.model.state_dict(keep_vars=True).items():
+        if id(value) in first:
+            tied[f"model.{key}"] = f"model.{first[id(value)]}"
+        first.setdefault(id(value), key)
+    tensors = session.state_tensors()
+    return {key: value for key, value in tensors.items() if key not in tied}, tied
+
+
+def _identity(task: str, options: TrainOptions, session: QATSession) -> dict[str, Any]:
+    """What a resumed run must have in common with the saved one, as JSON values."""
+    chosen = asdict(options)
+    chosen["validation_canaries"] = [sha256_hex(c) for c in options.validation_canaries]
+    text = json.dumps({"task": task, **chosen, "recipe": asdict(session.recipe)}, default=str)
+    # inf (no clipping) is no JSON number.
+    identity: dict[str, Any] = json.loads(text, parse_constant=str)
+    return identity
+
+
+def _refuse_other(saved: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> None:
+    for key in asked:
+        if saved.get(key) != asked[key]:
+            raise CheckpointError(
+                f"{path.name} was saved with {key} {saved.get(key)!r}, and {asked[key]!r} was "
+                "asked for; resume with the options it was saved with, or start anew."
+            )
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    hasher = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        hasher.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return f"sha256:{hasher.hexdigest()}"

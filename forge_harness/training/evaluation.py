@@ -1,0 +1,99 @@
+"""Held-out quality of a model, counted a sample so that others can form intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from forge_harness.subject.protocols import Batch
+from forge_harness.training.data import DataSource
+
+# Larger batches are slower on text: the logits of 32 windows are 4 MB.
+_PREDICTIONS_PER_BATCH = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Quality over samples, in the order of their ids.
+
+    Attributes:
+        loss: Mean cross-entropy over all predictions, nats, summed in float64.
+        correct: Correct predictions a sample.
+        predictions: Predictions a sample.
+    """
+
+    loss: float
+    correct: tuple[int, ...]
+    predictions: tuple[int, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of correct predictions."""
+        return sum(self.correct) / sum(self.predictions)
+
+    def blocks(self, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Sums consecutive samples into about `count` blocks: (correct, predictions) a block."""
+        size = max(1, len(self.correct) // count)
+        starts = range(0, len(self.correct), size)
+        correct = tuple(sum(self.correct[at : at + size]) for at in starts)
+        predictions = tuple(sum(self.predictions[at : at + size]) for at in starts)
+        return correct, predictions
+
+
+@torch.no_grad()
+def evaluate_model(
+    model: nn.Module, data: DataSource, task: str, *, ids: Sequence[int] | None = None
+) -> Evaluation:
+    """Evaluates a model on the validation split; its training mode is as before afterwards.
+
+    Args:
+        model: Maps inputs to logits (..., classes).
+        data: Source of the samples.
+        task: Task of the source.
+        ids: Validation samples; all when None.
+    """
+    chosen = range(data.data_info(task).validation_size) if ids is None else ids
+    correct: list[int] = []
+    predictions: list[int] = []
+    loss = 0.0
+    with _evaluation_mode(model):
+        for batch in _batches(data, task, list(chosen)):
+            logits = model(batch.inputs).float()
+            losses = F.cross_entropy(
+                logits.flatten(0, -2), batch.targets.flatten(), reduction="none"
+            )
+            loss += float(losses.double().sum())
+            hits = (logits.argmax(dim=-1) == batch.targets).reshape(len(batch.targets), -1)
+            correct += _ints(hits.sum(dim=1))
+            predictions += [hits.shape[1]] * hits.shape[0]
+    return Evaluation(loss / sum(predictions), tuple(correct), tuple(predictions))
+
+
+def _batches(data: DataSource, task: str, ids: list[int]) -> Iterator[Batch]:
+    if not ids:
+        return
+    per_sample = data.batch(task, "validation", ids[:1]).targets.numel()
+    size = max(1, _PREDICTIONS_PER_BATCH // per_sample)
+    for start in range(0, len(ids), size):
+        yield data.batch(task, "validation", ids[start : start + size])
+
+
+def _ints(tensor: Tensor) -> list[int]:
+    return [int(value) for value in tensor]
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    # Mode by module: a frozen part that was in evaluation mode must not come back training.
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

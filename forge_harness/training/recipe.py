@@ -1,0 +1,183 @@
+"""How each reference task is trained, and what options may change of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from forge_harness.errors import ConfigError, unknown_choice
+from forge_harness.quant import COMPUTES, Compute
+from forge_harness.subject.protocols import Precision, ScheduleSpec, ScheduleStep, TrainOptions
+from forge_harness.training.schedule import check_schedule, schedule_steps
+from forge_harness.training.splits import base_task
+
+PROFILES = ("quick", "full", "nightly")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Everything a session does that is not the model, the data or the seed.
+
+    Learning rates were tuned an arm each; `docs` of the quality comparison show the grids.
+    """
+
+    batch_size: int
+    """Samples of one optimizer step."""
+    learning_rate: float
+    """Peak of the schedule."""
+    schedule: Literal["two_stage", "cosine"]
+    warmup_share: float
+    """Share of the steps the warmup takes, unless `warmup_steps` says otherwise."""
+    weight_decay: float
+    """Decoupled, on matrices of linear layers only."""
+    clip_norm: float
+    """Largest L2 norm over all gradients; inf never clips."""
+    betas: tuple[float, float]
+    """Decay rates of Adam's two moments."""
+    final_fraction: float = 0.0
+    boundary: float = 0.5
+    warmup_steps: int | None = None
+    label_smoothing: float = 0.0
+    """Of the training loss of class tasks; evaluation never smooths."""
+    compute: Compute | None = None
+    """Arithmetic of the ternary layers; None leaves that of the model."""
+    autocast: bool = False
+    """bf16 autocast of what is left in full precision (attention, embedding, head)."""
+    compile: bool = False
+    """torch.compile of the forward and backward; needs a C++ compiler at run time."""
+
+    def schedule_spec(self, steps: int) -> ScheduleSpec:
+        """Returns the schedule of a run of `steps` optimizer steps.
+
+        Raises:
+            ConfigError: A value is out of its range.
+        """
+        warmup = self.warmup_steps
+        if warmup is None:
+            warmup = min(round(self.warmup_share * steps), steps - 1)
+        spec = ScheduleSpec(
+            kind=self.schedule,
+            peak=self.learning_rate,
+            warmup_steps=warmup,
+            total_steps=steps,
+            weight_decay=self.weight_decay,
+            boundary=self.boundary,
+            final_fraction=self.final_fraction,
+        )
+        check_schedule(spec)
+        return spec
+
+
+def recipe_for(task: str, precision: Precision = "ternary", profile: str = "quick") -> Recipe:
+    """Returns the tuned recipe of a task.
+
+    Args:
+        task: `digits` or `bytes`.
+        precision: The arm; each has its own best learning rate.
+        profile: `quick`, or `full` and `nightly` for the longer run.
+
+    Raises:
+        ConfigError: A name is unknown.
+    """
+    name = base_task(task)
+    if precision not in ("ternary", "full"):
+        raise ConfigError(unknown_choice("precision", precision, ("ternary", "full")))
+    if profile not in PROFILES:
+        raise ConfigError(unknown_choice("profile", profile, PROFILES), key="profile")
+    if name == "digits":
+        return _DIGITS
+    return _BYTES[("quick" if profile == "quick" else "full", precision)]
+
+
+def resolve_recipe(task: str, options: TrainOptions) -> Recipe:
+    """Returns the recipe of a session: that of the task, changed by its options.
+
+    `options.extra` may hold `profile` and any field of `Recipe` that has no option of its own.
+
+    Raises:
+        ConfigError: An option or key is unknown or out of its range.
+    """
+    extra = dict(options.extra)
+    recipe = recipe_for(task, options.precision, extra.pop("profile", "quick"))
+    named: dict[str, Any] = {
+        "batch_size": options.batch_size,
+        "learning_rate": options.learning_rate,
+        "clip_norm": options.clip_norm,
+    }
+    changes = {key: value for key, value in named.items() if value is not None}
+    recipe = replace(recipe, **changes, **_checked(extra, taken=set(named)))
+    _check_ranges(recipe, options)
+    return recipe
+
+
+def schedule_spec(task: str, options: TrainOptions) -> ScheduleSpec:
+    """Returns the schedule a session of these options declares (see `Trains.schedule_spec`)."""
+    return resolve_recipe(task, options).schedule_spec(options.steps)
+
+
+def planned_schedule(task: str, options: TrainOptions) -> list[ScheduleStep]:
+    """Returns the plan of every step (see `Trains.planned_schedule`)."""
+    return schedule_steps(schedule_spec(task, options))
+
+
+def _checked(extra: Mapping[str, Any], taken: set[str]) -> dict[str, Any]:
+    known = {field.name for field in fields(Recipe)} - taken
+    for key in extra:
+        if key not in known:
+            raise ConfigError(unknown_choice("training option", key, known), key=key)
+    return dict(extra)
+
+
+def _check_ranges(recipe: Recipe, options: TrainOptions) -> None:
+    if options.seed < 0:
+        raise ConfigError(f"seed {options.seed} must be at least 0.", key="seed")
+    _check_positive("steps", options.steps)
+    _check_positive("batch_size", recipe.batch_size)
+    _check_positive("accumulation", options.accumulation)
+    if options.accumulation > recipe.batch_size:
+        raise ConfigError(
+            f"accumulation {options.accumulation} exceeds the batch of {recipe.batch_size} "
+            "samples it splits; lower it or enlarge batch_size.",
+            key="accumulation",
+        )
+    if not recipe.clip_norm > 0 or math.isnan(recipe.clip_norm):
+        raise ConfigError(
+            f"clip_norm {recipe.clip_norm!r} must be above 0; inf never clips.", key="clip_norm"
+        )
+    if recipe.compute is not None and recipe.compute not in COMPUTES:
+        raise ConfigError(unknown_choice("compute mode", recipe.compute, COMPUTES), key="compute")
+    recipe.schedule_spec(options.steps)
+
+
+def _check_positive(key: str, value: int) -> None:
+    if value < 1:
+        raise ConfigError(f"{key} {value!r} must be at least 1.", key=key)
+
+
+_DIGITS = Recipe(
+    batch_size=64,
+    learning_rate=3e-3,
+    schedule="two_stage",
+    warmup_share=0.05,
+    weight_decay=0.05,
+    clip_norm=1.0,
+    betas=(0.9, 0.98),
+)
+_TEXT = Recipe(
+    batch_size=4,
+    learning_rate=2e-3,
+    schedule="cosine",
+    warmup_share=0.1,
+    weight_decay=0.1,
+    clip_norm=1.0,
+    betas=(0.9, 0.95),
+    final_fraction=0.02,
+)
+_BYTES = {
+    ("quick", "ternary"): _TEXT,
+    ("quick", "full"): _TEXT,
+    ("full", "ternary"): replace(_TEXT, batch_size=16, learning_rate=1.5e-3, warmup_share=0.035),
+    ("full", "full"): replace(_TEXT, batch_size=16, learning_rate=1e-3, warmup_share=0.035),
+}

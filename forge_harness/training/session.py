@@ -1,0 +1,289 @@
+"""The QAT trainer: one optimizer step at a time, interruptible anywhere between two."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from forge_harness.errors import ConfigError, ForgeError, NonFiniteError
+from forge_harness.subject.protocols import ScheduleSpec, StepRecord, TrainOptions
+from forge_harness.training.data import CanaryData, DataSource
+from forge_harness.training.evaluation import evaluate_model
+from forge_harness.training.ingredients import (
+    BuildModel,
+    Loss,
+    ingredients,
+    set_compute,
+    training_loss,
+)
+from forge_harness.training.optimize import (
+    apply_schedule,
+    build_optimizer,
+    clip_gradients,
+    gradient_norm,
+)
+from forge_harness.training.position import DataPosition
+from forge_harness.training.randomness import RandomState
+from forge_harness.training.recipe import resolve_recipe
+from forge_harness.training.schedule import schedule_at
+
+
+class Ranks(Protocol):
+    """The processes a step is spread over."""
+
+    rank: int
+    world_size: int
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Returns the module to call, whose backward sums gradients over the ranks."""
+        ...
+
+    def gather(self, value: float) -> list[float]:
+        """Returns the value of every rank, in the order of the ranks."""
+        ...
+
+
+class OneProcess:
+    """All micro-batches in this process."""
+
+    rank = 0
+    world_size = 1
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Returns the model itself."""
+        return model
+
+    def gather(self, value: float) -> list[float]:
+        """Returns the one value."""
+        return [value]
+
+
+class QATSession:
+    """A training run of one model (implements `TrainingSession`).
+
+    Deterministic: same options, same bits, whatever else the process does with its random
+    generators; with eager execution also whatever the number of threads (measured for 1 and 2).
+
+    After `step`, gradients are left in place as the optimizer saw them: clipped, over the whole
+    batch. They are cleared when the next step begins.
+
+    Args:
+        task: `digits`, `digits#FOLD` or `bytes`, or what the parts given understand.
+        options: What to change of the recipe.
+        build_model: Builds the model from (task, seed, precision); None: the reference model.
+        load: Source of the data; None: the reference data.
+        loss: Training loss of (model, batch); None: cross-entropy.
+        initial_weights: State dict to start from, for fine-tuning a full-precision model.
+        ranks: Processes the step is spread over.
+
+    Attributes:
+        task: As given.
+        options: As given.
+        recipe: What the options came to.
+        model: The model that is trained.
+        optimizer: AdamW over its parameters.
+        step_index: Optimizer steps made so far.
+        data: Source of the samples, canaries included.
+
+    Raises:
+        ConfigError: An option is unknown or out of its range.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        options: TrainOptions,
+        *,
+        build_model: BuildModel | None = None,
+        load: DataSource | None = None,
+        loss: Loss | None = None,
+        initial_weights: Mapping[str, Tensor] | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        parts = ingredients(build_model, load, loss)
+        self.task = task
+        self.options = options
+        self.recipe = resolve_recipe(task, options)
+        self.schedule: ScheduleSpec = self.recipe.schedule_spec(options.steps)
+        self.step_index = 0
+        self.data = parts.data
+        if options.validation_canaries:
+            self.data = CanaryData(parts.data, task, options.validation_canaries)
+        self.random = RandomState(options.seed)
+        self.position = DataPosition(self.data, task, options.seed)
+        with self.random.active():
+            self.model = parts.build_model(task, options.seed, options.precision)
+        self._configure_model(initial_weights)
+        self.optimizer = build_optimizer(self.model, self.recipe)
+        self._parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
+        self._ranks = ranks or OneProcess()
+        self._forward = self._ranks.wrap(self.model)
+        if self.recipe.compile:
+            self._forward = cast(nn.Module, torch.compile(self._forward))
+        self._loss = parts.loss or partial(
+            training_loss, label_smoothing=self.recipe.label_smoothing
+        )
+
+    def step(self) -> StepRecord:
+        """Makes one optimizer step.
+
+        Raises:
+            NonFiniteError: The loss or a gradient is not finite. Weights, optimizer, random
+                state and data position are as before the step.
+            ForgeError: All steps of the schedule are made.
+        """
+        started = time.perf_counter()
+        if self.step_index >= self.options.steps:
+            raise ForgeError(
+                f"All {self.options.steps} steps of this session are made; ask for more steps in "
+                "its options."
+            )
+        ids = self.options.fixed_batch or self.position.peek(self.recipe.batch_size)
+        micro_batches = self._split(ids)
+        with self.random.active(), self._deterministic():
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = self._accumulate(micro_batches)
+            norm = gradient_norm(self._parameters)
+            self._refuse_non_finite(loss, norm)
+            clip_gradients(self._parameters, norm, self.recipe.clip_norm)
+            now = schedule_at(self.schedule, self.step_index)
+            apply_schedule(self.optimizer, now)
+            self.optimizer.step()
+        if not self.options.fixed_batch:
+            self.position.advance(len(ids))
+        self.step_index += 1
+        return StepRecord(
+            step=self.step_index - 1,
+            loss=loss,
+            learning_rate=now.learning_rate,
+            weight_decay=now.weight_decay,
+            grad_norm=norm,
+            sample_ids=tuple(index for micro in micro_batches for index in micro),
+            seconds=time.perf_counter() - started,
+        )
+
+    def evaluate(self) -> dict[str, float]:
+        """Returns `loss` (nats) and `accuracy` (share) on the validation split.
+
+        The model computes as in training, quantized where it is. Nothing the training depends
+        on moves.
+        """
+        with self.random.active():
+            result = evaluate_model(self.model, self.data, self.task)
+        return {"loss": result.loss, "accuracy": result.accuracy}
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Returns copies of all the future of the run depends on, by a stable name."""
+        state = {f"model.{key}": value for key, value in self.model.state_dict().items()}
+        state |= self._optimizer_tensors()
+        state |= {f"random.{key}": value for key, value in self.random.tensors().items()}
+        position = [self.step_index, self.position.epoch, self.position.offset]
+        state["position"] = torch.tensor(position, dtype=torch.int64)
+        return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+    def load_state_tensors(self, state: Mapping[str, Tensor]) -> None:
+        """Takes over a state written by `state_tensors` of a session of the same options.
+
+        Raises:
+            RuntimeError: Model weights are missing, left over or of another shape.
+            KeyError: Another tensor is missing.
+        """
+        weights = _below("model.", state)
+        self.model.load_state_dict(weights, strict=True)
+        self.random.load(_below("random.", state))
+        for name, parameter in self._named_parameters():
+            fields = _below(f"optimizer.{name}/", state)
+            if fields:
+                self.optimizer.state[parameter] = {k: v.clone() for k, v in fields.items()}
+        step, epoch, offset = (int(value) for value in state["position"])
+        self.step_index, self.position.epoch, self.position.offset = step, epoch, offset
+        if step:
+            apply_schedule(self.optimizer, schedule_at(self.schedule, step - 1))
+
+    def _configure_model(self, initial_weights: Mapping[str, Tensor] | None) -> None:
+        if initial_weights is not None:
+            self.model.load_state_dict(initial_weights, strict=True)
+        self.model.train()
+        compute = self.recipe.compute
+        ternary = self.options.precision == "ternary"
+        if compute is not None and ternary and not set_compute(self.model, compute):
+            raise ConfigError(
+                f"compute {compute!r} was asked for, but no layer of the model of {self.task!r} "
+                "uses TernaryLinearOp; leave compute unset.",
+                key="compute",
+            )
+
+    def _split(self, ids: Sequence[int]) -> list[tuple[int, ...]]:
+        """Strided, so that a micro-batch holds what a rank of a distributed sampler would."""
+        count = max(self.options.accumulation, self._ranks.world_size)
+        return [tuple(ids[index::count]) for index in range(count)]
+
+    def _accumulate(self, micro_batches: Sequence[tuple[int, ...]]) -> float:
+        """Leaves the gradient of the mean over all targets; returns that mean."""
+        mine = micro_batches[self._ranks.rank :: self._ranks.world_size]
+        batches = [self.data.batch(self.task, "train", ids) for ids in mine if ids]
+        sizes = [batch.targets.numel() for batch in batches]
+        total = sum(self._ranks.gather(float(sum(sizes))))
+        if not batches:
+            # The other ranks wait for this one's backward: take part with weight 0.
+            batches, sizes = [self.data.batch(self.task, "train", micro_batches[0])], [0]
+        losses = 0.0
+        for batch, size in zip(batches, sizes, strict=True):
+            share = size / total
+            with self._autocast():
+                loss = self._loss(self._forward, batch)
+            (loss * share).backward()  # type: ignore[no-untyped-call]
+            losses += float(loss.detach()) * share
+        return sum(self._ranks.gather(losses))
+
+    def _refuse_non_finite(self, loss: float, norm: float) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        self.optimizer.zero_grad(set_to_none=True)
+        raise NonFiniteError(
+            f"Step {self.step_index} has loss {loss:g} and gradient norm {norm:g}; both must be "
+            "finite. Nothing was updated: look at this step's samples or lower the learning rate."
+        )
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if not self.recipe.autocast:
+            return nullcontext()
+        return torch.autocast("cpu", dtype=torch.bfloat16)
+
+    def _deterministic(self) -> AbstractContextManager[object]:
+        return _DeterministicAlgorithms() if self.recipe.compile else nullcontext()
+
+    def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        known = {id(parameter) for parameter in self._parameters}
+        return [(name, p) for name, p in self.model.named_parameters() if id(p) in known]
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        return {
+            f"optimizer.{name}/{field}": torch.as_tensor(value)
+            for name, parameter in self._named_parameters()
+            for field, value in self.optimizer.state.get(parameter, {}).items()
+        }
+
+
+class _DeterministicAlgorithms:
+    """Inductor's embedding backward adds atomically, in any order, unless this is on."""
+
+    def __enter__(self) -> None:
+        self._before = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(True)
+
+    def __exit__(self, *_: object) -> None:
+        torch.use_deterministic_algorithms(self._before)
+
+
+def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
+    }
