@@ -15,9 +15,9 @@ from forge_harness.canonical import canonical_json, file_sha256
 from forge_harness.errors import RunDirectoryError
 from forge_harness.policy import Policy
 from forge_harness.record import RunRecord
+from forge_harness.rundir import MANIFEST, POLICY, RUN, check_manifest
 from forge_harness.scoring.assembly import reassemble
 
-_RUN, _POLICY, _MANIFEST = "run.json", "policy.json", "manifest.json"
 _ARTIFACT = re.compile(r"^evidence/sha256/([0-9a-f]{64})$")
 _CAUSE_FIRST = ("checks", "unscored_items", "suites", "coverage", "score", "verdict")
 _SAFE_INTEGER = 2**53 - 1
@@ -53,11 +53,11 @@ def verify_run(path: Path) -> list[Discrepancy]:
     if not path.is_dir():
         raise RunDirectoryError(f"{path} is not a directory; expected the directory of a run.")
     found = list(_damage(path))
-    record, problems = _read(path, _RUN, RunRecord)
-    policy, policy_problems = _read(path, _POLICY, Policy)
+    record, problems = _read(path, RUN, RunRecord)
+    policy, policy_problems = _read(path, POLICY, Policy)
     found += problems + policy_problems
     if record is not None and record.state == "running":
-        found.insert(0, _unfinished(_RUN, "state 'running'"))
+        found.insert(0, _unfinished(RUN, "state 'running'"))
     if record is not None:
         found += _artifacts(path, record)
         if policy is not None:
@@ -70,11 +70,9 @@ def _unfinished(file: str, found: str) -> Discrepancy:
 
 
 def _damage(path: Path) -> Iterator[Discrepancy]:
-    if not (path / _MANIFEST).is_file():
-        yield _unfinished(_MANIFEST, "no manifest")
+    if not (path / MANIFEST).is_file():
+        yield _unfinished(MANIFEST, "no manifest")
         return
-    from forge_harness.rundir import check_manifest
-
     for problem in check_manifest(path):
         yield Discrepancy(problem.path, problem.what, problem.expected, problem.found)
 
@@ -115,11 +113,11 @@ def _artifacts(path: Path, record: RunRecord) -> Iterator[Discrepancy]:
             where = f"$.checks[{i}].evidence[{j}].artifact"
             match = _ARTIFACT.match(evidence.artifact)
             if match is None:
-                yield Discrepancy(_RUN, where, "evidence/sha256/<hex>", evidence.artifact)
+                yield Discrepancy(RUN, where, "evidence/sha256/<hex>", evidence.artifact)
                 continue
             named = f"sha256:{match[1]}"
             if evidence.value != named:
-                yield Discrepancy(_RUN, f"{where[:-9]}.value", named, _short(evidence.value))
+                yield Discrepancy(RUN, f"{where[:-9]}.value", named, _short(evidence.value))
             stored = path / evidence.artifact
             if not stored.is_file():
                 yield Discrepancy(evidence.artifact, f"artifact of {check.id}", named, "no file")
@@ -148,9 +146,9 @@ def _differences(where: str, expected: Any, found: Any) -> Iterator[Discrepancy]
             yield from _differences(f"{where}[{index}]", *pair)
     elif isinstance(expected, list) and isinstance(found, list):
         lengths = (f"{len(expected)} entries", f"{len(found)} entries")
-        yield Discrepancy(_RUN, where, *lengths)
+        yield Discrepancy(RUN, where, *lengths)
     elif expected != found or isinstance(expected, bool) is not isinstance(found, bool):
-        yield Discrepancy(_RUN, where, _short(expected), _short(found))
+        yield Discrepancy(RUN, where, _short(expected), _short(found))
 
 
 _ABSENT = "nothing"

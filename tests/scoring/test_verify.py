@@ -1,0 +1,259 @@
+"""A run directory is recomputed; every lie in it is named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from forge_harness.canonical import canonical_json, sha256_hex
+from forge_harness.errors import RunDirectoryError
+from forge_harness.rundir import RunDirectory
+from forge_harness.scoring import Scope, assemble, verify_run
+from forge_harness.types import Level
+
+CHECKS = (("a.x", "critical"), ("a.y", "medium"), ("b.x", "high"))
+PAYLOAD = b"raw samples"
+DIGEST = sha256_hex(PAYLOAD)
+
+
+@pytest.fixture
+def sealed(make, tmp_path):
+    """A sealed run of three checks with an artifact, a large float and a near miss."""
+    policy = make.policy(*CHECKS)
+    items = [
+        make.item(
+            "a.x",
+            evidence=[
+                make.evidence(
+                    "", "samples", f"sha256:{DIGEST}", artifact=f"evidence/sha256/{DIGEST}"
+                )
+            ],
+        ),
+        make.item(
+            "a.y",
+            evidence=[
+                make.evidence(
+                    "", "loss", 1.5, limit=1.0, direction="at_most", level=Level.WARN.value
+                )
+            ],
+        ),
+        make.item("b.x", evidence=[make.evidence("", "bytes", 1e20)]),
+    ]
+    stub = assemble(policy, [], scope=Scope(), context=make.context(), state="running")
+    record = assemble(policy, items, scope=Scope(), context=make.context())
+    path = tmp_path / "run"
+    directory = RunDirectory.create(path, record=stub, policy=policy)
+    (path / "evidence" / "sha256").mkdir(parents=True)
+    (path / "evidence" / "sha256" / DIGEST).write_bytes(PAYLOAD)
+    directory.write_final(record, policy)
+    directory.seal()
+    return path
+
+
+def edit(path, change, file="run.json", *, reseal=True):
+    """Changes a file as JSON and seals again: a forger who knows the manifest."""
+    # 1e20 is printed without a point; as an integer it would not be canonical JSON.
+    values = json.loads((path / file).read_bytes(), parse_int=float)
+    change(values)
+    (path / file).write_bytes(canonical_json(values))
+    if reseal:
+        RunDirectory.open_existing(path).seal()
+
+
+def found(path):
+    return [(d.file, d.what) for d in verify_run(path)]
+
+
+def test_a_true_run_verifies(sealed):
+    assert verify_run(sealed) == []
+
+
+def test_every_flipped_byte_of_every_file_is_named(sealed):
+    for file in sorted(p for p in sealed.rglob("*") if p.is_file()):
+        whole = file.read_bytes()
+        for position in range(0, len(whole), max(1, len(whole) // 40)):
+            broken = bytearray(whole)
+            broken[position] ^= 0x01
+            file.write_bytes(bytes(broken))
+            problems = verify_run(sealed)
+            assert problems, (file.name, position)
+            assert problems[0].file == file.relative_to(sealed).as_posix()
+        file.write_bytes(whole)
+    assert verify_run(sealed) == []
+
+
+def test_without_a_manifest_the_run_was_not_finished(sealed):
+    (sealed / "manifest.json").unlink()
+    first = verify_run(sealed)[0]
+    assert (first.file, first.what) == ("manifest.json", "the run was not finished")
+
+
+def test_a_stub_was_not_finished(make, tmp_path):
+    policy = make.policy(*CHECKS)
+    stub = assemble(policy, [], scope=Scope(), context=make.context(), state="running")
+    RunDirectory.create(tmp_path / "r", record=stub, policy=policy).seal()
+    first = verify_run(tmp_path / "r")[0]
+    assert (first.file, first.what, first.found) == (
+        "run.json",
+        "the run was not finished",
+        "state 'running'",
+    )
+
+
+def change_outcome(run):
+    run["checks"][1]["outcome"] = "pass"
+
+
+def change_item(run):
+    run["checks"][1]["items"][0]["outcome"] = "pass"
+
+
+def change_value(run):
+    run["checks"][1]["evidence"][0]["value"] = 0.5
+
+
+def drop_evidence(run):
+    run["checks"][2]["evidence"] = []
+
+
+def raise_score(run):
+    run["score"]["low"] = 100
+
+
+def pass_verdict(run):
+    run["verdict"] = "PASS"
+
+
+def drop_reasons(run):
+    run["verdict_reasons"] = []
+
+
+def raise_coverage(run):
+    run["coverage"] = 0.5
+
+
+def raise_credit(run):
+    run["checks"][1]["credit_low"] = "1"
+
+
+def suite_counts(run):
+    run["suites"][0]["counts"] = {"pass": 2}
+
+
+def drop_check(run):
+    del run["checks"][2]
+
+
+def foreign_digest(run):
+    run["policy_digest"] = "sha256:" + "0" * 64
+
+
+def smaller_scope(run):
+    run["scope"]["in_scope"] = 2
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        (change_outcome, "$.checks[1].outcome"),
+        (change_item, "$.checks[1].items[0].outcome"),
+        (drop_evidence, "$.checks[2].outcome"),
+        (raise_score, "$.score.low"),
+        (pass_verdict, "$.verdict"),
+        (drop_reasons, "$.verdict_reasons"),
+        (raise_coverage, "$.coverage"),
+        (raise_credit, "$.checks[1].credit_low"),
+        (suite_counts, "$.suites[0].counts.pass"),
+        (drop_check, "$.checks"),
+        (foreign_digest, "$.policy_digest"),
+        (smaller_scope, "$.scope.in_scope"),
+    ],
+)
+def test_a_forged_record_is_named_by_path(sealed, change, where):
+    edit(sealed, change)
+    places = found(sealed)
+    assert ("run.json", where) in places
+
+
+def test_an_evidence_value_is_held_against_its_limit(sealed):
+    def forge(run):
+        check = run["checks"][1]
+        check["evidence"][0]["level"] = "fail"
+        check["outcome"] = check["items"][0]["outcome"] = "warn"
+
+    edit(sealed, forge)
+    outcome = next(d for d in verify_run(sealed) if d.what == "$.checks[1].items[0].outcome")
+    assert (outcome.expected, outcome.found) == ('"fail"', '"warn"')
+
+
+def test_causes_come_before_what_follows_from_them(sealed):
+    def forge(run):
+        run["score"] = {"low": 100, "high": 100}
+        run["checks"][1]["items"][0]["outcome"] = "pass"
+
+    edit(sealed, forge)
+    places = [what for _, what in found(sealed)]
+    assert places[0].startswith("$.checks[1]")
+    assert places[-1].startswith("$.score")
+
+
+def test_a_changed_policy_changes_its_digest(sealed):
+    def cheaper(policy):
+        policy["severity_weights"]["medium"] = 1
+
+    edit(sealed, cheaper, "policy.json")
+    places = found(sealed)
+    assert places[0] == ("run.json", "$.policy_digest")
+    assert ("run.json", "$.suites[0].low") in places
+
+
+def test_an_artifact_is_what_its_name_says(sealed):
+    (sealed / "evidence" / "sha256" / DIGEST).write_bytes(b"other samples")
+    RunDirectory.open_existing(sealed).seal()
+    (problem,) = verify_run(sealed)
+    assert problem.file == f"evidence/sha256/{DIGEST}"
+    assert problem.found == f"sha256:{sha256_hex(b'other samples')}"
+
+
+def test_a_missing_artifact(sealed):
+    (sealed / "evidence" / "sha256" / DIGEST).unlink()
+    RunDirectory.open_existing(sealed).seal()
+    (problem,) = verify_run(sealed)
+    assert (problem.file, problem.found) == (f"evidence/sha256/{DIGEST}", "no file")
+
+
+def test_an_artifact_outside_the_run_is_refused(sealed):
+    def forge(run):
+        run["checks"][0]["evidence"][0]["artifact"] = "evidence/sha256/../../../secret"
+
+    edit(sealed, forge)
+    assert ("run.json", "$.checks[0].evidence[0].artifact") in found(sealed)
+
+
+def test_an_artifact_of_another_digest(sealed):
+    def forge(run):
+        run["checks"][0]["evidence"][0]["value"] = "sha256:" + "0" * 64
+
+    edit(sealed, forge)
+    assert found(sealed) == [("run.json", "$.checks[0].evidence[0].value")]
+
+
+def test_bytes_that_are_not_canonical(sealed):
+    values = json.loads((sealed / "run.json").read_bytes())
+    (sealed / "run.json").write_text(json.dumps(values, indent=1))
+    RunDirectory.open_existing(sealed).seal()
+    assert found(sealed) == [("run.json", "is not canonical JSON")]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"verdict":"PASS"}', b"\xff"])
+def test_what_is_no_record(sealed, content):
+    (sealed / "run.json").write_bytes(content)
+    RunDirectory.open_existing(sealed).seal()
+    assert found(sealed)[0][0] == "run.json"
+
+
+def test_no_directory(tmp_path):
+    with pytest.raises(RunDirectoryError, match="is not a directory"):
+        verify_run(tmp_path / "none")
+    assert [d.file for d in verify_run(tmp_path)] == ["manifest.json", "run.json", "policy.json"]
