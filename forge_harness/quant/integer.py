@@ -7,22 +7,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .bounds import FP32_EXACT_MAX_K, INT32_MAX_K
-from .ste import Quantizer, weight_scale_column
+from .ste import Quantizer, weight_scales
 from .ternary import absmax_int8, absmean_ternary
 
 _CUDA_MIN_ROWS = 17
-"""torch._int_mm on CUDA refuses fewer rows than this, and K or N that are no multiple of 8."""
+"""torch._int_mm on CUDA refuses fewer rows."""
 
 
 def int8_matmul(q: Tensor, codes: Tensor) -> Tensor:
     """Returns q @ codes.T exactly, by `torch._int_mm`.
 
-    CPU takes any shape. On CUDA the operands are padded with zeros to the shapes cuBLASLt takes
-    (more than 16 rows, K and N multiples of 8) and the result is cut back: zeros add nothing to an
-    integer sum, so the accumulators are the same.
+    Operands are padded with zeros, which add nothing to an integer sum, where the function needs
+    it: on CPU K = 1 is padded to 2, because torch 2.13 returns wrong sums for it without an error;
+    on CUDA every size goes to what cuBLASLt takes (more than 16 rows, K and N multiples of 8).
 
     Args:
-        q: int8 (M, K), contiguous or not.
+        q: int8 (M, K).
         codes: int8 (N, K), K <= `INT32_MAX_K`.
 
     Returns:
@@ -32,13 +32,10 @@ def int8_matmul(q: Tensor, codes: Tensor) -> Tensor:
         ValueError: K is so large that int32 could overflow.
     """
     check_k(q.shape[1], INT32_MAX_K, "int32 accumulators", "split the layer along K")
-    if q.device.type != "cuda":
-        return torch._int_mm(q.contiguous(), codes.t())
-    rows, outputs = q.shape[0], codes.shape[0]
-    pad_k = -q.shape[1] % 8
-    q = F.pad(q, (0, pad_k, 0, max(0, _CUDA_MIN_ROWS - rows)))
-    codes = F.pad(codes, (0, pad_k, 0, -outputs % 8))
-    return torch._int_mm(q.contiguous(), codes.t())[:rows, :outputs]
+    sizes = _cuda_sizes if q.device.type == "cuda" else _cpu_sizes
+    rows, columns, outputs = sizes(q.shape[0], q.shape[1], codes.shape[0])
+    product = torch._int_mm(_pad(q, rows, columns), _pad(codes, outputs, columns).t())
+    return product[: q.shape[0], : codes.shape[0]]
 
 
 def fp32_matmul(q: Tensor, codes: Tensor) -> Tensor:
@@ -79,8 +76,22 @@ def integer_linear(
     codes, weight_scale = quantize_weight(w.detach())
     q, activation_scale = quantize_activation(x.detach())
     accumulators = int8_matmul(q.reshape(-1, q.shape[-1]), codes)
-    factor = activation_scale * weight_scale_column(weight_scale, codes.shape[0]).t()
+    factor = activation_scale * weight_scales(weight_scale, codes.shape[0])
     return accumulators.reshape(*x.shape[:-1], codes.shape[0]), factor
+
+
+def _cpu_sizes(rows: int, columns: int, outputs: int) -> tuple[int, int, int]:
+    return rows, 2 if columns == 1 else columns, outputs
+
+
+def _cuda_sizes(rows: int, columns: int, outputs: int) -> tuple[int, int, int]:
+    return max(rows, _CUDA_MIN_ROWS), columns + -columns % 8, outputs + -outputs % 8
+
+
+def _pad(matrix: Tensor, rows: int, columns: int) -> Tensor:
+    if matrix.shape == (rows, columns):
+        return matrix.contiguous()
+    return F.pad(matrix, (0, columns - matrix.shape[1], 0, rows - matrix.shape[0]))
 
 
 def check_k(k: int, limit: int, what: str, remedy: str) -> None:

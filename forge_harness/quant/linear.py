@@ -9,17 +9,19 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from forge_harness.errors import unknown_choice
 
 from .integer import fp32_matmul, int8_matmul
 from .ste import (
     Quantizer,
+    dequantize_weight,
     fake_quantize_activation,
     fake_quantize_weight,
-    weight_scale_column,
+    weight_scales,
 )
-from .ternary import absmax_int8, absmean_ternary, dequantize
+from .ternary import absmax_int8, absmean_ternary
 
 Compute = Literal["exact", "int8", "fake"]
 COMPUTES: tuple[Compute, ...] = ("exact", "int8", "fake")
@@ -40,7 +42,8 @@ class TernaryLinearOp:
 
     Backward, with G the upstream gradient: dX = G . (C * beta), dW = G^T . (q * s), db = sum G.
     Nothing is masked and no gradient goes through a scale. `exact` and `int8` keep only int8 codes
-    and scales between forward and backward. Autocast does not change any of it.
+    and scales between forward and backward. Autocast changes none of it (for `fake`, as long as
+    backward runs outside autocast, as torch asks).
 
     Attributes:
         quantize_weight: Latent weight (N, K) -> int8 codes (N, K), scale (one entry or one a row).
@@ -70,18 +73,19 @@ class TernaryLinearOp:
         Raises:
             ValueError: The shapes do not fit, or K exceeds the limit of the compute mode.
         """
+        _check_shapes(x, w, bias)
         with torch.autocast(x.device.type, enabled=False):
             if self.compute == "fake":
                 return self._fake(x, w, bias)
             codes, weight_scale = self.quantize_weight(w.detach())
             q, activation_scale = self.quantize_activation(x.detach())
-            beta = weight_scale_column(weight_scale, codes.shape[0])
+            beta = weight_scales(weight_scale, codes.shape[0])
             return _ternary_linear(x, w, bias, q, activation_scale, codes, beta, self.compute)
 
     def effective_weight(self, w: Tensor) -> Tensor:
         """Returns the values (N, K) fp32 the forward multiplies with, without gradient."""
         codes, scale = self.quantize_weight(w.detach())
-        return dequantize(codes, weight_scale_column(scale, codes.shape[0]))
+        return dequantize_weight(codes, scale)
 
     def _fake(self, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
         values = fake_quantize_activation(x.float(), self.quantize_activation)
@@ -109,12 +113,13 @@ class _TernaryLinear(torch.autograd.Function):
         ctx.dtypes = (x.dtype, w.dtype, None if bias is None else bias.dtype)
         product = int8_matmul if compute == "int8" else fp32_matmul
         accumulators = product(q.reshape(-1, q.shape[-1]), codes)
-        y = accumulators.reshape(*q.shape[:-1], codes.shape[0]) * (activation_scale * beta.t())
+        y = accumulators.reshape(*q.shape[:-1], codes.shape[0]) * (activation_scale * beta)
         if bias is not None:
             y = y + bias
         return y.to(x.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - as above
         q, activation_scale, codes, beta = ctx.saved_tensors
         x_dtype, w_dtype, bias_dtype = ctx.dtypes
@@ -136,7 +141,7 @@ _ternary_linear: Callable[..., Tensor] = _TernaryLinear.apply
 
 def _input_gradient(grad: Tensor, codes: Tensor, beta: Tensor, dtype: torch.dtype) -> Tensor:
     """DX = G . (C * beta) as (G * beta) . C, so that the codes stay exact in `dtype`."""
-    scaled = (_rows(grad) * beta.t()).to(dtype)
+    scaled = (_rows(grad) * beta).to(dtype)
     return (scaled @ codes.to(dtype)).float().reshape(*grad.shape[:-1], codes.shape[1])
 
 
@@ -146,6 +151,18 @@ def _weight_gradient(
     """DW = G^T . (q * s) as (G * s)^T . q, so that the codes stay exact in `dtype`."""
     scaled = (_rows(grad) * activation_scale.reshape(-1, 1)).to(dtype)
     return (scaled.t() @ _rows(q).to(dtype)).float()
+
+
+def _check_shapes(x: Tensor, w: Tensor, bias: Tensor | None) -> None:
+    if w.dim() != 2 or x.dim() == 0 or x.shape[-1] != w.shape[1]:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)} and the weight {tuple(w.shape)}; expected x (..., K) "
+            "and weight (N, K): the last dimension of both is the input features."
+        )
+    if bias is not None and bias.shape != w.shape[:1]:
+        raise ValueError(
+            f"bias has shape {tuple(bias.shape)}; expected ({w.shape[0]},): one entry an output."
+        )
 
 
 def _rows(tensor: Tensor) -> Tensor:

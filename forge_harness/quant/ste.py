@@ -49,7 +49,7 @@ def round_ste(x: Tensor) -> Tensor:
 def fake_quantize_weight(w: Tensor, quantize: Quantizer = absmean_ternary) -> Tensor:
     """Returns scale * codes of a weight (N, K) in its dtype; identity gradient."""
     codes, scale = quantize(w)
-    return straight_through(w, dequantize(codes, weight_scale_column(scale, codes.shape[0])))
+    return straight_through(w, dequantize_weight(codes, scale))
 
 
 def fake_quantize_activation(x: Tensor, quantize: Quantizer = absmax_int8) -> Tensor:
@@ -57,8 +57,17 @@ def fake_quantize_activation(x: Tensor, quantize: Quantizer = absmax_int8) -> Te
     return straight_through(x, dequantize(*quantize(x)))
 
 
-def weight_scale_column(scale: Tensor, rows: int) -> Tensor:
-    """Returns a weight scale as fp32 (1, 1) or (N, 1), to multiply codes (N, K).
+def dequantize_weight(codes: Tensor, scale: Tensor) -> Tensor:
+    """Returns scale * codes (N, K) in fp32, for one scale or one a row.
+
+    Raises:
+        ValueError: `scale` has neither one entry nor one a row.
+    """
+    return dequantize(codes, weight_scales(scale, codes.shape[0])[:, None])
+
+
+def weight_scales(scale: Tensor, rows: int) -> Tensor:
+    """Returns a weight scale as fp32 (1,) or (N,).
 
     Raises:
         ValueError: `scale` has neither one entry nor one a row.
@@ -68,4 +77,4 @@ def weight_scale_column(scale: Tensor, rows: int) -> Tensor:
             f"weight scale has shape {tuple(scale.shape)}; expected one entry, or one for each of "
             f"the {rows} rows: repeat the scale of a part over its rows."
         )
-    return scale.detach().float().reshape(-1, 1)
+    return scale.detach().float().reshape(-1)

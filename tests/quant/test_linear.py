@@ -1,0 +1,282 @@
+"""TernaryLinearOp: one set of codes, three ways to compute, the plain STE backward."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from forge_harness.quant import (
+    COMPUTES,
+    TernaryLinearOp,
+    absmax_int8,
+    absmean_ternary,
+    absmean_ternary_parts,
+    binary_weight,
+    integer_linear,
+)
+from forge_harness.quant.bounds import FAKE_QUANT_RTOL_L1
+
+# fp32 sums of a few hundred terms; bf16 rounds upstream gradient and result, 2**-9 each.
+GRADIENT_RTOL = {"exact": 2e-6, "fake": 2e-6, "int8": 2 * 2**-8}
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def case(*shape: int, outputs: int = 11, bias: bool = True) -> tuple[Tensor, Tensor, Tensor | None]:
+    x = draw(0, *shape).requires_grad_()
+    w = (draw(1, outputs, shape[-1]) * 0.3).requires_grad_()
+    return x, w, draw(2, outputs).requires_grad_() if bias else None
+
+
+def oracle_gradients(x: Tensor, w: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """dX = G (C beta), dW = G^T (q s), db = sum G, all in float64 from the same codes."""
+    codes, beta = absmean_ternary(w)
+    q, s = absmax_int8(x)
+    g = grad.double().reshape(-1, grad.shape[-1])
+    grad_x = g @ (codes.double() * beta.double())
+    grad_w = g.t() @ (q.double() * s.double()).reshape(-1, x.shape[-1])
+    return grad_x.reshape(x.shape), grad_w, g.sum(0)
+
+
+def assert_elementwise(actual: Tensor, expected: Tensor, bound: Tensor | float) -> None:
+    assert actual.dtype == torch.float32
+    assert ((actual.double() - expected).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("compute", COMPUTES)
+@pytest.mark.parametrize("shape", [(9, 33), (2, 5, 64), (1, 7)])
+def test_gradients_equal_the_float64_estimator_elementwise(compute, shape):
+    x, w, bias = case(*shape)
+    y = TernaryLinearOp(compute=compute)(x, w, bias)
+    upstream = draw(3, *y.shape)
+    y.backward(upstream)
+    grad_x, grad_w, grad_bias = oracle_gradients(x, w, upstream)
+    # Rounding is relative to the sum of magnitudes, not to a result that may cancel.
+    magnitude_x, magnitude_w, magnitude_b = oracle_gradients(
+        x.detach().abs(), w.detach().abs(), upstream.abs()
+    )
+    rtol = GRADIENT_RTOL[compute]
+    assert_elementwise(x.grad, grad_x, rtol * magnitude_x)
+    assert_elementwise(w.grad, grad_w, rtol * magnitude_w)
+    assert_elementwise(bias.grad, grad_bias, 2e-6 * magnitude_b)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 130), st.integers(1, 40), st.integers(-3, 3))
+def test_all_modes_compute_the_integer_path(tokens, k, n, exponent):
+    x, w = draw(tokens, tokens, k) * 10.0**exponent, draw(n, n, k)
+    accumulators, factor = integer_linear(x, w)
+    expected = accumulators * factor
+    assert torch.equal(TernaryLinearOp(compute="exact")(x, w), expected)
+    assert torch.equal(TernaryLinearOp(compute="int8")(x, w), expected)
+    q, s = absmax_int8(x)
+    codes, beta = absmean_ternary(w)
+    l1 = (q.abs().float() * s) @ (codes.abs().float() * beta).t()
+    error = (TernaryLinearOp(compute="fake")(x, w) - expected).abs()
+    assert (error <= FAKE_QUANT_RTOL_L1 * l1).all()
+
+
+@pytest.mark.parametrize("compute", ["exact", "int8"])
+def test_outputs_do_not_depend_on_the_batch_size(compute):
+    x, w, _ = case(77, 96)
+    op = TernaryLinearOp(compute=compute)
+    pieces = torch.cat([op(piece, w) for piece in x.split(13)])
+    assert torch.equal(op(x, w), pieces)
+
+
+@pytest.mark.parametrize("compute", COMPUTES)
+def test_an_injected_quantizer_changes_forward_and_backward(compute):
+    x, w, _ = case(6, 16)
+
+    def constant(values: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones(values.shape, dtype=torch.int8), torch.tensor(2.0)
+
+    def unit(values: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.full(values.shape, 3, dtype=torch.int8), torch.ones(*values.shape[:-1], 1)
+
+    op = TernaryLinearOp(quantize_weight=constant, quantize_activation=unit, compute=compute)
+    y = op(x, w)
+    y.sum().backward()
+    assert y.eq(3 * 2 * 16).all()
+    assert x.grad.eq(2 * 11).all()
+    assert w.grad.eq(3 * 6).all()
+
+
+@pytest.mark.parametrize("compute", COMPUTES)
+def test_a_scale_a_row_reaches_every_gradient(compute):
+    x, w, _ = case(6, 16)
+    parts = (4, 7)
+
+    def rows(values: Tensor) -> tuple[Tensor, Tensor]:
+        codes, scales = absmean_ternary_parts(values, parts)
+        return codes, scales.repeat_interleave(torch.tensor(parts))
+
+    y = TernaryLinearOp(quantize_weight=rows, compute=compute)(x, w)
+    upstream = draw(3, *y.shape)
+    y.backward(upstream)
+    split_x, split_w = x.detach().clone().requires_grad_(), w.detach().clone().requires_grad_()
+    op = TernaryLinearOp(compute=compute)
+    expected = torch.cat([op(split_x, part) for part in split_w.split(list(parts))], dim=-1)
+    expected.backward(upstream)
+    torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-6)
+    tolerance = 0.05 if compute == "int8" else 1e-5
+    torch.testing.assert_close(x.grad, split_x.grad, rtol=0, atol=tolerance)
+    torch.testing.assert_close(w.grad, split_w.grad, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("compute", COMPUTES)
+def test_the_bias_is_outside_the_scale(compute):
+    x, w, bias = case(5, 24)
+    op = TernaryLinearOp(compute=compute)
+    torch.testing.assert_close(op(x, w, bias), op(x, w) + bias, rtol=1e-6, atol=1e-6)
+    assert torch.equal(op(torch.zeros(2, 24), w, bias), bias.expand(2, -1))
+
+
+@pytest.mark.parametrize("compute", COMPUTES)
+def test_upstream_gradients_may_be_strided_and_are_not_changed(compute):
+    x, w, bias = case(4, 6, 8)
+    op = TernaryLinearOp(compute=compute)
+    upstream = draw(4, 11, 6, 4).permute(2, 1, 0)
+    before = upstream.clone()
+    op(x, w, bias).backward(upstream)
+    strided = x.grad, w.grad, bias.grad
+    x.grad = w.grad = bias.grad = None
+    op(x, w, bias).backward(before.contiguous())
+    for left, right in zip(strided, (x.grad, w.grad, bias.grad), strict=True):
+        torch.testing.assert_close(left, right)
+    assert torch.equal(upstream, before)
+    x.grad = None
+    op(x, w, bias).sum().backward()
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("compute", COMPUTES)
+def test_unneeded_gradients_are_left_out(compute):
+    x, w, _ = case(5, 8)
+    TernaryLinearOp(compute=compute)(x.detach(), w).sum().backward()
+    assert x.grad is None
+    TernaryLinearOp(compute=compute)(x, w.detach()).sum().backward()
+    assert x.grad is not None
+
+
+def saved_bytes(compute: str) -> int:
+    x, w, _ = case(256, 512, outputs=128)
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in (x.data_ptr(), w.data_ptr()):
+            sizes[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = TernaryLinearOp(compute=compute)(x, w)
+    assert y.grad_fn is not None
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize("compute", ["exact", "int8"])
+def test_only_codes_and_scales_are_kept_for_backward(compute):
+    codes = 256 * 512 + 128 * 512
+    scales = 4 * (256 + 1)
+    assert saved_bytes(compute) == codes + scales
+    assert saved_bytes("fake") >= 4 * codes
+
+
+@pytest.mark.parametrize("compute", COMPUTES)
+def test_autocast_changes_nothing(compute):
+    x, w, bias = case(9, 32)
+    op = TernaryLinearOp(compute=compute)
+    op(x, w, bias).sum().backward()
+    expected = x.grad, w.grad
+    x.grad = w.grad = None
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = op(x, w, bias)
+        assert y.dtype == torch.float32
+        if compute != "fake":  # plain autograd: torch asks for backward outside autocast
+            y.sum().backward()
+    if compute == "fake":
+        y.sum().backward()
+    assert torch.equal(x.grad, expected[0])
+    assert torch.equal(w.grad, expected[1])
+
+
+@pytest.mark.parametrize("compute", COMPUTES)
+def test_low_precision_parameters_keep_their_dtype(compute):
+    x, w, bias = (t.detach().bfloat16().requires_grad_() for t in case(9, 32))
+    y = TernaryLinearOp(compute=compute)(x, w, bias)
+    assert y.dtype == torch.bfloat16
+    y.sum().backward()
+    assert {x.grad.dtype, w.grad.dtype, bias.grad.dtype} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("compute", COMPUTES)
+def test_non_finite_activations_reach_the_output_of_their_token(compute):
+    x, w, _ = case(3, 8)
+    broken = x.detach().clone()
+    broken[1, 2] = float("nan")
+    y = TernaryLinearOp(compute=compute)(broken, w)
+    assert y[1].isnan().all()
+    assert y[[0, 2]].isfinite().all()
+
+
+def test_binary_weights_train_too():
+    x, w, _ = case(9, 32)
+    op = TernaryLinearOp(quantize_weight=binary_weight)
+    op(x, w).sum().backward()
+    assert op.effective_weight(w).unique().numel() == 2
+    assert w.grad.isfinite().all()
+
+
+def test_effective_weight_is_what_the_forward_multiplies_with():
+    x, w, _ = case(9, 32)
+    op = TernaryLinearOp()
+    q, s = absmax_int8(x)
+    expected = (q.double() * s.double()) @ op.effective_weight(w).double().t()
+    torch.testing.assert_close(op(x, w).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_second_derivatives_are_refused():
+    x, w, _ = case(3, 8)
+    (grad_x,) = torch.autograd.grad(TernaryLinearOp()(x, w).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad_x.sum().backward()
+
+
+def test_wrong_arguments_are_named():
+    x, w, bias = case(3, 8)
+    with pytest.raises(ValueError, match=r"compute mode 'int9'.*'int8'"):
+        TernaryLinearOp(compute="int9")
+    with pytest.raises(ValueError, match=r"\(3, 7\).*\(11, 8\)"):
+        TernaryLinearOp()(x[:, :7], w)
+    with pytest.raises(ValueError, match=r"bias has shape \(10,\)"):
+        TernaryLinearOp()(x, w, bias[:10])
+
+
+def test_the_op_can_be_pickled_for_worker_processes():
+    op = TernaryLinearOp(compute="int8")
+    assert pickle.loads(pickle.dumps(op)) == op
+
+
+# Dynamo itself instantiates the function object while it traces.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("compute", ["exact", "int8"])
+def test_one_graph_under_torch_compile(compute):
+    # The tracing backend "aot_eager" needs no C++ compiler and no minutes.
+    x, w, bias = case(9, 32)
+    op = TernaryLinearOp(compute=compute)
+    op(x, w, bias).sum().backward()
+    expected = x.grad, w.grad, bias.grad
+    x.grad = w.grad = bias.grad = None
+    compiled = torch.compile(op.__call__, fullgraph=True, backend="aot_eager")
+    y = compiled(x, w, bias)
+    y.sum().backward()
+    assert torch.equal(y, op(x, w, bias))
+    for left, right in zip(expected, (x.grad, w.grad, bias.grad), strict=True):
+        torch.testing.assert_close(left, right)
