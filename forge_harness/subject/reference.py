@@ -2,7 +2,7 @@
 
 Every method may be overridden, and the models follow: a subclass that changes
 `quantize_weight`, `quantize_activation` or `linear` changes what its models compute, and one
-that changes `build_model`, `batch` or `epoch_order` changes what its sessions train on.
+that changes `build_model`, `loss`, `batch` or `epoch_order` changes what its sessions train.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import torch
 from torch import Tensor, nn
 
-from forge_harness import config, kernels, model, quant, training
-from forge_harness.subject.protocols import (
+from forge_harness import config, quant, training
+from forge_harness.model import BitLinear, ByteLM, DigitsModel
+from forge_harness.model.bitlinear import LinearFunction
+from forge_harness.protocols import (
     Arm,
     Batch,
     DataInfo,
@@ -30,16 +33,18 @@ from forge_harness.subject.protocols import (
 )
 
 Split = Literal["train", "validation"]
-Compute = Literal["exact", "int8", "fake"]
+TASKS = ("digits", "bytes")
+MAX_PARAMETERS = {"digits": 100_000, "bytes": 2_000_000}
+"""Budgets: the specification's gate for the language model, a tenth of a megabyte for digits."""
 
 
 class ReferenceSubject:
-    """Offers every capability of `forge_harness.subject.protocols`."""
+    """Offers every capability of `forge_harness.protocols`."""
 
     name = "reference"
 
     def __deepcopy__(self, memo: dict[int, object]) -> ReferenceSubject:
-        # Models hold bound methods of the subject; copying a model must not copy the subject.
+        # Models may hold bound methods of the subject; copying a model must not copy it.
         return self
 
     # Quantizes, QuantizesParts, Packs
@@ -54,7 +59,7 @@ class ReferenceSubject:
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """See `Quantizes.linear`."""
-        return self._op("exact")(x, weight, bias)
+        return self._op()(x, weight, bias)
 
     def integer_linear(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """See `Quantizes.integer_linear`."""
@@ -71,3 +76,193 @@ class ReferenceSubject:
     def unpack(self, packed: Tensor, rows: int) -> Tensor:
         """See `Packs.unpack`."""
         return quant.unpack_i2(packed, rows)
+
+    # BuildsModel
+
+    def tasks(self) -> Sequence[str]:
+        """See `BuildsModel.tasks`."""
+        return TASKS
+
+    def model_spec(self, task: str) -> ModelSpec:
+        """See `BuildsModel.model_spec`. Read off a model of the library, not off `build_model`."""
+        model = _declared_model(task)
+        return ModelSpec(
+            task=task,
+            parameters=model.parameter_formula(),
+            max_parameters=MAX_PARAMETERS[task],
+            quantized=model.quantized_names(),
+            full_precision=model.full_precision_names(),
+            sub_norms=model.sub_norm_names(),
+            causal=isinstance(model, ByteLM),
+            tied=model.tied(),
+        )
+
+    def build_model(self, task: str, *, seed: int) -> nn.Module:
+        """See `BuildsModel.build_model`."""
+        return training.reference_model(task, seed, "ternary", linear=self._linear())
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """See `BuildsModel.loss`."""
+        return training.training_loss(model, batch)
+
+    def example_batch(self, task: str, *, batch_size: int, seed: int) -> Batch:
+        """See `BuildsModel.example_batch`: pixels in [0, 1], or 32 random bytes a row."""
+        generator = torch.Generator().manual_seed(seed)
+        if task == "digits":
+            return Batch(
+                inputs=torch.rand(batch_size, 64, generator=generator),
+                targets=torch.randint(10, (batch_size,), generator=generator),
+            )
+        text = torch.randint(256, (batch_size, 33), generator=generator)
+        return Batch(inputs=text[:, :-1].contiguous(), targets=text[:, 1:].contiguous())
+
+    def effective_weights(self, model: nn.Module) -> Mapping[str, Tensor]:
+        """See `BuildsModel.effective_weights`."""
+        return {name: layer.effective_weight() for name, layer in _ternary_layers(model)}
+
+    def latent_weights(self, model: nn.Module) -> Mapping[str, nn.Parameter]:
+        """See `BuildsModel.latent_weights`."""
+        return {name: layer.weight for name, layer in _ternary_layers(model)}
+
+    # LoadsData
+
+    def data_info(self, task: str) -> DataInfo:
+        """See `LoadsData.data_info`."""
+        return training.data_info(task)
+
+    def data_digest(self, task: str) -> str:
+        """See `LoadsData.data_digest`."""
+        return training.data_digest(task)
+
+    def documents(self, task: str, split: Split) -> Sequence[bytes]:
+        """See `LoadsData.documents`."""
+        return training.documents(task, split)
+
+    def sample_contents(self, task: str, split: Split, ids: Sequence[int]) -> Sequence[bytes]:
+        """See `LoadsData.sample_contents`."""
+        return training.sample_contents(task, split, ids)
+
+    def labels(self, task: str, split: Split) -> Sequence[int]:
+        """See `LoadsData.labels`."""
+        return training.labels(task, split)
+
+    def batch(self, task: str, split: Split, ids: Sequence[int]) -> Batch:
+        """See `LoadsData.batch`."""
+        return training.batch(task, split, ids)
+
+    def epoch_order(
+        self, task: str, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1
+    ) -> Sequence[int]:
+        """See `LoadsData.epoch_order`."""
+        return training.epoch_order(task, seed=seed, epoch=epoch, rank=rank, world_size=world_size)
+
+    # Trains, Checkpoints, ExportsWeights, TrainsDistributed
+
+    def session(self, task: str, options: TrainOptions) -> TrainingSession:
+        """See `Trains.session`."""
+        return training.QATSession(task, options, **self._parts())
+
+    def schedule_spec(self, task: str, options: TrainOptions) -> ScheduleSpec:
+        """See `Trains.schedule_spec`."""
+        return training.schedule_spec(task, options)
+
+    def planned_schedule(self, task: str, options: TrainOptions) -> Sequence[ScheduleStep]:
+        """See `Trains.planned_schedule`."""
+        return training.planned_schedule(task, options)
+
+    def save_session(self, session: TrainingSession, path: Path) -> None:
+        """See `Checkpoints.save_session`."""
+        training.save_session(cast("training.QATSession", session), path)
+
+    def resume_session(self, task: str, options: TrainOptions, path: Path) -> TrainingSession:
+        """See `Checkpoints.resume_session`."""
+        return training.resume_session(task, options, path, **self._parts())
+
+    def export_package(self, session: TrainingSession, path: Path) -> None:
+        """See `ExportsWeights.export_package`."""
+        training.export_package(cast("training.QATSession", session), path)
+
+    def evaluate_package(self, task: str, path: Path) -> Mapping[str, float]:
+        """See `ExportsWeights.evaluate_package`."""
+        return training.evaluate_package(task, path)
+
+    def train_distributed(
+        self, task: str, options: TrainOptions, *, ranks: int
+    ) -> Mapping[str, Tensor]:
+        """See `TrainsDistributed.train_distributed`."""
+        return training.train_distributed(task, options, ranks=ranks)
+
+    # MeasuresQuality
+
+    def quality_plan(self, profile: str) -> Sequence[tuple[str, Arm, int]]:
+        """See `MeasuresQuality.quality_plan`."""
+        return training.quality_plan(profile)
+
+    def quality_run(self, task: str, arm: Arm, seed: int, profile: str) -> Sequence[QualityRun]:
+        """See `MeasuresQuality.quality_run`."""
+        return training.quality_run(task, arm, seed, profile, **self._parts(own_loss=False))
+
+    # Configures
+
+    def load_config(
+        self,
+        *,
+        file: Path | None = None,
+        environ: Mapping[str, str] | None = None,
+        flags: Mapping[str, Any] | None = None,
+    ) -> ResolvedConfig:
+        """See `Configures.load_config`."""
+        return config.load_config(file=file, environ=environ, flags=flags)
+
+    def config_schema(self) -> Mapping[str, Any]:
+        """See `Configures.config_schema`."""
+        return config.config_json_schema()
+
+    def quantization_info(self, task: str) -> QuantizationInfo:
+        """See `Configures.quantization_info`."""
+        return QuantizationInfo(
+            scale_convention="multiply",
+            packing="i2-rowblock",
+            granularity="tensor",
+            excluded=_declared_model(task).full_precision_names(),
+        )
+
+    # How overrides reach the models and sessions
+
+    def _op(self) -> quant.TernaryLinearOp:
+        return quant.TernaryLinearOp(
+            quantize_weight=self.quantize_weight, quantize_activation=self.quantize_activation
+        )
+
+    def _linear(self) -> LinearFunction:
+        # The op rather than the bound method wherever it computes the same: sessions switch its
+        # arithmetic, and it knows its effective weight without probing.
+        return self.linear if self._overrides("linear") else self._op()
+
+    def _overrides(self, method: str) -> bool:
+        own = vars(self).get(method) or getattr(type(self), method)
+        return own is not getattr(ReferenceSubject, method)
+
+    def _parts(self, *, own_loss: bool = True) -> dict[str, Any]:
+        parts: dict[str, Any] = {"build_model": self._build, "load": self}
+        if own_loss and self._overrides("loss"):
+            parts["loss"] = self.loss
+        return parts
+
+    def _build(self, task: str, seed: int, precision: Precision) -> nn.Module:
+        if precision == "ternary":
+            return self.build_model(task, seed=seed)
+        return training.reference_model(task, seed, precision)
+
+
+def _declared_model(task: str) -> DigitsModel | ByteLM:
+    with torch.device("meta"):
+        return DigitsModel() if task == "digits" else ByteLM()
+
+
+def _ternary_layers(model: nn.Module) -> list[tuple[str, BitLinear]]:
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, BitLinear) and module.precision == "ternary"
+    ]
