@@ -28,13 +28,15 @@ INT16_MAX_TERMS = (2**15 - 1) // 127
 """258: products of |q| <= 127 with ternary codes that an int16 partial accumulator holds."""
 
 FAKE_QUANT_RTOL_L1 = 8 * FP32_UNIT_ROUNDOFF
-"""|fake-quantized fp32 output - integer path| over L1, both without bias.
+"""|fake-quantized fp32 output - integer path| over L1, both without bias, for activations that are
+independent of the weights; `fake_quant_rtol_worst` holds for any.
 
 Each fake-quant term rounds q * s and its product with C * beta (C * beta itself is exact): 2u. The
 integer path rounds s * beta and its product with the accumulator: 2u. Together 4u * L1 with every
-error at its worst and of one sign. The fp32 summation gets as much again: its own worst case is
-(K - 1)u, but its errors average out. Measured over 350,000 Gaussian outputs at each of 16 sizes:
-at most 2.4u for K = 1, 4.8u (the maximum) for K = 48, 2.3u for K = 256, 1.2u for K = 1,024."""
+error at its worst and of one sign. The fp32 summation gets as much again: when terms cancel,
+partial sums stay near sqrt(K) terms, and so do their roundings. Measured over 350,000 Gaussian
+outputs at each of 16 sizes: at most 2.4u for K = 1, 4.8u (the maximum) for K = 48, 2.3u for
+K = 256, 1.2u for K = 1,024. With x a copy of a weight row (no cancelling) 8u is exceeded."""
 
 WEIGHT_SCALE_RTOL = 1e-6
 """fp32 row-sum absmean against float64. torch sums in blocks of a depth near log2(n): for n = 2**24
@@ -47,6 +49,14 @@ ACTIVATION_ERROR_CODES = 0.5 + 2 * 127 * FP32_UNIT_ROUNDOFF
 GAUSSIAN_DENSITY = math.erfc(0.5 * math.sqrt(2 / math.pi) / math.sqrt(2))
 """0.68994: share of nonzero codes of Gaussian weights. A code is 0 iff |w| <= beta / 2, and
 beta = sqrt(2 / pi) standard deviations."""
+
+
+def fake_quant_rtol_worst(in_features: int) -> float:
+    """Returns what `FAKE_QUANT_RTOL_L1` is for any operands: 4u, and K - 1 roundings of partial sums.
+
+    No partial sum exceeds L1 (to first order in u), whatever the order of summation.
+    """
+    return (4 + in_features - 1) * FP32_UNIT_ROUNDOFF
 
 
 def activation_error_bound(absmax: float, weight_scale: float, nonzeros: int) -> float:

@@ -101,6 +101,16 @@ def test_fake_quantization_agrees_within_its_bound(k):
     assert (error <= bounds.FAKE_QUANT_RTOL_L1 * l1).all()
 
 
+def test_no_operands_exceed_the_worst_case_bound():
+    for k in (1, 16, 106, 512):
+        x = draw(k, 20, k)
+        accumulators, factor = integer_linear(x, x)
+        values, weight = dequantize(*absmax_int8(x)), dequantize(*absmean_ternary(x))
+        error = (F.linear(values, weight) - accumulators * factor).abs()
+        l1 = F.linear(values.abs(), weight.abs())
+        assert (error <= bounds.fake_quant_rtol_worst(k) * l1).all()
+
+
 def test_quantization_noise_is_the_predicted_one():
     k = 1024
     x, w = draw(4, 64, k), draw(5, 64, k)
