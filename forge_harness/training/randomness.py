@@ -55,7 +55,8 @@ def _capture() -> _Snapshot:
     assert legacy["bit_generator"] == "MT19937"
     twister = legacy["state"]
     version, words, next_gauss = random.getstate()
-    pending = float("nan") if next_gauss is None else next_gauss
+    # Count and value: NaN for "none pending" would make equal states compare unequal.
+    pending = [0.0, 0.0] if next_gauss is None else [1.0, next_gauss]
     return {
         "torch": torch.get_rng_state(),
         "numpy": torch.tensor(
@@ -63,7 +64,6 @@ def _capture() -> _Snapshot:
         ),
         "numpy_gauss": torch.tensor(legacy["gauss"], dtype=torch.float64),
         "python": torch.tensor([version, *words], dtype=torch.int64),
-        # NaN stands for "none pending"; the generator itself never gives NaN.
         "python_gauss": torch.tensor(pending, dtype=torch.float64),
     }
 
@@ -80,5 +80,5 @@ def _restore(states: Mapping[str, Tensor]) -> None:
         }
     )
     version, *words = states["python"].tolist()
-    pending = float(states["python_gauss"])
-    random.setstate((version, tuple(words), None if pending != pending else pending))
+    has_pending, pending = states["python_gauss"].tolist()
+    random.setstate((version, tuple(words), pending if has_pending else None))
