@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from forge_harness.paths import suites_dir
 from forge_harness.policy import CatalogueEntry, Policy, load_policy
 from forge_harness.types import Profile
 
-INLINE_SUITE_WEIGHT = 5
+USER_SUITE_WEIGHT = 5
 """Between a light shipped suite (4) and a middling one (8): a user's suite counts, but cannot
 outweigh the shipped ones unless a catalogue.toml of its own says so."""
 INLINE_COMPONENT = "user"
@@ -52,34 +53,89 @@ def build_policy(
 ) -> Policy:
     """Returns the policy with the user's catalogues and inline checks in it.
 
+    Args:
+        policy_file: TOML laid over the shipped policy; or the policy.json of a run directory,
+            which is whole and takes the shipped one's place.
+        catalogues: catalogue.toml files; entries the policy has already are left as they are.
+        inline: Checks that markers define.
+
     Raises:
         ConfigError: A file is missing or does not fit the schema, or two checks share an id.
     """
-    policy = load_policy(policy_file, extra_catalogues=tuple(catalogues))
+    if policy_file is not None and policy_file.suffix == ".json":
+        policy = _read_whole(policy_file)
+    else:
+        policy = load_policy(policy_file)
+    return with_inline(with_catalogues(policy, catalogues), inline)
+
+
+def with_catalogues(policy: Policy, files: Sequence[Path]) -> Policy:
+    """Returns the policy with the entries of catalogue files it does not have yet.
+
+    Raises:
+        ConfigError: A file is missing or does not fit the schema, or two checks share an id.
+    """
+    rows: list[dict[str, Any]] = []
+    weights: dict[str, int] = {}
+    for file in files:
+        tables = _read_toml(file)
+        rows += [row for row in tables.get("check", []) if row.get("id") not in policy.by_id]
+        weights |= tables.get("suite_weights", {})
+    return _extended(policy, rows, weights, "Catalogue") if rows else policy
+
+
+def with_inline(policy: Policy, inline: Iterable[InlineCheck]) -> Policy:
+    """Returns the policy with checks that markers define.
+
+    Raises:
+        ConfigError: An id or a severity does not fit the schema.
+    """
     added = sorted({check for check in inline if check.check not in policy.by_id})
-    return policy if not added else _extended(policy, added)
+    rows = [
+        {
+            "id": check.check,
+            "title": check.title,
+            "suite": check.check.partition(".")[0],
+            "severity": check.severity,
+            "component": check.component,
+        }
+        for check in added
+    ]
+    return _extended(policy, rows, {}, "Inline check") if rows else policy
 
 
-def _extended(policy: Policy, added: Sequence[InlineCheck]) -> Policy:
+def _extended(
+    policy: Policy, rows: Sequence[dict[str, Any]], weights: dict[str, int], what: str
+) -> Policy:
     values = policy.to_json()
-    for check in added:
-        suite = check.check.partition(".")[0]
-        values["suite_weights"].setdefault(suite, INLINE_SUITE_WEIGHT)
-        values["catalogue"].append(
-            {
-                "id": check.check,
-                "title": check.title,
-                "suite": suite,
-                "severity": check.severity,
-                "component": check.component,
-            }
-        )
+    default = {str(row.get("suite", "?")): USER_SUITE_WEIGHT for row in rows}
+    values["suite_weights"] = {**default, **weights, **values["suite_weights"]}
+    values["catalogue"] += rows
     try:
         return Policy.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "policy"
-        raise ConfigError(f"Inline check: {key}: {first['msg']}.", key=key) from error
+        raise ConfigError(f"{what}: {key}: {first['msg']}.", key=key) from error
+
+
+def _read_whole(file: Path) -> Policy:
+    try:
+        return Policy.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"Cannot read {file}: {error.strerror}.", key=str(file)) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{file} is not a policy: {first['msg']}.", key=str(file)) from error
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"Cannot read {file}: {error.strerror}.", key=str(file)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not valid TOML: {error}.", key=str(file)) from error
 
 
 def select(
@@ -127,10 +183,10 @@ def _size(policy: Policy) -> str:
     return str(len(policy.catalogue))
 
 
-def inline_from(rows: Iterable[dict[str, Any]]) -> list[InlineCheck]:
-    """Reads inline checks back from what another process wrote about its collection."""
+def inline_from(marks: Iterable[Mapping[str, Any]]) -> list[InlineCheck]:
+    """Returns the inline checks among marks that another process collected."""
     return [
-        InlineCheck(row["check"], row["title"], row["severity"], row["component"])
-        for row in rows
-        if row.get("title") and not row.get("problem")
+        InlineCheck(mark["check"], mark["title"], mark["severity"], mark["component"])
+        for mark in marks
+        if mark["title"] and mark["severity"] and not mark["problem"]
     ]

@@ -101,7 +101,13 @@ class Controller:
         if self.state.handover is not None:
             return
         if self.state.options.events is not None:
-            self._event("finished", exitstatus=int(exitstatus), error=self.internal_error)
+            self._event(
+                "finished",
+                exitstatus=int(exitstatus),
+                error=self.internal_error,
+                lost=lost,
+                reason=reason,
+            )
             return
         if int(exitstatus) == pytest.ExitCode.USAGE_ERROR:
             return

@@ -133,7 +133,8 @@ def run_check(
     status = pytest.main([*ini, *_NESTED, *options, *arguments, *files], plugins=[_named(handover)])
     if not handover.records:
         raise NothingCollectedError(
-            f"No test carries the check id {check!r} in {', '.join(files)} (pytest ended with {status})."
+            f"No test in {', '.join(files)} carries the check id {check!r} "
+            f"(pytest ended with {status})."
         )
     worst = min(handover.records, key=lambda record: WORST_FIRST.index(record.outcome))
     return CheckRun(worst.outcome, worst.reason, handover.records)

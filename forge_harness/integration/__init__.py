@@ -1,0 +1,30 @@
+"""The integration components, each in the module of its name in snake case.
+
+They are imported on first use: importing this package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from forge_harness.integration.pipeline_validator import PipelineValidator
+    from forge_harness.integration.quality_coordinator import QualityCoordinator
+
+__all__ = ["PipelineValidator", "QualityCoordinator"]
+
+_MODULES = {
+    "PipelineValidator": "pipeline_validator",
+    "QualityCoordinator": "quality_coordinator",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULES])

@@ -1,0 +1,163 @@
+"""Child processes in a group of their own: watched, logged, and ended with all they started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import BinaryIO
+
+from forge_harness.rundir import is_full
+
+_TERM_GRACE_S = 2.0
+_READ_BYTES = 1 << 16
+_LINES = 1000
+# What a user sets for their own pytest runs must not change what a validation does.
+_NOT_INHERITED = ("PYTEST_ADDOPTS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD", "PYTEST_XDIST_WORKER")
+
+
+class Log:
+    """Appends output to a file, and keeps its end; a full disk ends the file, not the run."""
+
+    def __init__(self, path: Path | None, *, keep: int = 8192) -> None:
+        self._path = path
+        self._keep = keep
+        self.tail = b""
+        self._line = b""
+        self._lines: list[str] = []
+        self.saw_internal_error = False
+        if path is not None:
+            with contextlib.suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(self, data: bytes) -> None:
+        """Appends bytes."""
+        window = self.tail[-16:] + data
+        self.saw_internal_error = self.saw_internal_error or b"INTERNALERROR>" in window
+        self.tail = (self.tail + data)[-self._keep :]
+        *whole, self._line = (self._line + data).split(b"\n")
+        self._line = self._line[-self._keep :]
+        self._lines = [*self._lines, *(line.decode("utf-8", "replace") for line in whole)][-_LINES:]
+        if self._path is None:
+            return
+        try:
+            with self._path.open("ab") as stream:
+                stream.write(data)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            self._path = None
+
+    def take_lines(self) -> list[str]:
+        """Returns the whole lines written since the last call (at most the last 1,000)."""
+        lines, self._lines = self._lines, []
+        return lines
+
+    def last_line(self) -> str:
+        """Returns the last line that is not empty."""
+        lines = self.tail.decode("utf-8", errors="replace").strip().splitlines()
+        return lines[-1].strip() if lines else ""
+
+
+class Child:
+    """A running child process. Leaving the `with` block ends its whole group."""
+
+    def __init__(self, command: Sequence[str], log: Log) -> None:
+        environment = {k: v for k, v in os.environ.items() if k not in _NOT_INHERITED}
+        self._process = subprocess.Popen(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            # A group of its own: Ctrl-C reaches this process only, which then ends the group.
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None
+        self._output: BinaryIO = self._process.stdout  # type: ignore[assignment]
+        os.set_blocking(self._output.fileno(), False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._output, selectors.EVENT_READ)
+        self._open = True
+        self._log = log
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def pump(self, seconds: float) -> int | None:
+        """Moves output to the log for a while; returns the exit status once there is one."""
+        status = self._process.poll()
+        self._drain(0.0 if status is not None else seconds)
+        return status
+
+    def end(self) -> None:
+        """Ends what is left of the group, politely and then not, and closes the log."""
+        self._signal(signal.SIGTERM if self._process.poll() is None else signal.SIGKILL)
+        try:
+            self._process.wait(_TERM_GRACE_S)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            self._signal(signal.SIGKILL)
+            self._process.wait()
+        self._drain(0.0)
+        self._selector.close()
+        self._output.close()
+
+    def _signal(self, number: signal.Signals) -> None:
+        # The child leads its group, so the group's id is its process id.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, number)
+
+    def _drain(self, seconds: float) -> None:
+        if not self._open:
+            if seconds:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(seconds)
+            return
+        while self._selector.select(seconds):
+            seconds = 0.0
+            data = self._output.read(_READ_BYTES)
+            if data is None:
+                return
+            if not data:
+                self._open = False
+                self._selector.unregister(self._output)
+                return
+            self._log.write(data)
+
+
+def describe_status(status: int) -> str:
+    """Returns how a process ended, in words."""
+    if status >= 0:
+        return f"exit status {status}"
+    name = signal.Signals(-status).name if -status in set(signal.Signals) else str(-status)
+    memory = ", often for memory" if name == "SIGKILL" else ""
+    return f"killed by {name}{memory}"
+
+
+@contextlib.contextmanager
+def termination_interrupts() -> Iterator[None]:
+    """Makes SIGTERM end the block like Ctrl-C does, so that a stopped run is still recorded."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous: Callable[[int, FrameType | None], object] | int | None
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
