@@ -65,6 +65,8 @@ class Policy(BaseModel):
     suite_weights: dict[str, int]
     severity_weights: dict[Severity, int]
     thresholds: dict[str, float]
+    units: dict[str, str] = Field(default_factory=dict)
+    """Dotted threshold name without its direction (`gates.latency`) -> unit ("1" for shares)."""
     catalogue: tuple[CatalogueEntry, ...]
 
     @model_validator(mode="after")
@@ -146,9 +148,9 @@ def load_policy(
         weights = {check.get("suite", "?"): 1 for check in tables.get("check", [])}
         weights |= tables.get("suite_weights", {})
         values["suite_weights"] = {**weights, **values["suite_weights"]}
-    thresholds = _flatten(values.pop("thresholds", {}))
+    tables = {name: _flatten(values.pop(name, {})) for name in ("thresholds", "units")}
     try:
-        return Policy.model_validate({**values, "thresholds": thresholds, "catalogue": checks})
+        return Policy.model_validate({**values, **tables, "catalogue": checks})
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "policy"
