@@ -15,6 +15,8 @@ from .data import (
 )
 from .evaluation import Evaluation, evaluate_model
 from .ingredients import BuildModel, Loss, reference_model, training_loss
+from .package import PackageError, evaluate_package, export_package, load_package
+from .quality import quality_plan, quality_run
 from .recipe import Recipe, planned_schedule, recipe_for, resolve_recipe, schedule_spec
 from .session import QATSession
 
@@ -25,6 +27,7 @@ __all__ = [
     "DataSource",
     "Evaluation",
     "Loss",
+    "PackageError",
     "QATSession",
     "Recipe",
     "ReferenceData",
@@ -34,9 +37,14 @@ __all__ = [
     "documents",
     "epoch_order",
     "evaluate_model",
+    "evaluate_package",
+    "export_package",
     "labels",
+    "load_package",
     "model_weights",
     "planned_schedule",
+    "quality_plan",
+    "quality_run",
     "recipe_for",
     "reference_model",
     "resolve_recipe",

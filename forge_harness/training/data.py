@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from forge_harness.errors import UsageError
-from forge_harness.subject.protocols import Batch, DataInfo, LoadsData
+from forge_harness.protocols import Batch, DataInfo, LoadsData
 from forge_harness.training.splits import (
     CONTEXT,
     IMAGE_BYTES,

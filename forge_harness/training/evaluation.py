@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from forge_harness.subject.protocols import Batch
+from forge_harness.protocols import Batch
 from forge_harness.training.data import DataSource
 
 # Larger batches are slower on text: the logits of 32 windows are 4 MB.
@@ -37,12 +38,15 @@ class Evaluation:
         return sum(self.correct) / sum(self.predictions)
 
     def blocks(self, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Sums consecutive samples into about `count` blocks: (correct, predictions) a block."""
-        size = max(1, len(self.correct) // count)
-        starts = range(0, len(self.correct), size)
-        correct = tuple(sum(self.correct[at : at + size]) for at in starts)
-        predictions = tuple(sum(self.predictions[at : at + size]) for at in starts)
-        return correct, predictions
+        """Sums consecutive samples into `count` blocks of equal size, give or take one sample.
+
+        Returns:
+            Correct predictions and predictions a block.
+        """
+        edges = [index * len(self.correct) // count for index in range(count + 1)]
+        spans = [slice(start, end) for start, end in pairwise(edges)]
+        correct = tuple(sum(self.correct[span]) for span in spans)
+        return correct, tuple(sum(self.predictions[span]) for span in spans)
 
 
 @torch.no_grad()

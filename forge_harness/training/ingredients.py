@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from forge_harness.model import BitLinear, ByteLM, ByteLMConfig, DigitsModel
 from forge_harness.model.bitlinear import LinearFunction
+from forge_harness.protocols import Batch, Precision
 from forge_harness.quant import Compute, TernaryLinearOp
-from forge_harness.subject.protocols import Batch, Precision
 from forge_harness.training.data import DataSource, ReferenceData
 from forge_harness.training.randomness import RandomState
 from forge_harness.training.splits import base_task
@@ -93,3 +94,11 @@ def set_compute(model: nn.Module, compute: Compute) -> int:
             module.linear = replace(module.linear, compute=compute)
             switched += 1
     return switched
+
+
+@torch.no_grad()
+def scale_residual_outputs(model: nn.Module, gain: float) -> None:
+    """Multiplies the weights that write into the residual stream of a reference model."""
+    for name, module in model.named_modules():
+        if isinstance(module, BitLinear) and name.rpartition(".")[2] in ("o", "down"):
+            module.weight.mul_(gain)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from forge_harness.subject.protocols import ScheduleStep
+from forge_harness.protocols import ScheduleStep
 from forge_harness.training.recipe import Recipe
 
 # Guards the division when every gradient is zero; the value torch.nn.utils uses.

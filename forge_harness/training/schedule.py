@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from forge_harness.errors import ConfigError, unknown_choice
-from forge_harness.subject.protocols import ScheduleSpec, ScheduleStep
+from forge_harness.protocols import ScheduleSpec, ScheduleStep
 
 KINDS = ("two_stage", "cosine")
 

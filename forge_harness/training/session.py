@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from forge_harness.errors import ConfigError, ForgeError, NonFiniteError
-from forge_harness.subject.protocols import ScheduleSpec, StepRecord, TrainOptions
+from forge_harness.protocols import ScheduleSpec, StepRecord, TrainOptions
 from forge_harness.training.data import CanaryData, DataSource
 from forge_harness.training.evaluation import evaluate_model
 from forge_harness.training.ingredients import (
     BuildModel,
     Loss,
     ingredients,
+    scale_residual_outputs,
     set_compute,
     training_loss,
 )
@@ -210,6 +211,8 @@ class QATSession:
     def _configure_model(self, initial_weights: Mapping[str, Tensor] | None) -> None:
         if initial_weights is not None:
             self.model.load_state_dict(initial_weights, strict=True)
+        elif self.recipe.residual_gain != 1.0:
+            scale_residual_outputs(self.model, self.recipe.residual_gain)
         self.model.train()
         compute = self.recipe.compute
         ternary = self.options.precision == "ternary"
