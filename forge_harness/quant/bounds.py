@@ -52,7 +52,7 @@ beta = sqrt(2 / pi) standard deviations."""
 
 
 def fake_quant_rtol_worst(in_features: int) -> float:
-    """Returns what `FAKE_QUANT_RTOL_L1` is for any operands: 4u, and K - 1 roundings of partial sums.
+    """Returns the tolerance for any operands: 4u, and K - 1 roundings of partial sums.
 
     No partial sum exceeds L1 (to first order in u), whatever the order of summation.
     """

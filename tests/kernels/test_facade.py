@@ -1,0 +1,126 @@
+"""The façade: choice of backend, packed weights, the inference linear."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from forge_kernels import reference
+
+from forge_harness import kernels, quant
+from forge_harness.errors import BackendUnavailableError, NonTernaryCodeError
+
+
+def draw(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def without_native(monkeypatch):
+    # None in sys.modules makes the import fail as a missing extension does.
+    monkeypatch.setitem(sys.modules, "forge_kernels._native", None)
+
+
+def test_auto_says_which_backend_runs():
+    assert kernels.which("pack_i2") == "native"
+    assert kernels.which("pack_i2", device="cuda") == "reference"
+    assert kernels.which("ternary_linear") == "reference"
+    assert kernels.which("unpack_i2", "reference") == "reference"
+
+
+@pytest.mark.usefixtures("without_native")
+def test_without_the_extension_auto_says_so_and_native_refuses():
+    codes = torch.zeros(4, 4, dtype=torch.int8)
+    assert kernels.which("pack_i2") == "reference"
+    assert torch.equal(kernels.pack_i2(codes), kernels.pack_i2(codes, backend="reference"))
+    assert kernels.native_problem()
+    assert kernels.native_version() is None
+    with pytest.raises(BackendUnavailableError, match="reinstall"):
+        kernels.pack_i2(codes, backend="native")
+    with pytest.raises(BackendUnavailableError, match="reinstall"):
+        kernels.unpack_i2(codes.to(torch.uint8), 16, backend="native")
+
+
+def test_an_explicit_choice_never_falls_back():
+    packed = kernels.pack(torch.zeros(4, 4, dtype=torch.int8), scale=1.0)
+    with pytest.raises(BackendUnavailableError, match="no native implementation"):
+        kernels.ternary_linear(torch.zeros(1, 4), packed, backend="native")
+    with pytest.raises(BackendUnavailableError, match="not on cuda"):
+        kernels.which("pack_i2", "native", device="cuda")
+
+
+def test_unknown_names_are_refused_with_the_nearest():
+    with pytest.raises(ValueError, match=r"'nativ'.*Did you mean 'native'"):
+        kernels.which("pack_i2", "nativ")
+    with pytest.raises(ValueError, match=r"'pack_i3'.*Did you mean 'pack_i2'"):
+        kernels.which("pack_i3")
+
+
+def test_asking_for_backends_does_not_import_torch():
+    code = (
+        "import sys; from forge_harness import kernels; kernels.which('pack_i2');"
+        "kernels.native_version(); print('torch' in sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "False"
+
+
+def test_the_native_version_is_that_of_the_package():
+    from importlib.metadata import version
+
+    assert kernels.native_version() == version("bitnet-forge-harness")
+
+
+def test_packed_weights_carry_their_scale():
+    codes, scale = quant.absmean_ternary(draw(0, 10, 64))
+    packed = kernels.pack(codes, scale=scale)
+    assert packed.shape == (10, 64)
+    assert packed.scale.shape == ()
+    assert packed.nbytes == 3 * 64 + 4
+    assert packed.bits_per_weight == pytest.approx(8 * 196 / 640)
+    assert torch.equal(kernels.unpack(packed), codes)
+    assert kernels.pack(codes, scale=0.5).scale.item() == 0.5
+    assert kernels.pack(codes, scale=torch.ones(10, 1)).scale.shape == (10,)
+    with pytest.raises(ValueError, match=r"\(3,\).*10 rows"):
+        kernels.pack(codes, scale=torch.ones(3))
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (5, 64), (2, 3, 64), (64,)])
+def test_the_inference_linear_is_the_training_forward(shape):
+    x, w, bias = draw(1, *shape), draw(2, 10, 64), draw(3, 10)
+    codes, scale = quant.absmean_ternary(w)
+    y = kernels.ternary_linear(x, kernels.pack(codes, scale=scale), bias)
+    assert torch.equal(y, quant.TernaryLinearOp()(x, w, bias))
+    assert (
+        kernels.ternary_linear(x.bfloat16(), kernels.pack(codes, scale=scale)).dtype
+        == torch.bfloat16
+    )
+
+
+def test_the_inference_linear_takes_a_scale_a_row():
+    x, w = draw(1, 5, 64), draw(2, 10, 64)
+    codes, scales = quant.absmean_ternary_parts(w, (4, 6))
+    rows = scales.repeat_interleave(torch.tensor([4, 6]))
+    y = kernels.ternary_linear(x, kernels.pack(codes, scale=rows))
+    op = quant.TernaryLinearOp()
+    assert torch.equal(y, torch.cat([op(x, w[:4]), op(x, w[4:])], dim=-1))
+
+
+def test_the_kernels_quantize_as_quant_does():
+    x = draw(4, 200, 33) * torch.logspace(-7, 7, 200)[:, None]
+    x[0, 0], x[1, 0], x[2] = float("nan"), float("inf"), 0.0
+    for own, theirs in zip(reference.absmax_int8(x), quant.absmax_int8(x), strict=True):
+        assert torch.equal(own.nan_to_num(), theirs.nan_to_num())
+
+
+def test_wrong_arguments_of_the_inference_linear_are_named():
+    packed = kernels.pack(torch.zeros(4, 8, dtype=torch.int8), scale=1.0)
+    with pytest.raises(ValueError, match=r"\(2, 7\).*\(4, 8\)"):
+        kernels.ternary_linear(torch.zeros(2, 7), packed)
+    packed.data.fill_(0xFF)
+    with pytest.raises(NonTernaryCodeError, match="row 0, column 0"):
+        kernels.ternary_linear(torch.zeros(2, 8), packed)

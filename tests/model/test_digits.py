@@ -1,0 +1,65 @@
+"""The digits model: every linear ternary, first and last included."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from forge_harness.model import BitLinear, DigitsConfig, DigitsModel
+from forge_harness.quant import TernaryLinearOp
+
+
+@pytest.mark.parametrize(
+    "config",
+    [DigitsConfig(), DigitsConfig(sub_norm=False), DigitsConfig(width=16, hidden=40, blocks=3)],
+)
+def test_the_formula_counts_the_parameters(config):
+    model = DigitsModel(config)
+    assert model.parameter_formula() == sum(p.numel() for p in model.parameters())
+
+
+def test_every_linear_is_ternary():
+    model = DigitsModel()
+    linears = [name for name, m in model.named_modules() if isinstance(m, BitLinear | nn.Linear)]
+    assert list(model.quantized_names()) == linears
+    assert model.full_precision_names() == ()
+    assert sum(model.get_submodule(n).weight.numel() for n in linears) == 37_504
+    assert model.sub_norm_names() == ("blocks.0.down.norm", "blocks.1.down.norm")
+    assert DigitsModel(DigitsConfig(sub_norm=False)).sub_norm_names() == ()
+
+
+def test_the_full_precision_arm_has_the_same_state_and_no_ternary_layer():
+    torch.manual_seed(0)
+    ternary = DigitsModel()
+    torch.manual_seed(0)
+    full = DigitsModel(precision="full")
+    assert full.quantized_names() == ()
+    assert full.full_precision_names() == ternary.quantized_names()
+    for name, value in ternary.state_dict().items():
+        assert torch.equal(full.state_dict()[name], value)
+
+
+def test_a_few_steps_learn_a_separable_problem():
+    torch.manual_seed(0)
+    model = DigitsModel(linear=TernaryLinearOp(compute="int8"))
+    centres = torch.rand(10, 64)
+    labels = torch.arange(10).repeat(8)
+    pixels = (centres[labels] + 0.05 * torch.randn(80, 64)).clamp(0, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(pixels), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_the_residual_multiplier_scales_the_initial_down_projection():
+    weights = []
+    for gain in (1.0, 0.1):
+        torch.manual_seed(0)
+        weights.append(DigitsModel(DigitsConfig(residual_init=gain)).blocks[1].down.weight.std())
+    assert float(weights[1] / weights[0]) == pytest.approx(0.1, rel=0.1)
