@@ -1,14 +1,16 @@
-"""Builds the wheel and checks what is in it.
+"""Builds the wheel, checks what is in it, and runs it outside the checkout.
 
     python tests/packaging/check_wheel.py [--wheel FILE] [--out DIR]
 
 Without --wheel it builds one from this checkout with `pip wheel --no-deps`. Prints each problem on
-a line and exits 1 when there is any.
+a line and exits 1 when there is any. Needs the dependencies of the project in this interpreter.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import site
 import subprocess
 import sys
 import tempfile
@@ -29,6 +31,16 @@ REQUIRED = (
     "forge_kernels/reference.py",
 )
 ENTRY_POINTS = ("forge-harness = forge_harness.cli:main", "forge_harness = forge_harness.plugin")
+SMOKE = """
+import sys, tomllib, torch, forge_harness
+from forge_harness import kernels, paths, quant
+assert forge_harness.__file__.startswith(sys.argv[1]), forge_harness.__file__
+assert str(paths.suites_dir()).startswith(sys.argv[1]), paths.suites_dir()
+assert tomllib.loads((paths.suites_dir() / "catalogue.toml").read_text())["check"]
+assert kernels.which("pack_i2") == "native", kernels.native_problem()
+codes, _ = quant.absmean_ternary(torch.randn(9, 5))
+assert torch.equal(quant.unpack_i2(quant.pack_i2(codes), 9), codes)
+"""
 UNWANTED_PARTS = {"__pycache__", ".pytest_cache", "tests", "csrc"}
 
 
@@ -89,6 +101,32 @@ def read(wheel: Path) -> tuple[set[str], str]:
         return names, "".join(archive.read(name).decode() for name in listed)
 
 
+def smoke(wheel: Path, folder: Path) -> list[str]:
+    """Runs the installed wheel outside the checkout, with the dependencies of this interpreter.
+
+    -S keeps the .pth file of an editable install from putting the checkout in its place.
+    """
+    target = folder / "installed"
+    install = ["install", "-q", "--no-deps", "--no-compile", "--target", str(target), str(wheel)]
+    subprocess.run([sys.executable, "-m", "pip", *install], check=True)
+    path = os.pathsep.join([str(target), *site.getsitepackages()])
+    environment = {**os.environ, "PYTHONPATH": path}
+    found = []
+    for arguments in (["-c", SMOKE, str(target)], ["-m", "forge_harness", "--help"]):
+        result = subprocess.run(
+            [sys.executable, "-S", *arguments],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if result.returncode:
+            last = (result.stderr or result.stdout).strip().splitlines()[-1:]
+            found.append(f"`python {arguments[0]} {arguments[1][:40]!r}` fails: {''.join(last)}")
+    return found
+
+
 def main() -> int:
     """Builds unless a wheel is given, checks, reports."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -97,11 +135,11 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         wheel = options.wheel or build(options.out or Path(folder))
-        found = problems(*read(wheel))
+        found = problems(*read(wheel)) or smoke(wheel, Path(folder))
     for problem in found:
         sys.stdout.write(f"{wheel.name}: {problem}\n")
     if not found:
-        sys.stdout.write(f"{wheel.name}: complete, nothing generic\n")
+        sys.stdout.write(f"{wheel.name}: complete, nothing generic, runs outside the checkout\n")
     return 1 if found else 0
 
 
