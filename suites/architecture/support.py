@@ -1,0 +1,187 @@
+"""What the checks of this suite share: layouts of an input, the worst of many cases, hooks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from forge_harness import oracles
+
+
+@dataclass(slots=True)
+class Worst:
+    """The largest value over named cases. NaN counts as infinite, so that it cannot hide."""
+
+    value: float = 0.0
+    case: str = "none"
+    cases: int = 0
+
+    def see(self, case: str, value: float) -> None:
+        """Takes one case into account."""
+        self.cases += 1
+        seen = math.inf if math.isnan(value) else float(value)
+        if seen > self.value or self.cases == 1:
+            self.value, self.case = seen, case
+
+    def text(self, why: str) -> str:
+        """Returns a reason: why the limit holds, and where the worst value was."""
+        return f"{why}; worst of {self.cases} cases: {self.case}"
+
+
+@dataclass(slots=True)
+class Count:
+    """Something counted over named cases, with the first case that had any."""
+
+    total: int = 0
+    cases: int = 0
+    first: str = "none"
+
+    def see(self, case: str, number: int | bool) -> None:
+        """Takes one case into account."""
+        self.cases += 1
+        if number and not self.total:
+            self.first = case
+        self.total += int(number)
+
+    def text(self, why: str) -> str:
+        """Returns a reason: what must be so, and the first case where it was not."""
+        return f"{why}; over {self.cases} cases, first: {self.first}"
+
+
+def expect_none(evidence: Any, name: str, count: Count, unit: str, why: str) -> None:
+    """Records a count that must be zero."""
+    evidence.equal(name, count.total, expected=0, unit=unit, reason=count.text(why))
+
+
+def tensor(array: np.ndarray) -> Tensor:
+    """Returns a copy as a tensor; the directed inputs are shared between checks."""
+    return torch.from_numpy(array.copy())
+
+
+def layouts(values: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yields the values contiguous, column by column, and as a window into a poisoned buffer.
+
+    The NaN around the window reaches every result that reads by flat index.
+    """
+    yield "contiguous", values
+    yield "transposed", values.t().contiguous().t()
+    rows, columns = values.shape
+    buffer = torch.full((rows + 3, columns + 5), math.nan, dtype=values.dtype)
+    window = buffer[1 : 1 + rows, 2 : 2 + columns]
+    window.copy_(values)
+    yield "window", window
+
+
+def code_errors(codes: Tensor, expected: np.ndarray, margin: np.ndarray, limit: float) -> int:
+    """Counts codes that differ although float64 leaves no doubt about them (margin > limit)."""
+    wrong = oracles.int64(codes) != expected
+    return int(np.count_nonzero(wrong & (margin > limit)))
+
+
+def relative(value: Any, expected: Any) -> float:
+    """Returns the largest |value - expected| / |expected|."""
+    want = oracles.float64(expected)
+    difference = np.abs(oracles.float64(value) - want)
+    return float(np.max(difference / np.abs(want)))
+
+
+def error_over_l1(value: Any, expected: np.ndarray, l1: np.ndarray) -> float:
+    """Returns the largest |value - expected| / L1; where L1 is 0, any difference is infinite."""
+    difference = np.abs(oracles.float64(value) - expected)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(difference == 0, 0.0, difference / l1)
+    return float(np.max(ratio, initial=0.0))
+
+
+def observe(subject: Any, model: nn.Module, batch: Any) -> Tensor:
+    """Returns the model's output inside the subject's own loss, whatever its call looks like."""
+    with recording({"model": model}) as calls, torch.no_grad():
+        subject.loss(model, batch)
+    return calls["model"][-1].output
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of a module."""
+
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    output: Tensor
+
+
+@contextmanager
+def recording(modules: dict[str, nn.Module]) -> Iterator[dict[str, list[Call]]]:
+    """Records all calls of the given modules within the block, outputs detached."""
+    calls: dict[str, list[Call]] = {name: [] for name in modules}
+
+    def recorder(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            first = out[0] if isinstance(out, tuple | list) else out
+            calls[name].append(Call(args, kwargs, first.detach().clone()))
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(recorder(name), with_kwargs=True)
+        for name, module in modules.items()
+    ]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A task's model with its declaration and one batch."""
+
+    task: str
+    spec: Any
+    model: nn.Module
+    batch: Any
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+
+
+def built(subject: Any, task: str, *, seed: int = 0, batch_size: int = 2) -> Built:
+    """Builds the model of a task and a batch for it."""
+    model = subject.build_model(task, seed=seed)
+    batch = subject.example_batch(task, batch_size=batch_size, seed=seed + 1)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    return Built(task, subject.model_spec(task), model, batch, modules)
+
+
+def scale_groups(effective: Tensor) -> list[slice]:
+    """Splits the rows of an effective weight into runs that share one magnitude.
+
+    A weight with one scale is one run. Magnitudes within 1e-5 count as equal: the usual
+    w + (wq - w).detach() misses wq by a rounding or two.
+    """
+    magnitudes = oracles.float64(effective.abs().amax(dim=1))
+    groups: list[slice] = []
+    start, current = 0, 0.0
+    for row, magnitude in enumerate(magnitudes):
+        if magnitude == 0:
+            continue
+        if current and abs(magnitude - current) > 1e-5 * current:
+            groups.append(slice(start, row))
+            start = row
+        current = magnitude
+    groups.append(slice(start, len(magnitudes)))
+    return groups
+
+
+def levels(values: Tensor) -> int:
+    """Counts distinct values, those within 1e-6 of the largest magnitude as one (see above)."""
+    ordered = np.unique(oracles.float64(values))
+    if not np.all(np.isfinite(ordered)):
+        return ordered.size + 1_000_000
+    gap = 1e-6 * float(np.max(np.abs(ordered), initial=0.0))
+    return 1 + int(np.count_nonzero(np.diff(ordered) > gap)) if ordered.size else 0

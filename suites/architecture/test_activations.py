@@ -1,0 +1,177 @@
+"""The activation quantizer against float64: one scale a token, the whole code range, the floor."""
+
+import numpy as np
+import pytest
+import torch
+
+from forge_harness import oracles
+from forge_harness.oracles import vectors
+
+from .support import Count, Worst, code_errors, error_over_l1, expect_none, relative, tensor
+
+
+@pytest.mark.forge_check("architecture.activation_scale")
+def test_activation_scale(subject, evidence):
+    """The scale of a token is max |x| / 127 over its features, whoever shares its batch.
+
+    Oracle: float64 (2 roundings, under `oracles.SCALE_RTOL`), and a metamorphic relation: a token
+    alone and among mates a million times larger, or zero, has the same codes and scale bit for bit.
+    """
+    error, shapes = Worst(), Count()
+    for name, array in vectors.activations():
+        x = tensor(array)
+        _, scale = subject.quantize_activation(x)
+        shapes.see(name, tuple(scale.shape) != (*x.shape[:-1], 1))
+        if scale.shape == (*x.shape[:-1], 1):
+            error.see(name, relative(scale, oracles.int8_tokens(array).scale))
+    expect_none(evidence, "wrong_scale_shapes", shapes, "inputs", "scales are (..., 1)")
+    evidence.at_most(
+        "scale_error",
+        error.value,
+        limit=oracles.SCALE_RTOL,
+        reason=error.text("relative to float64 max |x| / 127"),
+    )
+    moved = _influence_of_mates(subject)
+    expect_none(
+        evidence,
+        "tokens_moved_by_mates",
+        moved,
+        "tokens",
+        "tokens are independent",
+    )
+
+
+def _influence_of_mates(subject):
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(3, 5, 33, generator=generator)
+    moved = Count()
+    for kind, factor in (("large", 1e6), ("zero", 0.0), ("small", 1e-3)):
+        for b, t in ((0, 0), (1, 2), (2, 4)):
+            mates = x * factor
+            mates[b, t] = x[b, t]
+            in_batch = [part[b, t] for part in subject.quantize_activation(mates)]
+            alone = [part[0, 0] for part in subject.quantize_activation(x[b, t][None, None])]
+            same = all(torch.equal(a, b) for a, b in zip(in_batch, alone, strict=True))
+            moved.see(f"{kind} mates of token ({b}, {t})", not same)
+    return moved
+
+
+@pytest.mark.forge_check("architecture.activation_range")
+def test_activation_range(subject, evidence):
+    """Every token above the floor uses the code range up to 127, at its largest feature, unwrapped.
+
+    Oracle: float64 codes wherever float64 is not within 3e-5 codes of a tie
+    (`oracles.INT8_MARGIN`), exact ties half to even, and |x - scale * code| at most half a step.
+    Inputs: magnitudes 2e-5 to 1e6, extremes of both signs, constant rows of 1e-4, odd widths.
+    """
+    peak, sign, wrong, far = Count(), Count(), Count(), Worst()
+    for name, array in vectors.activations():
+        expected = oracles.int8_tokens(array)
+        codes, scale = subject.quantize_activation(tensor(array))
+        q = oracles.int64(codes)
+        peak.see(name, int(np.count_nonzero(np.abs(q).max(axis=-1) != 127)))
+        sign.see(name, int(np.count_nonzero(q * np.sign(array) < 0)))
+        limit = oracles.INT8_MARGIN
+        wrong.see(name, code_errors(codes, expected.codes, expected.margin, limit))
+        steps = np.abs(oracles.float64(array) / oracles.float64(scale) - q)
+        far.see(name, float(steps.max()))
+    expect_none(
+        evidence,
+        "tokens_off_full_range",
+        peak,
+        "tokens",
+        "the peak has code 127",
+    )
+    expect_none(evidence, "sign_changes", sign, "codes", "no code wraps")
+    expect_none(evidence, "code_errors", wrong, "codes", "against float64")
+    evidence.at_most(
+        "rounding_error",
+        far.value,
+        limit=0.5 + oracles.INT8_MARGIN,
+        unit="codes",
+        reason=far.text("a value is at most half a step from its code"),
+    )
+    ties, _ = subject.quantize_activation(tensor(vectors.ACTIVATION_TIES))
+    evidence.equal(
+        "tie_errors",
+        int((ties.long() != torch.tensor(vectors.ACTIVATION_TIE_CODES)).sum()),
+        expected=0,
+        unit="codes",
+        reason="with a scale of exactly 1, halves round to even",
+    )
+
+
+@pytest.mark.forge_check("architecture.zero_and_tiny_rows")
+def test_zero_and_tiny_rows(subject, evidence):
+    """Zero, denormal and tiny rows stay finite and harmless, in values and in gradients.
+
+    Oracle: definition. A zero row has codes 0 and output 0; below the floor of 1e-5 values keep an
+    error of half a step; y(c x) = c y(x) for c = 1e-4, which a floor applied to the scale instead
+    of the absmax breaks (a row of 1e-4 becomes 7.9e-6).
+    """
+    rows = vectors.floor_rows()
+    codes, scale = subject.quantize_activation(tensor(rows))
+    values, q, s = oracles.float64(rows), oracles.int64(codes), oracles.float64(scale)
+    bad = np.count_nonzero(~np.isfinite(s)) + np.count_nonzero(s <= 0)
+    evidence.equal(
+        "bad_scales", int(bad), expected=0, unit="rows", reason="scales are finite and positive"
+    )
+    evidence.equal(
+        "codes_of_zero_row",
+        int(np.count_nonzero(q[0])),
+        expected=0,
+        unit="codes",
+        reason="a zero row has no nonzero code",
+    )
+    evidence.at_most(
+        "rounding_error",
+        float(np.max(np.abs(values / s - q))),
+        limit=0.5 + oracles.INT8_MARGIN,
+        unit="codes",
+        reason="at most half a step below the floor too",
+    )
+    evidence.equal(
+        "non_finite_values",
+        _non_finite_values(subject, tensor(rows)),
+        expected=0,
+        unit="values",
+        reason="outputs and gradients of zero, denormal and tiny rows and weights are finite",
+    )
+    homogeneity = _homogeneity(subject)
+    evidence.at_most(
+        "homogeneity_error",
+        homogeneity.value,
+        limit=2 * oracles.LINEAR_RTOL_L1,
+        reason=homogeneity.text("y(c x) / c against y(x), over L1"),
+    )
+
+
+def _non_finite_values(subject, rows):
+    """Counts non-finite values, and outputs of zero rows or zero weights that are not zero."""
+    weights = torch.linspace(-1, 1, 7 * rows.shape[1]).reshape(7, -1)
+    found = 0
+    for factor in (1.0, 0.0, 1e-7, 1e-38):
+        x = rows.clone().requires_grad_()
+        w = (weights * factor).requires_grad_()
+        y = subject.linear(x, w)
+        y.sum().backward()
+        found += sum(int((~torch.isfinite(part)).sum()) for part in (y, x.grad, w.grad))
+        found += int(y[0].count_nonzero())
+        if factor == 0.0:
+            found += int(y.count_nonzero())
+    return found
+
+
+def _homogeneity(subject):
+    """Constant rows have codes +-127 at any magnitude: no code can flip between x and c x."""
+    signs = torch.where(torch.arange(48) % 3 == 0, -1.0, 1.0).expand(4, 48)
+    weight = torch.randn(9, 48, generator=torch.Generator().manual_seed(11))
+    expected = oracles.float64(subject.linear(signs, weight).detach())
+    parts = (*subject.quantize_activation(signs), *subject.quantize_weight(weight))
+    l1 = oracles.l1(*parts)
+    worst = Worst()
+    for c in (1e-4, 1e-3, 1e3, 1e6):
+        y = oracles.float64(subject.linear(signs * c, weight).detach())
+        # c itself is rounded to fp32 in signs * c: one more unit, inside the doubled limit.
+        worst.see(f"c = {c:g}", error_over_l1(y / c, expected, l1))
+    return worst
