@@ -82,7 +82,7 @@ def test_ternary_alphabet(subject, evidence):
             f"{task}.lopsided",
             lopsided,
             "groups",
-            "positive and negative level are equal",
+            "the two outer levels are +s and -s",
         )
         if granularity == "tensor":
             evidence.equal(
@@ -291,9 +291,7 @@ def test_sub_norm_present(subject, evidence):
             f"{task}.rms_spread",
             spread.value,
             limit=1e-3,
-            reason=spread.text(
-                "largest over smallest RMS of a token, less 1; fresh gains are equal"
-            ),
+            reason=spread.text("largest over smallest RMS of a token, less 1, at fresh gains"),
         )
         expect_none(
             evidence, f"{task}.ignored", silent, "modules", "the loss depends on the norm's output"
@@ -337,7 +335,7 @@ def test_causal_mask(subject, evidence):
 
     Metamorphic: replace all tokens after a position; outputs up to it stay (1e-6 of the largest
     output: masked terms are exact zeros, so they are equal bit for bit unless the kernel reorders
-    sums), outputs at and after it respond. Also catches an activation scale taken over the sequence.
+    sums), outputs at and after it respond. An activation scale taken over the sequence shows too.
     """
     causal = [task for task in subject.tasks() if subject.model_spec(task).causal]
     if not causal:
