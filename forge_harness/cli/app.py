@@ -1,0 +1,153 @@
+"""The command group: subcommands loaded on use, exit codes, errors as one sentence."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+from forge_harness import __version__
+from forge_harness.errors import ExitCode, ForgeError, unknown_choice
+
+COMMANDS = {
+    "init": ("init:init_command", "Write forge.toml, an example check and a CI workflow."),
+    "doctor": ("doctor:doctor_command", "Show this environment and what the subject offers."),
+    "list": ("listing:list_group", "List checks, suites or waivers."),
+    "run": ("run:run_command", "Validate a subject: run the suites, score, report."),
+    "gate": ("gate:gate_command", "Exit by the verdict of a run; for CI."),
+    "report": ("report:report_command", "Write the reports of a run again."),
+    "explain": ("explain:explain_command", "Show which checks cost how many points."),
+    "verify": ("verify:verify_command", "Recompute everything a run claims."),
+    "train": ("train:train_command", "Train a reference model."),
+    "config": ("config:config_group", "Show or check the configuration, print its schema."),
+}
+"""Command -> (module:object under forge_harness.cli, one line of help), in the order of use."""
+
+_EPILOG = """\
+\b
+Example:
+  forge-harness run --run-dir first
+  forge-harness gate first
+
+\b
+Exit codes: 0 pass, 1 gate failed, 2 interrupted, 3 internal error, 4 usage or
+configuration, 5 nothing collected, 7 incomplete, 8 verification failed,
+9 baseline missing or not comparable."""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a subcommand's module only when that subcommand is used.
+
+    `--help` lists commands from COMMANDS: loading them all would cost pydantic and rich.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Returns the command names in the order of use."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports and returns a command, or None when there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(f"forge_harness.cli.{module}"), name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Finds the command of the first argument; an unknown one gets the nearest name."""
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            raise click.UsageError(unknown_choice("command", args[0], COMMANDS), ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the command list without importing a command."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_line) for name, (_, help_line) in COMMANDS.items()])
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401 - click's own signature
+        """Runs the command line and exits with one of our codes, never with click's own."""
+        kwargs["standalone_mode"] = False
+        sys.exit(_run(lambda: super(LazyGroup, self).main(*args, **kwargs)))
+
+
+def _run(call: Any) -> int:  # noqa: ANN401 - a callable of no arguments
+    try:
+        returned = call()
+    except click.exceptions.Abort:
+        return _say("Interrupted.", ExitCode.INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        return ExitCode.USAGE
+    except ForgeError as error:
+        _trace()
+        return _say(f"Error: {error}", error.exit_code)
+    except KeyboardInterrupt:
+        return _say("Interrupted.", ExitCode.INTERRUPTED)
+    except SystemExit:
+        # The only thing that still exits below here is click meeting a broken pipe, with 1,
+        # which is the code of a failed gate.
+        return ExitCode.INTERRUPTED
+    except Exception as error:
+        return _internal_error(error)
+    return returned if isinstance(returned, int) else ExitCode.PASS
+
+
+def _internal_error(error: Exception) -> int:
+    _trace()
+    hint = "" if debugging() else " Run again with --debug for the traceback."
+    kind = type(error).__name__
+    return _say(f"Internal error: {kind}: {error}.{hint}", ExitCode.INTERNAL_ERROR)
+
+
+def _say(sentence: str, code: ExitCode) -> int:
+    click.echo(sentence, err=True)
+    return code
+
+
+def _trace() -> None:
+    if debugging():
+        traceback.print_exc()
+
+
+def debugging() -> bool:
+    """Returns whether tracebacks are wanted: `--debug` or FORGE_HARNESS_DEBUG."""
+    return os.environ.get("FORGE_HARNESS_DEBUG", "") not in ("", "0")
+
+
+def _set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        os.environ["FORGE_HARNESS_DEBUG"] = "1"
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=_EPILOG,
+)
+@click.version_option(__version__, "--version", prog_name="forge-harness")
+@click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_set_debug,
+    help="Show tracebacks (also FORGE_HARNESS_DEBUG=1).",
+)
+def app() -> None:
+    """Validate BitNet b1.58 quantization-aware training."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs the command line; never returns.
+
+    Args:
+        arguments: Command line without the program's name; `sys.argv[1:]` when None.
+    """
+    app.main(args=None if arguments is None else list(arguments), prog_name="forge-harness")

@@ -1,0 +1,97 @@
+"""What GitHub Actions shows of a gate: annotations on the run, a summary on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from forge_harness.record import CheckRecord, RunRecord
+from forge_harness.types import Outcome, Severity
+
+MAX_ANNOTATIONS = 10
+"""GitHub keeps ten errors and ten warnings a step and drops the rest without a word."""
+MAX_SUMMARY_BYTES = 900_000
+"""GitHub refuses a step summary over 1 MiB as a whole."""
+_SEVERE = (Severity.CRITICAL, Severity.HIGH)
+_BAD = (Outcome.FAIL, Outcome.ERROR, Outcome.XPASS)
+_CUT = "\n\nCut here: the whole summary is longer than GitHub shows. See the HTML report.\n"
+
+
+def annotation_commands(record: RunRecord) -> list[str]:
+    """Returns the workflow commands: at most ten errors and ten warnings, severest first.
+
+    Errors are what fails a gate; warnings everything else that is not a pass.
+    """
+    order = list(Severity)
+    checks = sorted(record.checks, key=lambda check: order.index(check.severity))
+    errors = [check for check in checks if _blocks(check)]
+    warnings = [check for check in checks if check not in errors and _noteworthy(check)]
+    unscored = [
+        _command("error", item.check, f"{item.nodeid}: not in the catalogue")
+        for item in record.unscored_items
+    ]
+    return [
+        *_limited("error", [*(_of_check("error", check) for check in errors), *unscored]),
+        *_limited("warning", [_of_check("warning", check) for check in warnings]),
+    ]
+
+
+def _blocks(check: CheckRecord) -> bool:
+    return check.outcome is Outcome.XPASS or (check.outcome in _BAD and check.severity in _SEVERE)
+
+
+def _noteworthy(check: CheckRecord) -> bool:
+    if check.outcome is Outcome.NOT_MEASURED:
+        return check.severity in _SEVERE
+    return check.outcome not in (Outcome.PASS, Outcome.NOT_APPLICABLE)
+
+
+def _of_check(kind: str, check: CheckRecord) -> str:
+    title = f"{check.id} ({check.severity}): {check.outcome.replace('_', ' ')}"
+    return _command(kind, title, check.reason or check.title)
+
+
+def _limited(kind: str, commands: list[str]) -> list[str]:
+    if len(commands) <= MAX_ANNOTATIONS:
+        return commands
+    more = len(commands) - MAX_ANNOTATIONS + 1
+    rest = _command(kind, f"{more} more", f"{more} more of this kind; see the report.")
+    return [*commands[: MAX_ANNOTATIONS - 1], rest]
+
+
+def _command(kind: str, title: str, message: str) -> str:
+    return f"::{kind} title={_property(title)}::{_message(message)}"
+
+
+def _message(text: str) -> str:
+    # The escapes of actions/toolkit, packages/core/src/command.ts.
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _message(text).replace(":", "%3A").replace(",", "%2C")
+
+
+def append_summary(markdown: str, environ: Mapping[str, str]) -> None:
+    """Appends Markdown to the step summary, if the environment names one."""
+    target = environ.get("GITHUB_STEP_SUMMARY")
+    if not target:
+        return
+    path = Path(target)
+    used = path.stat().st_size if path.exists() else 0
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(cut(markdown, MAX_SUMMARY_BYTES - used))
+
+
+def cut(text: str, limit: int) -> str:
+    """Returns text of at most `limit` bytes of UTF-8, saying so where something was cut."""
+    if len(text.encode()) <= limit:
+        return text
+    room = max(0, limit - len(_CUT.encode()))
+    kept = text.encode()[:room].decode(errors="ignore")
+    return kept.rpartition("\n")[0] + _CUT
+
+
+def is_action(environ: Mapping[str, str]) -> bool:
+    """Returns whether this process runs in a GitHub Actions step."""
+    return environ.get("GITHUB_ACTIONS") == "true"

@@ -1,0 +1,90 @@
+"""Options and loaders several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from forge_harness.errors import RunDirectoryError, UsageError
+
+if TYPE_CHECKING:
+    from forge_harness.config import LoadedConfig
+    from forge_harness.policy import Policy
+    from forge_harness.record import RunRecord
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+PROFILES = ("quick", "full", "nightly")
+
+
+def examples(*lines: str) -> str:
+    """Returns the end of a help page: command lines that click must not rewrap."""
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def config_option(command: _Command) -> _Command:
+    """Adds `-c/--config FILE`."""
+    return click.option(
+        "-c",
+        "--config",
+        "config_file",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Configuration file (default: forge.toml or pyproject.toml, found upwards).",
+    )(command)
+
+
+def json_option(command: _Command) -> _Command:
+    """Adds `--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def run_dir_argument(command: _Command) -> _Command:
+    """Adds the argument DIR, the directory of a run."""
+    return click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))(command)
+
+
+def load(config_file: Path | None, flags: dict[str, Any] | None = None) -> LoadedConfig:
+    """Loads the configuration with the flags of a command over it."""
+    from forge_harness.config import load_config
+
+    return load_config(file=config_file, flags=flags)
+
+
+def policy_in_force(loaded: LoadedConfig) -> Policy:
+    """Returns the policy of a configuration, catalogues of the user's suites included."""
+    from forge_harness.selection import build_policy, catalogues_beside
+
+    return build_policy(loaded.path("run.policy"), catalogues_beside(loaded.suite_paths()))
+
+
+def open_run(directory: Path) -> tuple[RunRecord, Policy]:
+    """Reads a run's record and policy.
+
+    Raises:
+        RunDirectoryError: The directory is missing or does not hold a run.
+    """
+    from forge_harness.rundir import RUN, read_policy, read_record
+
+    if not directory.is_dir():
+        what = "is a file" if directory.exists() else "does not exist"
+        raise RunDirectoryError(f"{directory} {what}; expected the directory of a run.")
+    if not (directory / RUN).exists():
+        raise RunDirectoryError(
+            f"{directory} holds no {RUN}; expected the directory of a run "
+            "(`forge-harness run --run-dir DIR` makes one)."
+        )
+    return read_record(directory), read_policy(directory)
+
+
+def existing(path: Path | None, what: str) -> None:
+    """Refuses a path that was named and is not there.
+
+    Raises:
+        UsageError: With the path.
+    """
+    if path is not None and not path.exists():
+        raise UsageError(f"{what} {path} does not exist.")

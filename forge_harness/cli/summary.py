@@ -1,0 +1,110 @@
+"""The end of `run` and the whole of `gate`: verdict, score, suites, what blocks, in plain text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from forge_harness.cli.terminal import coloured, table
+from forge_harness.errors import ExitCode
+from forge_harness.record import RunRecord, SuiteRecord
+from forge_harness.types import Outcome, Severity
+
+MEANINGS = {
+    ExitCode.PASS: "pass",
+    ExitCode.GATE_FAILED: "gate failed",
+    ExitCode.INTERRUPTED: "interrupted",
+    ExitCode.INTERNAL_ERROR: "internal error",
+    ExitCode.USAGE: "usage or configuration error",
+    ExitCode.NOTHING_COLLECTED: "nothing collected",
+    ExitCode.INCOMPLETE: "incomplete: required evidence is missing",
+    ExitCode.VERIFICATION_FAILED: "verification failed",
+    ExitCode.BASELINE_MISSING: "baseline missing or not comparable",
+}
+_REASONS_SHOWN = 5
+_COLUMNS = (
+    ("pass", (Outcome.PASS,)),
+    ("warn", (Outcome.WARN, Outcome.FLAKY)),
+    ("fail", (Outcome.FAIL, Outcome.XPASS)),
+    ("error", (Outcome.ERROR,)),
+    ("waived", (Outcome.XFAIL,)),
+    ("not measured", (Outcome.NOT_MEASURED,)),
+    ("n/a", (Outcome.NOT_APPLICABLE,)),
+)
+
+
+def score_sentence(record: RunRecord) -> str:
+    """Returns "Integration score 83 (at most 91), 92 % measured"."""
+    return (
+        f"Integration score {record.score.low} (at most {record.score.high}), "
+        f"{percent(record.coverage)} measured"
+    )
+
+
+def scope_sentence(record: RunRecord) -> str:
+    """Returns "quick scope: 118 of 147 checks", with the selection where there is one."""
+    scope = record.scope
+    selected = [*scope.suites, *scope.checks]
+    named = f" (selection: {', '.join(selected)})" if selected else ""
+    return f"{scope.profile} scope: {scope.in_scope} of {scope.total} checks{named}"
+
+
+def percent(share: float) -> str:
+    """Returns a share in whole percent, floored: 89.9 % is not 90 %."""
+    # Coverage has four digits; the addend undoes their binary error (0.29 * 100 is 28.99...).
+    return f"{int(share * 100 + 1e-9)} %"
+
+
+def verdict_lines(record: RunRecord) -> list[str]:
+    """Returns verdict, score and the reasons, at most five."""
+    reasons = record.verdict_reasons[:_REASONS_SHOWN]
+    more = len(record.verdict_reasons) - len(reasons)
+    return [
+        f"{coloured(record.verdict)}, {scope_sentence(record)}",
+        score_sentence(record),
+        *(f"  - {reason}" for reason in reasons),
+        *([f"  - and {more} more"] if more else []),
+    ]
+
+
+def summary(record: RunRecord, directory: Path, written: Sequence[Path], code: ExitCode) -> str:
+    """Returns what `run` prints at its end."""
+    lines = ["", *verdict_lines(record), "", suite_table(record.suites), ""]
+    lines += not_measured_lines(record)
+    page = next((path for path in written if path.suffix == ".html"), None)
+    lines.append(f"Report: {page}" if page else f"Run: {directory}")
+    lines.append(f"Policy: {record.policy_digest}")
+    lines.append(f"Exit code {int(code)}: {MEANINGS[code]}.")
+    return "\n".join(lines)
+
+
+def suite_table(suites: Sequence[SuiteRecord]) -> str:
+    """Returns one row a suite: weight, score, coverage, counts by outcome, time."""
+    shown = [
+        (name, outcomes)
+        for name, outcomes in _COLUMNS
+        if any(suite.counts.get(outcome) for suite in suites for outcome in outcomes)
+    ]
+    headers = ("suite", "weight", "score", "measured", *(name for name, _ in shown), "time")
+    rows = [
+        (
+            suite.name,
+            suite.weight,
+            str(suite.low) if suite.low == suite.high else f"{suite.low}-{suite.high}",
+            percent(suite.coverage),
+            *(sum(suite.counts.get(o, 0) for o in outcomes) or "" for _, outcomes in shown),
+            f"{suite.duration_s:.1f} s",
+        )
+        for suite in suites
+    ]
+    return table(headers, rows)
+
+
+def not_measured_lines(record: RunRecord) -> list[str]:
+    """Returns how many checks were not measured, by severity; nothing when all were."""
+    missing = Counter(c.severity for c in record.checks if c.outcome is Outcome.NOT_MEASURED)
+    if not missing:
+        return []
+    parts = [f"{missing[severity]} {severity}" for severity in Severity if missing[severity]]
+    return [f"Not measured: {sum(missing.values())} checks ({', '.join(parts)})."]

@@ -1,0 +1,100 @@
+"""Text output: aligned tables and colour, plain wherever the reader is not a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+import click
+
+COLOURS = {
+    "PASS": "green",
+    "pass": "green",
+    "PASS_WITH_WARNINGS": "yellow",
+    "warn": "yellow",
+    "flaky": "yellow",
+    "INCOMPLETE": "yellow",
+    "PARTIAL": "yellow",
+    "FAIL": "red",
+    "fail": "red",
+    "error": "red",
+    "xpass": "red",
+}
+_NARROWEST_LAST = 20
+
+
+def is_plain(stream: TextIO) -> bool:
+    """Returns whether a stream gets neither colour nor cursor movement.
+
+    NO_COLOR counts when it is not empty (no-color.org).
+    """
+    return (
+        not stream.isatty()
+        or os.environ.get("NO_COLOR", "") != ""
+        or os.environ.get("TERM") == "dumb"
+    )
+
+
+def coloured(word: str, text: str | None = None) -> str:
+    """Returns `text` (or the word) in the colour of a verdict or outcome, on a terminal."""
+    shown = word if text is None else text
+    colour = COLOURS.get(word)
+    if colour is None or is_plain(sys.stdout):
+        return shown
+    return click.style(shown, fg=colour, bold=True)
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Returns an aligned table; numbers to the right, the last column wrapped on a terminal.
+
+    Piped output is never wrapped: one row, one line, for grep.
+    """
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [
+        max([len(header), *(len(row[i]) for row in cells)]) for i, header in enumerate(headers)
+    ]
+    right = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(headers))]
+    room = _room(widths)
+    lines = [_line(list(headers), widths, right, room)]
+    lines += [_line(row, widths, right, room) for row in cells]
+    return "\n".join(lines)
+
+
+def _line(row: list[str], widths: Sequence[int], right: Sequence[bool], room: int) -> str:
+    *first, last = row
+    head = "".join(
+        f"{cell.rjust(width) if flush else cell.ljust(width)}  "
+        for cell, width, flush in zip(first, widths, right, strict=False)
+    )
+    if right[-1]:
+        return head + last.rjust(widths[-1])
+    parts = textwrap.wrap(last, room) if room else [last]
+    indent = "\n" + " " * len(head)
+    return (head + indent.join(parts or [""])).rstrip()
+
+
+def _room(widths: Sequence[int]) -> int:
+    """Returns the characters left for the last column on a terminal, 0 for no limit."""
+    if not sys.stdout.isatty():
+        return 0
+    left = shutil.get_terminal_size().columns - sum(widths[:-1]) - 2 * (len(widths) - 1)
+    return max(left, _NARROWEST_LAST)
+
+
+def _is_number(cell: object) -> bool:
+    text = str(cell).replace(",", "").removesuffix(" %").removesuffix(" s")
+    try:
+        float(text)
+    except ValueError:
+        return text in ("", "-")
+    return True
+
+
+def echo_json(value: Any) -> None:  # noqa: ANN401 - any JSON value
+    """Prints a value as JSON a person can read."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
