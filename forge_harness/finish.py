@@ -7,7 +7,6 @@ from pathlib import Path
 
 from forge_harness.policy import Policy
 from forge_harness.record import RunRecord
-from forge_harness.report import write_reports
 from forge_harness.rundir import DiskFullError, RunDirectory, is_full
 
 DEFAULT_FORMATS = ("html", "md", "junit")
@@ -47,6 +46,11 @@ def finish_run(
 def _reports(
     run_dir: Path, record: RunRecord, policy: Policy, formats: Sequence[str]
 ) -> list[Path]:
+    if not formats:
+        return []
+    # Matplotlib takes a second to import; a run without reports does not pay for it.
+    from forge_harness.report import write_reports
+
     before = {path for path in run_dir.rglob("*") if path.is_file()}
     try:
         return write_reports(run_dir, record, policy, tuple(formats))

@@ -59,8 +59,11 @@ def process(
     state.set_collected(whole, catalogues_beside(directories))
     problem = selection_problem(state)
     if problem is not None and not state.is_worker:
-        # An exception in a worker would be an INTERNALERROR; there the controller refuses.
         raise pytest.UsageError(problem)
+    if problem is not None:
+        # An exception in a worker would be an INTERNALERROR; the controller refuses, by what
+        # is published here.
+        state.publish_collected()
     kept, gone = _split(state, items)
     if gone:
         state.config.hook.pytest_deselected(items=gone)
@@ -91,11 +94,12 @@ def selection_problem(state: ForgeState) -> str | None:
 def _split(
     state: ForgeState, items: list[pytest.Item]
 ) -> tuple[list[pytest.Item], list[pytest.Item]]:
+    narrowed = bool(state.options.suites or state.options.checks)
     kept: list[pytest.Item] = []
     gone: list[pytest.Item] = []
     for item in items:
         mark = state.marks.get(item.nodeid)
-        selected = mark is None or is_selected(state, mark)
+        selected = not narrowed if mark is None else is_selected(state, mark)
         (kept if selected else gone).append(item)
     return kept, gone
 

@@ -28,6 +28,7 @@ class Collector:
         self._receive = receive
         self._attempts: dict[str, Attempt] = {}
         self._retries: dict[str, int] = {}
+        self._retried: set[str] = set()
         self._checks: dict[str, str] = {}
         self.records: dict[str, ItemRecord] = {}
         self.collection_errors: dict[str, str] = {}
@@ -45,14 +46,26 @@ class Collector:
             if report.failed:
                 self._failed_test_without_check(report)
             return
-        if report.outcome == "rerun":  # type: ignore[comparison-overlap]
-            self._retries[nodeid] = self._retries.get(nodeid, 0) + 1
-            self._attempts.pop(nodeid, None)
+        if self._is_being_retried(report):
             return
         attempt = self._attempts.setdefault(nodeid, Attempt())
         attempt.add(report)
         if report.when == "teardown":
             self._finish(nodeid, attempt)
+
+    def _is_being_retried(self, report: pytest.TestReport) -> bool:
+        """Counts retries (pytest-rerunfailures), and drops what an earlier attempt reports.
+
+        The phase that failed has the outcome "rerun"; its teardown may follow (16.x) or not.
+        """
+        nodeid = report.nodeid
+        if report.when == "setup":
+            self._retried.discard(nodeid)
+        if report.outcome == "rerun" and nodeid not in self._retried:  # type: ignore[comparison-overlap]
+            self._retried.add(nodeid)
+            self._retries[nodeid] = self._retries.get(nodeid, 0) + 1
+            self._attempts.pop(nodeid, None)
+        return nodeid in self._retried
 
     def add_collection(self, report: pytest.CollectReport) -> None:
         """Takes a module that could not be imported: whatever it holds is lost, and that shows."""

@@ -93,6 +93,8 @@ class Controller:
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Accounts for every collected item, then ends the run."""
         self.state.adopt_collected()
+        if int(exitstatus) == pytest.ExitCode.USAGE_ERROR:
+            return
         if not self.state.marks and self.keeper is None and self.state.options.events is None:
             return
         self._take_failed_collections()
@@ -108,8 +110,6 @@ class Controller:
                 lost=lost,
                 reason=reason,
             )
-            return
-        if int(exitstatus) == pytest.ExitCode.USAGE_ERROR:
             return
         self._end(exitstatus, lost, reason)
 

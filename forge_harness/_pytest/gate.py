@@ -15,6 +15,7 @@ def admit(state: ForgeState, item: pytest.Item) -> None:
     mark = state.marks.get(item.nodeid)
     if mark is None:
         return
+    state.single_thread()
     if mark.problem is not None:
         pytest.fail(mark.problem, pytrace=False)
     entry = state.entry(mark.check)

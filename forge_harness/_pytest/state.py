@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 import uuid
 from functools import cached_property
@@ -17,7 +18,7 @@ from forge_harness._pytest.options import Options, read_options
 
 if TYPE_CHECKING:
     from forge_harness._pytest.inprocess import Handover
-    from forge_harness.config import HarnessConfig
+    from forge_harness.config import HarnessConfig, LoadedConfig
     from forge_harness.policy import CatalogueEntry, Policy
     from forge_harness.record import Waiver
     from forge_harness.subject.loader import LoadedSubject
@@ -36,6 +37,7 @@ class ForgeState:
         self.shared = _shared_directory(config)
         self.marks: dict[str, CheckMark] = {}
         self.catalogues: tuple[Path, ...] = ()
+        self._is_single_threaded = False
 
     @property
     def is_worker(self) -> bool:
@@ -43,13 +45,17 @@ class ForgeState:
         return hasattr(self.config, "workerinput")
 
     @cached_property
+    def _loaded_config(self) -> LoadedConfig:
+        from forge_harness.config import load_config
+
+        return load_config(file=self.options.config)
+
+    @property
     def harness_config(self) -> HarnessConfig:
         """The configuration: file, environment, defaults (flags are the `--forge` options)."""
         if self.handover is not None and self.handover.config is not None:
             return self.handover.config
-        from forge_harness.config import load_config
-
-        return load_config(file=self.options.config).config
+        return self._loaded_config.config
 
     @cached_property
     def profile(self) -> str:
@@ -71,7 +77,7 @@ class ForgeState:
     @cached_property
     def policy_file(self) -> Path | None:
         """The policy laid over the shipped one."""
-        return self.options.policy or _path(self.harness_config.run.policy)
+        return self.options.policy or self._configured_path("run.policy")
 
     @cached_property
     def waivers(self) -> list[Waiver]:
@@ -80,10 +86,10 @@ class ForgeState:
         Raises:
             ConfigError: The file cannot be read.
         """
-        file = self.options.waivers or _path(self.harness_config.run.waivers)
+        file = self.options.waivers or self._configured_path("run.waivers")
         if file is None:
             return []
-        from forge_harness.integration.quality_coordinator import load_waivers
+        from forge_harness.waivers import load_waivers
 
         return load_waivers(file)
 
@@ -111,9 +117,19 @@ class ForgeState:
             from forge_harness.subject.loader import load_subject
 
             subject = load_subject(self.subject_spec)
-        _single_thread()
+        self.single_thread()
         self._publish_subject(subject)
         return subject
+
+    def single_thread(self) -> None:
+        """Makes torch, once it is there, use one thread.
+
+        Sums then do not depend on how many workers share the cores.
+        """
+        torch = sys.modules.get("torch")
+        if torch is not None and not self._is_single_threaded:
+            torch.set_num_threads(1)
+            self._is_single_threaded = True
 
     @cached_property
     def policy(self) -> Policy:
@@ -126,6 +142,10 @@ class ForgeState:
             if mark.is_inline and mark.problem is None
         ]
         return build_policy(self.policy_file, self.catalogues, inline)
+
+    def _configured_path(self, key: str) -> Path | None:
+        # A session in this process is told everything; it reads no file of the directory it is in.
+        return None if self.handover is not None else self._loaded_config.path(key)
 
     def entry(self, check: str) -> CatalogueEntry | None:
         """Returns the catalogue entry of a check."""
@@ -205,14 +225,3 @@ def _shared_directory(config: pytest.Config) -> Path:
     if given is not None:
         return Path(given)
     return Path(tempfile.gettempdir()) / f"forge-harness-{uuid.uuid4().hex}"
-
-
-def _single_thread() -> None:
-    """Makes torch use one thread: sums then do not depend on how many workers share the cores."""
-    import torch
-
-    torch.set_num_threads(1)
-
-
-def _path(value: str) -> Path | None:
-    return Path(value) if value else None

@@ -1,0 +1,303 @@
+"""Every way an item can end, and the outcome it has."""
+
+from __future__ import annotations
+
+import pytest
+
+SOURCE = """
+import os, time, warnings
+def mine(name): return pytest.mark.forge_check("mine." + name, title="It", severity="high")
+
+@mine("a")
+def test_pass(evidence):
+    evidence.at_most("x", 1, limit=2, reason="r")
+
+@mine("a")
+def test_no_evidence(): pass
+
+@mine("a")
+def test_over_limit(evidence):
+    evidence.at_most("x", 3.5, unit="s", limit=2, reason="r")
+
+@mine("a")
+def test_swallowed(evidence):
+    try:
+        evidence.at_most("x", 3, limit=2, reason="r")
+    except AssertionError:
+        pass
+
+@mine("a")
+def test_warn(evidence):
+    evidence.at_most("x", 3, limit=2, reason="r", level="warn")
+
+@mine("a")
+def test_assertion(evidence):
+    evidence.record("x", 1)
+    assert 1 == 2, "one is not two"
+
+@mine("a")
+def test_pytest_fail(evidence):
+    pytest.fail("said so")
+
+@mine("a")
+def test_did_not_raise(evidence):
+    with pytest.raises(ValueError):
+        evidence.record("x", 1)
+
+@mine("a")
+def test_exception(evidence):
+    evidence.record("x", 1)
+    raise RuntimeError("broken\\nsecond line")
+
+@mine("a")
+def test_exit(evidence):
+    raise SystemExit(0)
+
+@pytest.fixture
+def bad_setup(): assert False, "setup is broken"
+
+@pytest.fixture
+def bad_teardown():
+    yield
+    raise RuntimeError("teardown is broken")
+
+@mine("a")
+def test_setup(bad_setup, evidence): pass
+
+@mine("a")
+def test_teardown(bad_teardown, evidence): evidence.record("x", 1)
+
+@mine("a")
+def test_fail_and_teardown(bad_teardown, evidence): assert False, "the check itself"
+
+@mine("a")
+def test_skip(evidence):
+    evidence.record("x", 1)
+    pytest.skip("no such device")
+
+@mine("a")
+@pytest.mark.skipif(True, reason="never here")
+def test_skipif(evidence): pass
+
+@mine("a")
+@pytest.mark.xfail(reason="known")
+def test_xfail(evidence): assert False
+
+@mine("a")
+@pytest.mark.xfail(reason="known", strict=False)
+def test_xpass(evidence): evidence.record("x", 1)
+
+@mine("a")
+def test_imperative_xfail(evidence): pytest.xfail("later")
+
+@mine("a")
+@pytest.mark.timeout(0.2)
+def test_hangs(evidence): time.sleep(30)
+
+@mine("a")
+def test_warning(evidence):
+    warnings.warn("deprecated thing", DeprecationWarning)
+
+@mine("a")
+def test_non_finite(evidence): evidence.record("x", float("nan"))
+
+@mine("a")
+def test_twice(evidence):
+    evidence.record("x", 1)
+    evidence.record("x", 2)
+
+@mine("a")
+def test_subtest(evidence, subtests):
+    evidence.record("x", 1)
+    with subtests.test("inner"):
+        assert False, "inside"
+"""
+
+EXPECTED = {
+    "test_pass": ("pass", ""),
+    "test_no_evidence": ("not_measured", "passed without recording evidence"),
+    "test_over_limit": ("fail", "x is 3.5 s, over its limit of 2 s (r)"),
+    "test_swallowed": ("fail", "x is 3, over its limit of 2 (r)"),
+    "test_warn": ("warn", "x is 3, over its limit of 2 (r)"),
+    "test_assertion": ("fail", "one is not two"),
+    "test_pytest_fail": ("fail", "said so"),
+    "test_did_not_raise": ("fail", "DID NOT RAISE"),
+    "test_exception": ("error", "RuntimeError: broken"),
+    "test_exit": ("error", "SystemExit: 0"),
+    "test_setup": ("error", "setup: setup is broken"),
+    "test_teardown": ("error", "teardown: RuntimeError: teardown is broken"),
+    "test_fail_and_teardown": ("fail", "the check itself"),
+    "test_skip": ("not_measured", "no such device"),
+    "test_skipif": ("not_measured", "never here"),
+    "test_xfail": ("fail", "xfail without a waiver: known"),
+    "test_xpass": ("fail", "xfail without a waiver: known"),
+    "test_imperative_xfail": ("fail", "xfail without a waiver: later"),
+    "test_hangs": ("error", "timed out after 0.2 s"),
+    "test_warning": ("error", "DeprecationWarning: deprecated thing"),
+    "test_non_finite": ("fail", "x is nan, not finite; expected a number"),
+    "test_twice": ("error", "ValueError: evidence 'x' is recorded twice in one item"),
+    "test_subtest": ("fail", "inside"),
+}
+
+
+def test_each_end_has_its_outcome(told):
+    run = told(SOURCE)
+    found = {name: (item["outcome"], item["reason"]) for name, item in run.items.items()}
+    # pytest 8 and 9 name the class differently.
+    found["test_did_not_raise"] = ("fail", found["test_did_not_raise"][1][:13])
+    assert found == EXPECTED
+    assert run.items["test_exception"]["log"].endswith("RuntimeError")
+    assert run.items["test_pass"]["evidence"] == [
+        {
+            "item": "test_it.py::test_pass",
+            "name": "x",
+            "value": 1,
+            "unit": "1",
+            "limit": 2,
+            "direction": "at_most",
+            "level": "fail",
+            "reason": "r",
+            "samples": None,
+            "artifact": None,
+        }
+    ]
+    # What was measured before the failure is kept.
+    assert [e["name"] for e in run.items["test_exception"]["evidence"]] == ["x"]
+
+
+RERUNS = """
+from pathlib import Path
+def mine(name): return pytest.mark.forge_check("mine." + name, title="It", severity="high")
+
+@mine("a")
+def test_second_time(evidence):
+    mark = Path("tried")
+    first = not mark.exists()
+    mark.touch()
+    evidence.equal("x", 2 if first else 1, expected=1, reason="r")
+
+@mine("a")
+def test_never(evidence):
+    assert False, "still"
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("-n", "2")], ids=["plain", "xdist"])
+def test_a_retry_that_passes_is_flaky(told, options):
+    run = told(RERUNS, "--reruns", "2", *options, subprocess=True)
+    second = run.items["test_second_time"]
+    assert (second["outcome"], second["attempts"]) == ("flaky", 2)
+    assert second["reason"] == "passed on attempt 2"
+    assert [e["value"] for e in second["evidence"]] == [1], "evidence of the last attempt only"
+    never = run.items["test_never"]
+    assert (never["outcome"], never["attempts"], never["reason"]) == ("fail", 3, "still")
+
+
+MARKERS = """
+@pytest.mark.forge_check
+def test_no_id(evidence): pass
+
+@pytest.mark.forge_check("mine.a", title="It", severity="high", gate="hard")
+def test_unknown_field(evidence): pass
+
+@pytest.mark.forge_check("Mine")
+def test_bad_id(evidence): pass
+
+@pytest.mark.forge_check("mine.a", title="It")
+def test_half(evidence): pass
+
+@pytest.mark.forge_check("mine.a", title="It", severity="hard")
+def test_bad_severity(evidence): pass
+
+@pytest.mark.forge_check("environment.python_versio")
+def test_misspelt(evidence): pass
+
+@pytest.mark.forge_check("environment.python_version", title="Another", severity="low")
+def test_catalogued(evidence): pass
+
+@pytest.mark.forge_check("mine.b", title="It", severity="high")
+@pytest.mark.forge_check("mine.c", title="It", severity="high")
+def test_two(evidence): pass
+
+@pytest.mark.forge_check("mine.d")
+def test_defined_below(evidence): evidence.record("x", 1)
+
+@pytest.mark.forge_check("mine.d", title="It", severity="high")
+def test_defines(evidence): evidence.record("x", 1)
+
+@pytest.mark.forge_check("mine.d", title="It", severity="low")
+def test_defined_otherwise(evidence): evidence.record("x", 1)
+"""
+
+PROBLEMS = {
+    "test_no_id": "forge_check takes one check id",
+    "test_unknown_field": "does not take gate; it takes component, severity, title",
+    "test_bad_id": "Check id 'Mine' is not of the form suite.name",
+    "test_half": "gives title alone",
+    "test_bad_severity": "severity 'hard' is none of critical, high, medium, low",
+    "test_misspelt": "Did you mean 'environment.python_version'?",
+    "test_catalogued": "is in the catalogue with another title or severity",
+    "test_two": "carries 2 forge_check markers",
+    "test_defined_otherwise": "is defined twice with different titles or severities",
+}
+
+
+@pytest.mark.parametrize("options", [(), ("-n", "2")], ids=["plain", "xdist"])
+def test_an_unusable_marker_is_that_items_error(told, options):
+    run = told(MARKERS, *options, subprocess=bool(options))
+    for name, part in PROBLEMS.items():
+        assert run.outcome(name) == "error", name
+        assert part in run.reason(name)
+    assert run.outcome("test_defined_below") == run.outcome("test_defines") == "pass"
+    assert "INTERNALERROR" not in run.output
+
+
+CAPABILITIES = """
+@pytest.mark.forge_check("training.ste_input_gradient")
+def test_needs_more(evidence, subject): evidence.record("x", 1)
+
+@pytest.mark.forge_check("training.distributed_equivalence")
+def test_ruled_out(evidence, subject): evidence.record("x", 1)
+
+@pytest.mark.forge_check("mine.a", title="It", severity="high")
+def test_uses_subject(evidence, subject, forge_profile, forge_seed, policy):
+    evidence.equal("name", subject.name, expected="toy", reason="r")
+    evidence.equal("profile", forge_profile, expected="full", reason="r")
+    evidence.equal("seed", forge_seed, expected=7, reason="r")
+    evidence.equal("known", "mine.a" in policy.by_id, expected=True, reason="r")
+"""
+
+
+def test_missing_capabilities_are_not_measured_and_predicates_rule_out(told):
+    run = told(CAPABILITIES, "--forge-profile", "full", "--forge-seed", "7")
+    assert run.outcome("test_needs_more") == "not_measured"
+    assert "subject 'toy' does not offer" in run.reason("test_needs_more")
+    assert "(methods: " in run.reason("test_needs_more")
+    assert run.outcome("test_ruled_out") == "not_applicable"
+    assert run.reason("test_ruled_out") == "the subject does not offer TrainsDistributed"
+    assert run.outcome("test_uses_subject") == "pass", run.reason("test_uses_subject")
+
+
+UNMARKED = """
+@pytest.mark.forge_check("mine.a", title="It", severity="high")
+def test_check(evidence): evidence.record("x", 1)
+
+def test_green(): pass
+
+def test_red(): assert False, "broken helper"
+"""
+
+
+def test_a_failing_test_beside_checks_is_seen(told):
+    run = told(UNMARKED)
+    assert sorted(run.items) == ["test_check", "test_red"]
+    assert run.items["test_red"]["check"] == "unknown"
+    assert run.reason("test_red") == "test without a forge_check marker failed: broken helper"
+
+
+def test_a_module_that_cannot_be_imported_is_seen(told, pytester):
+    pytester.makepyfile(test_other="import nowhere_to_be_found")
+    run = told(UNMARKED, "--continue-on-collection-errors", "test_it.py", "test_other.py")
+    lost = run.items["test_other.py"]
+    assert (lost["outcome"], lost["check"]) == ("error", "unknown")
+    assert "No module named 'nowhere_to_be_found'" in lost["reason"]

@@ -1,0 +1,113 @@
+"""Which items run: profile, suites, checks, and what pytest itself deselects."""
+
+from __future__ import annotations
+
+import pytest
+
+SOURCE = """
+@pytest.mark.forge_check("mine.a", title="A", severity="high")
+@pytest.mark.parametrize("n", [1, 2])
+def test_a(evidence, n): evidence.record("x", n)
+
+@pytest.mark.forge_check("other.b", title="B", severity="low")
+def test_b(evidence): evidence.record("x", 1)
+
+@pytest.mark.forge_check("nightly.only")
+def test_nightly(evidence): evidence.record("x", 1)
+
+def test_plain(): pass
+"""
+CATALOGUE = """
+[[check]]
+id = "nightly.only"
+title = "Only at night"
+suite = "nightly"
+severity = "high"
+component = "mine"
+profiles = ["nightly"]
+"""
+
+
+@pytest.fixture
+def selected(told, pytester):
+    (pytester.path / "catalogue.toml").write_text(CATALOGUE, encoding="utf-8")
+
+    def run(*options, **settings):
+        return told(SOURCE, *options, **settings)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), ["test_a[1]", "test_a[2]", "test_b"]),
+        (("--forge-profile", "nightly"), ["test_a[1]", "test_a[2]", "test_b", "test_nightly"]),
+        (("--forge-suite", "other"), ["test_b"]),
+        (("--forge-check", "mine.a"), ["test_a[1]", "test_a[2]"]),
+        (
+            ("--forge-check", "mine.a", "--forge-suite", "other"),
+            ["test_a[1]", "test_a[2]", "test_b"],
+        ),
+    ],
+    ids=["profile", "nightly", "suite", "check", "both"],
+)
+def test_options_select(selected, options, expected):
+    run = selected(*options)
+    assert sorted(run.items) == expected
+    assert {item["outcome"] for item in run.items.values()} == {"pass"}
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--forge-suite", "othr"), "Unknown suite 'othr'. Did you mean 'other'?"),
+        (("--forge-check", "mine.aa"), "Unknown check 'mine.aa'. Did you mean 'mine.a'?"),
+        (
+            ("--forge-check", "nightly.only"),
+            "Check 'nightly.only' is not in the quick profile; choose the profile nightly.",
+        ),
+    ],
+)
+def test_wrong_names_are_usage_errors(selected, options, sentence):
+    run = selected(*options)
+    assert run.status == pytest.ExitCode.USAGE_ERROR
+    assert sentence in run.output
+    assert not run.items
+
+
+def test_a_wrong_name_is_a_usage_error_under_xdist_too(selected):
+    run = selected("--forge-check", "mine.aa", "-n", "1", subprocess=True)
+    assert run.status == pytest.ExitCode.USAGE_ERROR
+    assert "Did you mean 'mine.a'?" in run.output
+    assert "INTERNALERROR" not in run.output
+
+
+def test_what_pytest_deselects_is_not_measured(selected):
+    run = selected("-k", "1 or plain")
+    assert run.outcome("test_a[1]") == "pass"
+    for name in ("test_a[2]", "test_b"):
+        assert run.outcome(name) == "not_measured"
+        assert run.reason(name) == "deselected by an option of pytest"
+    assert "test_nightly" not in run.items
+    assert run.finished["lost"] == 0
+
+
+def test_what_a_stop_leaves_out_is_not_measured(told):
+    source = SOURCE.replace('evidence.record("x", n)', "assert False")
+    run = told(source, "-x")
+    assert run.outcome("test_a[1]") == "fail"
+    assert run.outcome("test_a[2]") == "not_measured"
+    assert "stopping after 1 failures" in run.reason("test_a[2]")
+
+
+def test_nothing_selected_is_exit_code_five(session):
+    result = session(SOURCE, "--forge-suite", "state")
+    assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
+
+
+def test_a_bad_catalogue_is_a_usage_error(told, pytester):
+    (pytester.path / "catalogue.toml").write_text("[[check]]\nid = 3\n", encoding="utf-8")
+    run = told(SOURCE)
+    assert run.status == pytest.ExitCode.USAGE_ERROR
+    assert "Catalogue: catalogue." in run.output
