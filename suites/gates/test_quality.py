@@ -1,0 +1,229 @@
+"""Gates on what was trained: quality, stability, memory, size."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import pytest
+
+from forge_harness.scoring.statistics import (
+    clopper_pearson,
+    paired_ratio_interval,
+    ratio_interval,
+)
+
+ARMS = ("ternary", "full", "post_training")
+CONTROL_FACTOR = 5
+"""The negative control must lose at least five times what the gate lets quantization lose. On a
+task where plain post-training ternarization does no harm, a good ratio proves nothing."""
+CONVERGED = 0.95
+"""A run converged when it is finite and reaches this share of full-precision accuracy."""
+
+
+@pytest.mark.forge_check("gates.accuracy")
+def test_quantized_accuracy(study, accuracy_tasks, evidence, limit):
+    """Held-out accuracy of the ternary models, over every planned seed."""
+    if not accuracy_tasks:
+        pytest.skip("the study has no classification task; next-token accuracy has no fixed scale")
+    study.require_complete(evidence)
+    means = {}
+    for task in accuracy_tasks:
+        for arm in ARMS:
+            per_seed = [run.accuracy for run in study.arm(task, arm)]
+            if per_seed:
+                mean = statistics.fmean(per_seed)
+                evidence.record(
+                    f"accuracy.{task}.{arm}",
+                    mean,
+                    reason="mean over all seeds",
+                    samples=finite(per_seed),
+                )
+        means[task] = mean_of(study, task, "ternary")
+        worst_seed = min((run.accuracy for run in study.arm(task, "ternary")), default=math.nan)
+        evidence.record(f"accuracy_worst_seed.{task}", worst_seed, reason="lowest of the seeds")
+    evidence.at_least(
+        "accuracy",
+        worst(means.values()),
+        **limit("accuracy.at_least"),
+        reason="share correct of the ternary model, mean over all seeds, lowest task",
+    )
+
+
+@pytest.mark.forge_check("gates.quantized_accuracy_ratio")
+def test_quantized_over_full_precision(study, evidence, limit, policy):
+    """Ternary over full precision, paired by seed and held-out block, with a negative control."""
+    study.require_complete(evidence)
+    lows = []
+    for task in study.tasks:
+        describe(study, task, evidence)
+        lows.append(compare(study, task, evidence, policy))
+    evidence.at_least(
+        "quantized_accuracy_ratio",
+        worst(lows),
+        **limit("quantized_accuracy_ratio.at_least"),
+        reason="ternary over full-precision accuracy: lower end of the 95 % interval, lowest task",
+    )
+
+
+def describe(study, task, evidence):
+    """Records what was compared: data, seeds, learning rates, steps, means and loss curves."""
+    digests = {run.data_digest for run in study.runs if run.task == task}
+    evidence.equal(
+        f"data_versions.{task}", len(digests), expected=1, reason="all arms saw the same data"
+    )
+    evidence.record(f"data_digest.{task}", digests.pop(), reason="digest of the corpus")
+    for arm in ARMS:
+        runs = study.arm(task, arm)
+        if not runs:
+            continue
+        name = f"{task}.{arm}"
+        evidence.record(f"seeds.{name}", len(runs), samples=[run.seed for run in runs])
+        evidence.record(f"steps.{name}", runs[0].steps, unit="steps")
+        evidence.record(f"learning_rate.{name}", runs[0].learning_rate, reason="tuned for this arm")
+        evidence.record(
+            f"accuracy.{name}",
+            mean_of(study, task, arm),
+            reason="mean over all seeds",
+            samples=finite(run.accuracy for run in runs),
+        )
+        evidence.record(
+            f"loss.{name}",
+            statistics.fmean(run.loss for run in runs),
+            unit="nats",
+            reason="held-out cross-entropy, mean over all seeds",
+            samples=finite(run.loss for run in runs),
+        )
+        steps, losses = study.curve(task, arm)
+        if losses:
+            evidence.record(f"loss_curve_steps.{name}", len(steps), unit="points", samples=steps)
+            evidence.record(f"loss_curve.{name}", losses[-1], unit="nats", samples=losses)
+
+
+def compare(study, task, evidence, policy):
+    """Records ratios and the negative control; returns the lower end of the accuracy ratio."""
+    ternary, full = study.arm(task, "ternary"), study.arm(task, "full")
+    control = study.arm(task, "post_training")
+    evidence.equal(
+        f"unpaired_runs.{task}",
+        sum([run.seed for run in ternary] != [run.seed for run in arm] for arm in (full, control))
+        + sum(run.block_size != full[0].block_size for run in (*ternary, *full, *control)),
+        expected=0,
+        reason="every arm has the same seeds and is evaluated on the same held-out blocks",
+    )
+    if len(full) < 2 or len(full[0].block_size) < 2:
+        pytest.skip(f"{task} has {len(full)} seeds; an interval needs two seeds and two blocks")
+    interval = ratio_interval(counts(ternary), counts(full))
+    evidence.record(f"ratio.{task}", interval.estimate, reason=interval.method)
+    evidence.record(f"ratio_low.{task}", interval.low, reason="lower end, 95 %")
+    evidence.record(f"ratio_high.{task}", interval.high, reason="upper end, 95 %")
+    loss = paired_ratio_interval([run.loss for run in ternary], [run.loss for run in full])
+    evidence.record(f"loss_ratio.{task}", loss.estimate, reason=f"bits per byte too; {loss.method}")
+    evidence.record(f"loss_ratio_high.{task}", loss.high, reason="upper end, 95 %")
+    allowed = 1 - policy.threshold("gates.quantized_accuracy_ratio.at_least")
+    evidence.at_most(
+        f"control_ratio.{task}",
+        sum(map(sum, counts(control))) / sum(map(sum, counts(full))),
+        limit=1 - CONTROL_FACTOR * allowed,
+        reason="plain post-training ternarization must do visible harm on this task",
+    )
+    return interval.low
+
+
+def counts(runs):
+    """Correct predictions, shape (seeds, blocks)."""
+    return [list(run.block_correct) for run in runs]
+
+
+def mean_of(study, task, arm):
+    """Mean accuracy over the seeds of an arm; NaN when there is none."""
+    values = [run.accuracy for run in study.arm(task, arm)]
+    return statistics.fmean(values) if values else math.nan
+
+
+def finite(values):
+    """The values a plot can show."""
+    return [value for value in values if math.isfinite(value)]
+
+
+def worst(values):
+    """The lowest value; NaN when one is NaN or there is none, which no limit lets through."""
+    values = list(values)
+    return math.nan if not values or any(math.isnan(v) for v in values) else min(values)
+
+
+@pytest.mark.forge_check("gates.training_stability")
+def test_share_of_converging_runs(study, evidence, limit):
+    """How many of the ternary runs are finite and come near full precision."""
+    study.require_complete(evidence)
+    runs = [run for run in study.runs if run.arm == "ternary"]
+    reached = [
+        run.finite and run.accuracy >= CONVERGED * mean_of(study, run.task, "full") for run in runs
+    ]
+    low, high = clopper_pearson(sum(reached), len(reached))
+    evidence.record(
+        "converged_runs", sum(reached), unit="runs", samples=[float(r) for r in reached]
+    )
+    evidence.record("training_stability_low", low, reason="exact 95 % interval, lower end")
+    evidence.record("training_stability_high", high, reason="exact 95 % interval, upper end")
+    evidence.at_least(
+        "training_stability",
+        sum(reached) / len(runs) if runs else math.nan,
+        **limit("training_stability.at_least"),
+        reason=f"finite, and {CONVERGED:.0%} of full-precision accuracy, over all ternary runs",
+    )
+
+
+@pytest.mark.forge_check("gates.resource_use")
+def test_peak_memory(study, evidence, limit):
+    """Peak resident memory of the training processes, as the kernel counts it."""
+    peaks = [run.peak_rss_bytes / 1e9 for run in study.runs if run.peak_rss_bytes]
+    if not peaks:
+        pytest.skip("no run of the study says its peak memory")
+    evidence.at_most(
+        "resource_use",
+        max(peaks),
+        **limit("resource_use.at_most"),
+        reason="highest peak resident memory of any training process",
+        samples=peaks,
+    )
+
+
+@pytest.mark.forge_check("gates.compression_ratio")
+def test_package_size(study, evidence, limit):
+    """Size on disk of the exported ternary package against the same weights in fp32."""
+    ternary = [run for run in study.runs if run.arm == "ternary"]
+    unsized = [run for run in ternary if run.package_bytes <= 0 or run.full_precision_bytes <= 0]
+    if unsized or not ternary:
+        pytest.skip(f"{len(unsized)} of {len(ternary)} ternary runs do not say their package size")
+    ratios = {task: [] for task in study.tasks}
+    for run in ternary:
+        ratios[run.task].append(run.full_precision_bytes / run.package_bytes)
+    for task, of_task in ratios.items():
+        package = max(run.package_bytes for run in study.arm(task, "ternary"))
+        evidence.record(f"package_bytes.{task}", package, unit="bytes")
+        evidence.record(f"compression_ratio.{task}", min(of_task), samples=of_task)
+    evidence.at_least(
+        "compression_ratio",
+        min(min(of_task) for of_task in ratios.values()),
+        **limit("compression_ratio.at_least"),
+        reason="bytes of the fp32 weights over bytes of the package on disk, lowest task",
+    )
+
+
+@pytest.mark.forge_check("gates.model_complexity")
+def test_parameter_count(subject, evidence, limit, forge_seed):
+    """Parameters counted in the built models."""
+    totals = {}
+    for task in subject.tasks():
+        model = subject.build_model(task, seed=forge_seed)
+        # By storage address: tied weights are one tensor under two names.
+        unique = {parameter.data_ptr(): parameter.numel() for parameter in model.parameters()}
+        totals[task] = sum(unique.values())
+        evidence.record(f"parameters.{task}", totals[task], unit="parameters")
+    evidence.at_most(
+        "model_complexity",
+        max(totals.values()),
+        **limit("model_complexity.at_most"),
+        reason="parameters of the largest model, counted once each",
+    )
