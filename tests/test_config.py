@@ -226,8 +226,8 @@ def test_a_bad_value_is_refused_with_value_source_and_what_was_expected(key, val
             "train.warmup_steps is 10 given by flag; expected fewer than train.steps = 10.",
         ),
         (
-            {"train.accumulation": 5},
-            "train.accumulation is 5 given by flag; expected a divisor of train.batch_size = 64.",
+            {"train.accumulation": 65},
+            "train.accumulation is 65 given by flag; expected at most train.batch_size = 64.",
         ),
         (
             {"model.width": 66},
@@ -263,7 +263,8 @@ def test_values_that_do_not_fit_each_other_are_refused(flags, sentence):
 @pytest.mark.parametrize("task", ["digits", "bytes"])
 def test_a_short_run_needs_one_key_because_warmup_follows_the_steps(task, steps):
     train = load_config(environ={}, flags={"train.task": task, "train.steps": steps}).config.train
-    assert train.warmup_steps == steps // {"digits": 20, "bytes": 10}[task]
+    share = {"digits": 0.05, "bytes": 0.1}[task]
+    assert train.warmup_steps == min(round(share * steps), steps - 1)
 
 
 def test_one_step_more_than_the_warmup_is_enough():
@@ -280,6 +281,19 @@ def test_defaults_follow_the_task_however_the_config_is_made():
     assert TrainConfig(task="bytes") == loaded.config.train
     explicit = load_config(environ={}, flags={"train.task": "bytes", "model.width": 64})
     assert explicit.config.model.width == 64
+
+
+@pytest.mark.parametrize("task", ["digits", "bytes"])
+@pytest.mark.parametrize("precision", ["ternary", "full"])
+def test_the_defaults_are_the_tuned_recipes_of_the_trainer(task, precision):
+    from forge_harness.training import recipe_for
+
+    config = load_config(environ={}, flags={"train.task": task, "train.precision": precision})
+    recipe = recipe_for(task, precision)
+    for name in ("batch_size", "learning_rate", "weight_decay", "clip_norm", "autocast", "compile"):
+        assert getattr(config.config.train, name) == getattr(recipe, name), name
+    steps = config.config.train.steps
+    assert config.config.train.warmup_steps == recipe.schedule_spec(steps).warmup_steps
 
 
 def test_sections_are_frozen():

@@ -46,10 +46,14 @@ class RunConfig(BaseModel):
     """Directory of the run; it must not exist or be empty. Empty: a new one named by the UTC
     time under paths.runs."""
     workers: int = Field(default=0, ge=0, le=256)
-    """pytest-xdist worker processes; 0 runs the checks in one process."""
+    """Processes that run checks side by side; 0: one for each CPU this process may use, at most
+    4. Outcomes do not depend on it."""
     timeout_s: float = Field(default=0.0, ge=0, le=86_400)
     """Longest time one check may take, in seconds; 0 leaves each check the limit its catalogue
     entry gives."""
+    deadline_s: float = Field(default=0.0, ge=0, le=604_800)
+    """Longest time the whole run may take, in seconds; what has not ended by then is not
+    measured. 0: no limit."""
     suite_paths: _Names = ()
     """Directories of your own checks, run beside the ones that ship with the harness. A
     catalogue.toml in one of them is added to the catalogue."""
@@ -70,12 +74,12 @@ class TrainConfig(BaseModel):
     steps: int = Field(default=308, ge=1, le=10_000_000)
     """Optimizer steps. Default: 308 for digits, 300 for bytes."""
     batch_size: int = Field(default=64, ge=1, le=65_536)
-    """Samples of one optimizer step, over all its micro-batches. Default: 64 for digits, 16 for
+    """Samples of one optimizer step, over all its micro-batches. Default: 64 for digits, 4 for
     bytes."""
-    accumulation: int = Field(default=1, ge=1, le=1024)
-    """Micro-batches an optimizer step is split into; must divide batch_size."""
+    accumulation: int = Field(default=1, ge=1, le=65_536)
+    """Micro-batches an optimizer step is split into, at most batch_size."""
     learning_rate: float = Field(default=3e-3, gt=0, le=10)
-    """Peak learning rate."""
+    """Peak learning rate. Default: 0.003 for digits; 0.002 for bytes, 0.001 in full precision."""
     warmup_steps: int = Field(default=15, ge=0)
     """Steps of linear warmup; fewer than steps. Default: 5 % of the steps for digits, 10 % for
     bytes."""
@@ -174,28 +178,37 @@ class HarnessConfig(BaseModel):
         return _with_defaults(data) if isinstance(data, dict) else data
 
 
-TASK_DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
-    "digits": {"train": {}, "model": {}},
-    "bytes": {
-        "train": {"steps": 300, "batch_size": 16, "weight_decay": 0.1},
-        "model": {"width": 256, "heads": 4, "hidden": 768, "context": 128},
-    },
+_BYTES_TRAIN = {"steps": 300, "batch_size": 4, "learning_rate": 2e-3, "weight_decay": 0.1}
+TRAIN_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
+    ("digits", "ternary"): {},
+    ("digits", "full"): {},
+    ("bytes", "ternary"): _BYTES_TRAIN,
+    ("bytes", "full"): {**_BYTES_TRAIN, "learning_rate": 1e-3},
 }
-"""Defaults that differ from the fields' own, a task."""
-WARMUP_SHARE = {"digits": (1, 20), "bytes": (1, 10)}
+"""(task, precision) -> the defaults that differ from the fields' own: the tuned quick recipes of
+`forge_harness.training.recipe_for`."""
+MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
+    "digits": {},
+    "bytes": {"width": 256, "heads": 4, "hidden": 768, "context": 128},
+}
+"""Task -> the defaults that differ from the fields' own."""
+WARMUP_SHARE = {"digits": 0.05, "bytes": 0.1}
 """Warmup as a share of the steps where warmup_steps is not given, so that a shorter run needs
 one key, not two."""
 
 
 def _train_defaults(data: dict[str, Any]) -> dict[str, Any]:
-    task = data.get("task", "digits")
-    if not isinstance(task, str) or task not in TASK_DEFAULTS:
+    """Returns a raw [train] with the defaults of its task and precision under what was given."""
+    arm = data.get("task", "digits"), data.get("precision", "ternary")
+    # Other values of the two, of whatever type, are refused by the schema.
+    defaults = next((d for known, d in TRAIN_DEFAULTS.items() if known == arm), None)
+    if defaults is None:
         return data
-    train = {**TASK_DEFAULTS[task]["train"], **data}
+    train = {**defaults, **data}
     steps = train.get("steps", TrainConfig.model_fields["steps"].default)
-    if isinstance(steps, int):
-        share, whole = WARMUP_SHARE[task]
-        train.setdefault("warmup_steps", max(0, steps) * share // whole)
+    if isinstance(steps, int) and steps > 0:
+        warmup = min(round(WARMUP_SHARE[str(arm[0])] * steps), steps - 1)
+        train.setdefault("warmup_steps", warmup)
     return train
 
 
@@ -204,8 +217,8 @@ def _with_defaults(data: dict[str, Any]) -> dict[str, Any]:
     filled = dict(data)
     train, model = data.get("train", {}), data.get("model", {})
     task = train.task if isinstance(train, TrainConfig) else _get(train, "task", "digits")
-    if isinstance(model, dict) and isinstance(task, str) and task in TASK_DEFAULTS:
-        filled["model"] = {**TASK_DEFAULTS[task]["model"], **model}
+    if isinstance(model, dict) and isinstance(task, str) and task in MODEL_DEFAULTS:
+        filled["model"] = {**MODEL_DEFAULTS[task], **model}
     if isinstance(data.get("declared"), dict):
         filled["declared"] = {**DECLARED_DEFAULTS, **data["declared"]}
     return filled
