@@ -83,13 +83,25 @@ class RunDirectory:
         """
         check_is_free(path)
         directory = cls(path)
-        with _explained(path):
-            path.mkdir(parents=True, exist_ok=True)
-            _reserve(path / RESERVE)
-            directory.write_record(record, policy)
-            (path / ITEMS).touch()
-            _sync_directory(path)
+        try:
+            with _explained(path):
+                path.mkdir(parents=True, exist_ok=True)
+                _reserve(path / RESERVE)
+                directory.write_record(record, policy)
+                (path / ITEMS).touch()
+                _sync_directory(path)
+        except RunDirectoryError:
+            directory._undo()
+            raise
         return directory
+
+    def _undo(self) -> None:
+        """Removes a stub that could not be written, so that a second try does not meet it."""
+        for name in (RESERVE, POLICY, RUN, ITEMS):
+            with contextlib.suppress(OSError):
+                (self.path / name).unlink()
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
 
     @classmethod
     def open_existing(cls, path: Path) -> RunDirectory:

@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from importlib import import_module
 
 import pytest
 
-# Imported here, because a session in this process forgets what it imported: about 1 s each.
-import forge_harness.config
-import forge_harness.scoring
-import forge_harness.subject.loader
 from forge_harness.paths import suites_dir
+
+# A session in this process forgets what it imported; these cost it about 1 s each time.
+for module in ("config", "scoring", "integration.recording", "subject.loader"):
+    import_module(f"forge_harness.{module}")
 
 TOY = '''
 class Toy:

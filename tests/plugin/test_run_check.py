@@ -58,7 +58,7 @@ def test_more_arguments_select_items(suite):
 
 
 def test_an_unknown_check_is_an_error(suite):
-    with pytest.raises(NothingCollectedError, match="carries the check id 'mine.pack'"):
+    with pytest.raises(NothingCollectedError, match="carries the check id 'mine\\.pack'"):
         run_check("mine.pack", Toy(1), paths=suite)
 
 

@@ -1,0 +1,72 @@
+"""Ending a run directory: record first, reports if there is room, seal last."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from forge_harness import report
+from forge_harness.errors import RunDirectoryError
+from forge_harness.finish import finish_run
+from forge_harness.rundir import check_manifest, read_record
+from forge_harness.scoring import verify_run
+
+from .rundir_support import POLICY, make_item, record_of, start
+
+
+@pytest.fixture
+def run(tmp_path):
+    directory = start(tmp_path / "run")
+    for name in ("x", "y"):
+        directory.append_item(make_item(name))
+    return tmp_path / "run"
+
+
+ITEMS = [make_item("x"), make_item("y")]
+
+
+def test_a_finished_run_verifies(run):
+    written = finish_run(run, record_of(ITEMS), POLICY, ("html", "md", "junit"))
+    assert len(written) == 3
+    assert all(path.stat().st_size for path in written)
+    assert verify_run(run) == []
+    assert read_record(run).state == "finished"
+
+
+def test_it_can_be_finished_again_with_other_reports(run):
+    finish_run(run, record_of(ITEMS), POLICY, ())
+    assert verify_run(run) == []
+    (written,) = finish_run(run, record_of(ITEMS), POLICY, ("md",))
+    assert written.is_file()
+    assert verify_run(run) == []
+
+
+def test_only_a_started_run_is_finished(tmp_path):
+    with pytest.raises(RunDirectoryError, match=r"holds no run\.json"):
+        finish_run(tmp_path, record_of(ITEMS), POLICY, ())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_costs_the_reports_only(run, monkeypatch):
+    def full(run_dir, record, policy, formats):
+        (run_dir / "report.html").write_text("half", encoding="utf-8")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(report, "write_reports", full)
+    assert finish_run(run, record_of(ITEMS), POLICY, ("html",)) == []
+    assert not (run / "report.html").exists()
+    assert check_manifest(run) == []
+    assert verify_run(run) == []
+
+
+def test_another_error_of_a_report_is_not_hidden(run, monkeypatch):
+    def broken(run_dir, record, policy, formats):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(report, "write_reports", broken)
+    with pytest.raises(PermissionError):
+        finish_run(run, record_of(ITEMS), POLICY, ("html",))
+    found = {problem.what for problem in verify_run(run)}
+    assert "the run was not finished" in found

@@ -1,0 +1,290 @@
+"""The run directory: durable at every moment, sealed at the end, and no byte of it unguarded."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from forge_harness.canonical import canonical_json, digest_of
+from forge_harness.errors import ExitCode, RunDirectoryError
+from forge_harness.rundir import (
+    MANIFEST,
+    DiskFullError,
+    RunDirectory,
+    check_manifest,
+    read_items,
+    read_policy,
+    read_record,
+)
+from forge_harness.scoring import verify_run
+from forge_harness.types import Outcome
+
+from .rundir_support import POLICY, make_item, record_of, start
+
+
+@pytest.fixture
+def sealed(tmp_path):
+    directory = start(tmp_path / "run")
+    items = [make_item("x"), make_item("y")]
+    for item in items:
+        directory.append_item(item)
+    artifact = directory.evidence / "sha256" / "ab"
+    artifact.parent.mkdir(parents=True)
+    artifact.write_bytes(b"samples")
+    (tmp_path / "run" / "logs").mkdir()
+    (tmp_path / "run" / "logs" / "pytest.log").write_bytes(b"")
+    directory.write_final(record_of(items), POLICY)
+    directory.seal()
+    return tmp_path / "run"
+
+
+def test_a_sealed_run_reads_back(sealed):
+    assert read_record(sealed) == record_of([make_item("x"), make_item("y")])
+    assert read_policy(sealed).digest == POLICY.digest
+    assert read_items(sealed) == [make_item("x"), make_item("y")]
+    assert check_manifest(sealed) == []
+    manifest = json.loads((sealed / MANIFEST).read_bytes())
+    names = [entry["path"] for entry in manifest["files"]]
+    assert names == [
+        "evidence/sha256/ab",
+        "items.jsonl",
+        "logs/pytest.log",
+        "policy.json",
+        "run.json",
+    ]
+    body = {key: value for key, value in manifest.items() if key != "digest"}
+    assert manifest["digest"] == digest_of(body)
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_any_flipped_bit_of_any_file_is_found_by_name(sealed, data):
+    files = sorted(p for p in sealed.rglob("*") if p.is_file() and p.stat().st_size)
+    file = data.draw(st.sampled_from(files), label="file")
+    raw = file.read_bytes()
+    offset = data.draw(st.integers(0, len(raw) - 1), label="offset")
+    bit = data.draw(st.integers(0, 7), label="bit")
+    damaged = bytearray(raw)
+    damaged[offset] ^= 1 << bit
+    file.write_bytes(damaged)
+    try:
+        problems = check_manifest(sealed)
+    finally:
+        file.write_bytes(raw)
+    assert [problem.path for problem in problems] == [file.relative_to(sealed).as_posix()]
+
+
+def test_every_byte_of_the_manifest_is_guarded(sealed):
+    file = sealed / MANIFEST
+    raw = file.read_bytes()
+    for offset in range(len(raw)):
+        damaged = bytearray(raw)
+        damaged[offset] ^= 0x01
+        file.write_bytes(damaged)
+        assert [p.path for p in check_manifest(sealed)] == [MANIFEST], offset
+
+
+def test_a_manifest_rewritten_with_its_digest_still_guards_the_files(sealed):
+    manifest = json.loads((sealed / MANIFEST).read_bytes())
+    del manifest["digest"]
+    manifest["files"] = manifest["files"][1:]
+    (sealed / MANIFEST).write_bytes(canonical_json({**manifest, "digest": digest_of(manifest)}))
+    (problem,) = check_manifest(sealed)
+    assert problem.sentence().startswith("evidence/sha256/ab: is not in the manifest")
+
+
+def test_missing_extra_truncated_and_grown_files_are_named(sealed):
+    (sealed / "policy.json").unlink()
+    (sealed / "extra").write_bytes(b"")
+    (sealed / "logs" / "pytest.log").write_bytes(b"grown")
+    (sealed / "evidence" / "sha256" / "ab").write_bytes(b"")
+    found = {problem.path: problem.what for problem in check_manifest(sealed)}
+    assert found == {
+        "policy.json": "is missing",
+        "extra": "is not in the manifest",
+        "logs/pytest.log": "was changed",
+        "evidence/sha256/ab": "was changed",
+    }
+
+
+def test_a_link_does_not_stand_for_a_file(sealed, tmp_path):
+    outside = tmp_path / "outside"
+    (sealed / "run.json").rename(outside)
+    (sealed / "run.json").symlink_to(outside)
+    found = [(problem.path, problem.what) for problem in check_manifest(sealed)]
+    assert found == [("run.json", "is not a plain file"), ("run.json", "is missing")]
+    with pytest.raises(RunDirectoryError, match=r"run\.json is a link or device; remove it"):
+        RunDirectory.open_existing(sealed).seal()
+
+
+def test_the_stub_says_that_nothing_was_measured(tmp_path):
+    start(tmp_path / "run")
+    stub = read_record(tmp_path / "run")
+    assert (stub.state, stub.verdict) == ("running", "INCOMPLETE")
+    assert {check.outcome for check in stub.checks} == {Outcome.NOT_MEASURED}
+    assert stub.score.low == 0
+    first = verify_run(tmp_path / "run")[0]
+    assert first.what == "the run was not finished"
+
+
+KILL_ME = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from rundir_support import POLICY, make_item, record_of, start
+directory = start(Path({path!r}))
+directory.append_item(make_item("x"))
+if {final}:
+    directory.write_final(record_of([make_item("x"), make_item("y")]), POLICY)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("final", [False, True], ids=["while_running", "before_the_seal"])
+def test_a_killed_run_never_verifies(tmp_path, final):
+    tests = os.path.dirname(__file__)
+    script = KILL_ME.format(tests=tests, path=str(tmp_path / "run"), final=final)
+    done = subprocess.run([sys.executable, "-c", script], check=False)
+    assert done.returncode == -signal.SIGKILL
+    problems = verify_run(tmp_path / "run")
+    assert "the run was not finished" in {problem.what for problem in problems}
+    assert [item.nodeid for item in read_items(tmp_path / "run")] == ["t.py::x"]
+
+
+def test_a_torn_last_line_is_left_out(sealed):
+    with (sealed / "items.jsonl").open("ab") as stream:
+        stream.write(b'{"nodeid": "t.py::z", "che')
+    assert len(read_items(sealed)) == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda path: (path.mkdir(), (path / "thesis.tex").touch()), "not empty .it holds 'thes"),
+        (lambda path: path.touch(), "is a file; choose a directory that is new or empty"),
+        (lambda path: start(path), "already holds a run; choose a new one"),
+        (lambda path: (path.mkdir(), (path / ".hidden").touch()), "not empty .it holds '.hidden"),
+    ],
+    ids=["foreign", "file", "earlier_run", "hidden"],
+)
+def test_what_is_there_is_left_alone(tmp_path, make, sentence):
+    path = tmp_path / "run"
+    make(path)
+    before = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    with pytest.raises(RunDirectoryError, match=sentence) as caught:
+        start(path)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code is ExitCode.USAGE
+    assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file()} == before
+
+
+def test_an_empty_directory_is_used(tmp_path):
+    (tmp_path / "run").mkdir()
+    start(tmp_path / "run")
+    assert read_record(tmp_path / "run").state == "running"
+
+
+def test_a_directory_that_holds_no_run_cannot_be_finished(tmp_path):
+    with pytest.raises(RunDirectoryError, match=r"holds no run\.json"):
+        RunDirectory.open_existing(tmp_path)
+    with pytest.raises(RunDirectoryError, match=r"Cannot read .*run\.json: No such file"):
+        read_record(tmp_path)
+    (tmp_path / "run.json").write_text('{"schema_version": "9.0"}', encoding="utf-8")
+    with pytest.raises(RunDirectoryError, match="does not fit its schema: schema_version"):
+        read_record(tmp_path)
+
+
+def test_what_killed_writers_left_is_not_sealed(sealed):
+    (sealed / "evidence" / "sha256" / ".cd.partial").write_bytes(b"half")
+    RunDirectory.open_existing(sealed).seal()
+    assert check_manifest(sealed) == []
+    assert not (sealed / "evidence" / "sha256" / ".cd.partial").exists()
+
+
+@pytest.fixture
+def file_limit():
+    """Limits the size of a file, which is what a full disk looks like to a writer."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_an_item_that_does_not_fit_leaves_the_others_whole(tmp_path, file_limit):
+    directory = start(tmp_path / "run")
+    directory.append_item(make_item("x"))
+    size = (tmp_path / "run" / "items.jsonl").stat().st_size
+    file_limit(size + 100)
+    with pytest.raises(DiskFullError, match="No space left for run directory") as caught:
+        directory.append_item(make_item("y", size=300))
+    assert caught.value.exit_code is ExitCode.INTERNAL_ERROR
+    assert (tmp_path / "run" / "items.jsonl").stat().st_size == size
+    assert read_items(tmp_path / "run") == [make_item("x")]
+
+
+def mount_tmpfs(path, size):
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"cannot mount a tmpfs: {done.stderr.strip()}")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 6 MiB, of which the reserve takes 4."""
+    disk = tmp_path / "disk"
+    mount_tmpfs(disk, 6 << 20)
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def fill(disk):
+    with (disk / "ballast").open("wb", buffering=0) as stream:
+        try:
+            while True:
+                stream.write(b"0" * 4096)
+        except OSError:
+            pass
+
+
+def test_the_reserve_holds_the_final_record_of_a_full_disk(small_disk):
+    run = small_disk / "run"
+    directory = start(run)
+    directory.append_item(make_item("x"))
+    fill(small_disk)
+    with pytest.raises(DiskFullError):
+        directory.append_item(make_item("y", size=100_000))
+    directory.write_final(record_of([make_item("x")], "aborted"), POLICY)
+    directory.seal()
+    assert check_manifest(run) == []
+    record = read_record(run)
+    assert (record.state, record.verdict) == ("aborted", "INCOMPLETE")
+    outcomes = {check.id: check.outcome for check in record.checks}
+    assert outcomes == {"a.x": Outcome.PASS, "a.y": Outcome.NOT_MEASURED}
+
+
+def test_a_disk_without_room_for_the_stub_is_refused(tmp_path):
+    disk = tmp_path / "disk"
+    mount_tmpfs(disk, 1 << 20)
+    try:
+        with pytest.raises(DiskFullError, match="No space left"):
+            start(disk / "run")
+        assert list(disk.iterdir()) == [], "a second try must not meet the first"
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
