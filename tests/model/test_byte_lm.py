@@ -103,6 +103,55 @@ def test_fused_projections_equal_separate_ones():
     assert torch.equal(fused(tokens()), separate(tokens()))
 
 
+def oracle_logits(state: dict[str, torch.Tensor], ids: torch.Tensor, heads: int) -> torch.Tensor:
+    """The forward in float64 from the state dict, with complex numbers for the rotations."""
+    weights = {name: value.double() for name, value in state.items()}
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        gain = weights.get(f"{name}.weight")
+        return x if gain is None else gain * x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+
+    def turned(x: torch.Tensor) -> torch.Tensor:
+        half = x.shape[-1] // 2
+        angles = torch.arange(x.shape[-2]).double()[:, None] * 1e4 ** (-torch.arange(half) / half)
+        rotated = torch.complex(x[..., :half], x[..., half:]) * torch.polar(angles * 0 + 1, angles)
+        return torch.cat([rotated.real, rotated.imag], dim=-1)
+
+    def attention(x: torch.Tensor, name: str) -> torch.Tensor:
+        batch, length, width = x.shape
+        q, k, v = (
+            (x @ weights[f"{name}.{p}.weight"].T).view(batch, length, heads, -1).transpose(1, 2)
+            for p in "qkv"
+        )
+        scores = turned(q) @ turned(k).mT / (width / heads) ** 0.5
+        future = torch.ones(length, length).triu(1).bool()
+        mixed = scores.masked_fill(future, -torch.inf).softmax(-1) @ v
+        joined = mixed.transpose(1, 2).reshape(batch, length, width)
+        return norm(joined, f"{name}.o.norm") @ weights[f"{name}.o.weight"].T
+
+    def feed_forward(x: torch.Tensor, name: str) -> torch.Tensor:
+        gate = (x @ weights[f"{name}.gate.weight"].T).clamp(min=0) ** 2
+        hidden = gate * (x @ weights[f"{name}.up.weight"].T)
+        return norm(hidden, f"{name}.down.norm") @ weights[f"{name}.down.weight"].T
+
+    x = weights["embedding.weight"][ids]
+    for i in range(2):
+        x = x + attention(norm(x, f"blocks.{i}.attention_norm"), f"blocks.{i}.attention")
+        x = x + feed_forward(norm(x, f"blocks.{i}.ffn_norm"), f"blocks.{i}.ffn")
+    return norm(x, "norm") @ weights["head.weight"].T
+
+
+@pytest.mark.parametrize("sub_norm", [False, True])
+def test_the_forward_is_that_of_an_independent_one(sub_norm):
+    torch.manual_seed(0)
+    model = ByteLM(ByteLMConfig(**SMALL, sub_norm=sub_norm), precision="full")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    expected = oracle_logits(model.state_dict(), tokens(), heads=2)
+    torch.testing.assert_close(model(tokens()).double(), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_the_feed_forward_is_gated_by_squared_relu():
     ffn = small().blocks[0].ffn
     x = torch.randn(3, 32, generator=torch.Generator().manual_seed(3))

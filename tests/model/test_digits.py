@@ -40,6 +40,30 @@ def test_the_full_precision_arm_has_the_same_state_and_no_ternary_layer():
         assert torch.equal(full.state_dict()[name], value)
 
 
+@pytest.mark.parametrize("sub_norm", [True, False])
+def test_the_forward_is_the_written_formula(sub_norm):
+    torch.manual_seed(0)
+    model = DigitsModel(DigitsConfig(sub_norm=sub_norm), precision="full")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    state = {name: value.double() for name, value in model.state_dict().items()}
+
+    def rms(x, weight):
+        return weight * x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+
+    pixels = torch.rand(5, 64)
+    x = pixels.double() @ state["stem.weight"].T
+    for i in range(2):
+        up = rms(x, state[f"blocks.{i}.norm.weight"]) @ state[f"blocks.{i}.up.weight"].T
+        hidden = up.clamp(min=0) ** 2
+        if sub_norm:
+            hidden = rms(hidden, state[f"blocks.{i}.down.norm.weight"])
+        x = x + hidden @ state[f"blocks.{i}.down.weight"].T
+    expected = x @ state["head.weight"].T
+    torch.testing.assert_close(model(pixels).double(), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_a_few_steps_learn_a_separable_problem():
     torch.manual_seed(0)
     model = DigitsModel(linear=TernaryLinearOp(compute="int8"))

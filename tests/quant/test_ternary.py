@@ -229,16 +229,18 @@ def test_the_input_is_neither_changed_nor_attached():
 
 
 def test_thread_count_does_not_move_the_scale():
-    w = torch.randn(512, 700, generator=torch.Generator().manual_seed(4))
+    # A full reduction is split by thread count; over several weights some last bit then moves.
+    generator = torch.Generator().manual_seed(4)
+    weights = [torch.randn(512, 700, generator=generator) for _ in range(12)]
     threads = torch.get_num_threads()
     scales = []
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            scales.append(float(absmean_ternary(w)[1]))
+            scales.append([float(absmean_ternary(w)[1]) for w in weights])
     finally:
         torch.set_num_threads(threads)
-    assert len(set(scales)) == 1
+    assert scales[0] == scales[1] == scales[2]
 
 
 def test_parts_keep_one_scale_each():
