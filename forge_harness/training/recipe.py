@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -11,7 +10,7 @@ from forge_harness.errors import ConfigError, unknown_choice
 from forge_harness.protocols import Precision, ScheduleSpec, ScheduleStep, TrainOptions
 from forge_harness.quant import COMPUTES, Compute
 from forge_harness.training.schedule import check_schedule, schedule_steps
-from forge_harness.training.splits import base_task
+from forge_harness.training.splits import split_task
 
 PROFILES = ("quick", "full", "nightly")
 
@@ -34,7 +33,7 @@ class Recipe:
     weight_decay: float
     """Decoupled, on matrices of linear layers only."""
     clip_norm: float
-    """Largest L2 norm over all gradients; inf never clips."""
+    """Largest L2 norm over all gradients; 0 never clips."""
     betas: tuple[float, float]
     """Decay rates of Adam's two moments."""
     final_fraction: float = 0.0
@@ -77,21 +76,22 @@ def recipe_for(task: str, precision: Precision = "ternary", profile: str = "quic
     """Returns the tuned recipe of a task.
 
     Args:
-        task: `digits` or `bytes`.
+        task: `digits` or `bytes`, a variant allowed.
         precision: The arm; each has its own best learning rate.
         profile: `quick`, or `full` and `nightly` for the longer run.
 
     Raises:
         ConfigError: A name is unknown.
     """
-    name = base_task(task)
+    name, variant = split_task(task)
     if precision not in ("ternary", "full"):
         raise ConfigError(unknown_choice("precision", precision, ("ternary", "full")))
     if profile not in PROFILES:
         raise ConfigError(unknown_choice("profile", profile, PROFILES), key="profile")
     if name == "digits":
         return _DIGITS
-    return _BYTES[("quick" if profile == "quick" else "full", precision)]
+    size = "quick" if profile == "quick" else "full"
+    return _BYTES[(variant or size, precision)]
 
 
 def resolve_recipe(task: str, options: TrainOptions) -> Recipe:
@@ -145,9 +145,10 @@ def _check_ranges(recipe: Recipe, options: TrainOptions) -> None:
             "samples it splits; lower it or enlarge batch_size.",
             key="accumulation",
         )
-    if not recipe.clip_norm > 0 or math.isnan(recipe.clip_norm):
+    if not recipe.clip_norm >= 0:  # Written so that NaN is refused too.
         raise ConfigError(
-            f"clip_norm {recipe.clip_norm!r} must be above 0; inf never clips.", key="clip_norm"
+            f"clip_norm {recipe.clip_norm!r} must be at least 0, which never clips.",
+            key="clip_norm",
         )
     if recipe.compute is not None and recipe.compute not in COMPUTES:
         raise ConfigError(unknown_choice("compute mode", recipe.compute, COMPUTES), key="compute")
@@ -180,6 +181,8 @@ _TEXT = Recipe(
 )
 _LONG_TEXT = replace(_TEXT, batch_size=16, warmup_share=0.035, residual_gain=0.2)
 _BYTES = {
+    ("small", "ternary"): replace(_TEXT, learning_rate=4e-3),
+    ("small", "full"): replace(_TEXT, learning_rate=3e-3, residual_gain=0.2),
     ("quick", "ternary"): _TEXT,
     ("quick", "full"): replace(_TEXT, learning_rate=1e-3, residual_gain=0.2),
     ("full", "ternary"): replace(_LONG_TEXT, learning_rate=1.5e-3),

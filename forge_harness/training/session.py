@@ -76,7 +76,7 @@ class QATSession:
     batch. They are cleared when the next step begins.
 
     Args:
-        task: `digits`, `digits#FOLD` or `bytes`, or what the parts given understand.
+        task: `digits` or `bytes`, a variant allowed, or what the parts given understand.
         options: What to change of the recipe.
         build_model: Builds the model from (task, seed, precision); None: the reference model.
         load: Source of the data; None: the reference data.
@@ -153,7 +153,8 @@ class QATSession:
             loss = self._accumulate(micro_batches)
             norm = gradient_norm(self._parameters)
             self._refuse_non_finite(loss, norm)
-            clip_gradients(self._parameters, norm, self.recipe.clip_norm)
+            if self.recipe.clip_norm:
+                clip_gradients(self._parameters, norm, self.recipe.clip_norm)
             now = schedule_at(self.schedule, self.step_index)
             apply_schedule(self.optimizer, now)
             self.optimizer.step()

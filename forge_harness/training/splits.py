@@ -1,6 +1,7 @@
 """The two reference data sets, split by content and held in memory.
 
-A data set is named `digits`, `digits#FOLD` or `bytes`; plain `digits` is fold 0.
+Tasks are `digits` and `bytes`. A variant may follow: `digits#2` holds fold 2 out instead of fold 0,
+`bytes#small` has the same data as `bytes` and a model a quarter its size.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 SplitName = Literal["train", "validation"]
 TASKS = ("digits", "bytes")
 DIGITS_FOLDS = 5
+VARIANTS = {"digits": tuple(str(fold) for fold in range(DIGITS_FOLDS)), "bytes": ("small",)}
 IMAGE_BYTES = 64
 CONTEXT = 128
 """Bytes a sample of the byte corpus predicts."""
@@ -102,25 +104,38 @@ class DataSet:
         return f"sha256:{hasher.hexdigest()}"
 
 
-def base_task(task: str) -> str:
-    """Returns the task without its fold: `digits#3` -> `digits`.
+def split_task(task: str) -> tuple[str, str]:
+    """Returns task and variant: `digits#3` -> (`digits`, `3`), `bytes` -> (`bytes`, "").
 
     Raises:
-        UsageError: There is no such task or fold.
+        UsageError: There is no such task or variant.
     """
-    return _parse(task)[0]
+    name, _, variant = task.partition("#")
+    if name not in TASKS:
+        raise UsageError(unknown_choice("task", name, TASKS))
+    if variant and variant not in VARIANTS[name]:
+        raise UsageError(unknown_choice(f"variant of {name}", variant, VARIANTS[name]))
+    return name, variant
 
 
-@cache
+def base_task(task: str) -> str:
+    """Returns the task without its variant.
+
+    Raises:
+        UsageError: There is no such task or variant.
+    """
+    return split_task(task)[0]
+
+
 def data_set(task: str) -> DataSet:
     """Returns the data of a task, loaded on the first call.
 
     Raises:
-        UsageError: There is no such task or fold.
+        UsageError: There is no such task or variant.
         CorpusError: The interpreter ships without the sources the byte corpus is made of.
     """
-    name, fold = _parse(task)
-    return _digits(fold) if name == "digits" else _bytes()
+    name, variant = split_task(task)
+    return _digits(int(variant or 0)) if name == "digits" else _bytes()
 
 
 def windows(content: bytes, context: int = CONTEXT) -> list[bytes]:
@@ -144,16 +159,7 @@ def rows(contents: Sequence[bytes], width: int) -> Tensor:
     return torch.from_numpy(array.reshape(len(contents), width))
 
 
-def _parse(task: str) -> tuple[str, int]:
-    name, _, fold = task.partition("#")
-    if name not in TASKS:
-        raise UsageError(unknown_choice("task", name, TASKS))
-    folds = DIGITS_FOLDS if name == "digits" else 1
-    if fold and not (fold.isdecimal() and int(fold) < folds):
-        raise UsageError(f"Task {task!r}: fold must be an integer from 0 to {folds - 1}.")
-    return name, int(fold or 0)
-
-
+@cache
 def _digits(fold: int) -> DataSet:
     images, labels = _all_digits()
     held_out = _fold_of(images, labels) == fold
@@ -199,6 +205,7 @@ def _image_split(
     return Split(documents, rows(documents, IMAGE_BYTES), torch.from_numpy(labels[chosen]))
 
 
+@cache
 def _bytes() -> DataSet:
     corpus = standard_library_corpus()
     train = _text_split(corpus.train, None)

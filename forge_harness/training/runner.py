@@ -1,0 +1,274 @@
+"""A training run in a directory: step metrics, checkpoints, package, and how to continue.
+
+DIR/training.json       task and options, written first
+DIR/metrics.jsonl       one line a step
+DIR/checkpoints/        the newest two, step-N.safetensors
+DIR/package/            inference weights of a ternary model
+DIR/metrics.json        held-out quality, written last: the run is complete
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from forge_harness.canonical import canonical_json
+from forge_harness.errors import ExitCode, ForgeError, NonFiniteError, UsageError
+from forge_harness.protocols import StepRecord, TrainOptions
+from forge_harness.training.checkpoint import (
+    CheckpointError,
+    model_weights,
+    resume_session,
+    save_session,
+)
+from forge_harness.training.data import DataSource
+from forge_harness.training.durable import write_durably
+from forge_harness.training.ingredients import BuildModel, Loss
+from forge_harness.training.package import export_package
+from forge_harness.training.session import QATSession
+
+OPTIONS = "training.json"
+STEPS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+PACKAGE = "package"
+RESULT = "metrics.json"
+_KEPT_CHECKPOINTS = 2
+
+OnStep = Callable[[StepRecord, int], None]
+"""Called after each step with its record and the steps of the whole run."""
+
+
+class TrainingInterrupted(ForgeError):
+    """The run was stopped between two steps and can be resumed."""
+
+    exit_code = ExitCode.INTERRUPTED
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingDirectory:
+    """Names and checkpoints of a run's directory."""
+
+    path: Path
+
+    def checkpoint(self, step: int) -> Path:
+        """Returns the file of the checkpoint after `step` steps."""
+        return self.path / CHECKPOINTS / f"step-{step}.safetensors"
+
+    def checkpoints(self) -> list[Path]:
+        """Returns the checkpoints that are there, oldest first, by step and not by name or time."""
+        found = (self.path / CHECKPOINTS).glob("step-*.safetensors")
+        numbered = [(p.stem.removeprefix("step-"), p) for p in found]
+        return [p for _, p in sorted((int(n), p) for n, p in numbered if n.isdecimal())]
+
+    def options(self) -> tuple[str, TrainOptions]:
+        """Returns task and options of the run.
+
+        Raises:
+            UsageError: The directory holds no run.
+        """
+        try:
+            saved = json.loads((self.path / OPTIONS).read_bytes())
+            options = dict(saved["options"])
+            if options["fixed_batch"] is not None:
+                options["fixed_batch"] = tuple(options["fixed_batch"])
+            options["validation_canaries"] = ()
+            return str(saved["task"]), TrainOptions(**options)
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise UsageError(
+                f"{str(self.path)!r} holds no training run to resume ({error}); start one without "
+                "--resume."
+            ) from error
+
+
+def train_to_directory(
+    task: str,
+    out: Path,
+    options: TrainOptions,
+    *,
+    resume: bool = False,
+    from_checkpoint: Path | None = None,
+    checkpoint_every: int = 0,
+    on_step: OnStep | None = None,
+    build_model: BuildModel | None = None,
+    load: DataSource | None = None,
+    loss: Loss | None = None,
+) -> dict[str, Any]:
+    """Trains a task into a directory and returns what `metrics.json` holds.
+
+    Args:
+        task: `digits` or `bytes`, a variant allowed.
+        out: Directory; must be empty or absent unless resuming.
+        options: Of the session; when resuming, those the run was started with.
+        resume: Continue from the newest checkpoint in `out`.
+        from_checkpoint: Checkpoint, or directory of a run, whose weights are the start; a
+            full-precision one makes this quantization-aware fine-tuning.
+        checkpoint_every: Steps between checkpoints; 0 writes one at the end, or when interrupted.
+        on_step: Told of every step.
+        build_model: As for `QATSession`.
+        load: As for `QATSession`.
+        loss: As for `QATSession`.
+
+    Raises:
+        UsageError: The directory is in use, or there is nothing to resume.
+        TrainingInterrupted: SIGINT or SIGTERM arrived; a checkpoint was written after the step
+            in progress. A second signal stops at once.
+        NonFiniteError: A value was not finite; a checkpoint from before that step was written.
+        ForgeError: The file system refused a write.
+    """
+    directory = TrainingDirectory(Path(out))
+    parts: dict[str, Any] = {"build_model": build_model, "load": load, "loss": loss}
+    if resume:
+        session = _resumed(directory, task, options, parts)
+    else:
+        _refuse_in_use(directory.path)
+        session = _started(task, options, from_checkpoint, parts)
+    try:
+        if not resume:
+            content = {"task": task, "options": _json_options(options)}
+            write_durably(directory.path / OPTIONS, canonical_json(content))
+        _train(session, directory, checkpoint_every, on_step)
+        return _finish(session, directory)
+    except OSError as error:
+        raise ForgeError(
+            f"Cannot write to {str(directory.path)!r}: {error.strerror or error}; free space or "
+            "choose another directory, then resume."
+        ) from error
+
+
+def newest_checkpoint(path: Path) -> Path:
+    """Returns the checkpoint itself, or the newest one of a run's directory.
+
+    Raises:
+        CheckpointError: The directory has none.
+    """
+    if not path.is_dir():
+        return path
+    found = TrainingDirectory(path).checkpoints()
+    if not found:
+        raise CheckpointError(f"{str(path)!r} has no checkpoint in {CHECKPOINTS}/.")
+    return found[-1]
+
+
+def _refuse_in_use(path: Path) -> None:
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(
+            f"{str(path)!r} is not empty; give a new directory, or --resume to continue the run "
+            "in it."
+        )
+
+
+def _started(
+    task: str, options: TrainOptions, source: Path | None, parts: Mapping[str, Any]
+) -> QATSession:
+    if source is None:
+        return QATSession(task, options, **parts)
+    file = newest_checkpoint(source)
+    try:
+        return QATSession(task, options, initial_weights=model_weights(file), **parts)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"The weights in {file.name} do not fit the model of {task!r}: {reason}"
+        ) from error
+
+
+def _resumed(
+    directory: TrainingDirectory, task: str, options: TrainOptions, parts: Mapping[str, Any]
+) -> QATSession:
+    session = resume_session(task, options, newest_checkpoint(directory.path), **parts)
+    # Steps after the checkpoint are made again; their lines would be there twice.
+    lines = (directory.path / STEPS).read_bytes().splitlines(keepends=True)
+    write_durably(directory.path / STEPS, b"".join(lines[: session.step_index]))
+    return session
+
+
+def _train(
+    session: QATSession, directory: TrainingDirectory, every: int, on_step: OnStep | None
+) -> None:
+    steps = session.options.steps
+    with (
+        (directory.path / STEPS).open("a", encoding="utf-8", buffering=1) as stream,
+        _signals_noted() as noted,
+    ):
+        while session.step_index < steps:
+            try:
+                record = session.step()
+            except NonFiniteError:
+                _checkpoint(session, directory)
+                raise
+            stream.write(json.dumps(_line(record), allow_nan=False) + "\n")
+            if on_step is not None:
+                on_step(record, steps)
+            if noted.is_set():
+                _checkpoint(session, directory)
+                raise TrainingInterrupted(
+                    f"Interrupted after {session.step_index} of {steps} steps; continue with "
+                    "--resume."
+                )
+            if every and session.step_index % every == 0:
+                _checkpoint(session, directory)
+    _checkpoint(session, directory)
+
+
+@contextmanager
+def _signals_noted() -> Iterator[threading.Event]:
+    """Turns the first SIGINT or SIGTERM into an event, so that no step is cut in half."""
+    noted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, _: object) -> None:
+        noted.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _checkpoint(session: QATSession, directory: TrainingDirectory) -> None:
+    save_session(session, directory.checkpoint(session.step_index))
+    # Only after the new one is durable may an old one go.
+    for old in directory.checkpoints()[:-_KEPT_CHECKPOINTS]:
+        old.unlink()
+
+
+def _finish(session: QATSession, directory: TrainingDirectory) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "task": session.task,
+        "precision": session.options.precision,
+        "seed": session.options.seed,
+        "steps": session.step_index,
+        "parameters": sum(parameter.numel() for parameter in session.model.parameters()),
+        "data_digest": session.data.data_digest(session.task),
+        **session.evaluate(),
+    }
+    if session.options.precision == "ternary":
+        package = directory.path / PACKAGE
+        export_package(session, package)
+        result["package_bytes"] = sum(file.stat().st_size for file in package.iterdir())
+    write_durably(directory.path / RESULT, canonical_json(result))
+    return result
+
+
+def _line(record: StepRecord) -> dict[str, Any]:
+    line = asdict(record)
+    return line | {"sample_ids": list(record.sample_ids)}
+
+
+def _json_options(options: TrainOptions) -> dict[str, Any]:
+    if options.validation_canaries:
+        raise UsageError("validation_canaries belong to checks, not to a run in a directory.")
+    return asdict(options)
