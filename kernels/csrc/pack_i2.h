@@ -14,7 +14,8 @@ std::ptrdiff_t pack_i2(const std::int8_t* codes, std::size_t rows, std::size_t c
                        std::uint8_t* packed);
 
 // Inverse of pack_i2: writes rows x cols codes. Returns the flat index (in the unpacked matrix)
-// of the first field that holds 3, which no ternary code uses, or -1.
+// of the first field that holds 3, which no ternary code uses, or -1. Fields of rows past the end
+// are not looked at: other packers leave other values there.
 std::ptrdiff_t unpack_i2(const std::uint8_t* packed, std::size_t rows, std::size_t cols,
                          std::int8_t* codes);
 
