@@ -1,0 +1,159 @@
+"""Known vulnerabilities of installed distributions, with three answers: clean, found, not scanned.
+
+A scanner that scanned nothing says "no vulnerabilities found" as well. So the scan is given one
+release more than is installed, the canary, whose advisory every live database has; an answer
+without it counts as no scan.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import util
+from pathlib import Path
+from typing import Any, Literal
+
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
+
+CANARY = ("jinja2", "2.4.1")
+"""Subject of PYSEC-2014-8 (CVE-2014-1402)."""
+FILE_VARIABLE = "FORGE_HARNESS_ADVISORIES_FILE"
+_TIMEOUT_S = 90
+
+
+@dataclass(frozen=True, slots=True)
+class ScanResult:
+    """What an advisory scan found."""
+
+    state: Literal["clean", "found", "not scanned"]
+    source: str
+    scanned: int
+    findings: tuple[str, ...]
+    """`distribution version: advisory id`, canary excluded."""
+    why_not: str = ""
+
+
+def scan(installed: Mapping[str, str], environ: Mapping[str, str] | None = None) -> ScanResult:
+    """Scans distributions against an advisory file, or through pip-audit when it is installed.
+
+    Args:
+        installed: Distribution name -> version.
+        environ: Where `FORGE_HARNESS_ADVISORIES_FILE` is looked up: a JSON list of OSV records.
+    """
+    variables = os.environ if environ is None else environ
+    queried: dict[str, str] = {
+        canonicalize_name(name): version for name, version in installed.items()
+    }
+    if named := variables.get(FILE_VARIABLE):
+        return _from_file(Path(named), queried)
+    if util.find_spec("pip_audit") is not None:
+        return _from_pip_audit(queried)
+    return _not_scanned(
+        "none", f"no advisory data: set {FILE_VARIABLE} to an OSV file or install pip-audit"
+    )
+
+
+def _not_scanned(source: str, why: str) -> ScanResult:
+    return ScanResult("not scanned", source, 0, (), why)
+
+
+def _verdict(
+    source: str, queried: Mapping[str, str], hits: Iterable[tuple[str, str, str]]
+) -> ScanResult:
+    found = sorted(set(hits))
+    if not any((name, version) == CANARY for name, version, _ in found):
+        return _not_scanned(source, f"the scan did not find its canary {CANARY[0]} {CANARY[1]}")
+    real = tuple(f"{n} {v}: {i}" for n, v, i in found if (n, v) != CANARY)
+    return ScanResult("found" if real else "clean", source, len(queried), real)
+
+
+def _from_file(path: Path, queried: Mapping[str, str]) -> ScanResult:
+    source = f"advisory file {path.name}"
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return _not_scanned(source, f"{path.name} cannot be read: {error}")
+    releases = [*queried.items(), CANARY]
+    hits = [
+        (name, version, str(record.get("id", "?")))
+        for record in records
+        for affected in record.get("affected", [])
+        for name, version in releases
+        if _affects(affected, name, version)
+    ]
+    return _verdict(source, queried, hits)
+
+
+def _affects(affected: Mapping[str, Any], name: str, version: str) -> bool:
+    """Whether an OSV `affected` entry covers a release (OSV schema 1.6, evaluation algorithm)."""
+    package = affected.get("package", {})
+    if package.get("ecosystem") != "PyPI" or canonicalize_name(package.get("name", "")) != name:
+        return False
+    if version in affected.get("versions", []):
+        return True
+    try:
+        return any(_in_range(r, Version(version)) for r in affected.get("ranges", []))
+    except InvalidVersion:
+        return False
+
+
+def _in_range(span: Mapping[str, Any], version: Version) -> bool:
+    if span.get("type") != "ECOSYSTEM":
+        return False
+    inside = False
+    for event in span.get("events", []):
+        if "introduced" in event and version >= Version(event["introduced"]):
+            inside = True
+        if "fixed" in event and version >= Version(event["fixed"]):
+            inside = False
+        if "last_affected" in event and version > Version(event["last_affected"]):
+            inside = False
+    return inside
+
+
+def _from_pip_audit(queried: Mapping[str, str]) -> ScanResult:
+    source = "pip-audit"
+    with tempfile.TemporaryDirectory() as directory:
+        listing = Path(directory) / "releases.txt"
+        lines = [f"{name}=={version.split('+')[0]}" for name, version in queried.items()]
+        reports = [
+            _audit(listing, lines),
+            # Apart, because one file cannot name a distribution in two versions.
+            _audit(listing, [f"{CANARY[0]}=={CANARY[1]}"]),
+        ]
+    hits: list[tuple[str, str, str]] = []
+    for report in reports:
+        if isinstance(report, str):
+            return _not_scanned(source, report)
+        for entry in report.get("dependencies", []):
+            if "skip_reason" in entry:
+                return _not_scanned(source, f"{entry.get('name')}: {entry['skip_reason']}")
+            for advisory in entry.get("vulns", []):
+                name = canonicalize_name(entry["name"])
+                hits.append((name, entry["version"], advisory["id"]))
+    return _verdict(source, queried, hits)
+
+
+def _audit(listing: Path, lines: list[str]) -> dict[str, Any] | str:
+    listing.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pip_audit", "--strict", "--no-deps", "--disable-pip"]
+    try:
+        done = subprocess.run(
+            [*command, "--format", "json", "-r", str(listing)],
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+        report: dict[str, Any] = json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        return f"pip-audit did not answer within {_TIMEOUT_S} s"
+    except ValueError:
+        return f"pip-audit gave no report: {done.stderr.strip().splitlines()[-1:]}"
+    return report

@@ -1,0 +1,147 @@
+"""Installed distributions: requirements, recorded hashes, licenses, committed constraints."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+if TYPE_CHECKING:
+    from email.message import Message
+
+DISTRIBUTION = "bitnet-forge-harness"
+LARGE_BYTES = 100_000_000
+"""Above it only .py files are hashed: torch alone has over 800 MB of libraries."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unsatisfied:
+    """A declared requirement that is not met."""
+
+    requirement: str
+    installed: str | None
+
+    def __str__(self) -> str:
+        return f"{self.requirement} (installed: {self.installed or 'nothing'})"
+
+
+def requirements(distribution: str = DISTRIBUTION) -> list[Requirement]:
+    """Returns the requirements a distribution declares for this interpreter, without extras."""
+    declared = [Requirement(text) for text in metadata.requires(distribution) or []]
+    return [r for r in declared if r.marker is None or r.marker.evaluate({"extra": ""})]
+
+
+def unsatisfied(wanted: Iterable[Requirement]) -> list[Unsatisfied]:
+    """Returns those requirements of which no, or another, version is installed."""
+    problems = []
+    for requirement in wanted:
+        version = installed_version(requirement.name)
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            problems.append(Unsatisfied(str(requirement), version))
+    return problems
+
+
+def installed_version(name: str) -> str | None:
+    """Returns the version of an installed distribution, None without it."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def committed_pins(directory: Path) -> list[Requirement]:
+    """Returns the pins of all constraint files (`*.txt`) of a directory."""
+    lines = [
+        line.split("#")[0].strip()
+        for path in sorted(directory.glob("*.txt"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
+    return [Requirement(line) for line in lines if line and not line.startswith("-")]
+
+
+@dataclass(slots=True)
+class IntegrityReading:
+    """How the files of some distributions compare with the hashes recorded at installation."""
+
+    files: int = 0
+    size_bytes: int = 0
+    altered: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+def check_integrity(distributions: Iterable[str]) -> IntegrityReading:
+    """Hashes the installed files of distributions and compares them with their RECORD."""
+    reading = IntegrityReading()
+    for name in distributions:
+        try:
+            distribution = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        for path, expected in _recorded(distribution):
+            _compare(reading, f"{name}: {path.name}", path, expected)
+    return reading
+
+
+def _recorded(distribution: metadata.Distribution) -> Iterator[tuple[Path, str]]:
+    files = [f for f in distribution.files or [] if f.hash is not None and f.hash.mode == "sha256"]
+    large = sum(f.size or 0 for f in files) > LARGE_BYTES
+    for file in files:
+        if file.hash is not None and (not large or file.suffix == ".py"):
+            yield Path(str(distribution.locate_file(file))), file.hash.value
+
+
+def _compare(reading: IntegrityReading, label: str, path: Path, expected: str) -> None:
+    try:
+        content = path.read_bytes()
+    except OSError:
+        reading.missing.append(label)
+        return
+    reading.files += 1
+    reading.size_bytes += len(content)
+    digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+    if digest != expected:
+        reading.altered.append(label)
+
+
+def dependency_closure(distribution: str = DISTRIBUTION) -> list[str]:
+    """Returns the installed distributions a distribution needs, directly or not, sorted."""
+    seen: set[str] = set()
+    queue = [canonicalize_name(distribution)]
+    while queue:
+        name = queue.pop()
+        if name in seen or installed_version(name) is None:
+            continue
+        seen.add(name)
+        queue += [canonicalize_name(r.name) for r in requirements(name)]
+    return sorted(seen - {canonicalize_name(distribution)})
+
+
+def license_of(distribution: str) -> str:
+    """Returns a distribution's license: SPDX expression, else classifiers, else free text."""
+    # The protocol lacks `get`, which the object, an email message, has had since Python 3.8.
+    about = cast("Message", metadata.metadata(distribution))
+    if expression := about.get("License-Expression"):
+        return str(expression)
+    named = [
+        entry.rpartition(" :: ")[2]
+        for entry in about.get_all("Classifier") or []
+        if entry.startswith("License ::")
+    ]
+    specific = [name for name in named if name != "OSI Approved"]
+    if specific:
+        return "; ".join(specific)
+    first_line = (about.get("License") or "").strip().splitlines()
+    return first_line[0][:80] if first_line else "unknown"
+
+
+def license_words(text: str) -> set[str]:
+    """Returns the identifiers of a license text or expression, lower case."""
+    return set(re.findall(r"[a-z0-9.+-]+", text.lower()))

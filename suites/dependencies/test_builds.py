@@ -1,0 +1,80 @@
+"""Builds: the native extension, torch, and what starting up imports."""
+
+import subprocess
+import sys
+from importlib import machinery
+
+import pytest
+
+from forge_harness import kernels
+from forge_harness.probes import distributions
+
+HEAVY = ("torch", "numpy", "locust", "gevent", "mlflow", "matplotlib", "sklearn")
+
+
+@pytest.mark.forge_check("dependencies.native_extension")
+def test_native_extension(evidence):
+    """The native extension loads, was built for this interpreter, and from this version.
+
+    A stale build after an upgrade computes with old kernels and says nothing.
+    """
+    problem = kernels.native_problem()
+    evidence.equal("problem", problem or "none", expected="none", reason="import of the extension")
+    evidence.equal(
+        "version",
+        kernels.native_version() or "none",
+        expected=distributions.installed_version(distributions.DISTRIBUTION) or "none",
+        reason="compiled in against installed; reinstall after an upgrade",
+    )
+    file = str(sys.modules["forge_kernels._native"].__file__)
+    evidence.equal(
+        "built_for_this_interpreter",
+        any(file.endswith(suffix) for suffix in machinery.EXTENSION_SUFFIXES),
+        expected=True,
+        reason=file.rpartition("/")[2],
+    )
+
+
+@pytest.mark.forge_check("dependencies.torch_build")
+def test_torch_build(evidence):
+    """The torch build is said, and fits the machine: a CUDA build has a driver that runs it."""
+    import torch
+
+    evidence.record("version", torch.__version__, reason="torch")
+    runtime = torch.version.cuda or torch.version.hip or "cpu"
+    evidence.record("runtime", runtime, reason="CUDA or HIP runtime it was built for")
+    evidence.equal(
+        "metadata_version",
+        distributions.installed_version("torch") or "none",
+        expected=str(torch.__version__),
+        reason="what pip installed is what Python imports",
+    )
+    if runtime != "cpu":
+        evidence.equal(
+            "driver_runs_it",
+            torch.cuda.is_available(),
+            expected=True,
+            reason=f"a build for {runtime} without a driver for it runs on the CPU, unnoticed",
+        )
+
+
+@pytest.mark.forge_check("dependencies.import_budget")
+@pytest.mark.parametrize("module", ["forge_harness.cli", "forge_harness.plugin"])
+def test_import_budget(module, evidence):
+    """The command line and the pytest plugin start without the heavy libraries.
+
+    The plugin is imported by every pytest run of the environment, whoever's tests they are.
+    """
+    code = f"import sys, {module}; print(*(m for m in {HEAVY!r} if m in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    evidence.equal("exit_code", done.returncode, expected=0, reason=done.stderr[-200:] or module)
+    loaded = done.stdout.split()
+    evidence.equal(
+        "heavy_modules",
+        len(loaded),
+        expected=0,
+        unit="modules",
+        reason=f"import {module}: {', '.join(loaded) or 'none loaded'}",
+    )

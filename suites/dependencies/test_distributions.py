@@ -1,0 +1,132 @@
+"""Installed distributions: requirements, constraints, hashes, licenses, advisories."""
+
+import pytest
+
+from forge_harness import paths
+from forge_harness.probes import advisories, distributions
+
+ALLOWED_LICENSE_WORDS = frozenset(
+    {"apache", "apache-2.0", "bsd", "bsd-2-clause", "bsd-3-clause", "mit", "mit-0", "isc", "0bsd"}
+    | {"psf", "psf-2.0", "python-2.0", "python", "mpl", "mpl-2.0", "mozilla", "unlicense", "zlib"}
+    | {"mit-cmu", "hpnd", "cc0-1.0", "bsl-1.0", "unicode-3.0"}
+)
+REFUSED_LICENSE_WORDS = frozenset(
+    {"gpl", "gplv2", "gplv3", "agpl", "agplv3", "agpl-3.0-only", "agpl-3.0-or-later", "affero"}
+    | {"gpl-2.0", "gpl-3.0", "gpl-2.0-only", "gpl-2.0-or-later", "gpl-3.0-only", "sspl-1.0"}
+    | {"gpl-3.0-or-later", "proprietary", "busl-1.1"}
+)
+"""Licenses whose terms reach the program that uses the library, or forbid its use."""
+
+
+@pytest.mark.forge_check("dependencies.requirements_satisfied")
+def test_requirements_satisfied(evidence):
+    """Every requirement the distribution declares is installed at an allowed version.
+
+    Oracle: the declaration in the installed metadata, markers evaluated for this interpreter.
+    """
+    wanted = distributions.requirements()
+    evidence.at_least(
+        "declared", len(wanted), limit=1, unit="requirements", reason="an empty list proves nothing"
+    )
+    missing = distributions.unsatisfied(wanted)
+    evidence.equal(
+        "unsatisfied",
+        len(missing),
+        expected=0,
+        unit="requirements",
+        reason="; ".join(map(str, missing)) or "all are met; `pip check` says the same",
+    )
+
+
+@pytest.mark.forge_check("dependencies.lock_matches")
+def test_lock_matches(evidence):
+    """Installed versions equal the constraints the project commits."""
+    directory = paths.suites_dir().parent / "constraints"
+    pins = distributions.committed_pins(directory) if directory.is_dir() else []
+    if not pins:
+        pytest.skip("no committed constraints beside the suites: an installed wheel has none")
+    different = [p for p in distributions.unsatisfied(pins) if p.installed is not None]
+    evidence.record("pins", len(pins), reason=", ".join(str(pin) for pin in pins))
+    evidence.equal(
+        "pins_not_matched",
+        len(different),
+        expected=0,
+        reason="; ".join(map(str, different)) or "every pinned distribution is at its pin",
+    )
+
+
+@pytest.mark.forge_check("dependencies.installed_files_intact")
+def test_installed_files_intact(evidence):
+    """Installed files have the SHA-256 their distribution recorded when it was installed.
+
+    Of distributions over 100 MB only .py files are read; how many files and bytes were is
+    evidence.
+    """
+    names = [requirement.name for requirement in distributions.requirements()]
+    reading = distributions.check_integrity([distributions.DISTRIBUTION, *names])
+    evidence.record("bytes_hashed", reading.size_bytes, unit="B", reason="read and hashed now")
+    evidence.at_least(
+        "files_hashed", reading.files, limit=len(names), unit="files", reason="at least one each"
+    )
+    for name, found in (("altered", reading.altered), ("missing", reading.missing)):
+        evidence.equal(
+            name,
+            len(found),
+            expected=0,
+            unit="files",
+            reason=", ".join(found[:5]) or "against RECORD",
+        )
+
+
+@pytest.mark.forge_check("dependencies.known_vulnerabilities")
+def test_known_vulnerabilities(evidence):
+    """A scan with live advisory data finds nothing, and finds its canary.
+
+    Three answers: clean, found, not scanned. The last is not measured, never a pass: scanners
+    that reached no database report "no vulnerabilities" and exit 0.
+    """
+    names = distributions.dependency_closure()
+    installed = {name: distributions.installed_version(name) or "0" for name in names}
+    result = advisories.scan(installed)
+    if result.state == "not scanned":
+        pytest.skip(f"not scanned ({result.source}): {result.why_not}")
+    evidence.record("scanned", result.scanned, unit="distributions", reason=result.source)
+    evidence.equal(
+        "vulnerabilities",
+        len(result.findings),
+        expected=0,
+        reason="; ".join(result.findings[:10]) or "the canary was found, nothing else",
+    )
+
+
+@pytest.mark.forge_check("dependencies.licenses")
+def test_licenses(evidence):
+    """No dependency, direct or not, is under a license that reaches the program that uses it.
+
+    Oracle: the license each distribution states in its metadata. Unstated ones are listed and
+    warned about.
+    """
+    licenses = {name: distributions.license_of(name) for name in distributions.dependency_closure()}
+    words = {name: distributions.license_words(text) for name, text in licenses.items()}
+    refused = sorted(
+        f"{name}: {licenses[name]}"
+        for name, found in words.items()
+        if found & REFUSED_LICENSE_WORDS and not found & ALLOWED_LICENSE_WORDS
+    )
+    unclear = sorted(
+        f"{name}: {licenses[name]}"
+        for name, found in words.items()
+        if not found & (ALLOWED_LICENSE_WORDS | REFUSED_LICENSE_WORDS)
+    )
+    evidence.at_least("distributions", len(licenses), limit=1, reason="the dependency closure")
+    evidence.equal(
+        "refused", len(refused), expected=0, reason="; ".join(refused) or "none is copyleft"
+    )
+    evidence.at_most(
+        "unclear",
+        len(unclear),
+        limit=0,
+        unit="distributions",
+        reason="; ".join(unclear)[:500] or "every license is a known one",
+        level="warn",
+    )
