@@ -19,7 +19,13 @@ from forge_harness._config.schema import (
     config_json_schema,
     default_values,
 )
-from forge_harness._config.sources import CONFIG_NAME, ENV_PREFIX, Origin, find_config_file
+from forge_harness._config.sources import (
+    CONFIG_NAME,
+    ENV_PREFIX,
+    Origin,
+    configuration_variables,
+    find_config_file,
+)
 from forge_harness._config.template import commented_toml
 
 __all__ = [
@@ -34,6 +40,7 @@ __all__ = [
     "TrainConfig",
     "commented_toml",
     "config_json_schema",
+    "configuration_variables",
     "default_values",
     "expected",
     "find_config_file",

@@ -26,6 +26,9 @@ from forge_harness._config.toml import toml_sections
 from forge_harness.canonical import digest_of
 from forge_harness.errors import ConfigError
 
+PATH_KEYS = ("run.run_dir", "run.policy", "run.waivers", "paths.runs")
+"""Keys that hold one path; run.suite_paths holds several."""
+
 
 @dataclass(frozen=True)
 class LoadedConfig:
@@ -60,9 +63,17 @@ class LoadedConfig:
         """`sha256:<hex>` over the values only: formatting, order and origin do not move it."""
         return digest_of(self.values())
 
-    def to_toml(self) -> str:
-        """Returns a forge.toml that loads back to the same values."""
-        return toml_sections(self.values())
+    def to_toml(self, *, absolute: bool = False) -> str:
+        """Returns a forge.toml that loads back to the same values.
+
+        Args:
+            absolute: Make paths absolute, for a file that lies in another directory.
+        """
+        values = self.values()
+        if absolute:
+            values |= {key: str(self.path(key) or "") for key in PATH_KEYS}
+            values["run.suite_paths"] = [str(path) for path in self.suite_paths()]
+        return toml_sections(values)
 
     def path(self, key: str) -> Path | None:
         """Returns a path value made absolute, or None where it is empty.

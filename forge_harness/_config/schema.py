@@ -108,12 +108,9 @@ class TrainConfig(BaseModel):
     def _rules(self) -> TrainConfig:
         if self.warmup_steps >= self.steps:
             raise _rule("warmup_steps", self.warmup_steps, f"fewer than train.steps = {self.steps}")
-        if self.batch_size % self.accumulation:
-            raise _rule(
-                "accumulation",
-                self.accumulation,
-                f"a divisor of train.batch_size = {self.batch_size}",
-            )
+        if self.accumulation > self.batch_size:
+            wanted = f"at most train.batch_size = {self.batch_size}"
+            raise _rule("accumulation", self.accumulation, wanted)
         return self
 
 

@@ -87,6 +87,11 @@ def from_file(tables: Mapping[str, Any], name: str) -> Iterator[tuple[str, Given
             yield f"{section}.{key}", Given(value, "file", f"in {name}")
 
 
+def configuration_variables(environ: Mapping[str, str]) -> list[str]:
+    """Returns the names of the variables that are configuration, sorted."""
+    return sorted(n for n in environ if n.startswith(ENV_PREFIX) and n not in ENV_RESERVED)
+
+
 def from_environment(
     environ: Mapping[str, str], defaults: Mapping[str, Any], sections: Collection[str]
 ) -> Iterator[tuple[str, Given]]:
@@ -98,9 +103,7 @@ def from_environment(
         sections: Names of the sections.
     """
     known = {ENV_PREFIX + key.replace(".", "_").upper(): key for key in defaults}
-    for name in sorted(environ):
-        if not name.startswith(ENV_PREFIX) or name in ENV_RESERVED:
-            continue
+    for name in configuration_variables(environ):
         key = known.get(name) or _split_name(name, sections)
         value = parse_text(environ[name], defaults.get(key))
         yield key, Given(value, "environment", f"in the environment ({name})")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from forge_harness._config.schema import HarnessConfig, default_values
-from forge_harness._config.toml import commented_section
+from forge_harness._config.toml import Entry, commented_section
 
 _HEADER = """\
 # Configuration of Forge Harness. Every key is shown with its default, commented out.
@@ -18,8 +21,13 @@ _ABOUT = {
 }
 
 
-def commented_toml() -> str:
-    """Returns a forge.toml that changes nothing: every key commented out, with its docs."""
+def commented_toml(values: Mapping[str, Any] | None = None) -> str:
+    """Returns a forge.toml with every key and its docs, commented out except those of `values`.
+
+    Args:
+        values: Dotted key -> value to set; None changes nothing.
+    """
+    chosen = values or {}
     blocks = []
     for section, field in HarnessConfig.model_fields.items():
         described = getattr(field.annotation, "model_fields", {})
@@ -27,7 +35,8 @@ def commented_toml() -> str:
         for key, default in default_values().items():
             owner, _, name = key.partition(".")
             if owner == section:
-                entries.append((name, default, getattr(described.get(name), "description", "")))
+                text = getattr(described.get(name), "description", "")
+                entries.append(Entry(name, chosen.get(key, default), text, key in chosen))
         blocks.append(
             commented_section(section, _ABOUT.get(section) or str(field.description), entries)
         )

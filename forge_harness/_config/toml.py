@@ -6,6 +6,7 @@ import json
 import re
 import textwrap
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -38,17 +39,24 @@ def toml_sections(values: Mapping[str, Any]) -> str:
     return "\n".join(blocks)
 
 
-def commented_section(name: str, about: str, entries: Iterable[tuple[str, Any, str]]) -> str:
-    """Returns a section whose keys are all commented out, each under its description.
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One key of a commented file."""
 
-    Args:
-        name: Section name.
-        about: One sentence over the section.
-        entries: (key, default, description) triples.
-    """
+    key: str
+    value: Any
+    description: str
+    is_set: bool
+    """Whether the line counts, or is a comment."""
+
+
+def commented_section(name: str, about: str, entries: Iterable[Entry]) -> str:
+    """Returns a section with the description over each key, and one sentence over the section."""
     lines = [*_comment(about), f"[{name}]"]
-    for key, default, description in entries:
-        lines += [*_comment(description), f"# {toml_key(key)} = {toml_value(default)}"]
+    for entry in entries:
+        mark = "" if entry.is_set else "# "
+        line = f"{mark}{toml_key(entry.key)} = {toml_value(entry.value)}"
+        lines += [*_comment(entry.description), line]
     return "\n".join(lines) + "\n"
 
 

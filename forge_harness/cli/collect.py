@@ -1,0 +1,47 @@
+"""Asks pytest which checks have a test."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from forge_harness.errors import ForgeError
+from forge_harness.types import Profile
+
+TIMEOUT_S = 120
+
+
+def collected_marks(suite_paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Returns the mark of each collected test, over the shipped suites and the user's.
+
+    Raises:
+        ForgeError: Collection ended without an answer; the sentence has pytest's last line.
+    """
+    from forge_harness.integration.check_stage import pytest_command
+    from forge_harness.integration.pytest_events import Events
+    from forge_harness.paths import suites_dir
+
+    with tempfile.TemporaryDirectory(prefix="forge-collect-") as scratch:
+        events = Events(Path(scratch) / "events.jsonl", lambda item: None)
+        # Nightly is the widest scope: a check outside the default profile has a test too.
+        command = pytest_command(
+            [suites_dir(), *suite_paths],
+            "--collect-only",
+            "-q",
+            "--continue-on-collection-errors",
+            "--forge-events",
+            str(events.path),
+            "--forge-profile",
+            Profile.NIGHTLY.value,
+        )
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+        events.read()
+    if events.finished is None:
+        lines = (done.stdout + done.stderr).strip().splitlines()
+        raise ForgeError(f"Collecting the checks failed: {lines[-1] if lines else 'no output'}.")
+    return list(events.marks.values())

@@ -1,0 +1,152 @@
+"""`forge-harness doctor`: what is here, and what the subject offers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from forge_harness.cli.options import (
+    config_option,
+    examples,
+    json_option,
+    load,
+    policy_in_force,
+)
+from forge_harness.cli.terminal import echo_json, table
+from forge_harness.errors import ExitCode
+
+if TYPE_CHECKING:
+    from forge_harness.policy import Policy
+    from forge_harness.subject.loader import LoadedSubject
+
+
+@click.command(
+    "doctor",
+    epilog=examples(
+        "forge-harness doctor", "forge-harness doctor --subject my_project.forge:subject"
+    ),
+)
+@config_option
+@click.option("--subject", metavar="SPEC", help="Subject to look at (default: run.subject).")
+@json_option
+def doctor_command(config_file: Path | None, subject: str | None, as_json: bool) -> int:
+    """Show this environment, the native module, and which checks the subject's capabilities open.
+
+    Exits 7 when something that checks need is missing, else 0.
+    """
+    from forge_harness.subject.loader import load_subject
+
+    loaded = load(config_file, {"run.subject": subject})
+    policy = policy_in_force(loaded)
+    environment = {**_environment(), **_torch(), "native_module": _native()}
+    found = load_subject(loaded.config.run.subject or None)
+    capabilities = capability_rows(found, policy)
+    problems = [*_environment_problems(environment), *_capability_problems(found, capabilities)]
+    if as_json:
+        echo_json(
+            {
+                "environment": environment,
+                "subject": {"spec": found.spec, "name": found.name, "digest": found.digest},
+                "capabilities": capabilities,
+                "problems": problems,
+            }
+        )
+    else:
+        _print(environment, found, capabilities, problems)
+    return ExitCode.INCOMPLETE if problems else ExitCode.PASS
+
+
+def _environment() -> dict[str, Any]:
+    from forge_harness.environment import collect_environment
+
+    return collect_environment()
+
+
+def _torch() -> dict[str, Any]:
+    import torch
+
+    return {
+        "torch": torch.__version__,
+        "torch_build": f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU",
+        "torch_threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
+    }
+
+
+def _native() -> str:
+    from forge_harness.kernels import native_problem, native_version
+
+    problem = native_problem()
+    return f"missing: {problem}" if problem else f"{native_version()}"
+
+
+def capability_rows(subject: LoadedSubject, policy: Policy) -> list[dict[str, Any]]:
+    """Returns one row a capability: offered, missing methods, checks that ask for it."""
+    from forge_harness.protocols import CAPABILITIES, methods_of
+
+    rows = []
+    for name in CAPABILITIES:
+        gated = [entry for entry in policy.catalogue if name in entry.requires]
+        missing = [m for m in methods_of(name) if not callable(getattr(subject.subject, m, None))]
+        rows.append(
+            {
+                "capability": name,
+                "offered": not missing,
+                "missing_methods": missing,
+                "checks": [entry.id for entry in gated],
+                "severities": Counter(entry.severity.value for entry in gated),
+            }
+        )
+    return rows
+
+
+def _environment_problems(environment: dict[str, Any]) -> list[str]:
+    native = environment["native_module"]
+    if not native.startswith("missing"):
+        return []
+    return [f"The native module is {native}; reinstall with a C++17 compiler (pip install -e .)."]
+
+
+def _capability_problems(subject: LoadedSubject, rows: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"Subject {subject.name!r} does not offer {row['capability']}: {len(row['checks'])} checks "
+        "stay not measured or do not apply."
+        for row in rows
+        if not row["offered"] and row["checks"]
+    ]
+
+
+def _print(
+    environment: dict[str, Any],
+    subject: LoadedSubject,
+    capabilities: list[dict[str, Any]],
+    problems: list[str],
+) -> None:
+    click.echo("Environment")
+    for key, value in environment.items():
+        shown = value if not isinstance(value, dict) else _pairs(value)
+        click.echo(f"  {key.replace('_', ' '):<16} {'-' if shown is None else shown}")
+    click.echo(f"\nSubject {subject.name!r} ({subject.spec})\n")
+    rows = [
+        (
+            row["capability"],
+            "offered" if row["offered"] else "missing",
+            len(row["checks"]),
+            row["severities"]["critical"] + row["severities"]["high"],
+            "" if row["offered"] else "lacks " + ", ".join(row["missing_methods"]),
+        )
+        for row in capabilities
+    ]
+    click.echo(table(("capability", "state", "checks", "critical/high", ""), rows))
+    click.echo("")
+    for problem in problems:
+        click.echo(problem)
+    if not problems:
+        click.echo("Nothing is missing.")
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())

@@ -1,0 +1,142 @@
+"""`forge-harness list`: checks, suites, waivers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from forge_harness.cli.options import (
+    PROFILES,
+    config_option,
+    examples,
+    existing,
+    json_option,
+    load,
+    policy_in_force,
+)
+from forge_harness.cli.terminal import echo_json, table
+from forge_harness.types import Severity
+
+if TYPE_CHECKING:
+    from forge_harness.policy import CatalogueEntry
+
+
+@click.group("list", epilog=examples("forge-harness list checks --suite training"))
+def list_group() -> None:
+    """List checks, suites or waivers."""
+
+
+@list_group.command(
+    epilog=examples("forge-harness list checks", "forge-harness list checks --suite data --json")
+)
+@config_option
+@click.option("--suite", "suites", multiple=True, metavar="NAME", help="Only this suite.")
+@click.option("--profile", type=click.Choice(PROFILES), help="Only what is in this scope.")
+@json_option
+def checks(
+    config_file: Path | None, suites: tuple[str, ...], profile: str | None, as_json: bool
+) -> None:
+    """List every check id of the catalogue, and how many tests it has.
+
+    An id without a test is not measured.
+    """
+    from forge_harness.cli.collect import collected_marks
+    from forge_harness.selection import inline_from, refuse_unknown, with_inline
+
+    loaded = load(config_file)
+    marks = collected_marks(loaded.suite_paths())
+    tests = Counter(mark["check"] for mark in marks)
+    policy = with_inline(policy_in_force(loaded), inline_from(marks))
+    refuse_unknown(policy, suites, ())
+    wanted = [
+        entry
+        for entry in policy.catalogue
+        if (not suites or entry.suite in suites) and (profile is None or profile in entry.profiles)
+    ]
+    if as_json:
+        echo_json([_entry(entry, tests) for entry in wanted])
+        return
+    click.echo(_checks_table(wanted, tests))
+    with_test = sum(1 for entry in wanted if tests[entry.id])
+    click.echo(f"\n{len(wanted)} checks, {with_test} with a test. Policy {policy.digest}")
+
+
+def _entry(entry: CatalogueEntry, tests: Counter[str]) -> dict[str, Any]:
+    return {
+        **entry.model_dump(mode="json"),
+        "collected": tests[entry.id] > 0,
+        "tests": tests[entry.id],
+    }
+
+
+def _checks_table(entries: Sequence[CatalogueEntry], tests: Counter[str]) -> str:
+    rows = [
+        (
+            entry.id,
+            entry.severity,
+            entry.component,
+            "all" if len(entry.profiles) == len(PROFILES) else ",".join(entry.profiles),
+            tests[entry.id] or "none",
+            entry.title,
+        )
+        for entry in entries
+    ]
+    return table(("check", "severity", "component", "profiles", "tests", "proves"), rows)
+
+
+@list_group.command(epilog=examples("forge-harness list suites"))
+@config_option
+@json_option
+def suites(config_file: Path | None, as_json: bool) -> None:
+    """List the suites: weight, checks by severity."""
+    policy = policy_in_force(load(config_file))
+    counts = {
+        name: Counter(e.severity.value for e in policy.catalogue if e.suite == name)
+        for name in dict.fromkeys(entry.suite for entry in policy.catalogue)
+    }
+    weights = policy.suite_weights
+    if as_json:
+        echo_json([{"name": n, "weight": weights[n], "checks": c} for n, c in counts.items()])
+        return
+    order = tuple(severity.value for severity in Severity)
+    rows = [(n, weights[n], c.total(), *(c[s] for s in order)) for n, c in counts.items()]
+    click.echo(table(("suite", "weight", "checks", *order), rows))
+
+
+@list_group.command(epilog=examples("forge-harness list waivers"))
+@config_option
+@json_option
+def waivers(config_file: Path | None, as_json: bool) -> None:
+    """List the waivers in force: check, owner, issue, expiry, and which have expired."""
+    from forge_harness.waivers import load_waivers
+
+    file = load(config_file).path("run.waivers")
+    existing(file, "Waiver file")
+    today = datetime.now(UTC).date().isoformat()
+    rows = [
+        {**waiver.model_dump(), "expired": waiver.expires < today}
+        for waiver in (load_waivers(file) if file is not None else [])
+    ]
+    if as_json:
+        echo_json(rows)
+        return
+    if not rows:
+        click.echo("No waivers." if file else "No waiver file is configured (run.waivers).")
+        return
+    cells = [
+        (
+            r["check"],
+            r["owner"],
+            r["issue"],
+            r["expires"],
+            "expired" if r["expired"] else "live",
+            r["reason"],
+        )
+        for r in rows
+    ]
+    click.echo(table(("check", "owner", "issue", "expires", "state", "reason"), cells))

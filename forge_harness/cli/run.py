@@ -1,0 +1,239 @@
+"""`forge-harness run`: pipeline, suites, score, report."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from forge_harness.cli.options import PROFILES, config_option, examples, existing, load
+from forge_harness.errors import ExitCode, UsageError, unknown_choice
+
+if TYPE_CHECKING:
+    from forge_harness.config import LoadedConfig
+    from forge_harness.integration.pipeline_validator import PipelineValidator
+
+FORMATS = ("html", "json", "md", "junit")
+DEFAULT_FORMATS = "html,md,junit"
+_MOST_WORKERS = 4
+_MOST_NAMES = 100
+
+
+def parse_formats(context: click.Context, parameter: click.Parameter, text: str) -> tuple[str, ...]:
+    """Reads "html,md" into names of report formats.
+
+    Raises:
+        UsageError: There is no such format.
+    """
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    for name in names:
+        if name not in FORMATS:
+            raise UsageError(unknown_choice("report format", name, FORMATS))
+    if not names:
+        raise UsageError(f"No report format given; expected some of {', '.join(FORMATS)}.")
+    return names
+
+
+_FLAGS: tuple[Callable[..., Any], ...] = (
+    click.option(
+        "--run-dir",
+        metavar="DIR",
+        help="New or empty directory of the run (default: forge-runs/<UTC time>).",
+    ),
+    click.option("--profile", metavar="|".join(PROFILES), help="Scope and size (default: quick)."),
+    click.option(
+        "--suite",
+        "suites",
+        multiple=True,
+        metavar="NAME",
+        help="Only this suite (repeatable); the verdict is then PARTIAL at best.",
+    ),
+    click.option(
+        "--check", "checks", multiple=True, metavar="ID", help="Only this check (repeatable)."
+    ),
+    click.option(
+        "--subject",
+        metavar="SPEC",
+        help="What is validated: module:object, file.py:object or an "
+        "entry point (default: the reference pipeline).",
+    ),
+    click.option("--seed", metavar="N", help="Seed of every random choice (default: 0)."),
+    click.option("--policy", metavar="FILE", help="Policy laid over the shipped one."),
+    click.option("--waivers", metavar="FILE", help="Waivers: owned, dated known failures."),
+    click.option("--workers", metavar="N", help="Processes side by side; 0: one a CPU, at most 4."),
+    click.option(
+        "--suite-path",
+        "suite_paths",
+        multiple=True,
+        metavar="DIR",
+        help="Directory of your own checks (repeatable).",
+    ),
+    click.option(
+        "--timeout", metavar="SECONDS", help="Longest time of one check; 0: the catalogue's limits."
+    ),
+    click.option("--deadline", metavar="SECONDS", help="Longest time of the whole run; 0: none."),
+    config_option,
+    click.option(
+        "--format",
+        "formats",
+        default=DEFAULT_FORMATS,
+        show_default=True,
+        callback=parse_formats,
+        help="Reports to write: html, json, md, junit.",
+    ),
+    click.option("-q", "--quiet", is_flag=True, help="No progress; the summary only."),
+)
+
+
+def _with_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    for flag in reversed(_FLAGS):
+        command = flag(command)
+    return command
+
+
+@click.command(
+    "run",
+    epilog=examples(
+        "forge-harness run",
+        "forge-harness run --subject my_project.forge:subject --run-dir first",
+        "forge-harness run --check training.ste_weight_gradient",
+    ),
+)
+@_with_flags
+def run_command(
+    config_file: Path | None,
+    formats: tuple[str, ...],
+    quiet: bool,
+    **given: Any,  # noqa: ANN401
+) -> int:
+    """Validate a subject: train it, run the suites, score them, write the reports.
+
+    Every flag has a key in forge.toml, see `forge-harness config show --origin`.
+    """
+    suites, checks = given.pop("suites"), given.pop("checks")
+    loaded = load(config_file, _flags(given))
+    directory = run_directory(loaded)
+    with tempfile.TemporaryDirectory(prefix="forge-config-") as scratch:
+        in_force = Path(scratch) / "forge.toml"
+        in_force.write_text(loaded.to_toml(absolute=True), encoding="utf-8")
+        validator = make_validator(loaded, suites, checks, in_force)
+        with _resolved_environment():
+            return _validate(validator, directory, formats, quiet)
+
+
+@contextmanager
+def _resolved_environment() -> Iterator[None]:
+    """Hides our variables from child processes.
+
+    Their values are in the resolved file; in a child they would beat the flags they lost against.
+    """
+    from forge_harness.config import configuration_variables
+
+    hidden = {name: os.environ.pop(name) for name in configuration_variables(os.environ)}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def _flags(given: dict[str, Any]) -> dict[str, Any]:
+    """Returns flags under their configuration keys; a flag that was not given is None."""
+    names = {"timeout": "timeout_s", "deadline": "deadline_s"}
+    flags = {f"run.{names.get(name, name)}": value for name, value in given.items()}
+    flags["run.suite_paths"] = list(given["suite_paths"]) or None
+    return flags
+
+
+def run_directory(loaded: LoadedConfig) -> Path:
+    """Returns run.run_dir, or a name under paths.runs that nothing has yet."""
+    explicit = loaded.path("run.run_dir")
+    if explicit is not None:
+        return explicit
+    runs = loaded.path("paths.runs")
+    assert runs is not None
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    names = [stamp, *(f"{stamp}-{n}" for n in range(2, _MOST_NAMES))]
+    return next(runs / name for name in names if not (runs / name).exists())
+
+
+def make_validator(
+    loaded: LoadedConfig, suites: tuple[str, ...], checks: tuple[str, ...], in_force: Path
+) -> PipelineValidator:
+    """Returns the validator a configuration describes.
+
+    Args:
+        loaded: The configuration.
+        suites: Selection; empty for the whole profile.
+        checks: Selection; empty for the whole profile.
+        in_force: The configuration as a file, for the processes that run the checks.
+
+    Raises:
+        UsageError: A file or directory that is named does not exist.
+        ConfigError: Policy or waivers cannot be read.
+    """
+    from forge_harness.integration.pipeline_validator import PipelineValidator
+    from forge_harness.selection import build_policy
+    from forge_harness.waivers import load_waivers
+
+    run = loaded.config.run
+    policy_file, waivers = loaded.path("run.policy"), loaded.path("run.waivers")
+    existing(policy_file, "Policy")
+    existing(waivers, "Waiver file")
+    for path in loaded.suite_paths():
+        existing(path, "Suite directory")
+    return PipelineValidator(
+        build_policy(policy_file),
+        run.subject or None,
+        profile=run.profile,
+        suites=suites,
+        checks=checks,
+        seed=run.seed,
+        workers=run.workers or default_workers(),
+        suite_paths=loaded.suite_paths(),
+        timeout_s=run.deadline_s or None,
+        check_timeout_s=run.timeout_s,
+        waivers=load_waivers(waivers) if waivers is not None else (),
+        declared=loaded.config.declared,
+        config_file=in_force,
+        command=["forge-harness", *sys.argv[1:]],
+    )
+
+
+def default_workers() -> int:
+    """Returns one worker for each CPU this process may use, at most 4."""
+    from forge_harness.environment import cpu_quota
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    quota = cpu_quota()
+    return max(1, min(usable or 1, _MOST_WORKERS, int(quota) if quota else _MOST_WORKERS))
+
+
+def _validate(
+    validator: PipelineValidator, directory: Path, formats: tuple[str, ...], quiet: bool
+) -> int:
+    from forge_harness.cli.progress import progress_of
+    from forge_harness.cli.summary import summary
+    from forge_harness.finish import finish_run
+    from forge_harness.scoring import exit_code_for
+
+    plan = validator.plan()
+    if not quiet:
+        click.echo(
+            f"Validating subject {plan.subject.name!r}: {len(plan.entries)} of "
+            f"{len(plan.policy.catalogue)} checks, {plan.scope.profile} profile, "
+            f"{validator.workers} worker{'' if validator.workers == 1 else 's'}. Run: {directory}",
+            err=True,
+        )
+    with progress_of(quiet) as progress:
+        record = validator.validate(directory, progress)
+    written = finish_run(directory, record, plan.policy, formats)
+    code = exit_code_for(record)
+    click.echo(summary(record, directory, written, code))
+    return ExitCode(code)
