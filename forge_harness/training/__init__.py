@@ -13,24 +13,30 @@ from .data import (
     labels,
     sample_contents,
 )
+from .distributed import DistributedError, train_distributed
 from .evaluation import Evaluation, evaluate_model
 from .ingredients import BuildModel, Loss, reference_model, training_loss
 from .package import PackageError, evaluate_package, export_package, load_package
 from .quality import quality_plan, quality_run
 from .recipe import Recipe, planned_schedule, recipe_for, resolve_recipe, schedule_spec
+from .runner import TrainingInterrupted, newest_checkpoint, train_to_directory
 from .session import QATSession
+from .step_cost import StepCost, measure_step_cost
 
 __all__ = [
     "BuildModel",
     "CanaryData",
     "CheckpointError",
     "DataSource",
+    "DistributedError",
     "Evaluation",
     "Loss",
     "PackageError",
     "QATSession",
     "Recipe",
     "ReferenceData",
+    "StepCost",
+    "TrainingInterrupted",
     "batch",
     "data_digest",
     "data_info",
@@ -41,7 +47,9 @@ __all__ = [
     "export_package",
     "labels",
     "load_package",
+    "measure_step_cost",
     "model_weights",
+    "newest_checkpoint",
     "planned_schedule",
     "quality_plan",
     "quality_run",
@@ -52,5 +60,7 @@ __all__ = [
     "sample_contents",
     "save_session",
     "schedule_spec",
+    "train_distributed",
+    "train_to_directory",
     "training_loss",
 ]

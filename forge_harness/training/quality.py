@@ -81,8 +81,9 @@ def quality_run(
 ) -> list[QualityRun]:
     """Trains and evaluates one arm (see `MeasuresQuality.quality_run`).
 
-    A run of `digits` holds fold `seed` modulo 5 out; the quick profile trains `bytes#small`. A run that meets a non-finite value ends
-    there, is evaluated with the weights it had, and says so in `finite`.
+    A run of `digits` holds fold `seed` modulo 5 out; the quick profile trains `bytes#small`. A run
+    that meets a non-finite value ends there, is evaluated with the weights it had, and says so in
+    `finite`.
 
     Args:
         task: `digits` or `bytes`.
