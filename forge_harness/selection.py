@@ -196,3 +196,20 @@ def inline_from(marks: Iterable[Mapping[str, Any]]) -> list[InlineCheck]:
         for mark in marks
         if mark["title"] and mark["severity"] and not mark["problem"]
     ]
+
+
+def shipped_files(checks: Iterable[str]) -> list[Path]:
+    """Returns the files of the shipped suites that name one of the checks.
+
+    A selection then imports what it needs. Where a check is named nowhere, the directory of all
+    suites stands for it; the user's own checks are not looked for.
+    """
+    tests = {path: path.read_text(encoding="utf-8") for path in suites_dir().rglob("test_*.py")}
+    catalogue = (suites_dir() / "catalogue.toml").read_text(encoding="utf-8")
+    found: set[Path] = set()
+    for literal in (f'"{check}"' for check in checks):
+        files = {path for path, text in tests.items() if literal in text}
+        if not files and literal in catalogue:
+            return [suites_dir()]
+        found |= files
+    return sorted(found)

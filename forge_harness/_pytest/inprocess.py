@@ -11,6 +11,7 @@ import pytest
 
 from forge_harness.errors import NothingCollectedError
 from forge_harness.paths import suites_dir
+from forge_harness.selection import shipped_files
 from forge_harness.types import Outcome
 
 if TYPE_CHECKING:
@@ -123,12 +124,14 @@ def run_check(
         NothingCollectedError: No test carries the check id.
     """
     handover = Handover(subject, config, study)
-    files = [str(path) for path in (paths if paths is not None else _files_of(check))]
+    files = [str(path) for path in (shipped_files([check]) if paths is None else paths)]
     options = [
         *("--forge-check", check),
         *("--forge-profile", profile),
         *("--forge-seed", str(seed)),
     ]
+    if not files:
+        raise NothingCollectedError(f"Check {check!r} is not in the shipped suites; give paths.")
     ini = ("-c", str(suites_dir() / "pytest.ini"), "--rootdir", str(suites_dir()))
     status = pytest.main([*ini, *_NESTED, *options, *arguments, *files], plugins=[_named(handover)])
     if not handover.records:
@@ -138,14 +141,6 @@ def run_check(
         )
     worst = min(handover.records, key=lambda record: WORST_FIRST.index(record.outcome))
     return CheckRun(worst.outcome, worst.reason, handover.records)
-
-
-def _files_of(check: str) -> list[Path]:
-    """Returns the suite files that name the check; all suites when none does."""
-    literal = f'"{check}"'
-    tests = sorted(suites_dir().rglob("test_*.py"))
-    found = [path for path in tests if literal in path.read_text(encoding="utf-8")]
-    return found or [suites_dir()]
 
 
 class _Registrar:

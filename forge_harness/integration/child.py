@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
+from forge_harness.integration import lifeline
 from forge_harness.rundir import is_full
 
 _TERM_GRACE_S = 2.0
@@ -70,6 +71,8 @@ class Child:
 
     def __init__(self, command: Sequence[str], log: Log) -> None:
         environment = {k: v for k, v in os.environ.items() if k not in _NOT_INHERITED}
+        watched, self._lifeline = os.pipe()
+        environment[lifeline.VARIABLE] = str(watched)
         self._process = subprocess.Popen(
             list(command),
             stdin=subprocess.DEVNULL,
@@ -78,7 +81,9 @@ class Child:
             env=environment,
             # A group of its own: Ctrl-C reaches this process only, which then ends the group.
             start_new_session=True,
+            pass_fds=(watched,),
         )
+        os.close(watched)
         assert self._process.stdout is not None
         self._output: BinaryIO = self._process.stdout  # type: ignore[assignment]
         os.set_blocking(self._output.fileno(), False)
@@ -112,6 +117,7 @@ class Child:
         self._drain(0.0)
         self._selector.close()
         self._output.close()
+        os.close(self._lifeline)
 
     def _signal(self, number: signal.Signals) -> None:
         # The child leads its group, so the group's id is its process id.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from forge_harness.errors import ForgeError
+from forge_harness.integration import lifeline
 
 PROGRESS = "forge-progress "
 """Start of a line on standard output that says how far the study is."""
@@ -72,4 +73,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    lifeline.watch()
     sys.exit(main(sys.argv[1:]))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forge_harness.canonical import canonical_json
-from forge_harness.errors import NothingCollectedError, SubjectError
+from forge_harness.errors import NothingCollectedError, SubjectError, UsageError
 from forge_harness.integration.check_stage import CheckStage, pytest_command
 from forge_harness.integration.child import Child, Log, describe_status, termination_interrupts
 from forge_harness.integration.pipeline_child import PROGRESS, write_error
@@ -27,6 +27,7 @@ from forge_harness.selection import (
     catalogues_beside,
     inline_from,
     select,
+    shipped_files,
     with_catalogues,
     with_inline,
 )
@@ -123,6 +124,7 @@ class PipelineValidator:
         self._config_file = config_file
         self._command = list(sys.argv if command is None else command)
         self._plan: Plan | None = None
+        self._uncollected: list[ItemRecord] = []
 
     def plan(self) -> Plan:
         """Returns what a run will do; loads the subject in a process of its own.
@@ -136,7 +138,7 @@ class PipelineValidator:
         if self._plan is None:
             policy = self._whole_policy()
             scope = self._scope
-            entries = select(policy, scope.profile, scope.suites, scope.checks)
+            entries = self._select(policy)
             if not entries:
                 raise NothingCollectedError("No check is in scope; widen --suite or --profile.")
             subject = self._probe_subject()
@@ -151,6 +153,17 @@ class PipelineValidator:
                 needs_study=needs_study,
             )
         return self._plan
+
+    def _select(self, policy: Policy) -> tuple[CatalogueEntry, ...]:
+        scope = self._scope
+        try:
+            return select(policy, scope.profile, scope.suites, scope.checks)
+        except UsageError as error:
+            # A name may be unknown only because the file that defines it is broken.
+            if not self._uncollected:
+                raise
+            broken = self._uncollected[0]
+            raise UsageError(f"{error} {broken.nodeid} {broken.reason}.") from error
 
     @property
     def policy(self) -> Policy:
@@ -199,7 +212,7 @@ class PipelineValidator:
         if not self._suite_paths:
             return policy
         with tempfile.TemporaryDirectory(prefix="forge-plan-") as directory:
-            events = Events(Path(directory) / "events.jsonl", _ignore)
+            events = Events(Path(directory) / "events.jsonl", self._uncollected.append)
             options = ["--collect-only", "-q", "--forge-events", str(events.path)]
             options += ["--forge-profile", self._scope.profile]
             command = pytest_command(self._suite_paths, *options)
@@ -253,9 +266,11 @@ class PipelineValidator:
             options += ["--forge-check", check]
         return options
 
-    def paths(self) -> list[Path]:
-        """Returns where the checks are: the shipped suites, then the user's."""
-        return [suites_dir(), *self._suite_paths]
+    def paths(self, plan: Plan) -> list[Path]:
+        """Returns where the checks of a plan are: shipped suites, then the user's."""
+        narrowed = bool(plan.scope.suites or plan.scope.checks)
+        ids = [entry.id for entry in plan.entries]
+        return [*(shipped_files(ids) if narrowed else [suites_dir()]), *self._suite_paths]
 
     @property
     def workers(self) -> int:
@@ -312,7 +327,7 @@ class _Run:
             self.progress(told)
 
         stage = CheckStage(
-            command=pytest_command(self.validator.paths(), *options),
+            command=pytest_command(self.validator.paths(self.plan), *options),
             events=work / "events.jsonl",
             log=self.run_dir / "logs" / "pytest.log",
             limits=limits,
@@ -360,8 +375,4 @@ def _run_to_end(command: Sequence[str], log: Log, timeout_s: float) -> int | Non
 
 
 def _silent(progress: Progress) -> None:
-    pass
-
-
-def _ignore(item: ItemRecord) -> None:
     pass

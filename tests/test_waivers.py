@@ -1,0 +1,46 @@
+"""The waiver file."""
+
+from __future__ import annotations
+
+import pytest
+
+from forge_harness.errors import ConfigError
+from forge_harness.waivers import load_waivers
+
+GOOD = """
+[[waiver]]
+check = "a.x"
+owner = "kim"
+reason = "upstream bug"
+issue = "#7"
+expires = 2026-12-31
+"""
+
+
+def test_dates_may_be_toml_dates_or_text(tmp_path):
+    file = tmp_path / "waivers.toml"
+    file.write_text(GOOD + GOOD.replace("2026-12-31", '"2027-01-01"'), encoding="utf-8")
+    assert [waiver.expires for waiver in load_waivers(file)] == ["2026-12-31", "2027-01-01"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('owner = "kim"\n', ""), "waiver 1: owner: Field required"),
+        (("2026-12-31", '"soon"'), "waiver 1: expires: String should match"),
+        (("2026-12-31", '"2026-13-01"'), "waiver 1: expires: "),
+        (("[[waiver]]", "[[waivers]]"), "Unknown table 'waivers'. Did you mean 'waiver'"),
+        (("[[waiver]]", "[[waiver"), "is not valid TOML"),
+    ],
+)
+def test_a_bad_waiver_is_one_sentence(tmp_path, change, message):
+    file = tmp_path / "waivers.toml"
+    file.write_text(GOOD.replace(*change), encoding="utf-8")
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_waivers(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"Cannot read .*gone\.toml"):
+        load_waivers(tmp_path / "gone.toml")
