@@ -112,4 +112,8 @@ def _summarise(record: RunRecord, policy: Policy) -> None:
         return
     from forge_harness.report import build_report, render_markdown
 
-    append_summary(render_markdown(build_report(record, policy)), os.environ)
+    try:
+        append_summary(render_markdown(build_report(record, policy)), os.environ)
+    except OSError as error:
+        # The verdict stands; a page that cannot be written must not change the exit code.
+        click.echo(f"Warning: the step summary cannot be written: {error.strerror}.", err=True)

@@ -107,4 +107,5 @@ def not_measured_lines(record: RunRecord) -> list[str]:
     if not missing:
         return []
     parts = [f"{missing[severity]} {severity}" for severity in Severity if missing[severity]]
-    return [f"Not measured: {sum(missing.values())} checks ({', '.join(parts)})."]
+    noun = "check" if missing.total() == 1 else "checks"
+    return [f"Not measured: {missing.total()} {noun} ({', '.join(parts)})."]

@@ -1,0 +1,143 @@
+"""The command line in process, and small sealed run directories."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner, Result
+
+from forge_harness.cli import app
+from forge_harness.integration.recording import Recording
+from forge_harness.policy import CatalogueEntry, Policy
+from forge_harness.record import EvidenceRecord, ItemRecord, SubjectRecord
+from forge_harness.scoring import RunContext, Scope
+from forge_harness.types import Outcome, Profile, Severity
+
+CHECKS = (
+    ("data.alpha", "critical"),
+    ("data.beta", "high"),
+    ("training.gamma", "medium"),
+    ("training.delta", "low"),
+)
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch):
+    """Whatever CI or the developer has set must not decide what these tests see."""
+    for name in list(os.environ):
+        if name.startswith(("FORGE_HARNESS_", "GITHUB_")) or name in ("NO_COLOR", "FORCE_COLOR"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def invoke() -> Callable[..., Result]:
+    """Runs the command line in this process."""
+
+    def run(*arguments: object, **options: object) -> Result:
+        return CliRunner().invoke(app, [str(argument) for argument in arguments], **options)
+
+    return run
+
+
+@pytest.fixture
+def forge() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the command line in a process of its own."""
+
+    def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "forge_harness", *map(str, arguments)]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=120, **options
+        )
+
+    return run
+
+
+def make_policy(checks=CHECKS) -> Policy:
+    return Policy(
+        suite_weights={name.partition(".")[0]: 10 for name, _ in checks},
+        severity_weights={"critical": 8, "high": 4, "medium": 2, "low": 1},
+        thresholds={},
+        catalogue=tuple(
+            CatalogueEntry(
+                id=name,
+                title=f"{name} holds",
+                suite=name.partition(".")[0],
+                severity=Severity(severity),
+                component="QualityCoordinator",
+            )
+            for name, severity in checks
+        ),
+    )
+
+
+def make_item(check: str, outcome: str) -> ItemRecord:
+    nodeid = f"suites/test_x.py::test_{check.replace('.', '_')}"
+    evidence = EvidenceRecord(
+        item=nodeid,
+        name="value",
+        value=1.0,
+        unit="1",
+        limit=None,
+        direction="record",
+        reason="",
+        samples=None,
+    )
+    return ItemRecord(
+        nodeid=nodeid,
+        check=check,
+        outcome=Outcome(outcome),
+        reason="" if outcome == "pass" else f"why {outcome}",
+        duration_s=0.25,
+        evidence=[evidence],
+    )
+
+
+@pytest.fixture
+def run_of(tmp_path) -> Callable[..., Path]:
+    """Makes a run directory: `run_of(alpha="fail")`; checks that are not named pass.
+
+    An outcome of None leaves the check without a test; `seal=False` is a killed run.
+    """
+    numbers = iter(range(100))
+
+    def build(
+        state: str = "finished",
+        *,
+        seal: bool = True,
+        checks=CHECKS,
+        selection: tuple[str, ...] = (),
+        **outcomes: str | None,
+    ) -> Path:
+        path = tmp_path / f"run{next(numbers)}"
+        recording = Recording(
+            policy=make_policy(checks),
+            scope=Scope(profile=Profile.QUICK, suites=selection),
+            context=RunContext(
+                run_id="r1",
+                subject=SubjectRecord(spec="reference", name="reference", capabilities=[]),
+                started_at="2026-06-15T12:00:00Z",
+            ),
+        )
+        recording.start(path)
+        for name, _ in checks:
+            outcome = outcomes.get(name.partition(".")[2], "pass")
+            if outcome is not None and (not selection or name.partition(".")[0] in selection):
+                recording.add(make_item(name, outcome))
+        if seal:
+            recording.finish(state, "" if state == "finished" else "because")
+            recording.directory.seal()
+        return path
+
+    return build
+
+
+@pytest.fixture
+def make() -> SimpleNamespace:
+    """The builders above, for tests that cannot import a neighbour under importlib mode."""
+    return SimpleNamespace(policy=make_policy, item=make_item, checks=CHECKS)

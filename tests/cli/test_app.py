@@ -1,0 +1,172 @@
+"""The command group: light start, our exit codes, errors as one sentence."""
+
+import importlib
+import os
+import subprocess
+import sys
+
+import click
+import pytest
+
+from forge_harness import __version__
+from forge_harness.cli import app
+from forge_harness.cli.app import COMMANDS
+from forge_harness.errors import ConfigError, ExitCode, VerificationError
+
+HEAVY = ("torch", "numpy", "locust", "gevent", "mlflow", "matplotlib", "pydantic", "rich", "pytest")
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """Makes `doctor` raise what a test wants."""
+
+    def install(error):
+        @click.command("doctor")
+        def raising():
+            raise error
+
+        module = importlib.import_module("forge_harness.cli.doctor")
+        monkeypatch.setattr(module, "doctor_command", raising)
+
+    return install
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_lists_the_commands_that_exist_and_the_exit_codes(invoke, flag):
+    result = invoke(flag)
+    assert result.exit_code == 0
+    for name, (_, line) in COMMANDS.items():
+        assert f"  {name} " in result.output
+        assert line in result.output
+    for code in ExitCode:
+        assert f"{int(code)} " in result.output.partition("Exit codes:")[2]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["config", "--help"]])
+def test_starting_imports_nothing_heavy(arguments):
+    code = (
+        "import sys\nfrom forge_harness.cli import app\n"
+        f"try:\n    app.main({arguments!r})\n"
+        f"except SystemExit as e:\n    assert not e.code, e.code\n"
+        f"print('loaded', sorted(set(sys.modules) & set({HEAVY!r})))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "loaded []"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_loads_has_an_example_and_the_help_line_of_the_list(invoke, name):
+    result = invoke(name, "--help")
+    assert result.exit_code == 0
+    assert "Example:\n" in result.output
+    assert f"forge-harness {name}" in result.output.partition("Example:")[2]
+    command = app.get_command(click.Context(app), name)
+    assert command.name == name
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["list", name] for name in ("checks", "suites", "waivers")]
+    + [["config", name] for name in ("show", "check", "schema")],
+)
+def test_every_subcommand_has_an_example(invoke, arguments):
+    result = invoke(*arguments, "-h")
+    assert result.exit_code == 0
+    assert f"forge-harness {' '.join(arguments)}" in result.output.partition("Example:")[2]
+
+
+def test_the_version_is_printed(invoke):
+    assert invoke("--version").output == f"forge-harness, version {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["rnu"], "Unknown command 'rnu'. Did you mean 'run'?"),
+        (["gate"], "Missing argument 'DIR'"),
+        (["gate", "x", "--fail-on", "never"], "'never' is not one of"),
+        (["run", "--suites", "x"], "No such option '--suites'"),
+        (["config", "chek"], "No such command 'chek'"),
+        (["explain", "x", "--limit", "-1"], "-1 is not in the range"),
+        ([], "Usage: "),
+        (["config"], "Usage: "),
+    ],
+)
+def test_wrong_usage_is_4_never_clicks_2(invoke, arguments, sentence):
+    result = invoke(*arguments)
+    assert result.exit_code == ExitCode.USAGE
+    assert sentence in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "error", [ConfigError("The seed is wrong; use 3."), VerificationError("It differs.")]
+)
+def test_an_error_the_user_can_act_on_is_one_sentence(invoke, broken, error):
+    broken(error)
+    result = invoke("doctor")
+    assert result.exit_code == error.exit_code
+    assert result.stderr == f"Error: {error}\n"
+
+
+def test_an_unexpected_exception_is_3_with_a_hint_and_no_traceback(invoke, broken):
+    broken(ZeroDivisionError("by nought"))
+    result = invoke("doctor")
+    assert result.exit_code == ExitCode.INTERNAL_ERROR
+    assert result.stderr == (
+        "Internal error: ZeroDivisionError: by nought. Run again with --debug for the traceback.\n"
+    )
+
+
+@pytest.mark.parametrize("how", ["flag", "variable"])
+def test_debugging_shows_the_traceback(invoke, broken, monkeypatch, how):
+    monkeypatch.setenv("FORGE_HARNESS_DEBUG", "1" if how == "variable" else "0")
+    broken(ZeroDivisionError("by nought"))
+    result = invoke(*(["--debug"] if how == "flag" else []), "doctor")
+    assert result.exit_code == ExitCode.INTERNAL_ERROR
+    assert "Traceback (most recent call last)" in result.stderr
+    assert "Run again" not in result.stderr
+
+
+def test_interrupting_is_2(invoke, broken):
+    broken(KeyboardInterrupt())
+    result = invoke("doctor")
+    assert result.exit_code == ExitCode.INTERRUPTED
+    assert result.stderr.strip() == "Interrupted."
+
+
+@pytest.mark.parametrize("code", [ExitCode.PASS, ExitCode.GATE_FAILED, ExitCode.INCOMPLETE])
+def test_what_a_command_returns_is_the_exit_code_of_the_process(forge, tmp_path, code):
+    # `-c` instead of a real command: only the way from return value to process is at stake.
+    program = (
+        "import click\nfrom forge_harness.cli import app, main\n"
+        "import forge_harness.cli.doctor as doctor\n"
+        f"doctor.doctor_command = click.Command('doctor', callback=lambda: {int(code)})\n"
+        "main(['doctor'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert done.returncode == code
+
+
+def test_a_reader_that_goes_away_is_not_a_failed_gate(tmp_path):
+    program = (
+        "import click\nfrom forge_harness.cli import main\n"
+        "import forge_harness.cli.doctor as doctor\n"
+        "def chatter():\n    [click.echo('x' * 1000) for _ in range(1000)]\n"
+        "doctor.doctor_command = click.Command('doctor', callback=chatter)\n"
+        "main(['doctor'])\n"
+    )
+    reader, writer = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    os.close(reader)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == ExitCode.INTERRUPTED
+    assert stderr == ""
+
+
+def test_the_module_is_the_command(forge):
+    done = forge("--version")
+    assert (done.returncode, done.stdout) == (0, f"forge-harness, version {__version__}\n")

@@ -1,0 +1,70 @@
+"""doctor: what is here, what the subject offers, which checks that opens."""
+
+import json
+
+import pytest
+
+from forge_harness.errors import ExitCode
+from forge_harness.policy import load_policy
+from forge_harness.protocols import CAPABILITIES
+
+SUBJECT = """
+class Toy:
+    name = "toy"
+    def pack(self, codes): ...
+    def unpack(self, packed, rows): ...
+    def quantize_weight(self, weight): ...
+"""
+
+
+@pytest.fixture
+def toy(tmp_path):
+    (tmp_path / "toy.py").write_text(SUBJECT)
+    return f"{tmp_path / 'toy.py'}:Toy"
+
+
+def test_the_reference_offers_everything(invoke):
+    result = invoke("doctor")
+    assert result.exit_code == ExitCode.PASS, result.output
+    for name in CAPABILITIES:
+        line = next(line for line in result.output.splitlines() if line.startswith(name + " "))
+        assert line.split()[1] == "offered"
+    assert "Nothing is missing." in result.output
+
+
+def test_a_partial_subject_is_7_with_what_it_lacks(invoke, toy):
+    result = invoke("doctor", "--subject", toy, "--json")
+    assert result.exit_code == ExitCode.INCOMPLETE
+    document = json.loads(result.output)
+    rows = {row["capability"]: row for row in document["capabilities"]}
+    assert rows["Packs"]["offered"] is True
+    assert rows["Quantizes"]["missing_methods"] == [
+        "integer_linear",
+        "linear",
+        "quantize_activation",
+    ]
+    gated = [entry.id for entry in load_policy().catalogue if "Trains" in entry.requires]
+    assert rows["Trains"]["checks"] == gated
+    assert any(
+        problem.startswith(f"Subject 'toy' does not offer Trains: {len(gated)} checks")
+        for problem in document["problems"]
+    )
+    assert (
+        "lacks integer_linear, linear, quantize_activation"
+        in invoke("doctor", "--subject", toy).output
+    )
+
+
+def test_a_missing_native_module_is_7_with_the_remedy(invoke, monkeypatch):
+    monkeypatch.setattr("forge_harness.kernels.native_problem", lambda: "No module named x")
+    result = invoke("doctor")
+    assert result.exit_code == ExitCode.INCOMPLETE
+    assert "The native module is missing: No module named x; reinstall" in result.output
+
+
+@pytest.mark.parametrize("spec", ["no_such_module:thing", "missing.py:thing", "nosuchentry"])
+def test_a_wrong_subject_is_a_usage_error(invoke, spec):
+    result = invoke("doctor", "--subject", spec)
+    assert result.exit_code == ExitCode.USAGE
+    assert result.stderr.startswith("Error: ")
+    assert len(result.stderr.splitlines()) == 1

@@ -1,0 +1,91 @@
+"""list: the whole catalogue, with and without a test."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from forge_harness.errors import ExitCode
+from forge_harness.policy import load_policy
+
+MINE = """
+import pytest
+
+@pytest.mark.forge_check("mine.holds", title="It holds", severity="high")
+def test_holds(evidence):
+    evidence.record("x", 1)
+
+@pytest.mark.forge_check("gates.non_finite_fails")
+@pytest.mark.parametrize("n", [1, 2])
+def test_two(evidence, n):
+    evidence.record("x", n)
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "test_mine.py").write_text(MINE)
+    (tmp_path / "forge.toml").write_text('[run]\nsuite_paths = ["mine"]\n')
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_checks_are_the_catalogue_and_the_users_own(invoke, project):
+    rows = json.loads(invoke("list", "checks", "--json").output)
+    by_id = {row["id"]: row for row in rows}
+    catalogue = load_policy().by_id
+    assert set(by_id) == {*catalogue, "mine.holds"}
+    for name, entry in catalogue.items():
+        for field in ("title", "suite", "severity", "component"):
+            assert by_id[name][field] == getattr(entry, field)
+        assert by_id[name]["profiles"] == [str(profile) for profile in entry.profiles]
+    assert (by_id["mine.holds"]["collected"], by_id["mine.holds"]["tests"]) == (True, 1)
+    assert by_id["gates.non_finite_fails"]["tests"] >= 2
+    unbuilt = by_id["security.key_rotation"]
+    assert (unbuilt["collected"], unbuilt["tests"]) == (False, 0)
+
+
+def test_a_table_says_none_where_there_is_no_test(invoke, project):
+    lines = invoke("list", "checks", "--suite", "security", "--suite", "mine").output.splitlines()
+    assert "none" in next(line for line in lines if line.startswith("security.key_rotation"))
+    assert next(line for line in lines if line.startswith("mine.holds")).split()[4] == "1"
+    assert not any(line.startswith("data.") for line in lines)
+    assert lines[-1].startswith("13 checks, ")
+
+
+def test_an_unknown_suite_gets_the_nearest_name(invoke, project):
+    result = invoke("list", "checks", "--suite", "securty")
+    assert result.exit_code == ExitCode.USAGE
+    assert "Unknown suite 'securty'. Did you mean 'security'?" in result.stderr
+
+
+def test_suites_count_by_severity(invoke):
+    rows = json.loads(invoke("list", "suites", "--json").output)
+    policy = load_policy()
+    assert sum(row["weight"] for row in rows) == 100
+    counted = Counter()
+    for row in rows:
+        assert row["weight"] == policy.suite_weights[row["name"]]
+        counted.update(row["checks"])
+    assert counted == Counter(entry.severity.value for entry in policy.catalogue)
+    assert invoke("list", "suites").output.splitlines()[1].split()[0] == rows[0]["name"]
+
+
+def test_waivers_say_which_have_expired(invoke, project):
+    assert "No waiver file is configured" in invoke("list", "waivers").output
+    (project / "waivers.toml").write_text(
+        '[[waiver]]\ncheck = "data.balance"\nowner = "ann"\nreason = "known"\nissue = "#7"\n'
+        'expires = "2020-01-01"\n'
+        '[[waiver]]\ncheck = "data.leak_canary"\nowner = "bob"\nreason = "soon"\nissue = "#8"\n'
+        'expires = "2999-01-01"\n'
+    )
+    (project / "forge.toml").write_text('[run]\nwaivers = "waivers.toml"\n')
+    rows = json.loads(invoke("list", "waivers", "--json").output)
+    assert [(row["check"], row["expired"]) for row in rows] == [
+        ("data.balance", True),
+        ("data.leak_canary", False),
+    ]
+    assert "expired" in invoke("list", "waivers").output
+    (project / "forge.toml").write_text('[run]\nwaivers = "gone.toml"\n')
+    assert invoke("list", "waivers").exit_code == ExitCode.USAGE

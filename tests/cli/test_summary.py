@@ -1,0 +1,61 @@
+"""The summary: verdict, interval, scope, suites, what is missing, where the report is."""
+
+from pathlib import Path
+
+import pytest
+
+from forge_harness.cli.summary import MEANINGS, percent, score_sentence, summary
+from forge_harness.errors import ExitCode
+from forge_harness.rundir import read_record
+
+
+def test_everything_a_reader_needs_is_there(run_of):
+    run = run_of(alpha=None, beta="fail", gamma="warn")
+    record = read_record(run)
+    page = run / "report.html"
+    lines = summary(record, run, [run / "report.md", page], ExitCode.GATE_FAILED).splitlines()
+    assert lines[1] == "FAIL, quick scope: 4 of 4 checks"
+    assert lines[2] == (
+        f"Integration score {record.score.low} (at most {record.score.high}), "
+        f"{percent(record.coverage)} measured"
+    )
+    assert "  - high check data.beta failed: why fail" in lines
+    header = next(line for line in lines if line.startswith("suite"))
+    assert header == "suite     weight  score  measured  pass  warn  fail  not measured   time"
+    assert "Not measured: 1 check (1 critical)." in lines
+    assert f"Report: {page}" in lines
+    assert lines[-1] == "Exit code 1: gate failed."
+
+
+def test_a_run_without_a_page_names_its_directory(run_of):
+    run = run_of()
+    text = summary(read_record(run), run, [], ExitCode.PASS)
+    assert f"Run: {run}" in text
+    assert "Not measured" not in text
+    assert text.endswith("Exit code 0: pass.")
+
+
+def test_at_most_five_reasons(run_of):
+    checks = tuple((f"data.c{n}", "high") for n in range(8))
+    record = read_record(run_of(checks=checks, **{f"c{n}": "fail" for n in range(8)}))
+    text = summary(record, Path("run"), [], ExitCode.GATE_FAILED)
+    assert text.count(" failed: ") == 5
+    assert "  - and 3 more" in text
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [(0.8999, "89 %"), (0.29, "29 %"), (0.57, "57 %"), (1.0, "100 %"), (0.0, "0 %")],
+)
+def test_shares_are_floored(share, shown):
+    assert percent(share) == shown
+
+
+def test_every_exit_code_has_its_words():
+    assert set(MEANINGS) == set(ExitCode)
+
+
+def test_the_score_is_an_interval(run_of):
+    assert score_sentence(read_record(run_of())) == (
+        "Integration score 100 (at most 100), 100 % measured"
+    )

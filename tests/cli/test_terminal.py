@@ -1,0 +1,54 @@
+"""Tables and colour, for people and for pipes."""
+
+import io
+import sys
+
+from forge_harness.cli.terminal import coloured, is_plain, table
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def watch(monkeypatch):
+    # Not a fixture: between setup and call pytest puts its own stream in place.
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "40")
+
+
+def test_columns_align_and_numbers_go_right():
+    assert table(("name", "count", "why"), [("a", 5, "x"), ("longer", 12, "")]) == (
+        "name    count  why\na           5  x\nlonger     12"
+    )
+
+
+def test_a_pipe_gets_one_line_a_row():
+    assert len(table(("a", "b"), [("x", "word " * 100)]).splitlines()) == 2
+
+
+def test_a_terminal_gets_the_last_column_wrapped(monkeypatch):
+    watch(monkeypatch)
+    lines = table(("a", "b"), [("x", "word " * 20)]).splitlines()
+    assert len(lines) > 2
+    assert all(len(line) <= 40 for line in lines)
+    assert all(line.startswith("   word") for line in lines[2:])
+
+
+def test_colour_is_for_terminals_that_want_it(monkeypatch):
+    watch(monkeypatch)
+    assert coloured("FAIL") == "\x1b[31m\x1b[1mFAIL\x1b[0m"
+    assert coloured("unknown") == "unknown"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert coloured("FAIL") == "FAIL"
+    monkeypatch.setenv("NO_COLOR", "")
+    assert coloured("FAIL") != "FAIL"
+    monkeypatch.setenv("TERM", "dumb")
+    assert coloured("FAIL") == "FAIL"
+
+
+def test_a_pipe_is_plain(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    assert is_plain(sys.stdout)
+    assert coloured("FAIL") == "FAIL"
