@@ -101,12 +101,12 @@ def ratio_interval(
     Both arms of a comparison are trained with S seeds and evaluated on the same B blocks of
     held-out data, so seeds and blocks are crossed random effects, and the pairing removes what
     both arms share. The log ratio is linearised cell by cell (delta method), and the variance
-    of its mean is estimated as (MS_seeds + MS_blocks) / (S B) with Satterthwaite's degrees of
-    freedom; the usual "- MS_residual" is left out, which errs on the wide side.
+    of its mean is the unbiased (MS_seeds + MS_blocks - MS_residual) / (S B) with Satterthwaite's
+    degrees of freedom, but never less than what seeds or blocks alone give.
 
     Why no bootstrap: with 2 to 5 seeds a resample of seeds has too few distinct values. Measured
     misses of a nominal 95 % interval in 3,000 simulations a cell, B = 16 and 64, normal effects:
-    5 seeds 0.6 to 5.2 %; 3 seeds 1.1 to 7.9 %; 2 seeds 1.3 to 11.5 %, the largest where the
+    5 seeds 1.9 to 5.3 %; 3 seeds 2.4 to 7.7 %; 2 seeds 2.3 to 11.2 %, the largest where the
     spread over seeds is as large as that within a cell. State the number of seeds beside it.
 
     Args:
@@ -146,13 +146,22 @@ def ratio_interval(
 def _crossed_half_width(cells: NDArray[np.float64], confidence: float) -> float:
     """Half width of the interval of the mean of a two-way table whose mean is zero."""
     seeds, blocks = cells.shape
-    mean_square_seeds = blocks * float((cells.mean(axis=1) ** 2).sum()) / (seeds - 1)
-    mean_square_blocks = seeds * float((cells.mean(axis=0) ** 2).sum()) / (blocks - 1)
-    total = mean_square_seeds + mean_square_blocks
-    if total == 0:
-        return 0.0
-    freedom = total**2 / (mean_square_seeds**2 / (seeds - 1) + mean_square_blocks**2 / (blocks - 1))
-    return _t_quantile(freedom, confidence) * math.sqrt(total / cells.size)
+    of_seed, of_block = cells.mean(axis=1), cells.mean(axis=0)
+    rest = cells - of_seed[:, None] - of_block[None, :]
+    rows = [
+        (blocks * float((of_seed**2).sum()), seeds - 1),
+        (seeds * float((of_block**2).sum()), blocks - 1),
+        (float((rest**2).sum()), (seeds - 1) * (blocks - 1)),
+    ]
+    squares = [total / freedom for total, freedom in rows]
+    variance = squares[0] + squares[1] - squares[2]
+    larger = 0 if squares[0] > squares[1] else 1
+    if variance <= squares[larger]:
+        variance, freedom = squares[larger], float(rows[larger][1])
+    else:
+        spread = sum(square**2 / df for square, (_, df) in zip(squares, rows, strict=True))
+        freedom = variance**2 / spread
+    return _t_quantile(freedom, confidence) * math.sqrt(variance / cells.size)
 
 
 def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

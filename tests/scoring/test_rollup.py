@@ -16,8 +16,9 @@ def rolled(make, severity, *items, waivers=(), ruled_out=None):
     return roll_up(entry, items, ruled_out=ruled_out, waivers=waivers, today=TODAY)
 
 
-def test_a_pass_without_evidence_is_not_measured(make):
-    item = settle(make.item("s.a", evidence=0), Severity.HIGH)
+@pytest.mark.parametrize("outcome", ["pass", "warn", "flaky"])
+def test_what_left_no_evidence_is_not_measured(make, outcome):
+    item = settle(make.item("s.a", outcome, evidence=0), Severity.LOW)
     assert (item.outcome, item.reason) == (
         Outcome.NOT_MEASURED,
         "passed without recording evidence",
@@ -50,6 +51,12 @@ def test_a_non_finite_record_fails(make):
 def test_a_recorded_failure_is_never_made_better(make):
     item = settle(make.item("s.a", "fail", reason="assert 1 == 2"), Severity.LOW)
     assert (item.outcome, item.reason) == (Outcome.FAIL, "assert 1 == 2")
+
+
+def test_a_missed_warning_does_not_soften_a_failure(make):
+    missed = make.evidence("x", "loss", 2.0, limit=1.0, direction="at_most", level="warn")
+    item = settle(make.item("s.a", "fail", evidence=[missed]), Severity.LOW)
+    assert (item.outcome, item.reason) == (Outcome.FAIL, "why fail")
 
 
 def test_a_retry_makes_a_pass_flaky(make):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forge_harness.scoring import Scope, assemble, items_of, score_of, settle
+from forge_harness.scoring import Scope, assemble, items_of, reassemble, score_of, settle
 from forge_harness.scoring.rollup import CREDITS
 from forge_harness.types import Outcome, Profile, Severity
 
@@ -312,6 +312,15 @@ def test_bounds_and_digest(maker, drawn):
     assert record.policy_digest == policy.digest
     assert all(0 <= suite.low <= suite.high <= 100 for suite in record.suites)
     assert [check.id for check in record.checks] == [entry.id for entry in policy.catalogue]
+
+
+def test_a_record_reassembles_to_itself(make):
+    policy = make.policy(("a.x", "high"), ("a.y", "low"), ("b.z", "low"))
+    items = [make.item("a.x", "fail"), make.item("a.y", evidence=0), make.item("c.q")]
+    record = run(make, policy, items, waivers=[make.waiver("a.x")])
+    assert record.checks[0].outcome is Outcome.XFAIL
+    assert reassemble(record, policy) == record
+    assert reassemble(record, policy, waivers=[]).checks[0].outcome is Outcome.FAIL
 
 
 def test_every_outcome_has_credits():

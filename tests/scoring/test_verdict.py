@@ -80,6 +80,12 @@ def test_little_coverage_is_incomplete(make):
     assert record.verdict_reasons == ["88 % of the weight is measured, 90 % is required"]
 
 
+def test_the_required_coverage_itself_is_enough(make):
+    checks = [(f"a.c{i}", "low") for i in range(10)]
+    record = run(make, checks, [make.item(name) for name, _ in checks[:9]])
+    assert (record.coverage, record.verdict) == (0.9, "PASS_WITH_WARNINGS")
+
+
 def test_a_low_score_fails(make):
     checks = [(f"a.c{i}", "low") for i in range(10)]
     items = [make.item(name, "fail" if i < 3 else "pass") for i, (name, _) in enumerate(checks)]
