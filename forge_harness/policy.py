@@ -87,6 +87,13 @@ class Policy(BaseModel):
             raise ValueError("weights must be positive integers")
         return self
 
+    def __copy__(self) -> Policy:
+        # `model_copy` goes through here; a cached digest must not outlive a changed threshold.
+        copied = super().__copy__()
+        for name in ("by_id", "digest"):
+            copied.__dict__.pop(name, None)
+        return copied
+
     @cached_property
     def by_id(self) -> dict[str, CatalogueEntry]:
         """Check id -> entry."""

@@ -114,3 +114,10 @@ def test_a_policy_reads_back_from_json():
 
     policy = load_policy()
     assert Policy.model_validate(policy.to_json()).digest == policy.digest
+
+
+def test_a_changed_copy_has_a_digest_of_its_own():
+    policy = load_policy()
+    before = policy.digest
+    changed = policy.model_copy(update={"thresholds": {}})
+    assert changed.digest != before == policy.digest

@@ -1,0 +1,164 @@
+"""What the checks read off a configuration schema, so that no key name is written into them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MISSING = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One scalar or list key of a configuration, as its schema describes it."""
+
+    name: str
+    """Dotted: section.key."""
+    kind: str
+    """JSON Schema type: integer, number, string, boolean, array."""
+    low: float | None
+    """Smallest allowed value, or None without a lower bound."""
+    low_is_allowed: bool
+    high: float | None
+    high_is_allowed: bool
+    choices: tuple[Any, ...]
+    min_length: int
+
+    @property
+    def section(self) -> str:
+        """The table the key is in."""
+        return self.name.partition(".")[0]
+
+    @property
+    def last(self) -> str:
+        """The key without its table."""
+        return self.name.rpartition(".")[2]
+
+    def falsy(self) -> Any:
+        """Returns the falsy value that is legal by the schema, or MISSING."""
+        if self.choices:
+            return MISSING
+        if self.kind in ("integer", "number"):
+            above = self.low is None or self.low < 0 or (self.low == 0 and self.low_is_allowed)
+            below = self.high is None or self.high >= 0
+            return (0 if self.kind == "integer" else 0.0) if above and below else MISSING
+        legal = {"boolean": False, "string": "", "array": []}
+        return MISSING if self.min_length else legal.get(self.kind, MISSING)
+
+    def candidates(self) -> list[Any]:
+        """Returns values that are legal by the schema, most distinct first."""
+        if self.choices:
+            return list(self.choices)
+        if self.kind == "boolean":
+            return [True, False]
+        if self.kind == "string":
+            return ["one", "two", "three"]
+        if self.kind == "array":
+            return [["one"], ["two"], ["three"]]
+        start = 1 if self.low is None else self.low
+        steps = [start + i for i in (1, 2, 3, 4, 8, 12, 16)]
+        if self.kind == "number":
+            top = 1.0 if self.high is None else min(self.high, 1.0)
+            steps = [top / 8, top / 4, top / 2]
+        return [s for s in steps if self.high is None or s <= self.high]
+
+
+def keys_of(schema: Mapping[str, Any]) -> list[Key]:
+    """Returns every key of a schema whose tables are one level deep."""
+    found = []
+    for section, table in schema.get("properties", {}).items():
+        for name, field in _resolve(table, schema).get("properties", {}).items():
+            found.append(_key(f"{section}.{name}", _resolve(field, schema)))
+    return found
+
+
+def _resolve(node: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(node)
+    for part in [node.get("$ref"), *(p.get("$ref") for p in node.get("allOf", []))]:
+        if isinstance(part, str) and part.startswith("#/$defs/"):
+            merged = {**schema["$defs"][part.removeprefix("#/$defs/")], **merged}
+    return merged
+
+
+def _key(name: str, field: Mapping[str, Any]) -> Key:
+    low = field.get("minimum", field.get("exclusiveMinimum"))
+    high = field.get("maximum", field.get("exclusiveMaximum"))
+    return Key(
+        name=name,
+        kind=str(field.get("type", "unknown")),
+        low=low,
+        low_is_allowed="minimum" in field,
+        high=high,
+        high_is_allowed="maximum" in field,
+        choices=tuple(field.get("enum", ())),
+        min_length=int(field.get("minLength", 0)),
+    )
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns dotted keys as tables."""
+    tables: dict[str, Any] = {}
+    for name, value in values.items():
+        section, _, key = name.partition(".")
+        tables.setdefault(section, {})[key] = value
+    return tables
+
+
+def write_toml(path: Path, values: Mapping[str, Any]) -> Path:
+    """Writes dotted keys as a TOML file, by hand: no code is shared with what reads it."""
+    lines = []
+    for section, table in nested(values).items():
+        lines.append(f"[{section}]")
+        lines += [f"{key} = {literal(value)}" for key, value in table.items()]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def literal(value: Any) -> str:
+    """Returns a TOML literal of a scalar or list."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(literal(entry) for entry in value) + "]"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    return repr(value)
+
+
+def variable(subject: object, key: Key) -> str:
+    """Returns the environment variable of a key: PREFIX_SECTION_KEY."""
+    prefix = getattr(subject, "environment_prefix", "FORGE_HARNESS_")
+    return f"{prefix}{key.section}_{key.last}".upper()
+
+
+def loads(subject: Any, **layers: Any) -> Any:
+    """Loads a configuration from nothing but the given layers.
+
+    An empty file stands for "no file", so that none is looked for.
+    """
+    return subject.load_config(environ=layers.pop("environ", {}), **layers)
+
+
+def refusal(subject: Any, **layers: Any) -> Exception | None:
+    """Returns the error a load is refused with, or None when it is accepted."""
+    try:
+        loads(subject, **layers)
+    except Exception as error:
+        return error
+    return None
+
+
+def settable(subject: Any, keys: list[Key], count: int) -> Iterator[tuple[Key, list[Any]]]:
+    """Yields keys for which `count` distinct values load on their own, with those values.
+
+    What rules tie to other keys (a divisor, a smaller number) drops out by itself.
+    """
+    for key in keys:
+        legal = [
+            value for value in key.candidates() if refusal(subject, flags={key.name: value}) is None
+        ]
+        if len(legal) >= count:
+            yield key, legal[:count]

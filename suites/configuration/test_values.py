@@ -1,0 +1,206 @@
+"""What a configuration holds: digest, round trip, secrets, paths, seed, policy."""
+
+import pytest
+
+from forge_harness.probes import secrets
+from forge_harness.protocols import TrainOptions, Trains
+
+from .support import keys_of, loads, nested, refusal, settable, write_toml
+
+PATH_NAMES = ("path", "paths", "dir", "file", "policy", "waivers", "runs")
+
+
+@pytest.fixture
+def changed(subject):
+    """Some keys with a value that is not their default, and loads together."""
+    values = {}
+    for key, legal in settable(subject, keys_of(subject.config_schema()), 1):
+        default = loads(subject, flags={}).values()[key.name]
+        value = next((v for v in [*legal, *key.candidates()] if v != default), None)
+        trial = {**values, key.name: value}
+        if value is not None and refusal(subject, flags=trial) is None:
+            values = trial
+    assert values, "no key could be set to anything but its default"
+    return values
+
+
+@pytest.mark.forge_check("configuration.digest_stable")
+def test_digest_stable(subject, evidence, changed, tmp_path):
+    """The digest follows values: not order, comments, spelling or layer; every value moves it."""
+    first = loads(subject, file=write_toml(tmp_path / "a.toml", changed))
+    text = []
+    for section, table in sorted(nested(changed).items(), reverse=True):
+        lines = write_toml(
+            tmp_path / "b.toml", {f"{section}.{key}": table[key] for key in sorted(table)[::-1]}
+        ).read_text()
+        text.append("# a comment\n\n" + lines.replace(" = ", "   =  ") + "\n\n")
+    reordered = tmp_path / "c.toml"
+    reordered.write_text("".join(text))
+    evidence.record("digest", first.digest, reason=f"{len(changed)} keys set")
+    evidence.equal(
+        "reformatted_digest",
+        loads(subject, file=reordered).digest,
+        expected=first.digest,
+        reason="order, comments and spacing are not values",
+    )
+    empty = tmp_path / "empty.toml"
+    empty.write_text("")
+    evidence.equal(
+        "other_layer_digest",
+        loads(subject, file=empty, flags=changed).digest,
+        expected=first.digest,
+        reason="the same values as flags",
+    )
+    digests = {loads(subject, file=empty).digest}
+    for name, value in changed.items():
+        if refusal(subject, file=empty, flags={name: value}) is None:
+            digests.add(loads(subject, file=empty, flags={name: value}).digest)
+    alone = sum(
+        refusal(subject, file=empty, flags={name: value}) is None for name, value in changed.items()
+    )
+    evidence.equal(
+        "distinct_digests",
+        len(digests),
+        expected=alone + 1,
+        reason="each changed value alone, and the defaults, all differ",
+    )
+
+
+@pytest.mark.forge_check("configuration.round_trip")
+def test_round_trip(subject, evidence, changed, tmp_path):
+    """A configuration saved as a file loads back to the same values, defaults and changes alike."""
+    for name, flags in (("defaults", {}), ("changed", changed)):
+        config = loads(subject, flags=flags)
+        path = tmp_path / f"{name}.toml"
+        path.write_text(config.to_toml(), encoding="utf-8")
+        again = loads(subject, file=path)
+        different = [
+            key for key, value in config.values().items() if again.values().get(key) != value
+        ]
+        different += [key for key in again.values() if key not in config.values()]
+        evidence.equal(
+            f"{name}_keys_that_differ",
+            len(different),
+            expected=0,
+            unit="keys",
+            reason=", ".join(different[:5]) or f"{len(config.values())} keys compared",
+        )
+
+
+@pytest.mark.forge_check("configuration.no_secret_in_config")
+def test_no_secret_in_config(subject, evidence):
+    """No value in force looks like a credential, by key name, known form or randomness.
+
+    The scan must find its planted values first: one that finds nothing finds no secret either.
+    """
+    evidence.equal(
+        "planted_values_found",
+        len(secrets.suspicious(secrets.PLANTED)),
+        expected=len(secrets.PLANTED),
+        reason="values of six forms that open nothing",
+    )
+    config = subject.load_config()
+    found = secrets.suspicious(config.values())
+    evidence.equal(
+        "values_like_credentials",
+        len(found),
+        expected=0,
+        unit="keys",
+        reason="; ".join(f"{key} {why}" for key, why in found.items())
+        or f"{len(config.values())} values read",
+    )
+
+
+@pytest.mark.forge_check("configuration.paths_exist")
+def test_paths_exist(subject, evidence):
+    """Every path in force exists, or can be made because its parent is there."""
+    from pathlib import Path
+
+    config = subject.load_config()
+    named, missing = [], []
+    for key, value in config.values().items():
+        last = key.rpartition(".")[2]
+        if last not in PATH_NAMES and not last.endswith(tuple(f"_{n}" for n in PATH_NAMES)):
+            continue
+        for text in value if isinstance(value, list | tuple) else [value]:
+            if not isinstance(text, str) or not text:
+                continue
+            named.append(text)
+            path = Path(text).expanduser()
+            if not path.exists() and not path.absolute().parent.is_dir():
+                missing.append(f"{key} = {text}")
+    evidence.record("paths", len(named), reason=", ".join(named) or "none is set")
+    evidence.equal(
+        "paths_missing",
+        len(missing),
+        expected=0,
+        unit="paths",
+        reason="; ".join(missing) or "each exists or can be made",
+    )
+
+
+@pytest.mark.forge_check("configuration.seed_fixed")
+def test_seed_fixed(subject, evidence):
+    """The seed is a number that does not change between loads, and it reaches training."""
+    seeds = [k.name for k in keys_of(subject.config_schema()) if k.last == "seed"]
+    if not seeds:
+        pytest.skip("the configuration has no key named seed")
+    first, second = subject.load_config(), subject.load_config()
+    for key in seeds:
+        value = first.values()[key]
+        evidence.equal(
+            f"{key}_is_a_number",
+            isinstance(value, int) and not isinstance(value, bool),
+            expected=True,
+            reason=f"{value!r}: a seed that is not set is drawn anew each time",
+        )
+        evidence.equal(
+            f"{key}_again", second.values()[key], expected=value, reason="two loads, one seed"
+        )
+    if isinstance(subject, Trains):
+        task = subject.tasks()[0] if hasattr(subject, "tasks") else "default"
+        losses = [
+            subject.session(task, TrainOptions(seed=seed, steps=2)).step().loss
+            for seed in (11, 11, 12)
+        ]
+        evidence.equal("loss_again", losses[1], expected=losses[0], reason="seed 11 twice")
+        evidence.equal(
+            "seed_has_effect", losses[2] != losses[0], expected=True, reason="seed 12 against 11"
+        )
+
+
+@pytest.mark.forge_check("configuration.policy_separate")
+def test_policy_separate(subject, policy, evidence):
+    """Thresholds have a digest of their own: moving one moves it, and the configuration's not.
+
+    A threshold inside the configuration could be loosened by whoever is measured.
+    """
+    evidence.record("policy_digest", policy.digest, reason="catalogue, weights and thresholds")
+    name = sorted(policy.thresholds)[0]
+    moved = policy.model_copy(
+        update={"thresholds": {**policy.thresholds, name: policy.thresholds[name] / 2 + 1}}
+    )
+    evidence.equal(
+        "threshold_moves_policy_digest",
+        moved.digest != policy.digest,
+        expected=True,
+        reason=f"{name} changed",
+    )
+    shared = [
+        key.name
+        for key in keys_of(subject.config_schema())
+        if key.last in {"thresholds", "threshold", "limits", "weights"}
+    ]
+    evidence.equal(
+        "thresholds_in_configuration",
+        len(shared),
+        expected=0,
+        unit="keys",
+        reason=", ".join(shared) or "the configuration has no key for one",
+    )
+    evidence.equal(
+        "digests_differ",
+        subject.load_config().digest != policy.digest,
+        expected=True,
+        reason="two documents, two digests",
+    )
