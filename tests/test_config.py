@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from forge_harness._config.toml import toml_value
 from forge_harness.config import (
     HarnessConfig,
     ModelConfig,
@@ -453,6 +454,15 @@ def test_every_key_is_documented_and_says_what_it_takes():
             assert field.get("description"), f"{name}.{key}"
     for key in default_values():
         assert expected(key) not in ("", "a finite number"), key
+
+
+def test_the_documentation_has_every_key_with_its_default_and_what_it_takes():
+    text = (PUBLISHED_SCHEMA.parent / "configuration.md").read_text(encoding="utf-8")
+    for key, default in default_values().items():
+        section, _, name = key.partition(".")
+        part = text.partition(f"### `[{section}]`")[2].partition("\n### ")[0]
+        value = toml_value(getattr(default, "value", default))
+        assert f"| `{name}` | `{value}` | {expected(key)} |" in part, key
 
 
 def test_the_loaded_config_is_what_the_suites_expect_of_one(tmp_path):

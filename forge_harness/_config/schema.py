@@ -16,7 +16,13 @@ PACK_BLOCK = 4
 _WHOLE_BYTES = f"a multiple of {PACK_BLOCK}, because {PACK_BLOCK} ternary codes fill a byte"
 
 DECLARED_DEFAULTS: dict[str, str] = {"accelerator": "auto", "causal_models": "auto"}
-"""`auto` rules nothing out: what is looked for and not found is not measured."""
+DECLARED_DOCS = {
+    "accelerator": "auto: what is looked for and not found is not measured. none: this machine "
+    "has none, and checks of it do not apply.",
+    "causal_models": "auto, or none: no model of the subject is causal, and checks of the mask do "
+    "not apply.",
+}
+"""What the known declared keys mean."""
 
 _SECTION = ConfigDict(
     extra="forbid",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from forge_harness._config.schema import HarnessConfig, default_values
+from forge_harness._config.schema import DECLARED_DOCS, HarnessConfig, default_values
 from forge_harness._config.toml import Entry, commented_section
 
 _HEADER = """\
@@ -35,7 +35,7 @@ def commented_toml(values: Mapping[str, Any] | None = None) -> str:
         for key, default in default_values().items():
             owner, _, name = key.partition(".")
             if owner == section:
-                text = getattr(described.get(name), "description", "")
+                text = getattr(described.get(name), "description", "") or DECLARED_DOCS[name]
                 entries.append(Entry(name, chosen.get(key, default), text, key in chosen))
         blocks.append(
             commented_section(section, _ABOUT.get(section) or str(field.description), entries)
