@@ -233,15 +233,18 @@ def test_random_state_is_restored_when_the_block_raises() -> None:
     state = RandomState(3)
     before = state.tensors()
     outside = torch.get_rng_state()
+
+    def draw() -> tuple[float, ...]:
+        return torch.rand(1).item(), float(np.random.rand()), random.gauss(0, 1)
+
     with pytest.raises(ZeroDivisionError), state.active():
-        torch.rand(1), np.random.rand(1), random.gauss(0, 1)
-        raise ZeroDivisionError
+        raise ZeroDivisionError(draw())
     assert same(state.tensors(), before)
     assert torch.equal(torch.get_rng_state(), outside)
     with state.active():
-        drawn = (torch.rand(1).item(), np.random.rand(), random.gauss(0, 1))
+        drawn = draw()
     other = RandomState(9)
     other.load(before)
     with other.active():
-        assert (torch.rand(1).item(), np.random.rand(), random.gauss(0, 1)) == drawn
+        assert draw() == drawn
     assert same(other.tensors(), state.tensors())

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from forge_harness.cli.train import train_command
+from forge_harness.errors import ForgeError, NonFiniteError, UsageError
+from forge_harness.protocols import StepRecord, TrainOptions
+from forge_harness.training import (
+    CheckpointError,
+    TrainingInterrupted,
+    evaluate_package,
+    measure_step_cost,
+    newest_checkpoint,
+    train_to_directory,
+)
+from forge_harness.training.checkpoint import read_checkpoint
+from forge_harness.training.runner import TrainingDirectory
+
+OPTIONS = TrainOptions(steps=6, batch_size=16)
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_directory_of_a_run(tmp_path: Path) -> None:
+    result = train_to_directory("digits", tmp_path / "run", OPTIONS, checkpoint_every=2)
+    rows = lines(tmp_path / "run")
+    assert [row["step"] for row in rows] == list(range(6))
+    assert all(isinstance(row["loss"], float) for row in rows)
+    assert json.loads((tmp_path / "run/metrics.json").read_bytes()) == result
+    quality = evaluate_package("digits", tmp_path / "run/package")
+    assert quality == {"loss": result["loss"], "accuracy": result["accuracy"]}
+    kept = [path.name for path in TrainingDirectory(tmp_path / "run").checkpoints()]
+    assert kept == ["step-4.safetensors", "step-6.safetensors"]
+
+
+def interrupt_at(step: int, number: signal.Signals):
+    def on_step(record: StepRecord, _: int) -> None:
+        if record.step == step:
+            os.kill(os.getpid(), number)
+
+    return on_step
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_leaves_a_checkpoint_that_resumes_bit_for_bit(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    train_to_directory("digits", tmp_path / "through", OPTIONS)
+    out = tmp_path / "out"
+    before = signal.getsignal(number)
+    with pytest.raises(TrainingInterrupted, match="Interrupted after 3 of 6 steps") as caught:
+        train_to_directory("digits", out, OPTIONS, on_step=interrupt_at(2, number))
+    assert caught.value.exit_code == 2
+    assert signal.getsignal(number) == before
+    assert not (out / "metrics.json").exists()
+    with (out / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 3, "of": "a step the checkpoint does not have"}\n')
+    task, options = TrainingDirectory(out).options()
+    train_to_directory(task, out, options, resume=True)
+    untimed = [{**row, "seconds": 0} for row in lines(out)]
+    assert untimed == [{**row, "seconds": 0} for row in lines(tmp_path / "through")]
+    _, ours = read_checkpoint(newest_checkpoint(out))
+    _, theirs = read_checkpoint(newest_checkpoint(tmp_path / "through"))
+    assert all(torch.equal(ours[k].nan_to_num(), theirs[k].nan_to_num()) for k in theirs)
+
+
+def test_newest_checkpoint_is_chosen_by_step(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for name in ("step-100", "step-9", "step-10", "step-x"):
+        (folder / f"{name}.safetensors").touch()
+    (folder / ".step-200.safetensors.1.partial").touch()
+    assert newest_checkpoint(tmp_path).name == "step-100.safetensors"
+
+
+def test_fine_tuning_from_the_directory_of_a_full_precision_run(tmp_path: Path) -> None:
+    full = TrainOptions(steps=40, precision="full")
+    train_to_directory("digits", tmp_path / "full", full)
+    assert not (tmp_path / "full/package").exists()
+    short = TrainOptions(steps=8, learning_rate=1e-3)
+    tuned = train_to_directory(
+        "digits", tmp_path / "tuned", short, from_checkpoint=tmp_path / "full"
+    )
+    scratch = train_to_directory("digits", tmp_path / "scratch", short)
+    assert tuned["accuracy"] > scratch["accuracy"] + 0.05
+
+
+def test_bad_directories_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "something").touch()
+    with pytest.raises(UsageError, match="is not empty"):
+        train_to_directory("digits", tmp_path, OPTIONS)
+    with pytest.raises(UsageError, match="is not empty"):
+        train_to_directory("digits", tmp_path / "something", OPTIONS)
+    with pytest.raises(CheckpointError, match="has no checkpoint"):
+        train_to_directory("digits", tmp_path, OPTIONS, resume=True)
+    with pytest.raises(UsageError, match="holds no training run"):
+        TrainingDirectory(tmp_path).options()
+    with pytest.raises(CheckpointError, match="There is no checkpoint"):
+        train_to_directory("digits", tmp_path / "new", OPTIONS, from_checkpoint=tmp_path / "no")
+
+
+def test_nan_ends_the_run_with_a_checkpoint_from_before(tmp_path: Path) -> None:
+    def loss(model, batch):
+        return model(batch.inputs).sum() * float("nan")
+
+    with pytest.raises(NonFiniteError):
+        train_to_directory("digits", tmp_path / "run", OPTIONS, loss=loss)
+    assert newest_checkpoint(tmp_path / "run").name == "step-0.safetensors"
+
+
+def test_refused_write_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ForgeError, match="No space left on device; free space"):
+        train_to_directory("digits", tmp_path / "run", OPTIONS)
+
+
+def invoke(*arguments: str):
+    return CliRunner().invoke(train_command, list(arguments), standalone_mode=False)
+
+
+def test_command_trains_and_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = invoke("--task", "digits", "--steps", "20", "--seed", "3", "--out", "run")
+    assert result.exception is None, result.exception
+    assert result.return_value == 0
+    assert result.stdout.startswith("digits ternary: accuracy ")
+    assert result.stderr.count("step ") == 10
+    assert TrainingDirectory(tmp_path / "run").options()[1].seed == 3
+
+
+def test_command_resumes_only_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TrainingInterrupted):
+        train_to_directory(
+            "digits", tmp_path / "run", OPTIONS, on_step=interrupt_at(1, signal.SIGINT)
+        )
+    other = invoke("--resume", "--out", "run", "--steps", "7")
+    assert isinstance(other.exception, UsageError)
+    assert "has steps 6, and 7 was asked for" in str(other.exception)
+    assert invoke("--resume", "--out", "run", "--steps", "6").return_value == 0
+    assert len(lines(tmp_path / "run")) == 6
+
+
+def test_command_builds_the_configured_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "forge.toml").write_text("[model]\nwidth = 32\nhidden = 48\nlayers = 1\n")
+    assert invoke("--steps", "2", "--out", "run").exception is None
+    result = json.loads((tmp_path / "run/metrics.json").read_bytes())
+    assert result["parameters"] == 32 * 74 + 2 * 32 * 48 + 32 + 48
+
+
+def test_step_cost_pairs_both_arms() -> None:
+    cost = measure_step_cost("digits", pairs=3, batch_size=8, warmup=1)
+    assert len(cost.quantized_s) == len(cost.full_precision_s) == 3
+    assert min(*cost.quantized_s, *cost.full_precision_s) > 0
+    with pytest.raises(UsageError, match="pairs 0"):
+        measure_step_cost("digits", pairs=0)
