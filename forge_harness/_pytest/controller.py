@@ -25,6 +25,7 @@ class Controller:
         self.collector = Collector(self._receive)
         self.keeper: Keeper | None = None
         self.internal_error: str | None = None
+        self.problem: str | None = None
         self._failed_collections: list[pytest.CollectReport] = []
         self._session: pytest.Session | None = None
 
@@ -110,10 +111,16 @@ class Controller:
                 reason=reason,
             )
             return
-        self._end(exitstatus, lost, reason)
+        try:
+            self._end(exitstatus, lost, reason)
+        except ForgeError as error:
+            self.problem = str(error)
+            session.exitstatus = int(error.exit_code)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Prints score, coverage and verdict."""
+        if self.problem is not None:
+            terminalreporter.write_line(f"forge-harness: {self.problem}", red=True)
         if self.keeper is not None and self.keeper.record is not None:
             from forge_harness._pytest.summary import write_summary
 

@@ -1,0 +1,228 @@
+"""pytest with `--forge-run-dir` keeps what `forge-harness run` keeps; without it, it says how."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from forge_harness.paths import suites_dir
+from forge_harness.rundir import read_record
+from forge_harness.scoring import verify_run
+from forge_harness.selection import shipped_files
+
+SOURCE = """
+import os, signal, time
+def mine(name, severity="high"):
+    return pytest.mark.forge_check("mine." + name, title="It", severity=severity)
+
+@mine("good")
+@pytest.mark.parametrize("n", range(3))
+def test_good(evidence, subject, tmp_path, n):
+    evidence.equal("name", subject.name, expected="toy", reason="r")
+    evidence.at_least("third", n / 3, limit=0, reason="r", samples=[0.1 * n, 1e-9])
+    (tmp_path / "raw").write_text(str(n))
+    evidence.artifact("raw", tmp_path / "raw")
+
+@mine("bad")
+def test_bad(evidence): evidence.at_most("x", 3, limit=2, reason="r")
+
+@mine("raises")
+def test_raises(evidence): raise OSError(5, "no")
+
+@mine("warns", "low")
+def test_warns(evidence): evidence.at_most("x", 3, limit=2, reason="r", level="warn")
+
+@mine("skips")
+def test_skips(evidence): pytest.skip("nothing here")
+
+@pytest.mark.forge_check("training.ste_input_gradient")
+def test_needs_more(evidence, subject): evidence.record("x", 1)
+"""
+
+
+def normalised(record):
+    """A record without times, ids and the traceback's process."""
+    values = record.model_dump(mode="json")
+    for key in ("run_id", "started_at", "finished_at", "command", "environment"):
+        values.pop(key)
+    for row in [*values["checks"], *values["suites"]]:
+        row.pop("duration_s")
+    for check in values["checks"]:
+        for item in check["items"]:
+            item.pop("duration_s")
+            item.pop("log")
+    return values
+
+
+def test_a_run_is_the_same_with_and_without_xdist(session, pytester):
+    files = {}
+    for name, options in (("plain", ()), ("two", ("-n", "2"))):
+        result = session(SOURCE, "--forge-run-dir", name, *options, subprocess=True)
+        assert result.ret == 1, "pytest keeps its own exit status"
+        result.stdout.fnmatch_lines([f"Kept in {name}.*forge-harness gate {name}"])
+        files[name] = sorted(
+            path.name for path in (pytester.path / name).rglob("*") if path.is_file()
+        )
+        assert verify_run(pytester.path / name) == []
+    plain, two = (read_record(pytester.path / name) for name in ("plain", "two"))
+    assert normalised(plain) == normalised(two)
+    assert files["plain"] == files["two"]
+    assert {"report.html", "items.jsonl", "manifest.json"} <= set(files["plain"])
+    assert (plain.state, plain.verdict, plain.subject.name) == ("finished", "FAIL", "toy")
+    outcomes = {check.id: check.outcome.value for check in plain.checks if check.items}
+    assert outcomes == {
+        "mine.good": "pass",
+        "mine.bad": "fail",
+        "mine.raises": "error",
+        "mine.warns": "warn",
+        "mine.skips": "not_measured",
+        "training.ste_input_gradient": "not_measured",
+    }
+
+
+TEN_LINES = '''
+"""Ten lines, in a directory of the user's own."""
+
+import pytest
+
+
+@pytest.mark.forge_check("speed.answer", title="The answer is fast enough", severity="high")
+def test_answer(evidence, subject):
+    evidence.at_most("latency", 0.02, unit="s", limit=0.05, reason="people notice 50 ms")
+'''
+
+
+def test_a_suite_of_ones_own_is_picked_up_and_scored(session, pytester):
+    (pytester.path / "speed").mkdir()
+    (pytester.path / "speed" / "test_speed.py").write_text(TEN_LINES, encoding="utf-8")
+    result = session(None, "speed/test_speed.py", keep_files=True)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(
+        [
+            "Integration score 100 (at most 100), 100 % measured",
+            "Verdict PARTIAL: only a selection ran*",
+            "1 of * checks in scope: 1 passed, 0 failed, 0 not measured; policy sha256:*",
+            "Keep this run with --forge-run-dir DIR.",
+        ]
+    )
+
+
+CATALOGUE = """
+[suite_weights]
+speed = 9
+
+[[check]]
+id = "speed.answer"
+title = "The answer is fast enough"
+suite = "speed"
+severity = "critical"
+component = "user"
+
+[[check]]
+id = "speed.unwritten"
+title = "Not written yet"
+suite = "speed"
+severity = "medium"
+component = "user"
+"""
+
+
+def test_a_catalogue_beside_the_suite_is_the_denominator(session, pytester):
+    (pytester.path / "speed").mkdir()
+    bare = TEN_LINES.replace(', title="The answer is fast enough", severity="high"', "")
+    (pytester.path / "speed" / "test_speed.py").write_text(bare, encoding="utf-8")
+    (pytester.path / "speed" / "catalogue.toml").write_text(CATALOGUE, encoding="utf-8")
+    result = session(None, "--forge-run-dir", "run", "speed/test_speed.py", keep_files=True)
+    assert result.ret == 0
+    record = read_record(pytester.path / "run")
+    assert {check.id: check.outcome.value for check in record.checks} == {
+        "speed.answer": "pass",
+        "speed.unwritten": "not_measured",
+    }
+    # 8 of 8 + 2: the check nobody wrote counts.
+    assert (record.score.low, record.score.high) == (80, 100)
+    assert record.suites[0].weight == 9
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--forge-run-dir", "toy.py"), "Run directory toy.py is a file"),
+        (("--forge-run-dir", "."), "is not empty"),
+        (("--forge-subject", "nowhere:x"), "Subject module 'nowhere' is not importable"),
+        (("--forge-config", "gone.toml", "--forge-run-dir", "r"), "gone.toml"),
+        (("--forge-policy", "gone.toml", "--forge-run-dir", "r"), "Cannot read gone.toml"),
+        (("--forge-waivers", "gone.toml", "--forge-run-dir", "r"), "Cannot read gone.toml"),
+    ],
+    ids=["file", "not_empty", "subject", "config", "policy", "waivers"],
+)
+def test_bad_options_stop_before_anything_runs(session, pytester, options, sentence):
+    result = session(SOURCE, *options)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert sentence in result.stderr.str() + result.stdout.str()
+    assert not (pytester.path / "r").exists()
+
+
+WAITS = """
+import time
+@pytest.mark.forge_check("mine.a", title="It", severity="high")
+def test_1(evidence): evidence.record("x", 1)
+@pytest.mark.forge_check("mine.b", title="It", severity="high")
+def test_2(evidence): time.sleep(120)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["ctrl_c", "killed"])
+def test_an_ended_session_says_what_was_not_measured(pytester, number):
+    pytester.makepyfile(toy="class Toy:\n    def pack(self): ...\n    def unpack(self): ...\n")
+    pytester.makepyfile(test_it=f"import pytest\n{WAITS}")
+    ini = ["-c", str(suites_dir() / "pytest.ini"), "--rootdir", str(pytester.path)]
+    options = ["--forge-run-dir", "run", "--forge-subject", "toy.py:Toy", "test_it.py"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest", *ini, *options],
+        cwd=pytester.path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    items = pytester.path / "run" / "items.jsonl"
+    while not (items.exists() and items.stat().st_size):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, number)
+    process.wait(60)
+    record = read_record(pytester.path / "run")
+    problems = {problem.what for problem in verify_run(pytester.path / "run")}
+    if number is signal.SIGKILL:
+        assert record.state == "running"
+        assert "the run was not finished" in problems
+    else:
+        assert (record.state, record.verdict) == ("interrupted", "INCOMPLETE")
+        outcomes = {check.id: check.outcome.value for check in record.checks}
+        assert outcomes == {"mine.a": "pass", "mine.b": "not_measured"}
+        assert problems == set()
+
+
+MODULE = """
+import architecture
+
+class Toy:
+    name = architecture.NAME
+    def pack(self, codes): raise NameError(self.name)
+    def unpack(self, packed, rows): ...
+"""
+
+
+def test_a_projects_own_modules_keep_their_names(pytester):
+    # A suite directory is called architecture; a user's `architecture.py` is still theirs.
+    pytester.makepyfile(architecture="NAME = 'theirs'", subject_file=MODULE)
+    files = [str(file) for file in shipped_files(["architecture.bits_per_weight"])]
+    options = ("--forge-events", "events.jsonl", "--forge-subject", "subject_file.py:Toy")
+    pytester.runpytest_subprocess("-c", str(suites_dir() / "pytest.ini"), *options, *files)
+    text = (pytester.path / "events.jsonl").read_text(encoding="utf-8")
+    assert "NameError: theirs" in text
+    assert "has no attribute" not in text
