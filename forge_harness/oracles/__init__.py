@@ -16,11 +16,11 @@ from .linear import (
     output,
     weight_gradient,
 )
+from .optimizers import AdamW
 from .packing import KNOWN_BYTES, KNOWN_CODES, pack_row_blocks, unpack_row_blocks
 from .quantizers import EPS, Int8Tokens, Ternary, binary, int8_tokens, ternary, ternary_parts
 from .schedules import Rates, Schedule, rates_at, schedule
 from .tolerances import (
-    HALF_PRECISION_BACKWARD,
     INT8_MARGIN,
     LINEAR_RTOL_L1,
     ONE_ULP,
@@ -34,7 +34,6 @@ from .tolerances import (
 
 __all__ = [
     "EPS",
-    "HALF_PRECISION_BACKWARD",
     "INT8_MARGIN",
     "KNOWN_BYTES",
     "KNOWN_CODES",
@@ -44,6 +43,7 @@ __all__ = [
     "SCALE_RTOL",
     "TERNARY_MARGIN",
     "UNIT_ROUNDOFF",
+    "AdamW",
     "ArrayLike",
     "Int8Tokens",
     "Rates",

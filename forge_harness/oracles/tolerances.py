@@ -38,12 +38,6 @@ RESCALE_RTOL = 4 * UNIT_ROUNDOFF
 ONE_ULP = 2 * UNIT_ROUNDOFF
 """Relative distance of neighbouring fp32 numbers, at most."""
 
-HALF_PRECISION_BACKWARD = 2.0**-7
-"""Error of a gradient over the sum of its |terms| when its matmul runs in bf16: each of the two
-operands and the result round by 2**-9, and 2**-9 is left for fp32 accumulation and dequantised
-operands. Rounding in both directions keeps real errors far below; wrong formulas are not (raw
-instead of quantized activations differ by 2**-8 of a single term but coherently in none)."""
-
 
 def gradient_limit(terms: int) -> float:
     """Returns the largest error of an fp32 gradient over the sum of its |terms|.

@@ -1,0 +1,182 @@
+"""What the checks of this suite share: watching an optimizer, independent gradients, digests.
+
+Nothing here needs the cooperation of the subject's loop: gradients are read, and faults injected,
+through torch's hooks on tensors and optimizers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from forge_harness.subject.protocols import TrainOptions
+
+_LARGE_DATA = 20_000
+"""Samples above which an eighth of an epoch is too much for one step of a check."""
+
+
+def cheapest(subject: Any) -> str:
+    """Returns the task most checks train: the first the subject names."""
+    return tasks(subject)[0]
+
+
+def tasks(subject: Any) -> Sequence[str]:
+    """Returns all tasks; skips the check when the subject names none."""
+    if not callable(getattr(subject, "tasks", None)):
+        pytest.skip("the subject does not name its tasks (BuildsModel.tasks)")
+    return list(subject.tasks())
+
+
+def train_size(subject: Any, task: str) -> int | None:
+    """Returns the number of training samples, if the subject says."""
+    info = getattr(subject, "data_info", None)
+    return info(task).train_size if callable(info) else None
+
+
+def short_epochs(subject: Any, task: str, *, steps: int, **changes: Any) -> TrainOptions:
+    """Returns options whose run crosses an epoch border every eight steps, where that is cheap."""
+    size = train_size(subject, task)
+    if size is not None and size <= _LARGE_DATA:
+        changes.setdefault("batch_size", math.ceil(size / 8))
+    return TrainOptions(steps=steps, **changes)
+
+
+@dataclass(slots=True)
+class Update:
+    """One optimizer step as the optimizer saw it, by parameter name."""
+
+    before: dict[str, Tensor]
+    gradients: dict[str, Tensor | None]
+    learning_rate: dict[str, float]
+    weight_decay: dict[str, float]
+    after: dict[str, Tensor] = field(default_factory=dict)
+
+    def moved(self, name: str) -> Tensor:
+        """Returns what the step added to a parameter."""
+        return self.after[name].double() - self.before[name].double()
+
+
+class Watch:
+    """Records every optimizer step of a session within the block.
+
+    Args:
+        session: A `TrainingSession`.
+        zero_gradients: Whether gradients are zeroed just before the optimizer reads them.
+    """
+
+    def __init__(self, session: Any, *, zero_gradients: bool = False) -> None:
+        self.updates: list[Update] = []
+        self._session = session
+        self._zero = zero_gradients
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> Self:
+        optimizer = self._session.optimizer
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before),
+            optimizer.register_step_post_hook(self._after),
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _before(self, optimizer: Any, *_: object) -> None:
+        named = dict(self._session.model.named_parameters())
+        group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        owned = {name: group_of[id(p)] for name, p in named.items() if id(p) in group_of}
+        if self._zero:
+            for parameter in named.values():
+                if parameter.grad is not None:
+                    parameter.grad.zero_()
+        self.updates.append(
+            Update(
+                before=_copies(named),
+                gradients={
+                    name: None if p.grad is None else p.grad.detach().clone()
+                    for name, p in named.items()
+                },
+                learning_rate={name: float(group["lr"]) for name, group in owned.items()},
+                weight_decay={
+                    name: float(group.get("weight_decay", 0.0)) for name, group in owned.items()
+                },
+            )
+        )
+
+    def _after(self, *_: object) -> None:
+        self.updates[-1].after = _copies(dict(self._session.model.named_parameters()))
+
+
+def _copies(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in named.items()}
+
+
+def independent_gradients(
+    subject: Any, task: str, state: Mapping[str, Tensor], ids: Sequence[int]
+) -> tuple[float, dict[str, Tensor]]:
+    """Returns loss and gradients of these train samples as one batch, by autograd alone."""
+    model = subject.build_model(task, seed=0)
+    model.load_state_dict(state)
+    model.train()
+    loss = subject.loss(model, subject.batch(task, "train", list(ids)))
+    loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return float(loss.detach()), gradients
+
+
+def gradient_difference(seen: Mapping[str, Tensor | None], wanted: Mapping[str, Tensor]) -> float:
+    """Returns ||seen - wanted|| / ||wanted|| over all parameters; infinite when one is missing."""
+    total = off = 0.0
+    for name, gradient in wanted.items():
+        value = seen.get(name)
+        if value is None:
+            return math.inf
+        total += float(gradient.double().square().sum())
+        off += float((value.double() - gradient.double()).square().sum())
+    return math.sqrt(off / total) if total else math.inf
+
+
+def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Returns a sha256 of dtype, shape and bytes of each tensor."""
+    return {name: digest(tensor) for name, tensor in tensors.items()}
+
+
+def digest(tensor: Tensor) -> str:
+    """Returns a sha256 of dtype, shape and bytes."""
+    values = tensor.detach().cpu().contiguous()
+    hasher = hashlib.sha256(f"{values.dtype} {tuple(values.shape)}".encode())
+    hasher.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()
+
+
+def differing(one: Mapping[str, str], two: Mapping[str, str]) -> list[str]:
+    """Returns the names whose digests differ or that only one side has, sorted."""
+    return sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
+
+
+def shown(names: Sequence[str]) -> str:
+    """Returns at most three names, for a reason."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return (", ".join(names[:3]) + more) or "none"
+
+
+def disturb_generators(seed: int) -> None:
+    """Moves every generator of the process, as unrelated code would."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+def steps(session: Any, count: int) -> list[Any]:
+    """Makes `count` steps and returns their records."""
+    return [session.step() for _ in range(count)]

@@ -1,0 +1,237 @@
+"""Whether training learns: a batch by heart, to a loss in its band, how often and how fast."""
+
+import json
+import math
+import statistics
+import time
+from collections import defaultdict
+from dataclasses import asdict
+
+import pytest
+
+from forge_harness.paths import fixtures_dir
+from forge_harness.scoring.statistics import clopper_pearson
+from forge_harness.subject.protocols import TrainOptions
+
+from .support import cheapest, steps
+
+BAND_SEEDS = 6
+BAND_STEPS = 46
+"""Two epochs of the digits."""
+BAND_TAIL = 12
+"""Last steps whose losses are averaged: a quarter of the run."""
+GENERIC_RATIO = (0.5, 4.0)
+"""Band of ternary over full-precision training loss for a subject without a golden band. Far below
+its twin, a ternary model sees what it should not; reference tasks lie between 1.0 and 2.1."""
+CONVERGED = 0.95
+"""Share of full-precision accuracy that counts as converged, and as quality reached."""
+
+
+@pytest.mark.forge_check("training.overfit_one_batch")
+def test_overfit_one_batch(subject, evidence):
+    """Sixteen samples can be learned by heart in 60 steps.
+
+    Oracle: the loss falls to a twentieth of its start. A lost estimator, frozen layers or shuffled
+    labels stay above half; the reference is below a thousandth.
+    """
+    task = cheapest(subject)
+    ids = tuple(range(16))
+    session = subject.session(task, TrainOptions(steps=60, fixed_batch=ids))
+    records = steps(session, 60)
+    evidence.equal(
+        "other_samples",
+        sum(sorted(record.sample_ids) != sorted(ids) for record in records),
+        expected=0,
+        unit="steps",
+        reason="every step uses the batch that was asked for",
+    )
+    losses = [record.loss for record in records]
+    evidence.at_most(
+        "loss_ratio",
+        losses[-1] / losses[0],
+        limit=0.05,
+        reason="last over first loss of one fixed batch",
+        samples=[loss for loss in losses if math.isfinite(loss)],
+    )
+
+
+@pytest.mark.forge_check("training.loss_within_band")
+def test_loss_within_band(subject, evidence):
+    """The training loss of a short run is neither higher nor lower than it should be.
+
+    Oracle: `fixtures/training/loss_bands.json`, made from 24 seeds of the reference by the script
+    beside it: the band of a mean of six seeds with a false-alarm rate of 1e-4. It applies to
+    subjects with the same data, size and schedule; others are held to a wide band of ternary over
+    full precision, same seeds. Two-sided, because a lost estimator or a leak makes the loss fall.
+    """
+    task = cheapest(subject)
+    ternary, full = (
+        [tail_loss(subject, task, seed, precision) for seed in range(BAND_SEEDS)]
+        for precision in ("ternary", "full")
+    )
+    logs = [[_log(loss) for loss in losses] for losses in (ternary, full)]
+    ratios = [one - two for one, two in zip(*logs, strict=True)]
+    band = _golden_band(subject, task)
+    if band is not None:
+        low, high = band["loss"]
+        evidence.within(
+            "loss",
+            math.exp(statistics.fmean(logs[0])),
+            low=low,
+            high=high,
+            unit="nats",
+            reason=f"last {BAND_TAIL} of {BAND_STEPS} steps, geometric mean of {BAND_SEEDS} seeds",
+            samples=[loss for loss in ternary if math.isfinite(loss)],
+        )
+    low, high = GENERIC_RATIO if band is None else band["ratio"]
+    evidence.within(
+        "ratio_to_full_precision",
+        math.exp(statistics.fmean(ratios)),
+        low=low,
+        high=high,
+        reason="geometric mean over paired seeds; "
+        + ("no golden band for this data, size and schedule" if band is None else "golden band"),
+        samples=[ratio for ratio in ratios if math.isfinite(ratio)],
+    )
+
+
+def _log(loss):
+    return math.log(loss) if loss > 0 else math.nan
+
+
+def tail_loss(subject, task, seed, precision):
+    """Mean training loss of the end of a short run."""
+    options = TrainOptions(steps=BAND_STEPS, seed=seed, precision=precision)
+    session = subject.session(task, options)
+    return statistics.fmean(record.loss for record in steps(session, BAND_STEPS)[-BAND_TAIL:])
+
+
+def band_key(subject, task):
+    """What a golden band is bound to, as JSON values."""
+    options = TrainOptions(steps=BAND_STEPS)
+    return {
+        "task": task,
+        "data_digest": subject.data_info(task).digest,
+        "parameters": subject.model_spec(task).parameters,
+        "schedule": asdict(subject.schedule_spec(task, options)),
+    }
+
+
+def _golden_band(subject, task):
+    if not callable(getattr(subject, "data_info", None)):
+        return None
+    bands = json.loads((fixtures_dir() / "training" / "loss_bands.json").read_text("utf-8"))
+    key = band_key(subject, task)
+    return next((band for band in bands["bands"] if band["key"] == key), None)
+
+
+@pytest.mark.forge_check("training.throughput_recorded")
+def test_throughput_recorded(subject, evidence):
+    """A training step's samples per second are known, and the clock of the steps is honest.
+
+    Oracle: the wall clock around the same 20 steps. Reported seconds are at most that, and at
+    least half: the rest of a step call is bookkeeping.
+    """
+    task = cheapest(subject)
+    session = subject.session(task, TrainOptions(steps=24))
+    steps(session, 4)
+    start = time.perf_counter()
+    records = steps(session, 20)
+    elapsed = time.perf_counter() - start
+    rates = [len(record.sample_ids) / record.seconds for record in records if record.seconds > 0]
+    evidence.record(
+        "throughput",
+        statistics.median(rates) if rates else math.nan,
+        unit="samples/s",
+        reason="median over 20 steps after 4 to warm up",
+        samples=rates,
+    )
+    evidence.within(
+        "reported_share_of_time",
+        sum(record.seconds for record in records) / elapsed,
+        low=0.5,
+        high=1.01,
+        reason="seconds the steps report over the wall clock around them",
+    )
+
+
+@pytest.mark.forge_check("training.convergence_rate")
+def test_convergence_rate(quality_study, policy, evidence):
+    """The share of seeds that converge, task by task, with its exact interval.
+
+    Oracle: a ternary run converged when it is finite, its training loss fell, and it reaches 95 %
+    of the mean full-precision accuracy of its task. Clopper-Pearson, because ten clean runs of
+    ten prove no more than 69 %.
+    """
+    limit = policy.threshold("gates.training_stability.at_least")
+    for task, arms in _by_task(quality_study).items():
+        target = CONVERGED * _mean_accuracy(arms["full"])
+        reached = [_converged(run, target) for run in arms["ternary"]]
+        low, high = clopper_pearson(sum(reached), len(reached))
+        evidence.record(f"{task}.rate_low", low, reason=f"exact 95 % interval, {len(reached)} runs")
+        evidence.record(f"{task}.rate_high", high, reason="upper end")
+        evidence.at_least(
+            f"{task}.rate",
+            sum(reached) / len(reached) if reached else math.nan,
+            limit=limit,
+            reason="share of ternary runs that converge",
+            samples=[float(hit) for hit in reached],
+        )
+
+
+def _converged(run, target):
+    falls = len(run.curve) < 2 or run.curve[-1][1] < run.curve[0][1]
+    return run.finite and falls and run.accuracy >= target
+
+
+@pytest.mark.forge_check("training.steps_to_quality")
+def test_steps_to_quality(quality_study, evidence):
+    """How many steps ternary training needs for a stated quality, against full precision.
+
+    The quality is 95 % of the mean final full-precision accuracy; the first evaluated point of a
+    run at or above it counts, and a run that never gets there counts as infinite. Limit 2: three
+    times the measured excess (1.2 to 1.5), and a point of the curve is a tenth of the run.
+    """
+    for task, arms in _by_task(quality_study).items():
+        target = CONVERGED * _mean_accuracy(arms["full"])
+        first = {
+            arm: {run.seed: _first_at(run, target) for run in runs} for arm, runs in arms.items()
+        }
+        for arm, by_seed in first.items():
+            values = [steps for steps in by_seed.values() if math.isfinite(steps)]
+            if values:
+                evidence.record(
+                    f"{task}.{arm}_steps",
+                    statistics.median(values),
+                    unit="steps",
+                    reason=f"median to {target:.1%} correct; {len(values)} of {len(by_seed)} runs",
+                    samples=values,
+                )
+        paired = sorted(first["ternary"].keys() & first["full"].keys())
+        ratios = [first["ternary"][seed] / first["full"][seed] for seed in paired]
+        evidence.at_most(
+            f"{task}.steps_ratio",
+            statistics.median(ratios) if ratios else math.nan,
+            limit=2.0,
+            reason="median over paired seeds, ternary over full precision",
+        )
+
+
+def _first_at(run, target):
+    points = [*run.curve, (run.steps - 1, 0.0, run.accuracy)]
+    return next((step + 1 for step, _, accuracy in points if accuracy >= target), math.inf)
+
+
+def _by_task(study):
+    """Task -> arm -> its runs; both trained arms must be there."""
+    runs = defaultdict(lambda: {"ternary": [], "full": []})
+    for run in study:
+        if run.arm in ("ternary", "full"):
+            runs[run.task][run.arm].append(run)
+    if not runs:
+        pytest.skip("the quality study has no runs")
+    return runs
+
+
+def _mean_accuracy(runs):
+    return statistics.fmean(run.accuracy for run in runs) if runs else math.nan
