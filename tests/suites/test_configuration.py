@@ -1,0 +1,330 @@
+"""Each configuration check goes red for its own reason."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from forge_harness.errors import ConfigError
+from forge_harness.subject.reference import ReferenceSubject
+
+CHECKS = [
+    "schema_valid",
+    "unknown_key_refused",
+    "explicit_zero_kept",
+    "precedence",
+    "ranges",
+    "shape_divisibility",
+    "quantization_consistent",
+    "schedule_golden",
+    "warmup_within_run",
+    "seed_fixed",
+    "paths_exist",
+    "no_secret_in_config",
+    "digest_stable",
+    "round_trip",
+    "policy_separate",
+]
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_the_reference_configuration_is_sound(run_check, name):
+    run = run_check(f"configuration.{name}")
+    assert run.outcome == "pass", run.reason
+
+
+class Wrapped:
+    """A loaded configuration with some answers changed."""
+
+    def __init__(self, config, **changes):
+        self.config, self.changes = config, changes
+
+    def values(self):
+        values = self.config.values()
+        return (
+            {**values, **self.changes.get("values", dict)(values)}
+            if "values" in self.changes
+            else values
+        )
+
+    def origin(self, key):
+        return self.changes.get("origin", self.config.origin)(key)
+
+    def to_toml(self):
+        return self.changes.get("toml", lambda text: text)(self.config.to_toml())
+
+    @property
+    def digest(self):
+        return self.changes.get("digest", lambda config: config.digest)(self.config)
+
+
+class Loader(ReferenceSubject):
+    """Loads as the reference does, then changes what `changes` says."""
+
+    changes: dict = {}  # noqa: RUF012 - replaced whole by subclasses, never changed
+
+    def load_config(self, **layers):
+        return Wrapped(super().load_config(**layers), **self.changes)
+
+
+class ValueOutsideItsSchema(Loader):
+    changes = {"values": lambda values: {"train.steps": -5}}  # noqa: RUF012
+
+
+class SchemaThatAcceptsAnything(ReferenceSubject):
+    def config_schema(self):
+        schema = dict(super().config_schema())
+        definitions = {**schema["$defs"]}
+        run = {**definitions["RunConfig"]}
+        run["properties"] = {**run["properties"], "seed": {}}
+        definitions["RunConfig"] = run
+        return {**schema, "$defs": definitions}
+
+
+class IgnoresUnknownKeys(ReferenceSubject):
+    def load_config(self, *, file=None, environ=None, flags=None):
+        try:
+            return super().load_config(file=file, environ=environ, flags=flags)
+        except ConfigError as error:
+            if "nknown" not in str(error):
+                raise
+            return super().load_config(environ={}, flags={})
+
+
+class RefusesWithoutAHint(ReferenceSubject):
+    def load_config(self, **layers):
+        try:
+            return super().load_config(**layers)
+        except ConfigError:
+            raise ConfigError("Bad configuration.") from None
+
+
+class RefusesWithAnotherCode(ReferenceSubject):
+    def load_config(self, **layers):
+        try:
+            return super().load_config(**layers)
+        except ConfigError as error:
+            error.exit_code = 1
+            raise
+
+
+class ValueOrDefault(Loader):
+    """`value or default`, the defect that loses an explicit zero."""
+
+    def load_config(self, **layers):
+        config = super().load_config(**layers)
+        defaults = ReferenceSubject.load_config(self, environ={}, flags={}).values()
+        config.changes = {
+            "values": lambda values: {k: v or defaults[k] or "default" for k, v in values.items()}
+        }
+        return config
+
+
+class FileOverEnvironment(ReferenceSubject):
+    def load_config(self, *, file=None, environ=None, flags=None):
+        import tomllib
+
+        if file is not None and environ:
+            text = tomllib.loads(file.read_text())
+            given = {f"{s}_{k}".upper() for s, table in text.items() for k in table}
+            environ = {
+                k: v for k, v in environ.items() if k.removeprefix("FORGE_HARNESS_") not in given
+            }
+        return super().load_config(file=file, environ=environ, flags=flags)
+
+
+class EverythingFromTheFile(Loader):
+    changes = {"origin": lambda key: "file"}  # noqa: RUF012
+
+
+class ClampsSilently(ReferenceSubject):
+    def load_config(self, *, file=None, environ=None, flags=None):
+        try:
+            return super().load_config(file=file, environ=environ, flags=flags)
+        except ConfigError as error:
+            if "nknown" in str(error):
+                raise
+            return super().load_config(environ={}, flags={})
+
+
+class NoBoundInTheSentence(ReferenceSubject):
+    def load_config(self, **layers):
+        try:
+            return super().load_config(**layers)
+        except ConfigError as error:
+            raise ConfigError("A value is out of range.", key=error.key) from None
+
+
+class AcceptsAnyShape(ReferenceSubject):
+    def load_config(self, *, file=None, environ=None, flags=None):
+        flags = {k: v for k, v in (flags or {}).items() if not k.startswith("model.")}
+        return super().load_config(file=file, environ=environ, flags=flags)
+
+
+class StatesTheOtherConvention(ReferenceSubject):
+    def quantization_info(self, task):
+        return replace(super().quantization_info(task), scale_convention="divide")
+
+
+class ExcludesNothing(ReferenceSubject):
+    def quantization_info(self, task):
+        return replace(super().quantization_info(task), excluded=())
+
+
+class ExcludesATernaryModule(ReferenceSubject):
+    def quantization_info(self, task):
+        return replace(super().quantization_info(task), excluded=("stem",))
+
+
+class PacksInReverse(ReferenceSubject):
+    def pack(self, codes):
+        return super().pack(codes.flip(0))
+
+
+class LatentWeightsInForward(ReferenceSubject):
+    def effective_weights(self, model):
+        return {name: weight.detach() for name, weight in self.latent_weights(model).items()}
+
+
+def shifted(plan):
+    return [plan[min(i + 1, len(plan) - 1)] for i in range(len(plan))]
+
+
+class OneStepAhead(ReferenceSubject):
+    def planned_schedule(self, task, options):
+        return shifted(super().planned_schedule(task, options))
+
+
+class DecayNeverEnds(ReferenceSubject):
+    def planned_schedule(self, task, options):
+        plan = super().planned_schedule(task, options)
+        return [replace(step, weight_decay=plan[0].weight_decay) for step in plan]
+
+
+class OneStepShort(ReferenceSubject):
+    def planned_schedule(self, task, options):
+        return super().planned_schedule(task, options)[:-1]
+
+
+class WarmupOfAThousandSteps(ReferenceSubject):
+    def schedule_spec(self, task, options):
+        return replace(super().schedule_spec(task, options), warmup_steps=1000)
+
+
+class NeverAtItsPeak(ReferenceSubject):
+    def planned_schedule(self, task, options):
+        plan = super().planned_schedule(task, options)
+        return [replace(step, learning_rate=step.learning_rate / 10) for step in plan]
+
+
+class SeedDrawnAnew(ReferenceSubject):
+    def load_config(self, *, file=None, environ=None, flags=None):
+        drawn = {"run.seed": torch.seed() % 2**31, **(flags or {})}
+        return super().load_config(file=file, environ=environ, flags=drawn)
+
+
+class SeedNotUsed(ReferenceSubject):
+    def session(self, task, options):
+        return super().session(task, replace(options, seed=0))
+
+
+class PathThatIsNotThere(Loader):
+    changes = {"values": lambda values: {"run.policy": "/no/such/place/policy.toml"}}  # noqa: RUF012
+
+
+class TokenInTheConfiguration(Loader):
+    changes = {"values": lambda values: {"run.subject": "hf_" + "aB3" * 12}}  # noqa: RUF012
+
+
+class DigestOfTheText(ReferenceSubject):
+    def load_config(self, *, file=None, environ=None, flags=None):
+        config = super().load_config(file=file, environ=environ, flags=flags)
+        text = file.read_text() if file is not None else str(flags)
+        return Wrapped(config, digest=lambda loaded: f"sha256:{hash(text)}")
+
+
+class DigestOfNothing(Loader):
+    changes = {"digest": lambda config: "sha256:constant"}  # noqa: RUF012
+
+
+class ForgetsAKeyWhenSaving(Loader):
+    changes = {"toml": lambda text: re.sub(r"(?m)^steps = .*$", "", text)}  # noqa: RUF012
+
+
+class ThresholdsInTheConfiguration(ReferenceSubject):
+    def config_schema(self):
+        schema = dict(super().config_schema())
+        definitions = {**schema["$defs"]}
+        run = {**definitions["RunConfig"]}
+        run["properties"] = {**run["properties"], "thresholds": {"type": "object"}}
+        definitions["RunConfig"] = run
+        return {**schema, "$defs": definitions}
+
+
+@pytest.mark.parametrize(
+    ("name", "subject", "reason"),
+    [
+        ("schema_valid", ValueOutsideItsSchema, "schema_errors_in_force is 1"),
+        ("schema_valid", SchemaThatAcceptsAnything, "keys_that_accept_anything is 1 .*run.seed"),
+        ("unknown_key_refused", IgnoresUnknownKeys, "unknown_keys_accepted is"),
+        ("unknown_key_refused", RefusesWithoutAHint, "refusals_without_the_nearest_name is"),
+        ("unknown_key_refused", RefusesWithAnotherCode, r"exit_codes is \[1\]"),
+        ("explicit_zero_kept", ValueOrDefault, "falsy_values_lost is"),
+        ("precedence", FileOverEnvironment, "wrong_winners is .*'file'"),
+        ("precedence", EverythingFromTheFile, "wrong_winners is"),
+        ("ranges", ClampsSilently, "values_out_of_range_accepted is"),
+        ("ranges", NoBoundInTheSentence, "refusals_without_the_bound is"),
+        ("shape_divisibility", AcceptsAnyShape, "heads_that_do_not_divide_refused is False"),
+        ("quantization_consistent", StatesTheOtherConvention, "scale is .* outside"),
+        ("quantization_consistent", ExcludesNothing, "bytes_unaccounted is embedding"),
+        ("quantization_consistent", ExcludesATernaryModule, "excluded_but_ternary is stem"),
+        ("quantization_consistent", PacksInReverse, "packed_bytes is"),
+        ("quantization_consistent", LatentWeightsInForward, "stated_but_not_ternary is"),
+        ("schedule_golden", OneStepAhead, "relative_error is"),
+        ("schedule_golden", DecayNeverEnds, "relative_error is"),
+        ("schedule_golden", OneStepShort, "plans_of_wrong_length is"),
+        ("warmup_within_run", WarmupOfAThousandSteps, "warmups_too_long is"),
+        ("warmup_within_run", NeverAtItsPeak, "peaks_never_reached is"),
+        ("seed_fixed", SeedDrawnAnew, "run.seed_again is"),
+        ("seed_fixed", SeedNotUsed, "seed_has_effect is False"),
+        ("paths_exist", PathThatIsNotThere, "paths_missing is 1 .*no/such/place"),
+        ("no_secret_in_config", TokenInTheConfiguration, "values_like_credentials is 1"),
+        ("digest_stable", DigestOfTheText, "reformatted_digest is"),
+        ("digest_stable", DigestOfNothing, "distinct_digests is 1"),
+        ("round_trip", ForgetsAKeyWhenSaving, "keys_that_differ is .*train.steps"),
+        ("policy_separate", ThresholdsInTheConfiguration, "thresholds_in_configuration is 1"),
+    ],
+)
+def test_a_defect_turns_its_check_red(run_check, name, subject, reason):
+    run = run_check(f"configuration.{name}", subject())
+    assert run.outcome == "fail", run.reason
+    assert re.search(reason, run.reason, re.DOTALL), run.reason
+
+
+def test_a_blind_secret_scan_fails(run_check, monkeypatch):
+    from forge_harness.probes import secrets
+
+    monkeypatch.setattr(secrets, "suspicious", lambda values: {})
+    run = run_check("configuration.no_secret_in_config")
+    assert run.outcome == "fail"
+    assert "planted_values_found is 0" in run.reason
+
+
+def test_a_stale_policy_digest_fails(run_check, monkeypatch):
+    from forge_harness.policy import Policy
+
+    monkeypatch.setattr(Policy, "digest", "sha256:stale")
+    run = run_check("configuration.policy_separate")
+    assert run.outcome == "fail"
+    assert "threshold_moves_policy_digest is False" in run.reason
+
+
+def test_a_configuration_without_shapes_is_not_measured(run_check):
+    class NoShapes(ReferenceSubject):
+        def config_schema(self):
+            schema = dict(super().config_schema())
+            properties = {k: v for k, v in schema["properties"].items() if k != "model"}
+            return {**schema, "properties": properties}
+
+    assert run_check("configuration.shape_divisibility", NoShapes()).outcome == "not_measured"
