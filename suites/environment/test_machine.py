@@ -56,7 +56,9 @@ def test_cpu_isa(evidence):
     shapes = [(1, 1), (2, 3), (3, 130), (5, 7), (64, 65), (127, 4), (130, 33)]
     for rows, columns in shapes:
         codes = (torch.arange(rows * columns).reshape(rows, columns) % 3 - 1).to(torch.int8)
-        expected = torch.as_tensor(oracles.pack_row_blocks(codes))
+        # Rows past the end are packed as code 0.
+        padded = torch.nn.functional.pad(codes, (0, 0, 0, -rows % 4))
+        expected = torch.as_tensor(oracles.pack_row_blocks(padded))
         for backend in backends:
             packed = kernels.pack_i2(codes, backend=backend)
             restored = kernels.unpack_i2(packed, rows, backend=backend)
