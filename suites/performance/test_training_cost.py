@@ -42,8 +42,8 @@ def test_training_overhead(subject, policy, evidence):
             best = interval
     if best.low <= limit < best.high:
         pytest.skip(
-            f"the ratio lies between {best.low:.3f} and {best.high:.3f}, on both sides of the limit "
-            f"of {limit:g}: measure on a quieter machine"
+            f"the limit of {limit:g} lies between the bounds {best.low:.3f} and {best.high:.3f}: "
+            "measure on a quieter machine"
         )
     evidence.at_most(
         "overhead_ratio",
