@@ -105,6 +105,15 @@ def test_a_manifest_rewritten_with_its_digest_still_guards_the_files(sealed):
     assert problem.sentence().startswith("evidence/sha256/ab: is not in the manifest")
 
 
+def test_a_manifest_of_the_same_values_in_other_bytes_is_damaged(sealed):
+    values = json.loads((sealed / MANIFEST).read_bytes())
+    (sealed / MANIFEST).write_text(json.dumps(values, indent=1), encoding="utf-8")
+    (problem,) = check_manifest(sealed)
+    assert problem.sentence() == (
+        "manifest.json: is damaged: expected canonical JSON, found other bytes"
+    )
+
+
 def test_missing_extra_truncated_and_grown_files_are_named(sealed):
     (sealed / "policy.json").unlink()
     (sealed / "extra").write_bytes(b"")

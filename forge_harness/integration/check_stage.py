@@ -16,6 +16,11 @@ from forge_harness.record import ItemRecord
 HANG_GRACE_S = 30.0
 """pytest-timeout ends a check at its limit from inside. Code that never returns to Python (a lock
 in C) is ended from outside this much later, together with the run."""
+STALL_S = 300.0
+"""Longest time in which nothing starts or ends while nothing runs: collection, or the way out.
+Collecting all suites takes 5 s on 2 idle cores, most of it importing torch."""
+DEFAULT_LIMIT_S = 1200.0
+"""Of a test without a check id, which no catalogue gives a limit."""
 _POLL_S = 0.1
 
 
@@ -23,7 +28,8 @@ def pytest_command(paths: Sequence[Path], *options: str) -> list[str]:
     """Returns the command that runs checks with the settings that ship with the suites."""
     suites = suites_dir()
     base = [sys.executable, "-m", "pytest", "-c", str(suites / "pytest.ini")]
-    return [*base, "--rootdir", str(suites), "--color=no", *options, *map(str, paths)]
+    base += ["--rootdir", str(suites), "--color=no", "--timeout", f"{DEFAULT_LIMIT_S:g}"]
+    return [*base, *options, *map(str, paths)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +108,17 @@ class CheckStage:
             return "the run's time was up before this check ended"
         for nodeid, since in self.reader.running.items():
             limit = self._limit(nodeid)
-            if limit is not None and now - since > limit + HANG_GRACE_S:
+            if now - since > limit + HANG_GRACE_S:
                 hung[nodeid] = f"timed out after {limit:g} s and could not be stopped"
                 return f"{nodeid} hung and was ended together with the run"
+        if not self.reader.running and now - self.reader.last_event > STALL_S:
+            doing = "ending" if self.reader.ended else "collecting"
+            return f"pytest hung while {doing}: nothing happened for {STALL_S:g} s"
         return None
 
-    def _limit(self, nodeid: str) -> float | None:
+    def _limit(self, nodeid: str) -> float:
         mark = self.reader.marks.get(nodeid)
-        return None if mark is None else self.limits.get(mark["check"])
+        return DEFAULT_LIMIT_S if mark is None else self.limits.get(mark["check"], DEFAULT_LIMIT_S)
 
     def _judge(self, status: int, log: Log) -> str:
         """Returns why a process that ended by itself did not run all checks, or nothing."""

@@ -343,16 +343,23 @@ class _Run:
         log = Log(self.run_dir / "logs" / "study.log")
         spec, scope = self.plan.subject.spec, self.plan.scope
         command = [*_CHILD, "study", spec, str(out), scope.profile, str(self.validator.workers)]
+        limit = self._study_limit()
+        ends = time.monotonic() + limit
         with Child(command, log) as child:
             status = None
-            while status is None and not self._time_is_up():
+            while status is None and not self._time_is_up() and time.monotonic() < ends:
                 status = child.pump(_POLL_S)
                 self._tell_study(log)
         if not out.is_file():
             out = work / "study.json"
-            ended = "no time left" if status is None else describe_status(status)
-            write_error(out, f"its process ended ({ended}): {log.last_line()}")
+            reason = f"its process ended ({describe_status(status or 0)}): {log.last_line()}"
+            write_error(out, f"timed out after {limit:g} s" if status is None else reason)
         return out
+
+    def _study_limit(self) -> float:
+        """Returns how long the study may take: as long as a check that waits for it."""
+        waiting = [e.timeout_s for e in self.plan.entries if STUDY_CAPABILITY in e.requires]
+        return self.validator.check_timeout_s or max(waiting)
 
     def _tell_study(self, log: Log) -> None:
         for line in log.take_lines():

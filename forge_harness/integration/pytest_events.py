@@ -28,6 +28,8 @@ class Events:
     ended: set[str] = field(default_factory=set)
     finished: dict[str, Any] | None = None
     """The last event of a session that came to its end."""
+    last_event: float = field(default_factory=time.monotonic)
+    """Monotonic time of the last event, or of the start."""
     _offset: int = 0
 
     def read(self) -> None:
@@ -41,6 +43,7 @@ class Events:
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
         for line in whole.splitlines():
+            self.last_event = time.monotonic()
             self._take(json.loads(line))
 
     def _take(self, event: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from forge_harness.integration import check_stage
 from forge_harness.integration.check_stage import CheckStage
 from forge_harness.types import Outcome
 
@@ -108,6 +109,24 @@ def test_the_end_of_the_runs_time_is_an_error_of_what_runs(stage):
     assert ended["b"][0] is Outcome.ERROR
     assert "timed out: running for" in ended["b"][1]
     assert ended["c"] == (Outcome.NOT_MEASURED, "the run's time was up before this check ended")
+
+
+@pytest.mark.parametrize(
+    "events", [[], [COLLECTED, *STARTED, *ENDED]], ids=["collecting", "ending"]
+)
+def test_a_process_that_does_nothing_is_ended(stage, monkeypatch, request, events):
+    monkeypatch.setattr(check_stage, "STALL_S", 0.5)
+    doing = request.node.callspec.id
+    problem = stage(events, "import time; time.sleep(600)").run().problem
+    assert problem == f"pytest hung while {doing}: nothing happened for 0.5 s"
+
+
+def test_a_test_without_a_limit_has_one(stage, monkeypatch):
+    monkeypatch.setattr(check_stage, "DEFAULT_LIMIT_S", 0.1)
+    monkeypatch.setattr(check_stage, "HANG_GRACE_S", 0.1)
+    other = {"event": "started", "nodeid": "t.py::no_check"}
+    problem = stage([COLLECTED, other], "import time; time.sleep(600)").run().problem
+    assert problem == "t.py::no_check hung and was ended together with the run"
 
 
 def test_half_a_line_waits_for_its_end(stage, tmp_path):

@@ -332,6 +332,17 @@ def test_quality(evidence, quality_study):
 """
 
 
+def test_a_study_that_hangs_is_its_checks_error(project):
+    source = STUDY_SUBJECT.replace("if seed == FAILS", "import time; time.sleep(600)\n        if 0")
+    (project / "toy.py").write_text(source, encoding="utf-8")
+    (project / "checks" / "catalogue.toml").write_text(STUDY_CATALOGUE, encoding="utf-8")
+    write_checks(project, STUDY_CHECK)
+    record = make(project, check_timeout_s=3).validate(project / "run")
+    (check,) = record.checks
+    assert check.outcome is Outcome.ERROR
+    assert "quality_study could not be built: timed out after 3 s" in check.reason
+
+
 @pytest.mark.parametrize("fails", [-1, 1], ids=["trains", "raises"])
 def test_the_quality_study_is_trained_before_the_checks(project, fails):
     source = STUDY_SUBJECT.replace("FAILS", str(fails))

@@ -12,6 +12,9 @@ from forge_harness.paths import suites_dir
 for module in ("config", "scoring", "integration.recording", "subject.loader"):
     import_module(f"forge_harness.{module}")
 
+# Others of the environment cost time only: Hypothesis takes 1 s to import, in each session.
+PLUGINS = ("--disable-plugin-autoload", "-p", "forge_harness", "-p", "xdist", "-p", "timeout")
+
 TOY = '''
 class Toy:
     """Offers Packs and nothing else."""
@@ -56,7 +59,7 @@ def session(pytester):
         if not keep_files:
             pytester.makepyfile(test_it=f"import pytest\n{source}")
         ini = ("-c", str(suites_dir() / "pytest.ini"), "--rootdir", str(pytester.path))
-        subject = ("--forge-subject", "toy.py:Toy", "-p", "no:benchmark", "-p", "no:syrupy")
+        subject = ("--forge-subject", "toy.py:Toy", *PLUGINS)
         runner = pytester.runpytest_subprocess if subprocess else pytester.runpytest_inprocess
         files = [] if any(str(option).endswith(".py") for option in options) else ["test_it.py"]
         return runner(*ini, *subject, *options, *files)

@@ -184,7 +184,7 @@ def test_never(evidence):
 
 @pytest.mark.parametrize("options", [(), ("-n", "2")], ids=["plain", "xdist"])
 def test_a_retry_that_passes_is_flaky(told, options):
-    run = told(RERUNS, "--reruns", "2", *options, subprocess=True)
+    run = told(RERUNS, "-p", "rerunfailures", "--reruns", "2", *options, subprocess=True)
     second = run.items["test_second_time"]
     assert (second["outcome"], second["attempts"]) == ("flaky", 2)
     assert second["reason"] == "passed on attempt 2"

@@ -44,13 +44,14 @@ def selected(told, pytester):
         ((), ["test_a[1]", "test_a[2]", "test_b"]),
         (("--forge-profile", "nightly"), ["test_a[1]", "test_a[2]", "test_b", "test_nightly"]),
         (("--forge-suite", "other"), ["test_b"]),
+        (("--forge-suite", "other", "--forge-suite", "nightly"), ["test_b"]),
         (("--forge-check", "mine.a"), ["test_a[1]", "test_a[2]"]),
         (
             ("--forge-check", "mine.a", "--forge-suite", "other"),
             ["test_a[1]", "test_a[2]", "test_b"],
         ),
     ],
-    ids=["profile", "nightly", "suite", "check", "both"],
+    ids=["profile", "nightly", "suite", "profile_and_suite", "check", "both"],
 )
 def test_options_select(selected, options, expected):
     run = selected(*options)

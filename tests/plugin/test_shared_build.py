@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 
 import pytest
 
 from forge_harness._pytest.shared import SharedBuildError, build_once
 
 
-def build_and_count(directory, count_file):
+def build_and_count(directory, count_file, all_are_here):
+    all_are_here.wait(20)
+
     def builder():
+        time.sleep(0.3)
         with open(count_file, "a", encoding="utf-8") as stream:
             stream.write(f"{os.getpid()}\n")
         return {"numbers": [1, 2.5, None]}
@@ -21,7 +25,7 @@ def build_and_count(directory, count_file):
 
 def test_several_processes_build_once(tmp_path):
     context = multiprocessing.get_context("fork")
-    arguments = (tmp_path / "shared", tmp_path / "count")
+    arguments = (tmp_path / "shared", tmp_path / "count", context.Barrier(4))
     processes = [context.Process(target=build_and_count, args=arguments) for _ in range(4)]
     for process in processes:
         process.start()
