@@ -37,9 +37,12 @@ def collected_marks(suite_paths: Sequence[Path]) -> list[dict[str, Any]]:
             "--forge-profile",
             Profile.NIGHTLY.value,
         )
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-        )
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ForgeError(f"Collecting the checks took over {TIMEOUT_S} s.") from error
         events.read()
     if events.finished is None:
         lines = (done.stdout + done.stderr).strip().splitlines()

@@ -66,8 +66,10 @@ def _environment() -> dict[str, Any]:
 
 
 def _torch() -> dict[str, Any]:
-    import torch
-
+    try:
+        import torch
+    except ImportError as error:
+        return {"torch": f"missing: {error}"}
     return {
         "torch": torch.__version__,
         "torch_build": f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU",
@@ -104,10 +106,15 @@ def capability_rows(subject: LoadedSubject, policy: Policy) -> list[dict[str, An
 
 
 def _environment_problems(environment: dict[str, Any]) -> list[str]:
-    native = environment["native_module"]
-    if not native.startswith("missing"):
-        return []
-    return [f"The native module is {native}; reinstall with a C++17 compiler (pip install -e .)."]
+    remedies = {
+        "torch": "install it (pip install -c constraints/cpu.txt -e .)",
+        "native_module": "reinstall with a C++17 compiler at hand (pip install -e .)",
+    }
+    return [
+        f"The {key.replace('_', ' ')} is {environment[key]}; {remedy}."
+        for key, remedy in remedies.items()
+        if str(environment[key]).startswith("missing")
+    ]
 
 
 def _capability_problems(subject: LoadedSubject, rows: list[dict[str, Any]]) -> list[str]:

@@ -221,8 +221,10 @@ def _validate(
     from forge_harness.cli.progress import progress_of
     from forge_harness.cli.summary import summary
     from forge_harness.finish import finish_run
+    from forge_harness.rundir import check_is_free
     from forge_harness.scoring import exit_code_for
 
+    check_is_free(directory)  # before the subject is loaded, which takes seconds
     plan = validator.plan()
     if not quiet:
         click.echo(

@@ -1,0 +1,231 @@
+"""run: flags and configuration reach the validator; a run ends with reports, a seal and a code."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from forge_harness.cli.run import default_workers, make_validator, run_directory
+from forge_harness.config import load_config
+from forge_harness.errors import ExitCode
+from forge_harness.rundir import read_record
+from forge_harness.scoring import verify_run
+
+SUBJECT = """
+class Toy:
+    name = "toy"
+    def pack(self, codes): ...
+    def unpack(self, packed, rows): ...
+"""
+CHECKS = """
+import os, time
+import pytest
+
+def mine(name):
+    return pytest.mark.forge_check("mine." + name, title="It holds", severity="high")
+
+@mine("good")
+def test_good(evidence, forge_seed, forge_config, subject):
+    evidence.equal("name", subject.name, expected="toy", reason="handed over")
+    evidence.record("seed", forge_seed)
+    evidence.record("config_seed", forge_config.run.seed)
+
+@mine("bad")
+def test_bad(evidence):
+    evidence.at_most("x", 3, limit=2, reason="r")
+
+@mine("slow")
+def test_slow(evidence):
+    open(os.environ["STARTED"], "w").close()
+    time.sleep(300)
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    (tmp_path / "toy.py").write_text(SUBJECT)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "test_mine.py").write_text(CHECKS)
+    (tmp_path / "forge.toml").write_text(
+        '[run]\nsubject = "toy.py:Toy"\nsuite_paths = ["mine"]\nworkers = 1\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_run_is_scored_reported_sealed_and_ends_by_its_verdict(forge, project):
+    done = forge("run", "--run-dir", "out", "--check", "mine.good", "--check", "mine.bad")
+    assert done.returncode == ExitCode.GATE_FAILED, done.stderr
+    record = read_record(project / "out")
+    assert {check.id: str(check.outcome) for check in record.checks} == {
+        "mine.good": "pass",
+        "mine.bad": "fail",
+    }
+    assert " ".join(record.command) == (
+        "forge-harness run --run-dir out --check mine.good --check mine.bad"
+    )
+    assert verify_run(project / "out") == []
+    for name in ("report.html", "report.md", "junit.xml"):
+        assert (project / "out" / name).stat().st_size > 0
+    assert "FAIL, quick scope: 2 of 150 checks (selection: mine.good, mine.bad)" in done.stdout
+    assert f"Report: {project / 'out' / 'report.html'}" in done.stdout
+    assert done.stdout.endswith("Exit code 1: gate failed.\n")
+    assert "Validating subject 'toy': 2 of 150 checks, quick profile, 1 worker." in done.stderr
+    assert "checks 2/2" in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_flags_beat_the_environment_in_every_process(forge, project):
+    done = forge(
+        "run",
+        *("--check", "mine.good", "--seed", "7", "--format", "json", "--quiet"),
+        env={**os.environ, "FORGE_HARNESS_RUN_SEED": "3"},
+    )
+    assert done.returncode == ExitCode.PASS, done.stderr
+    assert done.stderr == ""
+    assert "PARTIAL, quick scope" in done.stdout
+    (run,) = (project / "forge-runs").iterdir()
+    record = read_record(run)
+    seen = {e.name: e.value for e in record.checks[0].evidence}
+    assert (record.seed, seen["seed"], seen["config_seed"]) == (7, 7, 7)
+    assert (run / "report.json").is_file()
+    assert not (run / "report.html").exists()
+
+
+def test_ctrl_c_ends_with_2_and_a_directory_that_says_so(project):
+    started = project / "started"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "forge_harness", "run", "--run-dir", "out", "--check", "mine.slow"],
+        env={**os.environ, "STARTED": str(started)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 90
+        while not started.exists() and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == ExitCode.INTERRUPTED, stderr
+    assert "Exit code 2: interrupted." in stdout
+    record = read_record(project / "out")
+    assert (record.state, str(record.verdict)) == ("interrupted", "INCOMPLETE")
+    assert str(record.checks[0].outcome) == "not_measured"
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--suite", "trainin"], "Unknown suite 'trainin'. Did you mean 'training'?"),
+        (["--check", "data.balence"], "Unknown check 'data.balence'. Did you mean 'data.balance'?"),
+        (["--profile", "quik"], "run.profile is 'quik' given by flag; expected one of"),
+        (["--seed", "x"], "run.seed is 'x' given by flag; expected an integer from 0"),
+        (["--workers", "-1"], "run.workers is -1 given by flag; expected an integer from 0"),
+        (["--timeout", "soon"], "run.timeout_s is 'soon' given by flag"),
+        (["--policy", "no.toml"], "no.toml does not exist."),
+        (["--waivers", "no.toml"], "no.toml does not exist."),
+        (["--suite-path", "nowhere"], "nowhere does not exist."),
+        (["--policy", "broken.toml"], "broken.toml is not valid TOML"),
+        (["--waivers", "broken.toml"], "broken.toml is not valid TOML"),
+        (["--config", "no.toml"], "Cannot read configuration file no.toml"),
+        (["--format", "pdf"], "Unknown report format 'pdf'."),
+        (["--format", ""], "No report format given; expected some of html, json, md, junit."),
+        (["--run-dir", "mine"], "is not empty (it holds"),
+        (["--run-dir", "toy.py"], "is a file; choose a directory that is new or empty."),
+        (["--subject", "toy.py:Tyo"], "has no 'Tyo'. Did you mean 'Toy'?"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_4(invoke, project, arguments, sentence):
+    (project / "broken.toml").write_text("[x\n")
+    result = invoke("run", *arguments)
+    assert result.exit_code == ExitCode.USAGE, result.output
+    error = result.stderr.splitlines()
+    assert len(error) == 1
+    assert sentence in error[0]
+    assert not (project / "forge-runs").exists()
+
+
+RUN_KEYS = {
+    "run.profile": ("full", "profile", "full"),
+    "run.seed": (5, "seed", 5),
+    "run.subject": ("toy.py:Toy", "subject_spec", "toy.py:Toy"),
+    "run.workers": (3, "workers", 3),
+    "run.timeout_s": (2.5, "check_timeout_s", 2.5),
+    "run.deadline_s": (60.0, "timeout_s", 60.0),
+    "declared.accelerator": ("none", "declared", {"accelerator": "none", "causal_models": "auto"}),
+}
+
+
+@pytest.mark.parametrize("key", RUN_KEYS)
+def test_every_key_reaches_the_validator(monkeypatch, tmp_path, key):
+    seen = {}
+
+    def capture(policy, subject_spec, **kwargs):
+        seen.update(kwargs, policy=policy, subject_spec=subject_spec)
+
+    monkeypatch.setattr("forge_harness.integration.pipeline_validator.PipelineValidator", capture)
+    value, argument, expected = RUN_KEYS[key]
+    config = tmp_path / "forge.toml"
+    config.touch()
+    make_validator(load_config(environ={}, file=config), (), (), config)
+    assert seen[argument] != expected
+    make_validator(load_config(environ={}, file=config, flags={key: value}), (), (), config)
+    assert seen[argument] == expected
+
+
+def test_files_and_selections_reach_the_validator(monkeypatch, tmp_path):
+    seen = {}
+
+    def capture(policy, subject_spec, **kwargs):
+        seen.update(kwargs, policy=policy)
+
+    monkeypatch.setattr("forge_harness.integration.pipeline_validator.PipelineValidator", capture)
+    (tmp_path / "p.toml").write_text("[suite_weights]\ndata = 9\n")
+    (tmp_path / "w.toml").write_text(
+        '[[waiver]]\ncheck = "data.balance"\nowner = "a"\nreason = "r"\nissue = "i"\n'
+        'expires = "2999-01-01"\n'
+    )
+    config = tmp_path / "forge.toml"
+    config.write_text(
+        '[run]\npolicy = "p.toml"\nwaivers = "w.toml"\nsuite_paths = ["."]\nsubject = ""\n'
+    )
+    make_validator(load_config(environ={}, file=config), ("data",), ("data.balance",), config)
+    assert seen["policy"].suite_weights["data"] == 9
+    assert [waiver.check for waiver in seen["waivers"]] == ["data.balance"]
+    assert seen["suite_paths"] == (tmp_path,)
+    assert (seen["suites"], seen["checks"]) == (("data",), ("data.balance",))
+    assert seen["config_file"] == config
+
+
+def test_the_default_directory_is_new_and_named_by_the_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loaded = load_config(environ={})
+    first = run_directory(loaded)
+    assert first.parent == tmp_path / "forge-runs"
+    assert time.strptime(first.name, "%Y%m%dT%H%M%SZ")
+    names = set()
+    for _ in range(5):
+        path = run_directory(loaded)
+        path.mkdir(parents=True)
+        names.add(path.name)
+    assert len(names) == 5
+    explicit = load_config(environ={}, flags={"run.run_dir": "mine"})
+    assert run_directory(explicit) == tmp_path / "mine"
+
+
+@pytest.mark.parametrize(
+    ("cpus", "quota", "workers"),
+    [(1, None, 1), (2, None, 2), (64, None, 4), (8, 1.5, 1), (8, 0.5, 1), (8, 3.0, 3)],
+)
+def test_workers_follow_the_cpus_this_process_may_use(monkeypatch, cpus, quota, workers):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cpus)))
+    monkeypatch.setattr("forge_harness.environment.cpu_quota", lambda: quota)
+    assert default_workers() == workers
