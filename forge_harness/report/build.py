@@ -1,0 +1,176 @@
+"""Builds the Report from a record and its policy; nothing else is read."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from forge_harness.policy import Policy
+from forge_harness.record import RunRecord, Waiver
+from forge_harness.report.anchors import check_anchor
+from forge_harness.report.changes import changes_since
+from forge_harness.report.checks import check_row, item_row
+from forge_harness.report.model import Headline, Report, Sentence, Span, WaiverRow
+from forge_harness.report.quality import quality_tasks
+from forge_harness.report.scores import component_rows, loss_rows, suite_rows
+from forge_harness.report.specification import specification_sections
+from forge_harness.report.text import clean, percent
+from forge_harness.scoring import waterfall
+from forge_harness.types import Verdict
+
+MEANINGS = {
+    Verdict.PASS: "everything that blocks was measured and passes",
+    Verdict.PASS_WITH_WARNINGS: "nothing blocks; the notes below are open",
+    Verdict.INCOMPLETE: "no measured violation, but required evidence is missing",
+    Verdict.FAIL: "a measured violation blocks",
+    Verdict.PARTIAL: "only a selection ran, which is never a release",
+}
+_CHECK_ID = re.compile(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*")
+
+
+def build_report(record: RunRecord, policy: Policy, baseline: RunRecord | None = None) -> Report:
+    """Returns everything a reader of the run should see.
+
+    Args:
+        record: The run.
+        policy: The policy it was scored with.
+        baseline: The run that was accepted before, when there is one.
+    """
+    steps = waterfall(record, policy)
+    lost = {step.id: f"{step.shown:.2f}" for step in steps if step.kind == "check"}
+    suites, components = suite_rows(record), component_rows(record, policy)
+    checks = tuple(check_row(check, lost) for check in record.checks)
+    return Report(
+        run_id=clean(record.run_id),
+        headline=_headline(record, policy),
+        reasons=tuple(
+            linked(reason, {check.id for check in record.checks})
+            for reason in record.verdict_reasons
+        ),
+        changes=changes_since(record, policy, baseline),
+        suites=suites,
+        components=components,
+        losses=loss_rows(steps),
+        quality=quality_tasks(record),
+        checks=checks,
+        unscored=tuple(item_row(item) for item in record.unscored_items),
+        waivers=tuple(_waiver_row(waiver, record) for waiver in record.waivers),
+        specification=specification_sections(record, checks, suites, components),
+        provenance=_provenance(record),
+    )
+
+
+def linked(reason: str, known: Collection[str]) -> Sentence:
+    """Returns a sentence with a link at every check id it names; at the suites without one."""
+    text = clean(reason)
+    spans: list[Span] = []
+    end = 0
+    for match in _CHECK_ID.finditer(text):
+        if match.group() in known:
+            spans.append(Span(text=text[end : match.start()]))
+            spans.append(Span(text=match.group(), anchor=check_anchor(match.group())))
+            end = match.end()
+    if end == 0:
+        return (Span(text=text, anchor=_section(text)),)
+    return tuple(span for span in (*spans, Span(text=text[end:])) if span.text)
+
+
+def _section(reason: str) -> str:
+    """Returns where a reason that names no check in scope is explained."""
+    if "waiver" in reason:
+        return "waivers"
+    if "not in the catalogue's scope" in reason:
+        return "unscored"
+    return "provenance" if reason.startswith("the run is ") else "suites"
+
+
+def _headline(record: RunRecord, policy: Policy) -> Headline:
+    score = record.score
+    measured = percent(record.coverage)
+    return Headline(
+        verdict=record.verdict,
+        meaning=MEANINGS[record.verdict],
+        score=f"Integration score {score.low} (at most {score.high}), {measured} % measured",
+        low=score.low,
+        high=score.high,
+        measured_percent=measured,
+        scope=_scope(record),
+        subject=clean(record.subject.name),
+        policy_digest=record.policy_digest,
+        alerts=tuple(_alerts(record, policy)),
+    )
+
+
+def _scope(record: RunRecord) -> str:
+    scope = record.scope
+    selected = [*scope.suites, *scope.checks]
+    named = f" (selection: {clean(', '.join(selected))})" if selected else ""
+    return f"{scope.profile} scope: {scope.in_scope} of {scope.total} checks{named}"
+
+
+def _alerts(record: RunRecord, policy: Policy) -> list[str]:
+    alerts = []
+    if record.state != "finished":
+        why = f": {clean(record.state_reason)}" if record.state_reason else ""
+        alerts.append(f"The run is {record.state}{why}. What it did not reach is not measured.")
+    if policy.digest != record.policy_digest:
+        alerts.append(
+            f"The policy beside this record ({policy.digest}) is not the one it was scored with "
+            f"({record.policy_digest}); run forge-harness verify."
+        )
+    if record.unscored_items:
+        count = len(record.unscored_items)
+        alerts.append(f"{count} collected items belong to no check in scope; they block.")
+    return alerts
+
+
+def _waiver_row(waiver: Waiver, record: RunRecord) -> WaiverRow:
+    outcome = next((c.outcome for c in record.checks if c.id == waiver.check), None)
+    return WaiverRow(
+        check=clean(waiver.check),
+        anchor=None if outcome is None else check_anchor(waiver.check),
+        owner=clean(waiver.owner),
+        reason=clean(waiver.reason),
+        issue=clean(waiver.issue),
+        expires=waiver.expires,
+        # The date of the run, not of the reader: a report must not change with the calendar.
+        live=waiver.expires >= record.started_at[:10],
+        outcome=outcome,
+    )
+
+
+def _provenance(record: RunRecord) -> tuple[tuple[str, str], ...]:
+    subject = record.subject
+    rows: list[tuple[str, Any]] = [
+        ("Run", record.run_id),
+        ("State", record.state),
+        ("Started", record.started_at),
+        ("Finished", record.finished_at or "never"),
+        ("Command", shlex.join(record.command)),
+        ("Seed", record.seed),
+        ("Subject", subject.spec),
+        ("Subject digest", subject.digest or "none: the subject is not one file"),
+        ("Subject capabilities", ", ".join(subject.capabilities) or "none"),
+        ("Policy digest", record.policy_digest),
+        ("Record schema", record.schema_version),
+    ]
+    rows += [(f"Declared {key}", value) for key, value in sorted(record.declared.items())]
+    rows += [(f"Environment {key}", value) for key, value in _flat(record.environment)]
+    return tuple((clean(label), clean(_text(value))) for label, value in rows)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Sequence[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in sorted(values.items()):
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", value))
+    return rows
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,96 @@
+"""Check records -> the rows a report shows."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+
+from forge_harness.evidence import satisfied
+from forge_harness.record import CheckItem, CheckRecord, EvidenceRecord, ItemRecord
+from forge_harness.report.anchors import check_anchor, evidence_anchor
+from forge_harness.report.model import CheckRow, EvidenceRow, ItemRow, Samples, State
+from forge_harness.report.text import clean, expectation, number, with_unit
+from forge_harness.types import Direction, Level
+
+
+def check_row(check: CheckRecord, points_lost: Mapping[str, str]) -> CheckRow:
+    """Returns a check with its items and evidence.
+
+    Args:
+        check: The record.
+        points_lost: Check id -> points of 100 it cost.
+    """
+    return CheckRow(
+        anchor=check_anchor(check.id),
+        id=check.id,
+        title=clean(check.title),
+        suite=clean(check.suite),
+        component=clean(check.component),
+        severity=check.severity,
+        version=check.version,
+        outcome=check.outcome,
+        reason=clean(check.reason),
+        credit=credit(check),
+        points_lost=points_lost.get(check.id, ""),
+        duration_s=check.duration_s,
+        command=clean(check.command),
+        evidence=tuple(
+            evidence_row(check.id, index, evidence) for index, evidence in enumerate(check.evidence)
+        ),
+        items=tuple(item_row(item) for item in check.items),
+    )
+
+
+def credit(check: CheckRecord) -> str:
+    """Returns the credit of a check: one fraction, or both ends of its interval."""
+    low, high = check.credit_low, check.credit_high
+    return low if low == high else f"{low} to {high}"
+
+
+def item_row(item: CheckItem | ItemRecord) -> ItemRow:
+    """Returns one pytest item."""
+    return ItemRow(
+        nodeid=clean(item.nodeid),
+        outcome=item.outcome,
+        reason=clean(item.reason),
+        duration_s=item.duration_s,
+        attempts=item.attempts,
+        log=clean(item.log or "", lines=True),
+    )
+
+
+def evidence_row(check: str, index: int, evidence: EvidenceRecord) -> EvidenceRow:
+    """Returns one measured value beside its limit."""
+    value = evidence.value
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return EvidenceRow(
+        anchor=evidence_anchor(check, index),
+        name=clean(evidence.name),
+        actual=with_unit(number(value), evidence.unit),
+        expected=expectation(evidence.limit, evidence.direction, evidence.unit),
+        state=_state(evidence),
+        reason=clean(evidence.reason),
+        item=clean(evidence.item),
+        samples=_samples(evidence.samples),
+        artifact=evidence.artifact,
+        value=float(value) if is_number else None,
+        unit=clean(evidence.unit),
+    )
+
+
+def _state(evidence: EvidenceRecord) -> State:
+    if not satisfied(evidence.value, evidence.limit, evidence.direction):
+        return "warn" if evidence.level == Level.WARN else "fail"
+    return "info" if evidence.direction == Direction.RECORD else "pass"
+
+
+def _samples(values: list[float] | None) -> Samples | None:
+    if not values:
+        return None
+    return Samples(
+        count=len(values),
+        low=min(values),
+        middle=statistics.median(values),
+        high=max(values),
+        values=tuple(values),
+    )

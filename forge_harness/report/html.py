@@ -1,0 +1,193 @@
+"""The HTML report: one file, no network, no scripts."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from forge_harness.report.model import CheckRow, EvidenceRow, Report
+from forge_harness.report.run_values import verdict_state
+from forge_harness.report.specification import STATES
+from forge_harness.report.svg import interval_bar, sparkline
+from forge_harness.report.text import duration, number, shorten, tail
+from forge_harness.types import Outcome
+
+MAX_BYTES = 1_000_000
+"""The page opens at once on a phone and passes every mail filter; run.json has the rest."""
+SHOWN_REASONS = 5
+WORDS = {outcome: outcome.replace("_", " ") for outcome in Outcome} | {
+    Outcome.PASS: "passed",
+    Outcome.WARN: "warned",
+    Outcome.FAIL: "failed",
+    Outcome.XFAIL: "waived",
+    Outcome.XPASS: "waiver not needed",
+}
+_OPEN = (Outcome.FAIL, Outcome.ERROR, Outcome.XPASS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detail:
+    """How much of each check is in the page; all of it is in run.json."""
+
+    log_lines: int
+    log_characters: int
+    reason_characters: int
+    rows: int
+    """Evidence rows of a check that are shown, missed limits first."""
+    items: int
+    sparklines: bool
+
+
+LEVELS = (
+    Detail(
+        log_lines=80,
+        log_characters=8000,
+        reason_characters=2000,
+        rows=200,
+        items=50,
+        sparklines=True,
+    ),
+    Detail(
+        log_lines=25,
+        log_characters=2000,
+        reason_characters=500,
+        rows=25,
+        items=10,
+        sparklines=True,
+    ),
+    Detail(
+        log_lines=8,
+        log_characters=600,
+        reason_characters=200,
+        rows=4,
+        items=2,
+        sparklines=False,
+    ),
+    Detail(
+        log_lines=2,
+        log_characters=160,
+        reason_characters=120,
+        rows=0,
+        items=0,
+        sparklines=False,
+    ),
+)
+"""From everything to an index; the first that fits is written."""
+
+
+def render_html(report: Report, *, has_artifacts: bool = True) -> str:
+    """Returns the report as one self-contained page of at most `MAX_BYTES`.
+
+    The same report gives the same bytes. A run too large for the page keeps every check and
+    says at each what is only in run.json.
+
+    Args:
+        report: What to show.
+        has_artifacts: Whether `evidence/` lies beside the page, so that its files can be linked.
+    """
+    plots = tuple(_plots(report))
+    page = ""
+    for detail in LEVELS:
+        page = _page(report, detail, plots, has_artifacts)
+        if len(page.encode()) <= MAX_BYTES:
+            break
+    return page
+
+
+def _page(report: Report, detail: Detail, plots: tuple[Markup, ...], has_artifacts: bool) -> str:
+    view = _View(report, detail)
+    css = _css()
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            detail=detail,
+            view=view,
+            plots=plots,
+            has_artifacts=has_artifacts,
+            css=Markup(css),  # noqa: S704 - our own file
+            css_digest=_digest(css),
+            verdict_state=verdict_state(report.headline.verdict),
+            shown_reasons=SHOWN_REASONS,
+        )
+    )
+
+
+class _View:
+    """What the page shows of each check, and where links to the rest lead."""
+
+    def __init__(self, report: Report, detail: Detail) -> None:
+        self._detail = detail
+        self._rows = {check.id: self._kept(check) for check in report.checks}
+        self._anchors = {row.anchor for rows in self._rows.values() for row in rows}
+        self._fallback = {row.anchor: c.anchor for c in report.checks for row in c.evidence}
+
+    def _kept(self, check: CheckRow) -> tuple[EvidenceRow, ...]:
+        if len(check.evidence) <= self._detail.rows:
+            return check.evidence
+        ranked = sorted(check.evidence, key=lambda row: row.state in ("info", "pass"))
+        kept = set(map(id, ranked[: self._detail.rows]))
+        return tuple(row for row in check.evidence if id(row) in kept)
+
+    def rows(self, check: CheckRow) -> tuple[EvidenceRow, ...]:
+        """Returns the evidence rows shown."""
+        return self._rows[check.id]
+
+    def href(self, anchor: str) -> str:
+        """Returns the link to an anchor, or to the check of an evidence row that is not shown."""
+        target = anchor if anchor in self._anchors else self._fallback.get(anchor, anchor)
+        return f"#{target}"
+
+
+def _plots(report: Report) -> list[Markup]:
+    if not any(task.curves for task in report.quality):
+        return []
+    from forge_harness.report.plots import loss_plot  # matplotlib: a second to import
+
+    return [
+        loss_plot(task, number) if task.curves else Markup("")
+        for number, task in enumerate(report.quality, start=1)
+    ]
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("forge_harness.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    helpers: dict[str, Any] = {
+        "duration": duration,
+        "number": number,
+        "shorten": shorten,
+        "tail": tail,
+        "interval_bar": interval_bar,
+        "sparkline": sparkline,
+        "words": WORDS,
+        "states": STATES,
+        "opened": _OPEN,
+        "outcomes": tuple(Outcome),
+    }
+    environment.globals.update(helpers)
+    return environment
+
+
+@cache
+def _css() -> str:
+    source = files("forge_harness.report").joinpath("templates/report.css")
+    return source.read_text(encoding="utf-8").strip()
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

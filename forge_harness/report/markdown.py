@@ -1,0 +1,172 @@
+"""Markdown for a GitHub step summary: what a reviewer needs before they open the HTML."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from forge_harness.report.model import CheckRow, Report, ScoreRow, Sentence
+from forge_harness.report.text import duration, shorten
+from forge_harness.types import Outcome, Verdict
+
+MAX_BYTES = 900_000
+"""GitHub refuses a step summary over 1 MiB, all steps of a job together being shown cut."""
+_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$@:-])")
+_MARKS = {
+    Verdict.PASS: "\u2705",
+    Verdict.PASS_WITH_WARNINGS: "\u26a0\ufe0f",
+    Verdict.INCOMPLETE: "\u2753",
+    Verdict.FAIL: "\u274c",
+    Verdict.PARTIAL: "\u2753",
+}
+_BAD = (Outcome.FAIL, Outcome.ERROR, Outcome.XPASS)
+_SHOWN_REASONS = 5
+_SHOWN_CHECKS = 100
+_REASON_LENGTH = 300
+_CUT = "\n\n*Cut here; the HTML report has all of it.*\n"
+
+
+def render_markdown(report: Report) -> str:
+    """Returns the report in brief, under `MAX_BYTES` of UTF-8."""
+    blocks = [
+        _head(report),
+        _reasons(report.reasons),
+        _changes(report),
+        _scores("Suites", "suite", report.suites),
+        _checks("What failed", report.checks, _BAD),
+        _checks("What was not measured", report.checks, (Outcome.NOT_MEASURED,)),
+        _quality(report),
+        _scores("Components", "component", report.components),
+        _end(report),
+    ]
+    text = "\n\n".join(block for block in blocks if block) + "\n"
+    data = text.encode()
+    if len(data) <= MAX_BYTES:
+        return text
+    kept = data[: MAX_BYTES - len(_CUT.encode())].decode(errors="ignore")
+    return kept.rpartition("\n")[0] + _CUT
+
+
+def escape(text: str) -> str:
+    """Returns text that Markdown and GitHub show as it is: no markup, links, mentions or HTML."""
+    plain = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    # A backslash does not stop GitHub from linking @names and addresses; an entity does.
+    return _SPECIAL.sub(_escaped, plain).replace("\n", " ")
+
+
+def _escaped(match: re.Match[str]) -> str:
+    character = match.group(1)
+    return f"&#{ord(character)};" if character in "@:|`" else f"\\{character}"
+
+
+def _code(text: str) -> str:
+    return f"<code>{escape(text)}</code>"
+
+
+def _head(report: Report) -> str:
+    head = report.headline
+    lines = [
+        f"## {_MARKS[head.verdict]} {head.verdict.replace('_', ' ')}: {escape(head.meaning)}",
+        "",
+        f"**{escape(head.score)}**, {escape(head.scope)}, subject {_code(head.subject)}",
+        "",
+        f"Policy {_code(head.policy_digest)}",
+    ]
+    return "\n".join(lines + [f"\n> {escape(alert)}" for alert in head.alerts])
+
+
+def _reasons(reasons: Sequence[Sentence]) -> str:
+    shown = [f"- {escape(_text(reason))}" for reason in reasons[:_SHOWN_REASONS]]
+    more = len(reasons) - len(shown)
+    return "\n".join(shown + ([f"- and {more} more"] if more > 0 else []))
+
+
+def _text(sentence: Sentence) -> str:
+    return shorten("".join(span.text for span in sentence), _REASON_LENGTH)
+
+
+def _changes(report: Report) -> str:
+    changes = report.changes
+    if changes.baseline is None:
+        return "### Changes\n\nNo baseline."
+    lines = [f"### Changes against {_code(changes.baseline)}", ""]
+    if changes.refusal:
+        lines.append(f"- Values do not compare: {escape(changes.refusal)}")
+    lines += [f"- Worse: {escape(sentence)}" for sentence in changes.regressions]
+    for label, found in (
+        ("Newly failing", changes.newly_failing),
+        ("Fixed", changes.fixed),
+        ("Newly not measured", changes.newly_not_measured),
+    ):
+        ids = ", ".join(_code(change.check) for change in found[:_SHOWN_CHECKS])
+        lines.append(f"- {label}: {ids or 'none'}")
+    return "\n".join(lines)
+
+
+def _scores(title: str, noun: str, rows: Sequence[ScoreRow]) -> str:
+    header = [noun, "score", "measured", "pass", "fail or error", "not measured", "time"]
+    return f"### {title}\n\n" + _table(
+        header,
+        (
+            [
+                escape(row.name),
+                f"{row.low} to {row.high}" if row.applicable else "not applicable",
+                f"{row.measured_percent} %",
+                str(_count(row, (Outcome.PASS,))),
+                str(_count(row, _BAD)),
+                str(_count(row, (Outcome.NOT_MEASURED,))),
+                duration(row.duration_s),
+            ]
+            for row in rows
+        ),
+    )
+
+
+def _count(row: ScoreRow, outcomes: Sequence[Outcome]) -> int:
+    return sum(count for outcome, count in row.counts if outcome in outcomes)
+
+
+def _checks(title: str, checks: Sequence[CheckRow], outcomes: Sequence[Outcome]) -> str:
+    found = [check for check in checks if check.outcome in outcomes]
+    if not found:
+        return ""
+    rows = (
+        [
+            _code(check.id),
+            check.severity.value,
+            check.outcome.replace("_", " "),
+            escape(shorten(check.reason, _REASON_LENGTH)),
+            _code(shorten(check.command, _REASON_LENGTH)),
+        ]
+        for check in found[:_SHOWN_CHECKS]
+    )
+    table = _table(["check", "severity", "outcome", "reason", "reproduce"], rows)
+    more = len(found) - _SHOWN_CHECKS
+    rest = f"\n\nand {more} more; the HTML report lists all." if more > 0 else ""
+    return f"### {title} ({len(found)})\n\n{table}{rest}"
+
+
+def _quality(report: Report) -> str:
+    blocks = []
+    for task in report.quality:
+        rows = []
+        for arm in task.arms:
+            texts = []
+            for cell in arm.cells:
+                detail = f" ({cell.detail})" if cell and cell.detail else ""
+                texts.append(escape(f"{cell.text}{detail}") if cell else "not measured")
+            rows.append([escape(arm.arm), *texts])
+        blocks.append(f"**{escape(task.task)}**\n\n" + _table(["arm", *task.columns], rows))
+    return "### What quantization costs\n\n" + "\n\n".join(blocks) if blocks else ""
+
+
+def _end(report: Report) -> str:
+    return (
+        f"Run {_code(report.run_id)}. Every number with its evidence: `report.html` in the run "
+        "directory. Recompute it: `forge-harness verify DIR`."
+    )
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

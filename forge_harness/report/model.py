@@ -1,0 +1,266 @@
+"""The report as data: what every writer renders. All of it comes from run.json and the policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from forge_harness.types import Outcome, Severity, Verdict
+
+State = Literal["pass", "warn", "fail", "error", "not_measured", "not_applicable", "info"]
+"""How a figure stands: decides its icon, word and colour."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """A piece of a sentence; a link within the report when it has an anchor."""
+
+    text: str
+    anchor: str | None = None
+
+
+Sentence = tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Headline:
+    """What the report says first."""
+
+    verdict: Verdict
+    meaning: str
+    """The verdict in one clause."""
+    score: str
+    """For example "Integration score 83 (at most 91), 92 % measured"."""
+    low: int
+    high: int
+    measured_percent: int
+    scope: str
+    subject: str
+    policy_digest: str
+    alerts: tuple[str, ...]
+    """What makes the record itself doubtful: not finished, scored with another policy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreRow:
+    """A suite's or a component's line."""
+
+    name: str
+    anchor: str
+    """First of its checks in the report, or the table when it has none."""
+    applicable: bool
+    weight: int | None
+    """None for components: they have no weight of their own."""
+    low: int
+    high: int
+    measured_percent: int
+    counts: tuple[tuple[Outcome, int], ...]
+    checks: int
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossRow:
+    """One step from 100 down to the low score."""
+
+    label: str
+    anchor: str | None
+    points: str
+    remaining: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One check whose outcome is another than the baseline's."""
+
+    check: str
+    anchor: str
+    before: Outcome
+    after: Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """What changed against the baseline."""
+
+    baseline: str | None
+    """Run id of the baseline; None without one."""
+    refusal: str
+    """Why the two runs do not compare; empty when they do."""
+    newly_failing: tuple[Change, ...] = ()
+    fixed: tuple[Change, ...] = ()
+    newly_not_measured: tuple[Change, ...] = ()
+    regressions: tuple[str, ...] = ()
+    """Gate values worse than the baseline beyond their tolerance."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """Raw values behind a statistic."""
+
+    count: int
+    low: float
+    middle: float
+    """Median."""
+    high: float
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvidenceRow:
+    """One measured value against its limit."""
+
+    anchor: str
+    name: str
+    actual: str
+    expected: str
+    """Limit in words, for example "at most 0.1 s"; empty for values that are only recorded."""
+    state: State
+    reason: str
+    item: str
+    samples: Samples | None
+    artifact: str | None
+    value: float | None
+    """The number behind `actual`; None for text and booleans."""
+    unit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemRow:
+    """One pytest item of a check."""
+
+    nodeid: str
+    outcome: Outcome
+    reason: str
+    duration_s: float
+    attempts: int
+    log: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckRow:
+    """One check with everything that was measured for it."""
+
+    anchor: str
+    id: str
+    title: str
+    suite: str
+    component: str
+    severity: Severity
+    version: int
+    outcome: Outcome
+    reason: str
+    credit: str
+    points_lost: str
+    duration_s: float
+    command: str
+    evidence: tuple[EvidenceRow, ...]
+    items: tuple[ItemRow, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A number of a table, with the evidence it came from."""
+
+    text: str
+    anchor: str | None = None
+    detail: str = ""
+    """Its interval, or what else qualifies it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """A loss curve: held-out or training loss over optimizer steps."""
+
+    arm: str
+    anchor: str
+    steps: tuple[float, ...]
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmRow:
+    """One way to get weights (full precision, ternary, post-training) on one task."""
+
+    arm: str
+    cells: tuple[Figure | None, ...]
+    """In the order of `QualityTask.columns`; None for what was not recorded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QualityTask:
+    """What quantization costs on one task."""
+
+    task: str
+    columns: tuple[str, ...]
+    arms: tuple[ArmRow, ...]
+    comparisons: tuple[tuple[str, Figure], ...]
+    curves: tuple[Curve, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaiverRow:
+    """A known failure someone owns."""
+
+    check: str
+    anchor: str | None
+    owner: str
+    reason: str
+    issue: str
+    expires: str
+    live: bool
+    outcome: Outcome | None
+    """How its check ended; None when the run has no such check."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpecificationRow:
+    """One figure of the specification beside ours."""
+
+    label: str
+    claimed: str
+    source: str
+    """Where ours comes from: a check with its evidence, a suite, or why there is none."""
+    ours: str
+    state: State
+    anchor: str | None
+    note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpecificationSection:
+    """One of the thirteen sections of the specification."""
+
+    number: int
+    title: str
+    rows: tuple[SpecificationRow, ...]
+
+    @property
+    def anchor(self) -> str:
+        """Where the section is in the report."""
+        return f"spec-{self.number}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Everything a reader sees, in the order they see it."""
+
+    run_id: str
+    headline: Headline
+    reasons: tuple[Sentence, ...]
+    """Why the verdict is what it is; writers show the first five."""
+    changes: Changes
+    suites: tuple[ScoreRow, ...]
+    components: tuple[ScoreRow, ...]
+    losses: tuple[LossRow, ...]
+    quality: tuple[QualityTask, ...]
+    checks: tuple[CheckRow, ...]
+    unscored: tuple[ItemRow, ...]
+    waivers: tuple[WaiverRow, ...]
+    specification: tuple[SpecificationSection, ...]
+    provenance: tuple[tuple[str, str], ...]
+
+    def check(self, name: str) -> CheckRow | None:
+        """Returns the check of an id, or None when it was not in scope."""
+        return next((check for check in self.checks if check.id == name), None)

@@ -1,0 +1,68 @@
+"""Writes the reports of a run into a directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from forge_harness.errors import UsageError, unknown_choice
+from forge_harness.policy import Policy
+from forge_harness.record import RunRecord
+from forge_harness.report.build import build_report
+from forge_harness.report.html import render_html
+from forge_harness.report.junit import render_junit
+from forge_harness.report.markdown import render_markdown
+from forge_harness.report.model import Report
+
+
+def render_json(report: Report) -> str:
+    """Returns the report as JSON: the words and links of the HTML, for other tools."""
+    return json.dumps(asdict(report), ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+
+
+WRITERS: dict[str, tuple[str, Callable[[Report], str]]] = {
+    "html": ("report.html", render_html),
+    "json": ("report.json", render_json),
+    "md": ("report.md", render_markdown),
+    "junit": ("junit.xml", render_junit),
+}
+"""Format -> (file name, writer)."""
+FORMATS = tuple(WRITERS)
+"""Names of the report formats."""
+
+
+def write_reports(
+    run_dir: Path,
+    record: RunRecord,
+    policy: Policy,
+    formats: Sequence[str] = ("html", "md", "junit"),
+    *,
+    baseline: RunRecord | None = None,
+) -> list[Path]:
+    """Writes reports of a run; the same record and policy give the same bytes.
+
+    Args:
+        run_dir: Directory that gets the files.
+        record: The run.
+        policy: The policy it was scored with.
+        formats: Some of html, json, md, junit.
+        baseline: The run that was accepted before, when there is one.
+
+    Returns:
+        The files, in the order of `formats`.
+
+    Raises:
+        UsageError: There is no such format.
+    """
+    for name in formats:
+        if name not in WRITERS:
+            raise UsageError(unknown_choice("report format", name, WRITERS))
+    report = build_report(record, policy, baseline)
+    written = []
+    for name in formats:
+        file, render = WRITERS[name]
+        (run_dir / file).write_bytes(render(report).encode())
+        written.append(run_dir / file)
+    return written

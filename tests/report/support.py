@@ -1,0 +1,169 @@
+"""Hand-built runs over the shipped catalogue, for the tests of the report."""
+
+from __future__ import annotations
+
+from forge_harness.policy import load_policy
+from forge_harness.record import EvidenceRecord, ItemRecord, SubjectRecord, Waiver
+from forge_harness.scoring import RunContext, Scope, assemble
+from forge_harness.types import Outcome, Profile
+
+POLICY = load_policy()
+FULL = Scope(profile=Profile.FULL)
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\x1b[31m\u202e{{7*7}}]]>&amp;"
+ARTIFACT = "evidence/sha256/" + "ab" * 32
+
+
+def context(**changes):
+    fields = {
+        "run_id": "20260102T030405Z-0a1b2c3d",
+        "subject": SubjectRecord(spec="toy.py:S", name="toy", capabilities=["Packs", "Trains"]),
+        "environment": {"os": "Linux", "packages": {"torch": "2.13.0"}, "cpu_quota": None},
+        "declared": {"accelerator": "none"},
+        "seed": 7,
+        "command": ["forge-harness", "run", "--run-dir", "first run"],
+        "started_at": "2026-01-02T03:04:05Z",
+        "finished_at": "2026-01-02T03:16:05Z",
+    }
+    return RunContext(**{**fields, **changes})
+
+
+def evidence(nodeid, name="value", value=1.0, **fields):
+    defaults = {"unit": "1", "limit": None, "direction": "record", "reason": "", "samples": None}
+    return EvidenceRecord(item=nodeid, name=name, value=value, **{**defaults, **fields})
+
+
+def item(check, outcome="pass", *, reason="", log=None, rows=None, duration_s=0.25):
+    nodeid = f"{check.replace('.', '/test_')}.py::test"
+    if rows is None:
+        rows = [
+            evidence(
+                nodeid,
+                check.partition(".")[2],
+                0.97 if outcome != "fail" else 0.5,
+                limit=0.9,
+                direction="at_least",
+                reason="a stated reason",
+                samples=[0.9 + 0.01 * (i % 7) for i in range(20)],
+            ),
+            evidence(nodeid, "count", 12_345, unit="runs", limit=12_345, direction="equal"),
+        ]
+    else:
+        rows = [row.model_copy(update={"item": nodeid}) for row in rows]
+    return ItemRecord(
+        nodeid=nodeid,
+        check=check,
+        outcome=Outcome(outcome),
+        reason=reason,
+        duration_s=duration_s,
+        evidence=rows,
+        log=log,
+    )
+
+
+def quality_rows(with_curves=True):
+    """Evidence as the quality gates record it."""
+    rows = []
+    for task, top in (("digits", 0.96), ("bytes", 0.45)):
+        for arm, factor in (("ternary", 0.99), ("full", 1.0), ("post_training", 0.6)):
+            name = f"{task}.{arm}"
+            seeds = [top * factor + 0.004 * i for i in (-1, 0, 1)]
+            rows += [
+                evidence("", f"seeds.{name}", 3, samples=[0, 1, 2]),
+                evidence("", f"steps.{name}", 600, unit="steps"),
+                evidence("", f"learning_rate.{name}", 0.003),
+                evidence("", f"accuracy.{name}", top * factor, samples=seeds),
+                evidence("", f"loss.{name}", 1.5 - factor, unit="nats", samples=[0.5, 0.51, 0.49]),
+            ]
+            if with_curves and arm != "post_training":
+                steps = [float(s) for s in range(0, 600, 10)]
+                losses = [2.3 / (1 + s / 60) + (0.05 if arm == "ternary" else 0) for s in steps]
+                rows.append(evidence("", f"loss_curve_steps.{name}", 60, samples=steps))
+                rows.append(evidence("", f"loss_curve.{name}", losses[-1], samples=losses))
+        for kind, value in (("ratio", 0.99), ("ratio_low", 0.985), ("ratio_high", 0.996)):
+            rows.append(evidence("", f"{kind}.{task}", value))
+    limit = {"limit": 0.987, "direction": "at_least"}
+    rows.append(evidence("", "quantized_accuracy_ratio", 0.988, **limit))
+    return rows
+
+
+def items_of_all(outcomes=None, profile=Profile.FULL):
+    """One item a check of the profile; `outcomes` maps check ids to outcome or None (no item)."""
+    outcomes = outcomes or {}
+    items = []
+    for entry in POLICY.in_scope(profile):
+        outcome = outcomes.get(entry.id, "pass")
+        if outcome is None or entry.id == "environment.accelerator":
+            continue
+        rows = quality_rows() if entry.id == "gates.quantized_accuracy_ratio" else None
+        reason = "" if outcome == "pass" else f"{entry.id} ended {outcome}"
+        log = None if outcome in ("pass", "not_measured") else "E   assert 1 == 2\n" * 3
+        kept = [] if outcome == "not_measured" else rows
+        items.append(item(entry.id, outcome, reason=reason, log=log, rows=kept))
+    return items
+
+
+def record(items=None, *, state="finished", scope=FULL, waivers=(), policy=POLICY, **changes):
+    return assemble(
+        policy,
+        items_of_all() if items is None else items,
+        waivers=waivers,
+        scope=scope,
+        context=context(**changes),
+        state=state,
+        state_reason="" if state == "finished" else "stopped by Ctrl-C",
+    )
+
+
+FAILING = {
+    "architecture.weight_scale": "fail",
+    "security.tls_1_3_only": "error",
+    "data.balance": "warn",
+    "training.overfit_one_batch": "flaky",
+    "performance.load_10x": "not_measured",
+    "gates.latency": None,
+    "state.io_errors": "fail",
+}
+WAIVERS = (
+    Waiver(
+        check="state.io_errors",
+        owner="storage team",
+        reason="needs the new kernel",
+        issue="https://example.org/17",
+        expires="2026-03-01",
+    ),
+    Waiver(check="data.balance", owner="a", reason="b", issue="c", expires="2025-01-01"),
+)
+
+
+def failing_record():
+    return record(items_of_all(FAILING), waivers=WAIVERS)
+
+
+def incomplete_record():
+    missing = {entry.id: None for entry in POLICY.catalogue if entry.suite == "performance"}
+    return record(items_of_all(missing))
+
+
+def interrupted_record():
+    return record(items_of_all()[:60], state="interrupted", finished_at=None)
+
+
+def hostile_record():
+    rows = [evidence("", HOSTILE, HOSTILE, unit=HOSTILE, reason=HOSTILE)]
+    items = items_of_all()
+    items[0] = item(items[0].check, "fail", reason=HOSTILE, log=HOSTILE, rows=rows)
+    items.append(item("unknown.check", "pass", rows=rows))
+    subject = SubjectRecord(spec=HOSTILE, name=HOSTILE, capabilities=[HOSTILE])
+    waiver = Waiver(
+        check="data.balance", owner=HOSTILE, reason=HOSTILE, issue=HOSTILE, expires="2027-01-01"
+    )
+    return record(items, subject=subject, waivers=[waiver], environment={HOSTILE: HOSTILE})
+
+
+RECORDS = {
+    "pass": record,
+    "fail": failing_record,
+    "incomplete": incomplete_record,
+    "interrupted": interrupted_record,
+    "hostile": hostile_record,
+}
