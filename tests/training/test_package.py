@@ -33,6 +33,9 @@ def test_package_evaluates_exactly_as_the_session(tmp_path: Path, compute: str) 
     session = trained("digits#2", extra={"compute": compute})
     export_package(session, tmp_path / "package")
     assert evaluate_package("digits#2", tmp_path / "package") == session.evaluate()
+    # The integer modes give the same bits, and a package names the one that runs anywhere.
+    config, _ = read_package(tmp_path / "package")
+    assert config["compute"] == ("fake" if compute == "fake" else "exact")
 
 
 def test_language_model_package_gives_the_same_logits(tmp_path: Path) -> None:
