@@ -42,12 +42,16 @@ def plain(value: object, name: str) -> Scalar:
                 f"evidence {name!r} is an array; record a scalar, samples=[...] or an artifact"
             )
         value = value.item()
-    if isinstance(value, bool | str):
+    # Exact types: execnet, which carries reports between processes, knows no subclasses, and
+    # numpy.float64 is one of float, torch's version one of str.
+    if isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return str(value)
     if isinstance(value, int):
-        return value if abs(value) <= _MAX_JSON_INT else str(value)
+        return int(value) if abs(value) <= _MAX_JSON_INT else str(int(value))
     if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
+        return float(value) if math.isfinite(value) else str(float(value))
     raise TypeError(
         f"evidence {name!r} is of type {type(value).__name__}; expected a number, text or boolean"
     )
@@ -245,13 +249,13 @@ class Recorder:
         if limit is not None and not isinstance(limit, list):
             kept_limit = plain(limit, f"limit of {name}")
         evidence = Evidence(
-            name=name,
+            name=str(name),
             value=plain(value, name),
-            unit=unit,
+            unit=str(unit),
             limit=kept_limit,
             direction=direction.value,
             level=level.value,
-            reason=reason,
+            reason=str(reason),
             samples=_plain_samples(samples, name),
         )
         self._push(evidence)

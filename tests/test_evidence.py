@@ -68,6 +68,29 @@ def test_numpy_and_torch_scalars_become_plain_numbers():
     canonical_json([payload for _, payload in evidence.sink])
 
 
+def test_what_is_kept_has_exactly_the_types_that_cross_processes():
+    from enum import IntEnum
+
+    import numpy as np
+    import torch
+
+    class Code(IntEnum):
+        FOUR = 4
+
+    evidence = recorder()
+    reason = torch.__version__  # a subclass of str
+    evidence.record("version", torch.__version__, reason=reason, unit=type(reason)("v"))
+    evidence.at_most("ratio", np.float64(0.5), limit=np.float64(1.0), reason=reason)
+    evidence.equal("code", Code.FOUR, expected=Code.FOUR, reason=reason)
+    evidence.equal("flag", np.bool_(True), expected=True, reason=reason)
+    for _, payload in evidence.sink:
+        types = {type(value) for value in payload.values()}
+        assert types <= {str, float, int, bool, type(None)}, payload
+    import execnet.gateway_base
+
+    execnet.gateway_base.dumps(evidence.sink)
+
+
 def test_an_array_is_refused_by_name():
     import numpy as np
 
