@@ -168,8 +168,10 @@ def _overlay(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in top.items():
         below = base.get(key)
-        nested = isinstance(below, dict) and isinstance(value, dict)
-        merged[key] = _overlay(below, value) if nested else value
+        if isinstance(below, dict) and isinstance(value, dict):
+            merged[key] = _overlay(below, value)
+        else:
+            merged[key] = value
     return merged
 
 
