@@ -122,7 +122,7 @@ class QATSession:
         with self.random.active():
             self.model = parts.build_model(task, options.seed, options.precision)
         self._configure_model(initial_weights)
-        self.optimizer = build_optimizer(self.model, self.recipe)
+        self.optimizer: torch.optim.Optimizer = build_optimizer(self.model, self.recipe)
         self._parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
         self._ranks = ranks or OneProcess()
         self._forward = self._ranks.wrap(self.model)
