@@ -1,0 +1,39 @@
+"""One run being recorded."""
+
+from __future__ import annotations
+
+from forge_harness.integration.recording import Recording, new_context
+from forge_harness.rundir import DiskFullError, RunDirectory, check_manifest, read_record
+from forge_harness.scoring import Scope
+from forge_harness.types import Outcome
+
+from ..rundir_support import CONTEXT, POLICY, make_item
+
+
+def test_a_disk_that_fills_at_the_last_item_is_not_a_finished_run(tmp_path, monkeypatch):
+    recording = Recording(POLICY, Scope(), CONTEXT)
+    recording.start(tmp_path / "run")
+    recording.add(make_item("x"))
+
+    def full(self, item):
+        raise DiskFullError("No space left for run directory run; free some and run again.")
+
+    monkeypatch.setattr(RunDirectory, "append_item", full)
+    recording.add(make_item("y"))
+    record = recording.finish("finished")
+    assert (record.state, record.verdict) == ("aborted", "INCOMPLETE")
+    assert record.state_reason.startswith("No space left for run directory run")
+    # What was measured stays, also what the item file no longer took.
+    assert {check.outcome for check in record.checks} == {Outcome.PASS}
+    assert read_record(tmp_path / "run") == record
+    assert record.finished_at is not None
+    assert check_manifest(tmp_path / "run"), "not sealed yet"
+
+
+def test_two_runs_of_one_second_have_two_ids():
+    common = {"subject": CONTEXT.subject, "declared": {}, "seed": 3, "command": ["x"]}
+    first, second = (
+        new_context(**common, started_at="2026-01-02T03:04:05Z", environment={}) for _ in range(2)
+    )
+    assert first.run_id != second.run_id
+    assert first.run_id.startswith("20260102T030405Z-")
