@@ -1,5 +1,8 @@
 """What is trained is what is shipped, and two ranks train what one would."""
 
+import math
+import statistics
+
 import pytest
 
 from forge_harness.subject.protocols import TrainOptions
@@ -12,15 +15,28 @@ def test_eval_is_quantized(subject, evidence, tmp_path):
     """The metric in the loop is the metric of the exported package, and measuring changes nothing.
 
     Oracle: the package, evaluated from its files alone, holds ternary codes and nothing else to
-    fall back to. Equal to the last bit: both read the same codes. Evaluating leaves state and
-    training mode of every module as they were, and does not depend on gradient accumulation.
+    fall back to. Medians over three seeds: bit-equal where both sides multiply integers; for a
+    dequantized forward 1e-8, or up to 6e-6 in a run where rounding flips an activation code.
+    Unquantized activations or one scale a batch make it 2e-4 (smallest of 12 runs: 4e-5), so the
+    limit is 3e-5. Evaluating leaves state and training mode of every module as they were, and
+    does not depend on gradient accumulation.
     """
     task = cheapest(subject)
+    differences = [_package_difference(subject, task, seed, tmp_path) for seed in range(3)]
+    for index, (metric, limit) in enumerate((("loss", 3e-5), ("accuracy", 2e-4))):
+        values = [difference[index] for difference in differences]
+        evidence.at_most(
+            f"{metric}_difference",
+            statistics.median(values),
+            limit=limit,
+            reason="in the loop against the package, same validation split; median of three seeds",
+            samples=[value for value in values if math.isfinite(value)],
+        )
     session = subject.session(task, TrainOptions(steps=12))
     steps(session, 8)
     state = digests(session.state_tensors())
     modes = {name: module.training for name, module in session.model.named_modules()}
-    inside = dict(session.evaluate())
+    session.evaluate()
     changed = differing(state, digests(session.state_tensors()))
     evidence.equal(
         "changed_by_evaluating",
@@ -37,16 +53,6 @@ def test_eval_is_quantized(subject, evidence, tmp_path):
         unit="modules",
         reason=f"training mode after evaluating as before: {shown(flipped)}",
     )
-    subject.export_package(session, tmp_path / "package")
-    outside = subject.evaluate_package(task, tmp_path / "package")
-    for metric, unit in (("accuracy", "1"), ("loss", "nats")):
-        evidence.equal(
-            metric,
-            inside[metric],
-            expected=outside[metric],
-            unit=unit,
-            reason="in the loop against the package on the same validation split",
-        )
     plain, accumulated = (
         subject.session(task, TrainOptions(steps=1, batch_size=16, accumulation=count)).evaluate()
         for count in (1, 4)
@@ -58,6 +64,18 @@ def test_eval_is_quantized(subject, evidence, tmp_path):
         unit="nats",
         reason="the same fresh weights; accumulation scales gradients, not the metric",
     )
+
+
+def _package_difference(subject, task, seed, directory):
+    """Relative difference of the loss and difference of the accuracy, loop against package."""
+    session = subject.session(task, TrainOptions(steps=12, seed=seed))
+    steps(session, 8)
+    inside = session.evaluate()
+    path = directory / f"package-{seed}"
+    subject.export_package(session, path)
+    outside = subject.evaluate_package(task, path)
+    loss = abs(inside["loss"] - outside["loss"]) / abs(outside["loss"])
+    return loss, abs(inside["accuracy"] - outside["accuracy"])
 
 
 @pytest.mark.forge_check("training.distributed_equivalence")

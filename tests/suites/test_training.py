@@ -731,7 +731,11 @@ DEFECTS = {
         "nan_in_one_gradient.reported",
     ),
     "ranks_not_averaged": ("distributed_equivalence", NoAverageOverRanks(), "different_tensors"),
-    "L06_evaluates_latents": ("eval_is_quantized", SessionDefect(evaluates_latents), "accuracy is"),
+    "L06_evaluates_latents": (
+        "eval_is_quantized",
+        SessionDefect(evaluates_latents),
+        "loss_difference",
+    ),
     "T15_mode_left": (
         "eval_is_quantized",
         SessionDefect(stays_in_evaluation_mode),
@@ -742,7 +746,7 @@ DEFECTS = {
         SessionDefect(divides_validation_loss),
         "loss_with_accumulation",
     ),
-    "T20_exports_average": ("eval_is_quantized", ExportsAverage(), "in the loop against"),
+    "T20_exports_average": ("eval_is_quantized", ExportsAverage(), "loss_difference"),
     "evaluating_moves_data": (
         "eval_is_quantized",
         SessionDefect(evaluation_moves_data),
