@@ -68,8 +68,10 @@ def linked(reason: str, known: Collection[str]) -> Sentence:
     text = clean(reason)
     spans: list[Span] = []
     end = 0
+    named: set[str] = set()
     for match in _CHECK_ID.finditer(text):
-        if match.group() in known:
+        if match.group() in known and match.group() not in named:
+            named.add(match.group())
             spans.append(Span(text=text[end : match.start()]))
             spans.append(Span(text=match.group(), anchor=check_anchor(match.group())))
             end = match.end()

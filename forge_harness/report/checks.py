@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping
 
@@ -11,6 +12,8 @@ from forge_harness.report.anchors import check_anchor, evidence_anchor
 from forge_harness.report.model import CheckRow, EvidenceRow, ItemRow, Samples, State
 from forge_harness.report.text import clean, expectation, number, with_unit
 from forge_harness.types import Direction, Level
+
+_ARTIFACT = re.compile(r"evidence/sha256/[0-9a-f]{64}")
 
 
 def check_row(check: CheckRecord, points_lost: Mapping[str, str]) -> CheckRow:
@@ -72,16 +75,21 @@ def evidence_row(check: str, index: int, evidence: EvidenceRecord) -> EvidenceRo
         reason=clean(evidence.reason),
         item=clean(evidence.item),
         samples=_samples(evidence.samples),
-        artifact=evidence.artifact,
+        artifact=_linkable(evidence.artifact),
         value=float(value) if is_number else None,
         unit=clean(evidence.unit),
     )
 
 
+def _linkable(artifact: str | None) -> str | None:
+    """Returns the name of a stored file; a forged record could name any address."""
+    return artifact if artifact and _ARTIFACT.fullmatch(artifact) else None
+
+
 def _state(evidence: EvidenceRecord) -> State:
     if not satisfied(evidence.value, evidence.limit, evidence.direction):
-        return "warn" if evidence.level == Level.WARN else "fail"
-    return "info" if evidence.direction == Direction.RECORD else "pass"
+        return "warn" if Level(evidence.level) is Level.WARN else "fail"
+    return "info" if Direction(evidence.direction) is Direction.RECORD else "pass"
 
 
 def _samples(values: list[float] | None) -> Samples | None:

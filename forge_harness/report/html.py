@@ -113,7 +113,7 @@ def _page(report: Report, detail: Detail, plots: tuple[Markup, ...], has_artifac
             view=view,
             plots=plots,
             has_artifacts=has_artifacts,
-            css=Markup(css),  # noqa: S704 - our own file
+            css=Markup(css),
             css_digest=_digest(css),
             verdict_state=verdict_state(report.headline.verdict),
             shown_reasons=SHOWN_REASONS,

@@ -88,7 +88,7 @@ def _comparisons(task: str, found: Mapping[str, _Found]) -> Iterable[tuple[str, 
         known = [end.evidence.value for end in ends if end is not None]
         detail = ""
         if len(known) == 2:
-            detail = f"95 % interval {number(known[0])} to {number(known[1])}"
+            detail = f"95 %: {number(known[0])} to {number(known[1])}"
         elif known:
             detail = f"95 %: {'at least' if ends[0] else 'at most'} {number(known[0])}"
         yield label, Figure(text=_shown(row.evidence), anchor=row.anchor, detail=detail)
@@ -108,11 +108,14 @@ def _interval(samples: list[float]) -> str:
     from forge_harness.scoring.statistics import mean_interval  # scipy: half a second
 
     interval = mean_interval(samples)
-    return f"95 % interval {number(interval.low)} to {number(interval.high)}, n = {len(samples)}"
+    # Digits beyond the fourth are noise at three to ten seeds.
+    return f"95 %: {interval.low:.4g} to {interval.high:.4g}, n = {len(samples)}"
 
 
 def _shown(evidence: EvidenceRecord) -> str:
-    return with_unit(number(evidence.value), evidence.unit)
+    # The column says "steps" already.
+    unit = "1" if evidence.name.startswith("steps.") else evidence.unit
+    return with_unit(number(evidence.value), unit)
 
 
 def _curves(task: str, found: Mapping[str, _Found]) -> Iterable[Curve]:

@@ -101,10 +101,10 @@ def _waivers(record: RunRecord) -> RunValue:
 
 def _items(*outcomes: Outcome) -> Callable[[RunRecord], RunValue]:
     def count(record: RunRecord) -> RunValue:
-        items = [item for check in record.checks for item in check.items]
-        items = items + list(record.unscored_items)
-        chosen = [item for item in items if not outcomes or item.outcome in outcomes]
-        share = f"{100 * len(chosen) // len(items)} % of the items that ran" if items else ""
+        ended = [item.outcome for check in record.checks for item in check.items]
+        ended += [item.outcome for item in record.unscored_items]
+        chosen = [outcome for outcome in ended if not outcomes or outcome in outcomes]
+        share = f"{100 * len(chosen) // len(ended)} % of the items that ran" if ended else ""
         return number(len(chosen)), "info", "checks", share if outcomes else ""
 
     return count

@@ -176,7 +176,8 @@ class _Lookup:
         note = f"{passed} of {row.checks} checks pass, {measured} % measured"
         if measured == 0:
             return make(NOT_MEASURED, "not_measured", row.anchor, note)
-        return make(f"{row.low} (at most {row.high})", _worst(row), row.anchor, note)
+        ours = str(row.low) if row.low == row.high else f"{row.low} (at most {row.high})"
+        return make(ours, _worst(row), row.anchor, note)
 
 
 _Row = SpecificationRow

@@ -1,4 +1,4 @@
-"""Small hand-written graphics: score intervals and sparklines. Colours come from the style sheet."""
+"""Score intervals and sparklines, written by hand; colours come from the style sheet."""
 
 from __future__ import annotations
 

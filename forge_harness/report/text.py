@@ -21,10 +21,10 @@ UNITS_OF_ONE = ("1", "")
 
 
 def clean(text: str, *, lines: bool = False) -> str:
-    """Returns text without terminal sequences and with invisible characters made visible.
+    r"""Returns text without terminal sequences and with invisible characters made visible.
 
     A bidirectional override could show a failing value as a passing one, so format characters
-    become `\\u202e` in words. Line ends and tabs are kept only when `lines` is set.
+    become `\u202e` in words. Line ends and tabs are kept only when `lines` is set.
     """
     shown = _ANSI.sub("", text).replace("\r\n", "\n")
     if not lines:
@@ -94,7 +94,8 @@ def shorten(text: str, length: int) -> str:
 
 def tail(text: str, *, lines: int, characters: int) -> str:
     """Returns the end of a log, with a first line that says what is missing."""
-    kept = "\n".join(text.splitlines()[-lines:])[-characters:]
+    text = text.rstrip()
+    kept = "\n".join(text.split("\n")[-lines:])[-characters:]
     missing = len(text) - len(kept)
     if missing <= 0:
         return text

@@ -63,6 +63,11 @@ def write_reports(
     written = []
     for name in formats:
         file, render = WRITERS[name]
-        (run_dir / file).write_bytes(render(report).encode())
+        if name == "html":
+            # Written elsewhere, the stored files are not beside the page: no dead links.
+            text = render_html(report, has_artifacts=(run_dir / "evidence").is_dir())
+        else:
+            text = render(report)
+        (run_dir / file).write_bytes(text.encode())
         written.append(run_dir / file)
     return written

@@ -1,0 +1,164 @@
+"""The Report model: what it says of a run."""
+
+from __future__ import annotations
+
+import pytest
+
+from forge_harness.report import build_report
+from forge_harness.report.build import linked
+from forge_harness.report.model import Span
+from forge_harness.scoring import waterfall
+
+from . import support
+
+
+def anchors(report):
+    known = {"verdict", "changes", "suites", "components", "quality", "checks", "unscored"}
+    known |= {"waivers", "specification", "provenance"}
+    known |= {check.anchor for check in report.checks}
+    return known | {row.anchor for check in report.checks for row in check.evidence}
+
+
+@pytest.mark.parametrize("kind", support.RECORDS)
+def test_every_anchor_of_the_model_is_a_place_in_it(kind, report_of):
+    report = report_of(kind)
+    used = {span.anchor for reason in report.reasons for span in reason if span.anchor}
+    used |= {row.anchor for row in (*report.suites, *report.components)}
+    used |= {loss.anchor for loss in report.losses if loss.anchor}
+    used |= {row.anchor for s in report.specification for row in s.rows if row.anchor}
+    used |= {cell.anchor for t in report.quality for arm in t.arms for cell in arm.cells if cell}
+    used |= {curve.anchor for task in report.quality for curve in task.curves}
+    used |= {waiver.anchor for waiver in report.waivers if waiver.anchor}
+    assert used <= anchors(report)
+
+
+def test_the_six_components_come_first_in_the_order_of_the_specification(report_of):
+    assert [row.name for row in report_of("pass").components] == [
+        "Phase4Connector",
+        "Phase6Preparer",
+        "PipelineValidator",
+        "StateManager",
+        "MLOpsCoordinator",
+        "QualityCoordinator",
+    ]
+
+
+def test_a_component_is_scored_by_the_rule_over_its_own_checks(report_of):
+    rows = {row.name: row for row in report_of("fail").components}
+    assert (rows["Phase4Connector"].low, rows["Phase4Connector"].high) == (49, 49)  # critical fails
+    assert (rows["MLOpsCoordinator"].low, rows["MLOpsCoordinator"].high) == (79, 79)  # high errors
+    assert (rows["Phase6Preparer"].low, rows["Phase6Preparer"].high) == (100, 100)
+    assert rows["QualityCoordinator"].low < rows["QualityCoordinator"].high == 100
+    assert rows["QualityCoordinator"].measured_percent < 100
+
+
+def test_points_lost_are_those_of_the_waterfall(run_record, report_of):
+    steps = {step.id: step for step in waterfall(run_record("fail"), support.POLICY)}
+    check = report_of("fail").check("architecture.weight_scale")
+    assert check.points_lost == f"{steps['architecture.weight_scale'].shown:.2f}" != "0.00"
+    assert report_of("fail").check("data.splits_disjoint").points_lost == ""
+
+
+def test_ids_in_a_reason_become_links_once():
+    known = {"a.b", "a.c"}
+    assert linked("check a.b failed: a.b is bad, see x.y and a.c", known) == (
+        Span(text="check "),
+        Span(text="a.b", anchor="check-a.b"),
+        Span(text=" failed: a.b is bad, see x.y and "),
+        Span(text="a.c", anchor="check-a.c"),
+    )
+    assert linked("the score is 70, under 80", known)[0].anchor == "suites"
+    assert linked("the run is interrupted", known)[0].anchor == "provenance"
+    assert linked("a waiver names check 'q.r', which", known)[0].anchor == "waivers"
+
+
+def test_a_run_that_did_not_finish_says_so(report_of):
+    (alert,) = report_of("interrupted").headline.alerts
+    assert (
+        alert == "The run is interrupted: stopped by Ctrl-C. What it did not reach is not measured."
+    )
+    assert report_of("pass").headline.alerts == ()
+
+
+def test_another_policy_than_the_recorded_one_is_an_alert(run_record):
+    other = support.POLICY.model_copy(
+        update={"thresholds": {**support.POLICY.thresholds, "gates.latency.at_most": 9.0}}
+    )
+    # model_copy keeps cached values of the original, its digest included.
+    other = type(other).model_validate(other.to_json())
+    (alert,) = build_report(run_record("pass"), other).headline.alerts
+    assert run_record("pass").policy_digest in alert
+    assert other.digest in alert
+
+
+def test_waivers_are_live_or_expired_on_the_day_of_the_run(report_of):
+    live = {row.check: (row.live, row.outcome) for row in report_of("fail").waivers}
+    assert live == {"state.io_errors": (True, "xfail"), "data.balance": (False, "fail")}
+
+
+def test_changes_against_a_baseline(run_record):
+    report = build_report(run_record("fail"), support.POLICY, run_record("pass"))
+    changes = report.changes
+    assert changes.baseline == run_record("pass").run_id
+    failing = {change.check for change in changes.newly_failing}
+    assert failing == {"architecture.weight_scale", "security.tls_1_3_only", "data.balance"}
+    missing = {change.check for change in changes.newly_not_measured}
+    assert missing == {"performance.load_10x", "gates.latency"}
+    back = build_report(run_record("pass"), support.POLICY, run_record("fail")).changes
+    assert {change.check for change in back.fixed} == failing
+    assert back.newly_failing == ()
+    assert build_report(run_record("pass"), support.POLICY).changes.baseline is None
+
+
+def test_quality_is_read_from_what_the_gates_recorded(report_of):
+    digits, text = report_of("pass").quality
+    assert (digits.task, text.task) == ("digits", "bytes")
+    assert [arm.arm for arm in digits.arms] == [
+        "full precision",
+        "ternary (trained)",
+        "post-training ternary",
+    ]
+    accuracy = dict(zip(digits.columns, digits.arms[1].cells, strict=True))["accuracy"]
+    assert accuracy.text == "0.9504"
+    assert accuracy.detail == "95 %: 0.9405 to 0.9603, n = 3"  # t(2) * 0.004 / sqrt(3)
+    label, ratio = digits.comparisons[0]
+    assert (label, ratio.text) == ("ternary over full-precision accuracy", "0.99")
+    assert ratio.detail == "95 %: 0.985 to 0.996"
+    assert [curve.arm for curve in digits.curves] == ["full precision", "ternary (trained)"]
+    assert digits.curves[0].steps[:2] == (0.0, 10.0)
+
+
+def test_curves_without_matching_steps_are_numbered():
+    rows = [
+        support.evidence("", "accuracy.t.full", 0.5, samples=[0.5]),
+        support.evidence("", "loss_curve_steps.t.full", 2, samples=[1.0, 2.0]),
+        support.evidence("", "loss_curve.t.full", 0.1, samples=[0.3, 0.2, 0.1]),
+    ]
+    items = [support.item("gates.accuracy", rows=rows)]
+    (task,) = build_report(support.record(items), support.POLICY).quality
+    assert task.curves[0].steps == (0.0, 1.0, 2.0)
+    assert task.arms[0].cells[0].detail == "one seed, no interval"
+    assert task.arms[0].cells[1] is None
+
+
+def test_limits_are_words_and_missed_ones_are_marked():
+    rows = [
+        support.evidence("", "over", 2.0, limit=1.0, direction="at_most", unit="s"),
+        support.evidence("", "soft", 2.0, limit=1.0, direction="at_most", level="warn"),
+        support.evidence("", "inside", 2, limit=[1.0, 3.0], direction="within", unit="GB"),
+        support.evidence("", "same", True, limit=True, direction="equal"),
+        support.evidence("", "broken", "nan"),
+        support.evidence("", "noted", "text"),
+    ]
+    report = build_report(
+        support.record([support.item("data.balance", "fail", rows=rows)]), support.POLICY
+    )
+    shown = [(r.actual, r.expected, r.state) for r in report.check("data.balance").evidence]
+    assert shown == [
+        ("2 s", "at most 1 s", "fail"),
+        ("2", "at most 1", "warn"),
+        ("2 GB", "1 to 3 GB", "pass"),
+        ("yes", "exactly yes", "pass"),
+        ("nan", "", "fail"),
+        ("text", "", "info"),
+    ]

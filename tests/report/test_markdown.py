@@ -1,0 +1,64 @@
+"""The step summary: what it says, that nothing in it is markup of others, its size."""
+
+from __future__ import annotations
+
+import re
+
+from forge_harness.report import build_report, markdown, render_markdown
+from forge_harness.report.markdown import escape
+
+from . import support
+
+
+def test_it_starts_with_verdict_and_score(report_of):
+    lines = render_markdown(report_of("fail")).splitlines()
+    assert lines[0] == "## \u274c FAIL: a measured violation blocks"
+    assert lines[2].startswith("**Integration score 49 \\(at most 49\\), 98 % measured**")
+    assert report_of("fail").headline.policy_digest.partition(":")[2] in lines[4]
+
+
+def test_failed_and_not_measured_checks_are_listed_with_their_commands(report_of):
+    text = render_markdown(report_of("fail"))
+    failed = text.partition("### What failed (3)")[2].partition("###")[0]
+    for check in ("architecture.weight\\_scale", "security.tls\\_1\\_3\\_only", "data.balance"):
+        assert f"<code>{check}</code>" in failed
+    missing = text.partition("### What was not measured (2)")[2].partition("###")[0]
+    assert "<code>gates.latency</code>" in missing
+    assert "forge\\-harness run \\-\\-check gates.latency" in missing
+
+
+def test_text_of_others_is_no_markup():
+    hostile = "<b> [x](http://e) @team | `a` *b* #1 &lt; ![i](j)\nnext"
+    assert escape(hostile) == (
+        "&lt;b&gt; \\[x\\]\\(http&#58;//e\\) &#64;team &#124; &#96;a&#96; \\*b\\* \\#1 &amp;lt; "
+        "\\!\\[i\\]\\(j\\) next"
+    )
+
+
+def test_tables_keep_their_columns_whatever_is_in_them(report_of):
+    text = render_markdown(report_of("hostile"))
+    assert "<script" not in text
+    assert "<img" not in text
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        assert len({row.count("|") for row in block.splitlines()}) == 1
+
+
+def test_it_fits_a_step_summary(monkeypatch):
+    outcomes = {entry.id: "fail" for entry in support.POLICY.catalogue}
+    items = [support.item(check, "fail", reason="\u00e4|" * 5000) for check in outcomes]
+    report = build_report(support.record(items), support.POLICY)
+    text = render_markdown(report)
+    assert len(text.encode()) <= markdown.MAX_BYTES
+    assert "and 47 more; the HTML report lists all." in text
+    monkeypatch.setattr(markdown, "MAX_BYTES", 5000)
+    cut = render_markdown(report)
+    assert len(cut.encode()) <= 5000
+    assert cut.endswith("*Cut here; the HTML report has all of it.*\n")
+
+
+def test_without_a_baseline_it_says_so(report_of, run_record):
+    assert "No baseline." in render_markdown(report_of("pass"))
+    report = build_report(run_record("fail"), support.POLICY, run_record("pass"))
+    changes = render_markdown(report).partition("### Changes against")[2].partition("###")[0]
+    assert "- Newly failing: <code>data.balance</code>, <code>architecture" in changes
+    assert "- Fixed: none" in changes

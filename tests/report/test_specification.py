@@ -1,0 +1,122 @@
+"""The specification map: its one data file, our values beside the claims, its documents."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from forge_harness.errors import UsageError
+from forge_harness.report import build_report, documents
+from forge_harness.report.run_values import RUN_VALUES
+from forge_harness.report.scores import COMPONENTS
+from forge_harness.report.specification import SpecifiedFigure, specified
+
+from . import support
+
+DOCS = Path(__file__).parents[2] / "docs"
+REMEDY = "run: python -m forge_harness.report.documents docs"
+FIGURES = [figure for section in specified() for figure in section.figure]
+
+
+def test_every_section_of_the_specification_is_there():
+    assert [section.number for section in specified()] == list(range(14))
+    assert all(section.figure for section in specified())
+
+
+def test_every_source_exists():
+    for figure in FIGURES:
+        assert figure.check is None or figure.check in support.POLICY.by_id, figure.label
+        assert figure.suite is None or figure.suite in support.POLICY.suite_weights
+        assert figure.component is None or figure.component in COMPONENTS
+
+
+def test_every_value_of_a_run_is_used():
+    assert {figure.run for figure in FIGURES if figure.run} == set(RUN_VALUES)
+
+
+def test_every_threshold_gate_is_a_figure():
+    gates = {name.split(".")[1] for name in support.POLICY.thresholds if name[:6] == "gates."}
+    assert {f"gates.{name}" for name in gates} <= {figure.check for figure in FIGURES}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"check": "a.b", "reason": "x"},
+        {"suite": "a", "evidence": ["x"]},
+        {"run": "mood"},
+        {"check": "a.b", "unknown": 1},
+    ],
+)
+def test_a_figure_has_exactly_one_source(fields):
+    with pytest.raises(ValueError, match=r"needs one of|names evidence|which there is not|Extra"):
+        SpecifiedFigure.model_validate({"label": "l", "claimed": "c", **fields})
+
+
+def row_of(report, number, label):
+    section = next(s for s in report.specification if s.number == number)
+    return next(row for row in section.rows if row.label == label)
+
+
+def test_our_value_is_the_recorded_one_and_links_to_it(report_of):
+    row = row_of(report_of("pass"), 7, "Accuracy threshold (critical)")
+    assert (row.ours, row.state, row.anchor) == ("0.97", "pass", "e-gates.accuracy-1")
+    assert row.note == "at least 0.9"
+
+
+def test_a_failed_check_shows_its_value_as_failed():
+    record = support.record(support.items_of_all({"gates.accuracy": "fail"}))
+    row = row_of(build_report(record, support.POLICY), 7, "Accuracy threshold (critical)")
+    assert (row.ours, row.state) == ("0.5", "fail")
+
+
+def test_what_did_not_run_is_not_measured(report_of):
+    row = row_of(report_of("fail"), 7, "Performance benchmark (high)")
+    assert (row.ours, row.state) == ("not measured", "not_measured")
+
+
+def test_a_pass_without_the_number_is_not_that_number():
+    items = [support.item("gates.accuracy", rows=[support.evidence("", "other", 1.0)])]
+    row = row_of(
+        build_report(support.record(items), support.POLICY), 7, "Accuracy threshold (critical)"
+    )
+    assert (row.ours, row.state) == ("not measured", "not_measured")
+    assert row.note == "gates.accuracy: pass, which records no such value"
+
+
+def test_a_figure_nobody_can_measure_has_its_reason(report_of):
+    row = row_of(report_of("pass"), 12, "Documentation complete")
+    assert (row.ours, row.state, row.anchor) == ("not measured", "not_measured", None)
+    assert row.note.startswith("whether documentation is complete is a judgement")
+
+
+def test_an_empty_run_measures_nothing():
+    report = build_report(support.record([]), support.POLICY)
+    for section in report.specification:
+        for row in section.rows:
+            assert row.state != "pass", (section.number, row.label, row.ours)
+
+
+@pytest.mark.parametrize("name", [documents.MAP_FILE, documents.SCHEMA_FILE])
+def test_the_committed_documents_are_current(name, tmp_path):
+    documents.main([str(tmp_path)])
+    made = (tmp_path / name).read_text(encoding="utf-8")
+    assert (DOCS / name).read_text(encoding="utf-8") == made, REMEDY
+
+
+def test_documents_need_a_directory(tmp_path):
+    with pytest.raises(UsageError, match="Expected one directory"):
+        documents.main([str(tmp_path / "missing")])
+
+
+@pytest.mark.parametrize("kind", support.RECORDS)
+def test_records_fit_the_published_schema(kind, run_record):
+    schema = json.loads((DOCS / documents.SCHEMA_FILE).read_text(encoding="utf-8"))
+    values = run_record(kind).model_dump(mode="json")
+    jsonschema.validate(values, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**values, "verdict": "GREAT"}, schema)

@@ -1,0 +1,46 @@
+"""Writing reports: names, formats, the same bytes again."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from forge_harness.errors import UsageError
+from forge_harness.report import write_reports
+from forge_harness.report.write import FORMATS
+
+from . import support
+
+
+def test_files_and_their_order(tmp_path, run_record):
+    written = write_reports(tmp_path, run_record("fail"), support.POLICY, ("junit", "json", "md"))
+    assert [path.name for path in written] == ["junit.xml", "report.json", "report.md"]
+    values = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert values["headline"]["low"] == 49
+    assert len(values["checks"]) == 147
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path, run_record):
+    pages = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        written = write_reports(tmp_path / name, run_record("pass"), support.POLICY, FORMATS)
+        pages.append([path.read_bytes() for path in written])
+    assert pages[0] == pages[1]
+
+
+def test_stored_files_are_linked_only_where_they_are(tmp_path):
+    rows = [support.evidence("", "stored", "sha256:x", artifact=support.ARTIFACT)]
+    record = support.record([support.item("data.balance", rows=rows)])
+    (page,) = write_reports(tmp_path, record, support.POLICY, ("html",))
+    assert f'href="{support.ARTIFACT}"' not in page.read_text(encoding="utf-8")
+    (tmp_path / "evidence").mkdir()
+    (page,) = write_reports(tmp_path, record, support.POLICY, ("html",))
+    assert f'href="{support.ARTIFACT}"' in page.read_text(encoding="utf-8")
+
+
+def test_an_unknown_format_writes_nothing(tmp_path, run_record):
+    with pytest.raises(UsageError, match=r"report format.*'pdf'"):
+        write_reports(tmp_path, run_record("pass"), support.POLICY, ("md", "pdf"))
+    assert list(tmp_path.iterdir()) == []
