@@ -9,6 +9,14 @@ from forge_harness.types import Outcome, Profile
 
 POLICY = load_policy()
 FULL = Scope(profile=Profile.FULL)
+CAPABILITIES = sorted(
+    {name for entry in POLICY.catalogue for name in entry.requires}
+    | {
+        entry.not_applicable.partition(":")[2]
+        for entry in POLICY.catalogue
+        if (entry.not_applicable or "").startswith("capability:")
+    }
+)
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\x1b[31m\u202e{{7*7}}]]>&amp;"
 ARTIFACT = "evidence/sha256/" + "ab" * 32
 
@@ -16,7 +24,7 @@ ARTIFACT = "evidence/sha256/" + "ab" * 32
 def context(**changes):
     fields = {
         "run_id": "20260102T030405Z-0a1b2c3d",
-        "subject": SubjectRecord(spec="toy.py:S", name="toy", capabilities=["Packs", "Trains"]),
+        "subject": SubjectRecord(spec="toy.py:S", name="toy", capabilities=CAPABILITIES),
         "environment": {"os": "Linux", "packages": {"torch": "2.13.0"}, "cpu_quota": None},
         "declared": {"accelerator": "none"},
         "seed": 7,
