@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from forge_harness import oracles
 
+RESPONSE = 1e-3
+"""Least relative change of an output that counts as a response; rounding is under 1e-5."""
+
 
 @dataclass(slots=True)
 class Worst:
