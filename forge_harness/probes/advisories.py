@@ -12,8 +12,10 @@ import os
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from importlib import util
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +26,8 @@ from packaging.version import InvalidVersion, Version
 CANARY = ("jinja2", "2.4.1")
 """Subject of PYSEC-2014-8 (CVE-2014-1402)."""
 FILE_VARIABLE = "FORGE_HARNESS_ADVISORIES_FILE"
+MAX_AGE_DAYS = 30
+"""PyPI gets new advisories every week: a file whose newest is older is not live data."""
 _TIMEOUT_S = 90
 
 
@@ -37,6 +41,8 @@ class ScanResult:
     findings: tuple[str, ...]
     """`distribution version: advisory id`, canary excluded."""
     why_not: str = ""
+    age_days: float | None = None
+    """Since the newest advisory of a file was modified; None for a service."""
 
 
 def scan(installed: Mapping[str, str], environ: Mapping[str, str] | None = None) -> ScanResult:
@@ -44,7 +50,8 @@ def scan(installed: Mapping[str, str], environ: Mapping[str, str] | None = None)
 
     Args:
         installed: Distribution name -> version.
-        environ: Where `FORGE_HARNESS_ADVISORIES_FILE` is looked up: a JSON list of OSV records.
+        environ: Where `FORGE_HARNESS_ADVISORIES_FILE` is looked up: a JSON list of OSV records, or
+            a zip archive of one record a file, which is how OSV publishes an ecosystem.
     """
     variables = os.environ if environ is None else environ
     queried: dict[str, str] = {
@@ -76,9 +83,16 @@ def _verdict(
 def _from_file(path: Path, queried: Mapping[str, str]) -> ScanResult:
     source = f"advisory file {path.name}"
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        records = [r for r in _read_records(path) if "withdrawn" not in r]
+        newest = max((_modified(record) for record in records), default=None)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         return _not_scanned(source, f"{path.name} cannot be read: {error}")
+    if newest is None:
+        return _not_scanned(source, f"{path.name} holds no advisory")
+    age = (datetime.now(UTC) - newest).total_seconds() / 86400
+    if age > MAX_AGE_DAYS:
+        why = f"its newest advisory is {age:.0f} days old, live data are at most {MAX_AGE_DAYS}"
+        return _not_scanned(source, why)
     releases = [*queried.items(), CANARY]
     hits = [
         (name, version, str(record.get("id", "?")))
@@ -87,7 +101,25 @@ def _from_file(path: Path, queried: Mapping[str, str]) -> ScanResult:
         for name, version in releases
         if _affects(affected, name, version)
     ]
-    return _verdict(source, queried, hits)
+    return replace(_verdict(source, queried, hits), age_days=age)
+
+
+def _read_records(path: Path) -> list[dict[str, Any]]:
+    if not zipfile.is_zipfile(path):
+        found = json.loads(path.read_text(encoding="utf-8"))
+    else:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith(".json")]
+            found = [json.loads(archive.read(name)) for name in names]
+    if not isinstance(found, list) or not all(isinstance(record, dict) for record in found):
+        raise ValueError("expected a JSON list of OSV records")
+    return found
+
+
+def _modified(record: Mapping[str, Any]) -> datetime:
+    """OSV requires `modified`, an RFC 3339 time in UTC."""
+    moment = datetime.fromisoformat(str(record.get("modified", "1970-01-01T00:00:00Z")))
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _affects(affected: Mapping[str, Any], name: str, version: str) -> bool:
@@ -107,7 +139,8 @@ def _in_range(span: Mapping[str, Any], version: Version) -> bool:
     if span.get("type") != "ECOSYSTEM":
         return False
     inside = False
-    for event in span.get("events", []):
+    # OSV leaves their order open; the algorithm wants them by version.
+    for event in sorted(span.get("events", []), key=lambda e: Version(str(next(iter(e.values()))))):
         if "introduced" in event and version >= Version(event["introduced"]):
             inside = True
         if "fixed" in event and version >= Version(event["fixed"]):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -33,10 +32,15 @@ class Unsatisfied:
         return f"{self.requirement} (installed: {self.installed or 'nothing'})"
 
 
-def requirements(distribution: str = DISTRIBUTION) -> list[Requirement]:
-    """Returns the requirements a distribution declares for this interpreter, without extras."""
+def requirements(distribution: str = DISTRIBUTION, extras: Iterable[str] = ()) -> list[Requirement]:
+    """Returns the requirements a distribution declares for this interpreter and these extras."""
     declared = [Requirement(text) for text in metadata.requires(distribution) or []]
-    return [r for r in declared if r.marker is None or r.marker.evaluate({"extra": ""})]
+    chosen = ("", *extras)
+    return [
+        r
+        for r in declared
+        if r.marker is None or any(r.marker.evaluate({"extra": extra}) for extra in chosen)
+    ]
 
 
 def unsatisfied(wanted: Iterable[Requirement]) -> list[Unsatisfied]:
@@ -75,6 +79,8 @@ class IntegrityReading:
     size_bytes: int = 0
     altered: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    unrecorded: list[str] = field(default_factory=list)
+    """Installed distributions without one recorded hash: nothing can be said of them."""
 
 
 def check_integrity(distributions: Iterable[str]) -> IntegrityReading:
@@ -85,20 +91,23 @@ def check_integrity(distributions: Iterable[str]) -> IntegrityReading:
             distribution = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             continue
-        for path, expected in _recorded(distribution):
-            _compare(reading, f"{name}: {path.name}", path, expected)
+        recorded = list(_recorded(distribution))
+        if not recorded:
+            reading.unrecorded.append(name)
+        for path, mode, expected in recorded:
+            _compare(reading, f"{name}: {path.name}", path, mode, expected)
     return reading
 
 
-def _recorded(distribution: metadata.Distribution) -> Iterator[tuple[Path, str]]:
-    files = [f for f in distribution.files or [] if f.hash is not None and f.hash.mode == "sha256"]
+def _recorded(distribution: metadata.Distribution) -> Iterator[tuple[Path, str, str]]:
+    files = [f for f in distribution.files or [] if f.hash is not None]
     large = sum(f.size or 0 for f in files) > LARGE_BYTES
     for file in files:
         if file.hash is not None and (not large or file.suffix == ".py"):
-            yield Path(str(distribution.locate_file(file))), file.hash.value
+            yield Path(str(distribution.locate_file(file))), file.hash.mode, file.hash.value
 
 
-def _compare(reading: IntegrityReading, label: str, path: Path, expected: str) -> None:
+def _compare(reading: IntegrityReading, label: str, path: Path, mode: str, expected: str) -> None:
     try:
         content = path.read_bytes()
     except OSError:
@@ -106,22 +115,27 @@ def _compare(reading: IntegrityReading, label: str, path: Path, expected: str) -
         return
     reading.files += 1
     reading.size_bytes += len(content)
-    digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+    digest = base64.urlsafe_b64encode(hashlib.new(mode, content).digest()).rstrip(b"=").decode()
     if digest != expected:
         reading.altered.append(label)
 
 
 def dependency_closure(distribution: str = DISTRIBUTION) -> list[str]:
-    """Returns the installed distributions a distribution needs, directly or not, sorted."""
-    seen: set[str] = set()
-    queue = [canonicalize_name(distribution)]
+    """Returns the installed distributions a distribution needs, directly or not, sorted.
+
+    Extras are followed where a requirement asks for them (`uvicorn[standard]`).
+    """
+    seen: set[tuple[str, frozenset[str]]] = set()
+    queue = [(canonicalize_name(distribution), frozenset[str]())]
     while queue:
-        name = queue.pop()
-        if name in seen or installed_version(name) is None:
+        name, extras = queue.pop()
+        if (name, extras) in seen or installed_version(name) is None:
             continue
-        seen.add(name)
-        queue += [canonicalize_name(r.name) for r in requirements(name)]
-    return sorted(seen - {canonicalize_name(distribution)})
+        seen.add((name, extras))
+        queue += [
+            (canonicalize_name(r.name), frozenset(r.extras)) for r in requirements(name, extras)
+        ]
+    return sorted({name for name, _ in seen} - {canonicalize_name(distribution)})
 
 
 def license_of(distribution: str) -> str:
@@ -140,8 +154,3 @@ def license_of(distribution: str) -> str:
         return "; ".join(specific)
     first_line = (about.get("License") or "").strip().splitlines()
     return first_line[0][:80] if first_line else "unknown"
-
-
-def license_words(text: str) -> set[str]:
-    """Returns the identifiers of a license text or expression, lower case."""
-    return set(re.findall(r"[a-z0-9.+-]+", text.lower()))

@@ -9,21 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NETWORK_TYPES = frozenset(
-    {
-        "nfs",
-        "nfs4",
-        "cifs",
-        "smb3",
-        "smbfs",
-        "9p",
-        "afs",
-        "ceph",
-        "glusterfs",
-        "lustre",
-        "fuse.sshfs",
-    }
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre"}
+    | {"beegfs", "gpfs", "orangefs", "davfs", "ocfs2"}
 )
 """Types on which rename or locks are not atomic between machines, or fsync may lie."""
+LOCAL_FUSE_TYPES = frozenset({"fuse.overlayfs", "fuse.fuse-overlayfs", "fuse.ntfs-3g"})
+"""User-space file systems on local disks; others (sshfs, s3fs, gcsfuse, rclone) are not."""
+
+
+def is_network(kind: str) -> bool:
+    """Returns whether a file system type is kept on other machines, as far as its name says."""
+    return kind in NETWORK_TYPES or (kind.startswith("fuse.") and kind not in LOCAL_FUSE_TYPES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
+from forge_harness.probes import cgroup
 
-def available_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Returns free memory: that of the machine, or what is left of the cgroup's limit if less."""
+
+def available_bytes(root: Path = cgroup.ROOT, membership: Path = cgroup.MEMBERSHIP) -> int:
+    """Returns free memory: that of the machine, or what is left of a container's limit if less."""
     import psutil
 
     available = int(psutil.virtual_memory().available)
-    for limit, usage in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        with contextlib.suppress(OSError, ValueError):
-            granted = int((cgroup / limit).read_text(encoding="ascii"))
-            used = int((cgroup / usage).read_text(encoding="ascii"))
-            return min(available, max(0, granted - used))
-    return available
+    left = cgroup.memory_left(root, membership)
+    return available if left is None else min(available, left)
 
 
 def peak_resident_bytes() -> int:

@@ -53,9 +53,9 @@ def test_durable_filesystem(evidence, tmp_path):
     evidence.record("file_system", kind, reason="type of the mount the run directory is on")
     evidence.equal(
         "network_file_system",
-        kind in filesystem.NETWORK_TYPES,
+        filesystem.is_network(kind),
         expected=False,
-        reason=f"{kind}: rename and locks are not atomic between machines on a network one",
+        reason=f"{kind}: on a network one, rename and locks are not atomic between machines",
     )
     reading = filesystem.probe_durability(directory)
     for operation in ("fsync_file", "rename_replaces", "fsync_directory", "lock_excludes"):

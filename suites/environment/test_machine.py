@@ -1,5 +1,6 @@
 """The machine and the interpreter: versions, processors, memory, accelerator, clocks."""
 
+import hashlib
 import math
 import os
 import platform
@@ -8,8 +9,7 @@ from importlib import metadata
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from forge_harness.environment import cpu_quota
-from forge_harness.probes import clock, distributions, memory
+from forge_harness.probes import accelerator, cgroup, clock, distributions, memory
 from forge_harness.protocols import BuildsModel, TrainOptions, Trains
 
 UNDECLARED = "auto"
@@ -45,13 +45,18 @@ def test_cpu_isa(evidence):
     from forge_harness import kernels, oracles
 
     problem = kernels.native_problem()
-    backends = ["reference"] if problem else ["reference", "native"]
-    evidence.equal(
-        "selected_backend",
-        kernels.which("pack_i2"),
-        expected=backends[-1],
-        reason=problem or "the native extension is built, so it is what `auto` must pick",
-    )
+    # Asked of the extension, not of the selector under test.
+    offered = {
+        op: [b for b in kernels.OPS[op] if not (b == "native" and problem)]
+        for op in ("pack_i2", "unpack_i2")
+    }
+    for op, backends in offered.items():
+        evidence.equal(
+            f"{op}_selected",
+            kernels.which(op),
+            expected=backends[0],
+            reason=problem or "the fastest that is built is what `auto` must pick",
+        )
     different = 0
     shapes = [(1, 1), (2, 3), (3, 130), (5, 7), (64, 65), (127, 4), (130, 33)]
     for rows, columns in shapes:
@@ -59,17 +64,22 @@ def test_cpu_isa(evidence):
         # Rows past the end are packed as code 0.
         padded = torch.nn.functional.pad(codes, (0, 0, 0, -rows % 4))
         expected = torch.as_tensor(oracles.pack_row_blocks(padded))
-        for backend in backends:
-            packed = kernels.pack_i2(codes, backend=backend)
-            restored = kernels.unpack_i2(packed, rows, backend=backend)
-            different += int((packed != expected).sum()) + int((restored != codes).sum())
+        for backend in offered["pack_i2"]:
+            # A transposed view: the same codes, another stride.
+            for operand in (codes, codes.T.contiguous().T):
+                different += int((kernels.pack_i2(operand, backend=backend) != expected).sum())
+        for backend in offered["unpack_i2"]:
+            for operand in (expected, expected.T.contiguous().T):
+                restored = kernels.unpack_i2(operand, rows, backend=backend)
+                different += int((restored != codes).sum())
+    backends = offered["pack_i2"]
     evidence.record("backends_forced", ", ".join(backends), reason=problem or "all that are built")
     evidence.equal(
         "bytes_that_differ",
         different,
         expected=0,
         unit="bytes",
-        reason=f"pack and unpack over {len(shapes)} shapes, every backend forced",
+        reason=f"pack and unpack over {len(shapes)} shapes and two strides, every backend forced",
     )
 
 
@@ -137,7 +147,7 @@ def test_thread_budget(subject, evidence):
     import torch
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    quota = cpu_quota()
+    quota = cgroup.cpu_quota()
     granted = usable if quota is None else min(usable, max(1, math.floor(quota)))
     evidence.at_most(
         "compute_threads",
@@ -150,31 +160,31 @@ def test_thread_budget(subject, evidence):
 
 @pytest.mark.forge_check("environment.accelerator")
 def test_accelerator(forge_config, evidence):
-    """The declared accelerator is there, with driver and architecture.
+    """The declared accelerator is there, with driver and architecture, and computes.
 
-    Not applicable only where the configuration declares `accelerator = "none"`.
+    Oracle: an integer sum with a known result; a build without kernels for the architecture is
+    found only by running one. Not applicable only where `accelerator = "none"` is declared.
     """
-    import torch
-
     declared = dict(forge_config.declared).get("accelerator", UNDECLARED)
-    present = torch.cuda.is_available()
-    if declared == UNDECLARED and not present:
+    found = accelerator.read_accelerator()
+    if declared == UNDECLARED and found.kind == "none":
         pytest.skip(
             "no accelerator found and none declared: set [declared] accelerator to 'none' if "
             "none is meant to be here, or to 'cuda' to require one"
         )
-    found = "cuda" if present else "none"
-    if present:
-        properties = torch.cuda.get_device_properties(0)
-        evidence.record("device", properties.name, reason="first visible device")
-        evidence.record(
-            "architecture", f"{properties.major}.{properties.minor}", reason="compute capability"
-        )
     evidence.equal(
         "accelerator",
-        found,
-        expected=found if declared == UNDECLARED else declared,
-        reason="declared against visible",
+        found.kind,
+        expected=found.kind if declared == UNDECLARED else declared,
+        reason="visible to torch, against [declared] accelerator",
+    )
+    for name in ("name", "architecture", "driver"):
+        evidence.record(name, getattr(found, name), reason="first visible device")
+    evidence.equal(
+        "problem",
+        found.problem or "none",
+        expected="none",
+        reason=f"an integer sum on the device, driver {found.driver}",
     )
 
 
@@ -237,13 +247,15 @@ def test_deterministic_run(subject, evidence):
 
 
 def _final_digest(subject, task, seed):
-    import hashlib
+    import torch
 
     session = subject.session(task, TrainOptions(seed=seed, steps=4))
     for _ in range(4):
         session.step()
     digest = hashlib.sha256()
     for name, tensor in sorted(session.state_tensors().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().contiguous().cpu().flatten().view(-1).numpy().tobytes())
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        # As bytes: NumPy has no bfloat16.
+        flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(flat.numpy().tobytes())
     return digest.hexdigest()

@@ -2,16 +2,19 @@
 
 import json
 import re
+import zipfile
+from datetime import UTC, datetime, timedelta
 from importlib import metadata
 
 import pytest
 from packaging.requirements import Requirement
 
 from forge_harness import kernels, paths
-from forge_harness.probes import advisories, distributions
+from forge_harness.probes import advisories, distributions, licenses, startup
 
 CANARY_ADVISORY = {
     "id": "PYSEC-2014-8",
+    "modified": datetime.now(UTC).isoformat(),
     "affected": [
         {
             "package": {"ecosystem": "PyPI", "name": "Jinja2"},
@@ -74,12 +77,15 @@ def copyleft_dependency(patch):
     patch.setattr(distributions, "license_of", lambda name: "AGPL-3.0-only")
 
 
-def heavy_start_up(patch):
+def no_dependencies(patch):
+    patch.setattr(distributions, "dependency_closure", lambda: [])
+
+
+def copyleft_beside_a_permissive_license(patch):
     patch.setattr(
-        "subprocess.run",
-        lambda *args, **kwargs: type(
-            "Done", (), {"returncode": 0, "stdout": "torch", "stderr": ""}
-        ),
+        distributions,
+        "license_of",
+        lambda name: "MIT AND GPL-3.0-only" if name == "rich" else "MIT",
     )
 
 
@@ -95,7 +101,8 @@ def heavy_start_up(patch):
         ("torch_build", shadowed_torch, r"metadata_version is 1\.0"),
         ("torch_build", cuda_build_without_driver, "driver_runs_it is False"),
         ("licenses", copyleft_dependency, "refused is .*AGPL-3.0-only"),
-        ("import_budget", heavy_start_up, "heavy_modules is 1 modules.*torch"),
+        ("licenses", copyleft_beside_a_permissive_license, "refused is 1, .*rich: MIT AND GPL"),
+        ("licenses", no_dependencies, "distributions is 0, under"),
     ],
 )
 def test_a_defect_turns_its_check_red(run_check, monkeypatch, name, defect, reason):
@@ -104,6 +111,59 @@ def test_a_defect_turns_its_check_red(run_check, monkeypatch, name, defect, reas
         run = run_check(f"dependencies.{name}")
     assert run.outcome == "fail", run.reason
     assert re.search(reason, run.reason, re.DOTALL), run.reason
+
+
+@pytest.mark.parametrize("item", ["command_line", "plugin"])
+def test_a_heavy_library_at_start_up_is_found(run_check, monkeypatch, tmp_path, item):
+    # What a .pth file or a sitecustomize of some installed package does to every interpreter.
+    (tmp_path / "locust.py").write_text("")
+    (tmp_path / "sitecustomize.py").write_text("import locust\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    run = run_check("dependencies.import_budget", arguments=("-k", item))
+    assert run.outcome == "fail", run.reason
+    assert re.search("heavy_modules is 1 modules.*: locust", run.reason), run.reason
+
+
+def test_a_silent_import_log_proves_nothing(run_check, monkeypatch):
+    reading = startup.StartReading(exit_code=0, seconds=0.1, modules=frozenset(), error="")
+    monkeypatch.setattr(startup, "start", lambda arguments: reading)
+    run = run_check("dependencies.import_budget")
+    assert run.outcome == "fail"
+    assert "modules is 0, under its limit of 1" in run.reason
+
+
+def test_the_wall_time_of_a_start_is_recorded(run_check):
+    assert run_check("dependencies.import_budget").evidence("wall") > 0
+
+
+def test_unclear_licenses_are_warned_about(run_check, monkeypatch):
+    monkeypatch.setattr(distributions, "license_of", lambda name: "unknown")
+    run = run_check("dependencies.licenses")
+    assert run.outcome == "warn", run.reason
+    assert run.evidence("unclear") > 10
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("MIT", [{"mit"}]),
+        ("GPL-3.0-only OR MIT", [{"gpl-3.0-only"}, {"mit"}]),
+        ("MIT AND GPL-2.0+", [{"mit", "and", "gpl-2.0"}]),
+        ("GPL-3.0-or-later", [{"gpl-3.0"}]),
+        (
+            "BSD-3-Clause AND GPL-3.0-or-later WITH GCC-exception-3.1",
+            [{"bsd-3-clause", "and", "gcc-exception"}],
+        ),
+        (
+            "GNU General Public License v2 or later (GPLv2+)",
+            [{"gnu", "general", "public", "license", "v2", "gplv2"}],
+        ),
+        ("BSD License; GNU General Public License (GPL)", None),
+    ],
+)
+def test_alternatives_of_a_license_text(text, expected):
+    found = licenses.alternatives(text)
+    assert found == expected if expected is not None else len(found) == 2
 
 
 def test_a_wheel_install_without_constraints_is_not_measured(run_check, monkeypatch, tmp_path):
@@ -163,6 +223,26 @@ def test_untouched_files_pass(run_check, monkeypatch, tmp_path):
     assert run_check("dependencies.installed_files_intact").outcome == "pass"
 
 
+def test_files_without_recorded_hashes_are_not_measured(run_check, monkeypatch, tmp_path):
+    toy = distribution(tmp_path)
+    (tmp_path / "toy-1.0.dist-info" / "RECORD").write_text("toy.py,,\n")
+    true = metadata.distribution
+    monkeypatch.setattr(metadata, "distribution", lambda name: toy if name == "toy" else true(name))
+    wanted = [Requirement("toy"), Requirement("click")]
+    monkeypatch.setattr(distributions, "requirements", lambda: wanted)
+    monkeypatch.setattr(distributions, "DISTRIBUTION", "rich")
+    run = run_check("dependencies.installed_files_intact")
+    assert run.outcome == "not_measured"
+    assert "no hashes were recorded for toy" in run.reason
+
+
+def test_extras_asked_for_are_part_of_the_closure(monkeypatch):
+    declared = {"a": ["b[fast]"], "b": ['c; extra == "fast"', 'd; extra == "slow"'], "c": []}
+    monkeypatch.setattr(metadata, "requires", lambda name: declared[name])
+    monkeypatch.setattr(distributions, "installed_version", lambda name: "1")
+    assert distributions.dependency_closure("a") == ["b", "c"]
+
+
 def advisory_file(tmp_path, monkeypatch, records):
     path = tmp_path / "osv.json"
     path.write_text(json.dumps(records) if isinstance(records, list) else records)
@@ -181,6 +261,94 @@ def test_a_live_scan_without_findings_is_clean(run_check, monkeypatch, tmp_path)
     run = run_check("dependencies.known_vulnerabilities")
     assert run.outcome == "pass", run.reason
     assert run.evidence("scanned") > 10
+    assert 0 <= run.evidence("advisory_age") < 1
+
+
+def test_an_empty_closure_was_not_scanned(run_check, monkeypatch, tmp_path):
+    advisory_file(tmp_path, monkeypatch, [CANARY_ADVISORY])
+    monkeypatch.setattr(distributions, "dependency_closure", lambda: [])
+    run = run_check("dependencies.known_vulnerabilities")
+    assert run.outcome == "fail"
+    assert "scanned is 0 distributions, under" in run.reason
+
+
+def test_advisories_of_last_year_are_not_live(run_check, monkeypatch, tmp_path):
+    old = (datetime.now(UTC) - timedelta(days=400)).isoformat()
+    advisory_file(tmp_path, monkeypatch, [{**CANARY_ADVISORY, "modified": old}])
+    run = run_check("dependencies.known_vulnerabilities")
+    assert run.outcome == "not_measured"
+    assert "newest advisory is 400 days old" in run.reason
+
+
+def scan_records(tmp_path, records, installed):
+    path = tmp_path / "records.json"
+    path.write_text(json.dumps(records))
+    return advisories.scan(installed, {advisories.FILE_VARIABLE: str(path)})
+
+
+def test_withdrawn_advisories_do_not_count(tmp_path):
+    withdrawn = {**affecting("demo", versions=["1"]), "withdrawn": "2020-01-01T00:00:00Z"}
+    assert scan_records(tmp_path, [CANARY_ADVISORY, withdrawn], {"demo": "1"}).state == "clean"
+
+
+def test_advisories_of_other_ecosystems_do_not_count(tmp_path):
+    other = affecting("demo", versions=["1"])
+    other["affected"][0]["package"]["ecosystem"] = "npm"
+    assert scan_records(tmp_path, [CANARY_ADVISORY, other], {"demo": "1"}).state == "clean"
+
+
+def test_an_archive_as_osv_publishes_it_is_read(tmp_path):
+    path = tmp_path / "all.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("PYSEC-2014-8.json", json.dumps(CANARY_ADVISORY))
+        archive.writestr("TEST-1.json", json.dumps(affecting("demo", versions=["1"])))
+    result = advisories.scan({"demo": "1"}, {advisories.FILE_VARIABLE: str(path)})
+    assert (result.state, result.findings) == ("found", ("demo 1: TEST-1",))
+
+
+ANSWERS = {
+    # What pip-audit 2.10 does; the last three exit without a report, or with one of nothing.
+    "clean": "report(entry('demo', '1'))",
+    "found": "report(entry('demo', '1', 'GHSA-1'))",
+    "unreachable": "sys.stderr.write('ConnectionError: api.osv.dev\\n'); sys.exit(1)",
+    "nothing": "print(json.dumps({'dependencies': [], 'fixes': []})); sys.exit(0)",
+    "skipped": "report({'name': 'demo', 'skip_reason': 'not found on PyPI'})",
+}
+PIP_AUDIT = """
+import json, pathlib, sys
+assert "--strict" in sys.argv
+listed = pathlib.Path(sys.argv[-1]).read_text().split()
+def entry(name, version, *ids):
+    return {{"name": name, "version": version, "vulns": [{{"id": i}} for i in ids]}}
+def report(*entries):
+    print(json.dumps({{"dependencies": list(entries), "fixes": []}}))
+    sys.exit(any(e.get("vulns") for e in entries))
+if listed == ["jinja2==2.4.1"] and {live}:
+    report(entry("Jinja2", "2.4.1", "PYSEC-2014-8"))
+assert "demo==1" in listed or listed == ["jinja2==2.4.1"], listed
+{answer}
+"""
+
+
+@pytest.mark.parametrize(
+    ("answer", "state", "said"),
+    [
+        ("clean", "clean", ""),
+        ("found", "found", "demo 1: GHSA-1"),
+        ("unreachable", "not scanned", "ConnectionError"),
+        ("nothing", "not scanned", "did not find its canary"),
+        ("skipped", "not scanned", "not found on PyPI"),
+    ],
+)
+def test_pip_audit(tmp_path, monkeypatch, answer, state, said):
+    # "nothing" is the trap: exit 0, no vulnerability, for the canary as well.
+    live = answer in ("clean", "found", "skipped")
+    (tmp_path / "pip_audit.py").write_text(PIP_AUDIT.format(answer=ANSWERS[answer], live=live))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr("forge_harness.probes.advisories.util.find_spec", lambda name: object())
+    result = advisories.scan({"demo": "1+cpu"}, {})
+    assert result.state == state, result
+    assert said in " ".join((*result.findings, result.why_not))
 
 
 @pytest.mark.parametrize("records", [[], [affecting("pytest", versions=["0.1"])], "not json"])
@@ -225,6 +393,13 @@ def test_osv_ranges(tmp_path, events, version, affected):
     path.write_text(json.dumps([CANARY_ADVISORY, record]))
     result = advisories.scan({"demo": version}, {advisories.FILE_VARIABLE: str(path)})
     assert result.state == ("found" if affected else "clean")
+
+
+def test_events_may_come_in_any_order(tmp_path):
+    span = {"type": "ECOSYSTEM", "events": [{"fixed": "2.0"}, {"introduced": "0"}]}
+    record = affecting("demo", ranges=[span])
+    assert scan_records(tmp_path, [CANARY_ADVISORY, record], {"demo": "2.1"}).state == "clean"
+    assert scan_records(tmp_path, [CANARY_ADVISORY, record], {"demo": "1.9"}).state == "found"
 
 
 def test_an_interpreter_that_cannot_start_the_program_fails(run_check, monkeypatch):

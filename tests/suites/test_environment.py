@@ -3,13 +3,14 @@
 import errno
 import os
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from forge_harness import kernels
-from forge_harness.probes import clock, distributions, filesystem, memory
+from forge_harness.probes import accelerator, cgroup, clock, distributions, filesystem, memory
 from forge_harness.subject.reference import ReferenceSubject
 
 SOUND = [
@@ -49,6 +50,28 @@ def backend_with_other_bytes(patch):
     patch.setattr(kernels, "pack_i2", negated)
 
 
+def backend_that_ignores_strides(patch):
+    true = kernels.pack_i2
+
+    def flat(codes, backend="auto"):
+        if backend == "native" and not codes.is_contiguous():
+            codes = codes.T.reshape(codes.shape)
+        return true(codes, backend=backend)
+
+    patch.setattr(kernels, "pack_i2", flat)
+
+
+def unpacking_that_loses_a_row(patch):
+    true = kernels.unpack_i2
+
+    def short(packed, rows, backend="auto"):
+        codes = true(packed, rows, backend=backend)
+        codes[-1] = 0
+        return codes
+
+    patch.setattr(kernels, "unpack_i2", short)
+
+
 def little_memory(patch):
     patch.setattr(memory, "available_bytes", lambda: 100 << 20)
 
@@ -57,8 +80,24 @@ def full_disk(patch):
     patch.setattr(filesystem, "free_bytes", lambda path: 10 << 20)
 
 
+def full_temporary_directory(patch):
+    answers = iter([1 << 40, 10 << 20])
+    patch.setattr(filesystem, "free_bytes", lambda path: next(answers))
+
+
 def network_mount(patch):
     patch.setattr(filesystem, "file_system_type", lambda path: "nfs4")
+
+
+def bucket_mount(patch):
+    patch.setattr(filesystem, "file_system_type", lambda path: "fuse.s3fs")
+
+
+def directory_that_cannot_be_synced(patch):
+    def fail(path):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    patch.setattr(filesystem, "_sync_directory", fail)
 
 
 def fsync_that_fails(patch):
@@ -84,6 +123,17 @@ def settable_clock(patch):
     )
 
 
+def wall_clock_for_deadlines(patch):
+    patch.setattr(
+        time, "get_clock_info", lambda name: SimpleNamespace(monotonic=False, adjustable=False)
+    )
+
+
+def clock_standing_still(patch):
+    true = clock.read_clock
+    patch.setattr(clock, "read_clock", lambda: true(lambda: 1.0))
+
+
 def clock_going_back(patch):
     ticks = iter(range(10**6))
     true = clock.read_clock
@@ -101,8 +151,14 @@ def coarse_clock(patch):
     patch.setattr(clock, "read_clock", lambda: true(lambda: next(ticks) // 100 * 0.015))
 
 
-def more_threads_than_granted(patch):
+def more_threads_than_processors(patch):
     patch.setattr(torch, "get_num_threads", lambda: 1000)
+
+
+def more_threads_than_quota(patch):
+    patch.setattr(os, "sched_getaffinity", lambda process: set(range(16)))
+    patch.setattr(cgroup, "cpu_quota", lambda: 2.5)
+    patch.setattr(torch, "get_num_threads", lambda: 3)
 
 
 def ascii_text(patch):
@@ -121,18 +177,26 @@ def read_only_mount(patch):
     ("name", "defect", "reason"),
     [
         ("python_version", old_interpreter, "supported is False"),
-        ("cpu_isa", slow_backend_selected, "selected_backend is reference, expected native"),
+        ("cpu_isa", slow_backend_selected, "pack_i2_selected is reference, expected native"),
         ("cpu_isa", backend_with_other_bytes, "bytes_that_differ is"),
+        ("cpu_isa", backend_that_ignores_strides, "bytes_that_differ is"),
+        ("cpu_isa", unpacking_that_loses_a_row, "bytes_that_differ is"),
         ("memory_headroom", little_memory, "available is 104857600 B, under its limit"),
-        ("disk_headroom", full_disk, "free is 10485760 B, under its limit"),
+        ("disk_headroom", full_disk, "run_directory_free is 10485760 B, under its limit"),
+        ("disk_headroom", full_temporary_directory, "temporary_free is 10485760 B, under"),
         ("durable_filesystem", network_mount, "network_file_system is True"),
+        ("durable_filesystem", bucket_mount, "network_file_system is True"),
+        ("durable_filesystem", directory_that_cannot_be_synced, "fsync_directory is False"),
         ("durable_filesystem", fsync_that_fails, "fsync_file is False.*Invalid argument"),
         ("durable_filesystem", locks_that_do_not_exclude, "lock_excludes is False"),
         ("durable_filesystem", rename_that_copies, "rename_replaces is False"),
+        ("monotonic_clock", wall_clock_for_deadlines, "declared_monotonic is False"),
+        ("monotonic_clock", clock_standing_still, "smallest_step is 0 s, outside"),
         ("monotonic_clock", settable_clock, "moved_by_the_wall_clock is True"),
         ("monotonic_clock", clock_going_back, "backward_steps is"),
         ("monotonic_clock", coarse_clock, "smallest_step is 0.015 s, outside"),
-        ("thread_budget", more_threads_than_granted, "compute_threads is 1000 threads, over"),
+        ("thread_budget", more_threads_than_processors, "compute_threads is 1000 threads, over"),
+        ("thread_budget", more_threads_than_quota, "is 3 threads, over its limit of 2 .*quota 2.5"),
         ("text_encoding", ascii_text, "round_trip is"),
         ("writable_paths", read_only_mount, "unwritable is 1 .*Read-only file system"),
     ],
@@ -154,8 +218,6 @@ class Unseeded(ReferenceSubject):
 
 class DeafToSeeds(ReferenceSubject):
     def session(self, task, options):
-        from dataclasses import replace
-
         return super().session(task, replace(options, seed=0))
 
 
@@ -169,21 +231,73 @@ def test_an_unseeded_run_is_found(run_check, subject, reason):
     assert reason in run.reason
 
 
-def test_no_accelerator_is_not_measured_until_one_is_declared(run_check, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    run = run_check("environment.accelerator")
-    assert run.outcome == "not_measured"
-    assert "set [declared] accelerator" in run.reason
+class KeepsBfloat16(ReferenceSubject):
+    """A state NumPy has no type for."""
+
+    def session(self, task, options):
+        session = super().session(task, options)
+        true = session.state_tensors
+        session.state_tensors = lambda: {k: v.bfloat16() for k, v in true().items()}
+        return session
 
 
-def test_a_declared_accelerator_that_is_missing_fails(run_check, monkeypatch):
+def test_a_bfloat16_state_is_compared(run_check):
+    assert run_check("environment.deterministic_run", KeepsBfloat16()).outcome == "pass"
+
+
+GPU = accelerator.AcceleratorReading("cuda", "H", "9.0", "580.1")
+
+
+@pytest.mark.parametrize(
+    ("declared", "reading", "outcome", "reason"),
+    [
+        (None, accelerator.AcceleratorReading("none"), "not_measured", "set [declared] accel"),
+        (None, GPU, "pass", ""),
+        ("cuda", GPU, "pass", ""),
+        ("rocm", GPU, "fail", "accelerator is cuda, expected rocm"),
+        ("cuda", accelerator.AcceleratorReading("none"), "fail", "accelerator is none, expected"),
+        (
+            None,
+            replace(GPU, problem="CUDA error: no kernel image is available"),
+            "fail",
+            "problem is CUDA error: no kernel image",
+        ),
+        ("none", accelerator.AcceleratorReading("none"), "not_applicable", "accelerator"),
+    ],
+)
+def test_accelerator(run_check, monkeypatch, declared, reading, outcome, reason):
     from forge_harness.config import load_config
 
+    monkeypatch.setattr(accelerator, "read_accelerator", lambda: reading)
+    flags = {} if declared is None else {"declared.accelerator": declared}
+    run = run_check("environment.accelerator", config=load_config(flags=flags).config)
+    assert run.outcome == outcome, run.reason
+    assert reason in run.reason
+
+
+def test_no_device_is_read_as_none(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    config = load_config(flags={"declared.accelerator": "cuda"}).config
-    run = run_check("environment.accelerator", config=config)
-    assert run.outcome == "fail"
-    assert "accelerator is none, expected cuda" in run.reason
+    assert accelerator.read_accelerator().kind == "none"
+
+
+def test_a_device_that_cannot_compute_says_why(monkeypatch):
+    # A build without CUDA answers as one without kernels for the architecture: by RuntimeError
+    # at the first tensor (AssertionError in CPU builds, hence the replacement).
+    def no_image(*args, **kwargs):
+        raise RuntimeError("CUDA error: no kernel image is available\nfor execution")
+
+    properties = SimpleNamespace(name="H", major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(torch, "arange", no_image)
+    reading = accelerator.read_accelerator()
+    assert (reading.kind, reading.architecture) == ("cuda", "9.0")
+    assert reading.problem == "CUDA error: no kernel image is available"
+
+
+def test_a_device_that_computes_wrong_says_what(monkeypatch):
+    monkeypatch.setattr(torch, "arange", lambda *args, **kwargs: torch.zeros(3))
+    assert accelerator._problem() == "the sum of squares 0 to 999 came out as 0"
 
 
 def timings(monkeypatch, second):
@@ -215,10 +329,56 @@ def test_the_type_of_the_innermost_mount_counts(tmp_path):
     assert filesystem.file_system_type(tmp_path.parent, mounts) == "ext4"
 
 
-def test_a_container_limit_is_less_than_the_machine(tmp_path):
-    (tmp_path / "memory.max").write_text("1000\n")
-    (tmp_path / "memory.current").write_text("400\n")
-    assert memory.available_bytes(tmp_path) == 600
+@pytest.mark.parametrize(
+    ("kind", "network"),
+    [
+        ("ext4", False),
+        ("overlay", False),
+        ("fuseblk", False),
+        ("fuse.overlayfs", False),
+        ("cifs", True),
+        ("fuse.sshfs", True),
+        ("fuse.gcsfuse", True),
+        ("beegfs", True),
+    ],
+)
+def test_network_file_systems_are_known(kind, network):
+    assert filesystem.is_network(kind) is network
+
+
+def write_group(directory, **files):
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (directory / name.replace("__", ".")).write_text(f"{text}\n")
+
+
+def test_the_tightest_group_above_the_process_counts(tmp_path):
+    (tmp_path / "membership").write_text("0::/outer/inner\n")
+    root = tmp_path / "fs"
+    write_group(root, cpu__max="max 100000")
+    write_group(root / "outer", cpu__max="150000 100000", memory__max=1000, memory__current=400)
+    write_group(root / "outer/inner", cpu__max="400000 100000", memory__max="max")
+    assert cgroup.cpu_quota(root, tmp_path / "membership") == 1.5
+    assert cgroup.memory_left(root, tmp_path / "membership") == 600
+    assert memory.available_bytes(root, tmp_path / "membership") == 600
+
+
+def test_version_1_groups(tmp_path):
+    (tmp_path / "membership").write_text("3:cpuacct:/b\n2:cpu,x:/a\n1:memory:/job\n0::/\n")
+    root = tmp_path / "fs"
+    write_group(root / "cpu", cpu__cfs_quota_us=-1, cpu__cfs_period_us=100000)
+    write_group(root / "cpu/a", cpu__cfs_quota_us=50000, cpu__cfs_period_us=100000)
+    write_group(root / "cpu/b", cpu__cfs_quota_us=10000, cpu__cfs_period_us=100000)
+    write_group(root / "memory/job", memory__limit_in_bytes=900, memory__usage_in_bytes=500)
+    (root / "memory/job/memory.stat").write_text("cache 450\ntotal_inactive_file 300\n")
+    assert cgroup.cpu_quota(root, tmp_path / "membership") == 0.5
+    # 500 used, of which 300 are cache the kernel gives back.
+    assert cgroup.memory_left(root, tmp_path / "membership") == 700
+
+
+def test_no_groups_no_limit(tmp_path):
+    assert cgroup.cpu_quota(tmp_path / "fs", tmp_path / "none") is None
+    assert cgroup.memory_left(tmp_path / "fs", tmp_path / "none") is None
 
 
 def test_distribution_name_is_ours():
