@@ -17,6 +17,7 @@ from forge_harness.config import (
     TrainConfig,
     commented_toml,
     config_json_schema,
+    configuration_variables,
     default_values,
     expected,
     find_config_file,
@@ -174,8 +175,14 @@ def test_an_unknown_key_is_refused_in_the_file_and_in_the_environment(tmp_path):
     assert "FORGE_HARNESS_RUN_SEEED" in str(error)
 
 
-def test_switches_of_the_command_line_are_not_configuration():
-    assert load_config(environ={"FORGE_HARNESS_DEBUG": "1"}).given == {}
+def test_variables_that_other_parts_read_are_not_configuration():
+    from forge_harness.probes.advisories import FILE_VARIABLE
+
+    environ = {"FORGE_HARNESS_DEBUG": "1", FILE_VARIABLE: "osv.json"}
+    assert load_config(environ=environ).given == {}
+    assert configuration_variables({**environ, "FORGE_HARNESS_RUN_SEED": "1"}) == [
+        "FORGE_HARNESS_RUN_SEED"
+    ]
 
 
 def test_a_declared_key_of_the_users_own_is_kept(tmp_path):
@@ -200,6 +207,7 @@ def test_a_declared_key_of_the_users_own_is_kept(tmp_path):
         ("train.learning_rate", "fast", "a finite number above 0 and at most 10"),
         ("train.weight_decay", -0.1, "a finite number from 0 to 10"),
         ("train.clip_norm", -1.0, "a finite number of at least 0"),
+        ("train.clip_norm", float("inf"), "a finite number of at least 0"),
         ("train.warmup_steps", -1, "an integer of at least 0"),
         ("run.timeout_s", -0.5, "a finite number from 0 to 86400"),
         ("run.suite_paths", 3, "a list of text"),

@@ -18,8 +18,9 @@ CONFIG_NAME = "forge.toml"
 PROJECT_NAME = "pyproject.toml"
 PROJECT_TABLE = "forge-harness"
 ENV_PREFIX = "FORGE_HARNESS_"
-ENV_RESERVED = frozenset({"FORGE_HARNESS_DEBUG"})
-"""Variables with the prefix that are switches of the command line, not configuration."""
+ENV_RESERVED = frozenset({"FORGE_HARNESS_DEBUG", "FORGE_HARNESS_ADVISORIES_FILE"})
+"""Variables with the prefix that are not configuration: they change no value a run depends on,
+only whether tracebacks are shown and where advisory data are."""
 
 _BOOLEANS = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),

@@ -119,11 +119,15 @@ def _environment_problems(environment: dict[str, Any]) -> list[str]:
 
 def _capability_problems(subject: LoadedSubject, rows: list[dict[str, Any]]) -> list[str]:
     return [
-        f"Subject {subject.name!r} does not offer {row['capability']}: {len(row['checks'])} checks "
-        "stay not measured or do not apply."
+        f"Subject {subject.name!r} does not offer {row['capability']}: "
+        f"{_stay(len(row['checks']))} not measured, or not applicable where the catalogue says so."
         for row in rows
         if not row["offered"] and row["checks"]
     ]
+
+
+def _stay(count: int) -> str:
+    return "1 check is" if count == 1 else f"{count} checks are"
 
 
 def _print(

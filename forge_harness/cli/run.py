@@ -220,6 +220,7 @@ def _validate(
 ) -> int:
     from forge_harness.cli.progress import progress_of
     from forge_harness.cli.summary import summary
+    from forge_harness.cli.terminal import shown
     from forge_harness.finish import finish_run
     from forge_harness.rundir import check_is_free
     from forge_harness.scoring import exit_code_for
@@ -230,7 +231,8 @@ def _validate(
         click.echo(
             f"Validating subject {plan.subject.name!r}: {len(plan.entries)} of "
             f"{len(plan.policy.catalogue)} checks, {plan.scope.profile} profile, "
-            f"{validator.workers} worker{'' if validator.workers == 1 else 's'}. Run: {directory}",
+            f"{validator.workers} worker{'' if validator.workers == 1 else 's'}. "
+            f"Run: {shown(directory)}",
             err=True,
         )
     with progress_of(quiet) as progress:

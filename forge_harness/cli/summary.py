@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from forge_harness.cli.terminal import coloured, table
+from forge_harness.cli.terminal import coloured, shown, table
 from forge_harness.errors import ExitCode
 from forge_harness.record import RunRecord, SuiteRecord
 from forge_harness.types import Outcome, Severity
@@ -73,7 +73,7 @@ def summary(record: RunRecord, directory: Path, written: Sequence[Path], code: E
     lines = ["", *verdict_lines(record), "", suite_table(record.suites), ""]
     lines += not_measured_lines(record)
     page = next((path for path in written if path.suffix == ".html"), None)
-    lines.append(f"Report: {page}" if page else f"Run: {directory}")
+    lines.append(f"Report: {shown(page)}" if page else f"Run: {shown(directory)}")
     lines.append(f"Policy: {record.policy_digest}")
     lines.append(f"Exit code {int(code)}: {MEANINGS[code]}.")
     return "\n".join(lines)

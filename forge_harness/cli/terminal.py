@@ -8,6 +8,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 import click
@@ -93,6 +94,14 @@ def _is_number(cell: object) -> bool:
     except ValueError:
         return text in ("", "-")
     return True
+
+
+def shown(path: Path) -> str:
+    """Returns a path as the user would type it: relative where it is below the current one."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
 
 
 def echo_json(value: Any) -> None:  # noqa: ANN401 - any JSON value
