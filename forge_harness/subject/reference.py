@@ -190,7 +190,7 @@ class ReferenceSubject:
         self, task: str, options: TrainOptions, *, ranks: int
     ) -> Mapping[str, Tensor]:
         """See `TrainsDistributed.train_distributed`."""
-        return training.train_distributed(task, options, ranks=ranks)
+        return training.train_distributed(task, options, ranks=ranks, **self._parts())
 
     # MeasuresQuality
 

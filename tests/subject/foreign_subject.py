@@ -209,7 +209,7 @@ class Blobs:
             if step < spec.warmup_steps:
                 rate = spec.peak * (step + 1) / spec.warmup_steps
             else:
-                done = (step - spec.warmup_steps) / max(1, options.steps - spec.warmup_steps)
+                done = (step - spec.warmup_steps) / max(1, options.steps - 1 - spec.warmup_steps)
                 cosine = 0.5 * (1 + math.cos(math.pi * done))
                 rate = spec.peak * (spec.final_fraction + (1 - spec.final_fraction) * cosine)
             steps.append(ScheduleStep(learning_rate=rate, weight_decay=0.0))

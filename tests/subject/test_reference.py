@@ -94,3 +94,12 @@ def test_parameter_count_equals_the_declared_formula(task):
     spec = subject.model_spec(task)
     model = subject.build_model(task, seed=0)
     assert sum(p.numel() for p in model.parameters()) == spec.parameters <= spec.max_parameters
+
+
+def test_an_override_reaches_the_ranks_of_a_distributed_run():
+    options = TrainOptions(seed=0, steps=2, accumulation=2)
+    session = Doubled().session("digits", options)
+    for _ in range(2):
+        session.step()
+    found = Doubled().train_distributed("digits", options, ranks=2)
+    assert all(torch.equal(found[k], v) for k, v in session.model.state_dict().items())
