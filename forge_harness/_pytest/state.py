@@ -224,4 +224,8 @@ def _shared_directory(config: pytest.Config) -> Path:
     given = getattr(config, "workerinput", {}).get("forge_shared")
     if given is not None:
         return Path(given)
+    events = config.getoption("forge_events")
+    if events is not None:
+        # Whoever started the session made this directory, and removes it also after a kill.
+        return Path(events).absolute().parent / "shared"
     return Path(tempfile.gettempdir()) / f"forge-harness-{uuid.uuid4().hex}"

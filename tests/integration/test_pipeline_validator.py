@@ -238,7 +238,11 @@ def test_an_interrupted_run_is_recorded(project, number):
 def test_a_killed_run_never_verifies_and_takes_its_processes_along(project):
     write_checks(project, TWO)
     process = subprocess.Popen(
-        [sys.executable, "-c", RUN_IT], cwd=project, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", RUN_IT],
+        cwd=project,
+        env={**os.environ, "TMPDIR": str(project)},
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     with process.stdout:

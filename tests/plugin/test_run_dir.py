@@ -186,6 +186,8 @@ def test_an_ended_session_says_what_was_not_measured(pytester, number):
     process = subprocess.Popen(
         [sys.executable, "-m", "pytest", *ini, *options],
         cwd=pytester.path,
+        # What a killed process leaves behind goes with the test's directory.
+        env={**os.environ, "TMPDIR": str(pytester.path)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
