@@ -133,7 +133,7 @@ class _Lookup:
             return SpecificationRow(
                 label=figure.label,
                 claimed=figure.claimed,
-                source=figure.source,
+                source=f"check {figure.check}" if figure.check else figure.source,
                 ours=ours,
                 state=state,
                 anchor=anchor,
@@ -158,7 +158,9 @@ class _Lookup:
             return make(words, state, check.anchor, check.reason)
         evidence = _first_match(check, figure.evidence)
         if evidence is not None:
-            return make(evidence.actual, state, evidence.anchor, evidence.expected)
+            return make(
+                evidence.actual, state, evidence.anchor, _described(check, evidence, figure)
+            )
         if figure.evidence:
             # An outcome is no number: a figure nobody recorded is not measured.
             note = f"{check.id}: {check.outcome}, which records no such value"
@@ -182,6 +184,16 @@ class _Lookup:
 
 _Row = SpecificationRow
 _Make = Callable[..., SpecificationRow]
+
+
+def _described(check: CheckRow, evidence: EvidenceRow, figure: SpecifiedFigure) -> str:
+    """Names the value that is shown, its limit, and its siblings (one a task, for example)."""
+    others = [
+        f"{row.name} {row.actual}"
+        for row in check.evidence
+        if row is not evidence and any(fnmatchcase(row.name, name) for name in figure.evidence)
+    ]
+    return "; ".join([f"{evidence.name}, {evidence.expected or 'recorded'}", *others])
 
 
 def _first_match(check: CheckRow, names: Sequence[str]) -> EvidenceRow | None:
