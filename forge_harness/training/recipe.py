@@ -182,7 +182,7 @@ _TEXT = Recipe(
 _LONG_TEXT = replace(_TEXT, batch_size=16, warmup_share=0.035, residual_gain=0.2)
 _BYTES = {
     ("small", "ternary"): replace(_TEXT, learning_rate=5e-3),
-    ("small", "full"): replace(_TEXT, residual_gain=0.2),
+    ("small", "full"): replace(_TEXT, learning_rate=3e-3, residual_gain=0.2),
     ("quick", "ternary"): _TEXT,
     ("quick", "full"): replace(_TEXT, learning_rate=1e-3, residual_gain=0.2),
     ("full", "ternary"): replace(_LONG_TEXT, learning_rate=1.5e-3),
