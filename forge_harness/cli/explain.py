@@ -52,7 +52,7 @@ def explain_command(directory: Path, as_json: bool, limit: int, target: int) -> 
             }
         )
         return
-    click.echo(f"{score_sentence(record)} ({scope_sentence(record)})\n")
+    click.echo(f"{score_sentence(record)}\n{scope_sentence(record)}\n")
     click.echo(_waterfall_table(steps, limit or len(steps)))
     click.echo(_way_back_text(repairs, record.score.low, target, limit or len(repairs)))
 

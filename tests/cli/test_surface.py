@@ -1,0 +1,77 @@
+"""The surface users script against: a flag leaves it only with a deprecation."""
+
+from pathlib import Path
+
+import click
+import pytest
+
+from forge_harness.cli import app
+from forge_harness.cli.app import COMMANDS
+from forge_harness.config import default_values
+
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "cli.md"
+SURFACE = {
+    "init": "DIR",
+    "doctor": "--config --json --subject",
+    "list checks": "--config --json --profile --suite",
+    "list suites": "--config --json",
+    "list waivers": "--config --json",
+    "run": "--check --config --deadline --format --policy --profile --quiet --run-dir --seed"
+    " --subject --suite --suite-path --timeout --waivers --workers",
+    "gate": "--fail-on DIR",
+    "report": "--format --out DIR",
+    "explain": "--json --limit --target DIR",
+    "verify": "--json DIR",
+    "train": "--accumulation --batch-size --checkpoint-every --compute --config --from-checkpoint"
+    " --learning-rate --out --precision --resume --seed --steps --task",
+    "config show": "--config --json --origin",
+    "config check": "--config",
+    "config schema": "",
+}
+
+
+def commands():
+    for name in COMMANDS:
+        command = app.get_command(click.Context(app), name)
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {inner}", value) for inner, value in command.commands.items())
+        else:
+            yield name, command
+
+
+def names(command):
+    for parameter in command.params:
+        if isinstance(parameter, click.Argument):
+            yield str(parameter.metavar).strip("[]")
+        else:
+            yield next(opt for opt in parameter.opts if opt.startswith("--"))
+
+
+def test_commands_and_flags_are_exactly_these():
+    found = {name: sorted(names(command)) for name, command in commands()}
+    assert found == {name: sorted(flags.split()) for name, flags in SURFACE.items()}
+
+
+@pytest.mark.parametrize("name", SURFACE)
+def test_every_parameter_is_explained(name):
+    command = dict(commands())[name]
+    for parameter in command.params:
+        assert isinstance(parameter, click.Argument) or parameter.help, parameter.name
+
+
+def test_the_documentation_has_every_command_and_every_flag_of_run():
+    text = DOCUMENTATION.read_text(encoding="utf-8")
+    for name in COMMANDS:
+        assert f"| `{name}" in text, name
+    for flag in SURFACE["run"].split():
+        assert flag == "--config" or f"`{flag}" in text, flag
+    assert "@@" not in text
+
+
+def test_every_key_of_run_has_a_flag():
+    flags = {"run_dir": "run-dir", "timeout_s": "timeout", "deadline_s": "deadline"}
+    flags |= {"suite_paths": "suite-path"}
+    for key in default_values():
+        section, _, name = key.partition(".")
+        if section == "run":
+            assert f"--{flags.get(name, name)} " in SURFACE["run"] + " ", key
