@@ -226,6 +226,17 @@ def test_missed_limits_are_the_last_to_be_left_out():
     assert "<code>missed</code>" in text
 
 
+def test_a_link_to_a_row_that_is_left_out_leads_to_its_check():
+    soft = {"limit": 1.0, "direction": "at_most", "level": "warn"}
+    rows = [support.evidence("", f"missed{i}", 2.0, **soft) for i in range(250)]
+    rows.append(support.evidence("", "accuracy", 0.9))
+    record = support.record([support.item("gates.accuracy", "warn", rows=rows)])
+    page = Page(render_html(build_report(record, support.POLICY)))
+    ids = {attributes.get("id") for _, attributes in page.elements}
+    assert "e-gates.accuracy-251" not in ids
+    assert {a["href"][1:] for a in page.all("a")} <= ids
+
+
 def test_the_same_run_gives_the_same_bytes_in_another_process(page_of):
     code = (
         "import sys, hashlib; sys.path.insert(0, sys.argv[1]); import support\n"
