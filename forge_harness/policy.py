@@ -129,7 +129,6 @@ class Policy(BaseModel):
 def load_policy(
     policy_file: Path | None = None,
     catalogue_file: Path | None = None,
-    extra_catalogues: tuple[Path, ...] = (),
 ) -> Policy:
     """Reads the policy: catalogue, thresholds and weights.
 
@@ -138,8 +137,6 @@ def load_policy(
             the one that ships with the suites when None. Its tables are laid over the shipped
             ones, so a file with one threshold is a whole policy.
         catalogue_file: TOML file with `[[check]]` tables; the shipped catalogue when None.
-        extra_catalogues: Catalogues of the user's own suites. A suite name that has no weight
-            yet gets the weight its file gives in `[suite_weights]`, or 1.
 
     Raises:
         ConfigError: A file is missing, is not TOML, or does not fit the schema.
@@ -149,12 +146,6 @@ def load_policy(
     if policy_file is not None:
         values = _overlay(values, _read_toml(policy_file))
     checks = list(_read_toml(catalogue_file or shipped / "catalogue.toml").get("check", []))
-    for extra in extra_catalogues:
-        tables = _read_toml(extra)
-        checks += tables.get("check", [])
-        weights = {check.get("suite", "?"): 1 for check in tables.get("check", [])}
-        weights |= tables.get("suite_weights", {})
-        values["suite_weights"] = {**weights, **values["suite_weights"]}
     tables = {name: _flatten(values.pop(name, {})) for name in ("thresholds", "units")}
     try:
         return Policy.model_validate({**values, **tables, "catalogue": checks})

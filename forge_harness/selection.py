@@ -15,11 +15,9 @@ from forge_harness.paths import suites_dir
 from forge_harness.policy import CatalogueEntry, Policy, load_policy
 from forge_harness.types import Profile
 
-CATALOGUE_SUITE_WEIGHT = 1
-"""Of a suite whose catalogue.toml gives none; the same as in `load_policy`."""
-INLINE_SUITE_WEIGHT = 5
-"""Between a light shipped suite (4) and a middling one (8): a user's suite counts, but cannot
-outweigh the shipped ones unless a catalogue.toml of its own says so."""
+USER_SUITE_WEIGHT = 5
+"""Of a suite of the user's, unless its catalogue.toml has [suite_weights]. Between a light shipped
+suite (4) and a middling one (8): it counts, but cannot outweigh the shipped ones by accident."""
 INLINE_COMPONENT = "user"
 
 
@@ -83,7 +81,7 @@ def with_catalogues(policy: Policy, files: Sequence[Path]) -> Policy:
         tables = _read_toml(file)
         rows += [row for row in tables.get("check", []) if row.get("id") not in policy.by_id]
         weights |= tables.get("suite_weights", {})
-    return _extended(policy, rows, weights, CATALOGUE_SUITE_WEIGHT, "Catalogue") if rows else policy
+    return _extended(policy, rows, weights, "Catalogue") if rows else policy
 
 
 def with_inline(policy: Policy, inline: Iterable[InlineCheck]) -> Policy:
@@ -103,18 +101,17 @@ def with_inline(policy: Policy, inline: Iterable[InlineCheck]) -> Policy:
         }
         for check in added
     ]
-    return _extended(policy, rows, {}, INLINE_SUITE_WEIGHT, "Inline check") if rows else policy
+    return _extended(policy, rows, {}, "Inline check") if rows else policy
 
 
 def _extended(
     policy: Policy,
     rows: Sequence[dict[str, Any]],
     weights: dict[str, int],
-    default_weight: int,
     what: str,
 ) -> Policy:
     values = policy.to_json()
-    default = {str(row.get("suite", "?")): default_weight for row in rows}
+    default = {str(row.get("suite", "?")): USER_SUITE_WEIGHT for row in rows}
     values["suite_weights"] = {**default, **weights, **values["suite_weights"]}
     values["catalogue"] += rows
     try:

@@ -4,7 +4,7 @@ import pytest
 
 from forge_harness.errors import ConfigError
 from forge_harness.policy import load_policy
-from forge_harness.types import Profile, Severity
+from forge_harness.types import Profile
 
 SPECIFIED = {
     "environment": 12,
@@ -85,28 +85,6 @@ def test_a_bad_policy_is_refused_by_key(tmp_path, text, message):
 def test_an_unknown_threshold_names_the_nearest():
     with pytest.raises(ConfigError, match=r"Did you mean 'gates\.accuracy\.at_least'"):
         load_policy().threshold("gates.accuracy.at_leas")
-
-
-def test_users_catalogue_extends_the_denominator(tmp_path):
-    extra = tmp_path / "catalogue.toml"
-    extra.write_text(
-        '[[check]]\nid = "mine.fits"\ntitle = "t"\nsuite = "mine"\nseverity = "high"\n'
-        'component = "PipelineValidator"\n'
-    )
-    policy = load_policy(extra_catalogues=(extra,))
-    assert policy.by_id["mine.fits"].severity is Severity.HIGH
-    assert policy.suite_weights["mine"] == 1
-    assert policy.suite_weights["training"] == 14
-
-
-def test_an_id_given_twice_is_refused(tmp_path):
-    extra = tmp_path / "catalogue.toml"
-    extra.write_text(
-        '[[check]]\nid = "training.repeat_bit_identical"\ntitle = "t"\nsuite = "training"\n'
-        'severity = "low"\ncomponent = "PipelineValidator"\n'
-    )
-    with pytest.raises(ConfigError, match="twice"):
-        load_policy(extra_catalogues=(extra,))
 
 
 def test_a_policy_reads_back_from_json():
