@@ -43,7 +43,7 @@ def test_catalogues_beside_suites_are_found_but_never_ours(own):
 def test_a_users_catalogue_joins_the_policy(own):
     policy = build_policy(None, [own / "catalogue.toml"])
     assert policy.by_id["mine.a"].severity is Severity.HIGH
-    assert policy.suite_weights["mine"] == 1
+    assert policy.suite_weights["mine"] == 5
     assert len(policy.catalogue) == len(load_policy().catalogue) + 1
     assert policy.digest != load_policy().digest
 
