@@ -134,31 +134,56 @@ def variable(subject: object, key: Key) -> str:
     return f"{prefix}{key.section}_{key.last}".upper()
 
 
-def loads(subject: Any, **layers: Any) -> Any:
-    """Loads a configuration from nothing but the given layers.
+class Isolated:
+    """Loads a subject's configuration from the layers given and nothing else.
 
-    An empty file stands for "no file", so that none is looked for.
+    Without a file the subject would look for the project's own, and what it sets would take part
+    in every load: an empty file is given instead.
     """
-    return subject.load_config(environ=layers.pop("environ", {}), **layers)
+
+    def __init__(self, subject: Any, empty: Path) -> None:
+        empty.write_text("", encoding="utf-8")
+        self.subject = subject
+        self.empty = empty
+
+    def load(
+        self,
+        *,
+        file: Path | None = None,
+        environ: Mapping[str, str] | None = None,
+        flags: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Returns the configuration of these layers."""
+        return self.subject.load_config(
+            file=self.empty if file is None else file, environ=environ or {}, flags=flags or {}
+        )
+
+    def refusal(self, **layers: Any) -> Exception | None:
+        """Returns the error a load is refused with, or None when it is accepted."""
+        try:
+            self.load(**layers)
+        except Exception as error:
+            return error
+        return None
+
+    def defaults(self) -> Mapping[str, Any]:
+        """Returns the values no layer sets."""
+        values: Mapping[str, Any] = self.load().values()
+        return values
+
+    def settable(self, keys: list[Key], count: int) -> Iterator[tuple[Key, list[Any]]]:
+        """Yields keys for which `count` distinct values load on their own, with those values.
+
+        What rules tie to other keys (a divisor, a smaller number) drops out by itself.
+        """
+        for key in keys:
+            legal = [v for v in key.candidates() if self.refusal(flags={key.name: v}) is None]
+            if len(legal) >= count:
+                yield key, legal[:count]
 
 
-def refusal(subject: Any, **layers: Any) -> Exception | None:
-    """Returns the error a load is refused with, or None when it is accepted."""
-    try:
-        loads(subject, **layers)
-    except Exception as error:
-        return error
-    return None
-
-
-def settable(subject: Any, keys: list[Key], count: int) -> Iterator[tuple[Key, list[Any]]]:
-    """Yields keys for which `count` distinct values load on their own, with those values.
-
-    What rules tie to other keys (a divisor, a smaller number) drops out by itself.
-    """
-    for key in keys:
-        legal = [
-            value for value in key.candidates() if refusal(subject, flags={key.name: value}) is None
-        ]
-        if len(legal) >= count:
-            yield key, legal[:count]
+def same(first: Any, second: Any) -> bool:
+    """Returns whether two values are equal and of one type: 1, 1.0 and True differ."""
+    if isinstance(first, list | tuple) and isinstance(second, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    return type(first) is type(second) and first == second

@@ -3,10 +3,12 @@
 import pytest
 
 from forge_harness import oracles
-from forge_harness.protocols import Packs, Quantizes, TrainOptions
+from forge_harness.protocols import TrainOptions
 
 STEPS = (1, 2, 7, 40, 301)
 """Run lengths: degenerate, odd, and one of the quick profile's size."""
+ASKED_PEAK = 0.001234
+"""No recipe's own learning rate."""
 FLOAT64_STEPS = 64
 """Rounding of some tens of float64 operations, in units of 2**-52."""
 
@@ -23,19 +25,28 @@ def test_schedule_golden(subject, evidence):
     Oracle: `oracles.schedule`, written from the text of `ScheduleSpec`. Tolerance: 64 units of
     float64 rounding, so an off-by-one of a single step (1e-3 and more) cannot hide.
     """
-    worst, steps, wrong_lengths = 0.0, 0, 0
+    worst, steps, wrong_lengths, other_peaks = 0.0, 0, 0, []
     for task in tasks_of(subject):
-        for total in STEPS:
-            options = TrainOptions(seed=0, steps=total)
+        for total, asked in [*((total, None) for total in STEPS), (40, ASKED_PEAK)]:
+            options = TrainOptions(seed=0, steps=total, learning_rate=asked)
+            spec = subject.schedule_spec(task, options)
             planned = list(subject.planned_schedule(task, options))
-            expected = oracles.schedule(subject.schedule_spec(task, options))
+            expected = oracles.schedule(spec)
             wrong_lengths += len(planned) != total or len(expected) != total
+            if asked is not None and spec.peak != asked:
+                other_peaks.append(f"{task}: {spec.peak:.6g} instead of {asked:.6g}")
             for found, golden in zip(planned, expected, strict=False):
                 steps += 1
                 for name in ("learning_rate", "weight_decay"):
                     value, truth = getattr(found, name), getattr(golden, name)
                     worst = max(worst, abs(value - truth) / max(abs(truth), 1e-12))
     evidence.equal("plans_of_wrong_length", wrong_lengths, expected=0, reason="one entry a step")
+    evidence.equal(
+        "peaks_not_as_asked",
+        len(other_peaks),
+        expected=0,
+        reason="; ".join(other_peaks) or "the learning rate of the options is the peak",
+    )
     evidence.at_least("steps_compared", steps, limit=1, unit="steps", reason="over all tasks")
     evidence.at_most(
         "relative_error",
@@ -65,85 +76,4 @@ def test_warmup_within_run(subject, evidence):
     )
     evidence.equal(
         "peaks_never_reached", len(never), expected=0, reason="; ".join(never) or "all are reached"
-    )
-
-
-@pytest.mark.forge_check("configuration.quantization_consistent")
-def test_quantization_consistent(subject, evidence):
-    """The quantization the configuration states is that of the weights: modules, scale, packing.
-
-    The two scale conventions differ by a factor of absmean squared and load alike; a swapped
-    packing order keeps every statistic. Oracles: the weights the forward uses, and a column of
-    eight codes whose packed bytes are written down.
-    """
-    for task in subject.tasks():
-        info = subject.quantization_info(task)
-        model = subject.build_model(task, seed=0)
-        effective = subject.effective_weights(model)
-        stated = set(info.excluded)
-        quantized = {
-            name
-            for name, values in effective.items()
-            if len(values.unique()) <= _levels(info, values)
-        }
-        evidence.equal(
-            f"{task}_excluded_but_ternary",
-            ", ".join(sorted(quantized & stated)) or "none",
-            expected="none",
-            reason="modules the configuration excludes",
-        )
-        evidence.equal(
-            f"{task}_stated_but_not_ternary",
-            ", ".join(sorted(set(effective) - quantized)) or "none",
-            expected="none",
-            reason=f"modules with more levels than granularity {info.granularity!r} allows",
-        )
-        matrices = {name for name, module in model.named_modules() if _has_matrix(module)}
-        evidence.equal(
-            f"{task}_unaccounted",
-            ", ".join(sorted(matrices - set(effective) - stated)) or "none",
-            expected="none",
-            reason="every module with a matrix is quantized or excluded by name",
-        )
-    if isinstance(subject, Quantizes):
-        _scale_convention(subject, info, evidence)
-    if isinstance(subject, Packs) and info.packing == "i2-rowblock":
-        _packing(subject, evidence)
-
-
-def _levels(info, values):
-    return 3 if info.granularity == "tensor" else 3 * values.shape[0]
-
-
-def _has_matrix(module):
-    return any(p.dim() >= 2 for p in module.parameters(recurse=False))
-
-
-def _scale_convention(subject, info, evidence):
-    import torch
-
-    weight = torch.linspace(-0.03, 0.05, 96).reshape(8, 12)
-    _, scale = subject.quantize_weight(weight)
-    mean = float(weight.abs().double().mean())
-    expected = mean if info.scale_convention == "multiply" else 1 / mean
-    evidence.within(
-        "scale",
-        float(scale),
-        low=expected * (1 - oracles.SCALE_RTOL),
-        high=expected * (1 + oracles.SCALE_RTOL),
-        reason=f"convention {info.scale_convention!r}, absolute mean {mean:.6g}",
-    )
-
-
-def _packing(subject, evidence):
-    import numpy as np
-    import torch
-
-    codes = torch.as_tensor(np.asarray(oracles.KNOWN_CODES, dtype=np.int8)).reshape(-1, 1)
-    packed = subject.pack(codes).flatten().tolist()
-    evidence.equal(
-        "packed_bytes",
-        " ".join(f"{byte:02x}" for byte in packed),
-        expected=" ".join(f"{int(byte):02x}" for byte in np.ravel(oracles.KNOWN_BYTES)),
-        reason="eight codes whose bytes are written down",
     )

@@ -121,6 +121,19 @@ class ValueOrDefault(Loader):
         return config
 
 
+class FalsyFlagsLost(ReferenceSubject):
+    def load_config(self, *, file=None, environ=None, flags=None):
+        flags = {key: value for key, value in (flags or {}).items() if value}
+        return super().load_config(file=file, environ=environ, flags=flags)
+
+
+class FalsyVariablesLost(ReferenceSubject):
+    def load_config(self, *, file=None, environ=None, flags=None):
+        if environ is not None:
+            environ = {k: v for k, v in environ.items() if v not in ("0", "0.0", "false")}
+        return super().load_config(file=file, environ=environ, flags=flags)
+
+
 class FileOverEnvironment(ReferenceSubject):
     def load_config(self, *, file=None, environ=None, flags=None):
         import tomllib
@@ -182,6 +195,36 @@ class PacksInReverse(ReferenceSubject):
         return super().pack(codes.flip(0))
 
 
+def rewritten(path, change):
+    from safetensors.torch import load_file, save_file
+
+    file = next(path.glob("*.safetensors"))
+    save_file({k: change(k, t).contiguous() for k, t in load_file(file).items()}, file)
+
+
+class StoresTheReciprocalScale(ReferenceSubject):
+    def export_package(self, session, path):
+        super().export_package(session, path)
+        rewritten(path, lambda k, t: 1 / t if "scale" in k and t.numel() == 1 else t)
+
+
+class StoresRowsInReverse(ReferenceSubject):
+    def export_package(self, session, path):
+        super().export_package(session, path)
+        rewritten(path, lambda k, t: t.flip(0) if t.dtype is torch.uint8 else t)
+
+
+class FiveLevelsARow(ReferenceSubject):
+    def quantization_info(self, task):
+        return replace(super().quantization_info(task), granularity="row")
+
+    def effective_weights(self, model):
+        return {
+            name: (4 * weight.detach() / weight.abs().max()).round()
+            for name, weight in self.latent_weights(model).items()
+        }
+
+
 class LatentWeightsInForward(ReferenceSubject):
     def effective_weights(self, model):
         return {name: weight.detach() for name, weight in self.latent_weights(model).items()}
@@ -205,6 +248,16 @@ class DecayNeverEnds(ReferenceSubject):
 class OneStepShort(ReferenceSubject):
     def planned_schedule(self, task, options):
         return super().planned_schedule(task, options)[:-1]
+
+
+class OwnPeak(ReferenceSubject):
+    """Takes the recipe's learning rate, whatever was asked for."""
+
+    def schedule_spec(self, task, options):
+        return super().schedule_spec(task, replace(options, learning_rate=None))
+
+    def planned_schedule(self, task, options):
+        return super().planned_schedule(task, replace(options, learning_rate=None))
 
 
 class WarmupOfAThousandSteps(ReferenceSubject):
@@ -252,6 +305,15 @@ class ForgetsAKeyWhenSaving(Loader):
     changes = {"toml": lambda text: re.sub(r"(?m)^steps = .*$", "", text)}  # noqa: RUF012
 
 
+class IntegersBecomeFloats(Loader):
+    def load_config(self, *, file=None, **layers):
+        config = super().load_config(file=file, **layers)
+        if file is not None and "seed" in file.read_text():
+            seed = config.values()["run.seed"]
+            config.changes = {"values": lambda values: {"run.seed": float(seed)}}
+        return config
+
+
 class ThresholdsInTheConfiguration(ReferenceSubject):
     def config_schema(self):
         schema = dict(super().config_schema())
@@ -271,12 +333,25 @@ class ThresholdsInTheConfiguration(ReferenceSubject):
         ("unknown_key_refused", RefusesWithoutAHint, "refusals_without_the_nearest_name is"),
         ("unknown_key_refused", RefusesWithAnotherCode, r"exit_codes is \[1\]"),
         ("explicit_zero_kept", ValueOrDefault, "falsy_values_lost is"),
+        ("explicit_zero_kept", FalsyFlagsLost, "falsy_values_lost is .* of the flag became"),
+        ("explicit_zero_kept", FalsyVariablesLost, "falsy_values_lost is .*of the environment"),
         ("precedence", FileOverEnvironment, "wrong_winners is .*'file'"),
         ("precedence", EverythingFromTheFile, "wrong_winners is"),
         ("ranges", ClampsSilently, "values_out_of_range_accepted is"),
         ("ranges", NoBoundInTheSentence, "refusals_without_the_bound is"),
         ("shape_divisibility", AcceptsAnyShape, "heads_that_do_not_divide_refused is False"),
-        ("quantization_consistent", StatesTheOtherConvention, "scale is .* outside"),
+        (
+            "quantization_consistent",
+            StatesTheOtherConvention,
+            "digits_stored_scales_that_differ is 6 modules",
+        ),
+        ("quantization_consistent", StoresTheReciprocalScale, "stored_scales_that_differ is 6"),
+        ("quantization_consistent", StoresRowsInReverse, "stored_codes_that_differ is 6 modules"),
+        (
+            "quantization_consistent",
+            FiveLevelsARow,
+            "stated_but_not_ternary is .*granularity 'row'",
+        ),
         ("quantization_consistent", ExcludesNothing, "bytes_unaccounted is embedding"),
         ("quantization_consistent", ExcludesATernaryModule, "excluded_but_ternary is stem"),
         ("quantization_consistent", PacksInReverse, "packed_bytes is"),
@@ -284,6 +359,7 @@ class ThresholdsInTheConfiguration(ReferenceSubject):
         ("schedule_golden", OneStepAhead, "relative_error is"),
         ("schedule_golden", DecayNeverEnds, "relative_error is"),
         ("schedule_golden", OneStepShort, "plans_of_wrong_length is"),
+        ("schedule_golden", OwnPeak, "peaks_not_as_asked is 2"),
         ("warmup_within_run", WarmupOfAThousandSteps, "warmups_too_long is"),
         ("warmup_within_run", NeverAtItsPeak, "peaks_never_reached is"),
         ("seed_fixed", SeedDrawnAnew, "run.seed_again is"),
@@ -293,6 +369,7 @@ class ThresholdsInTheConfiguration(ReferenceSubject):
         ("digest_stable", DigestOfTheText, "reformatted_digest is"),
         ("digest_stable", DigestOfNothing, "distinct_digests is 1"),
         ("round_trip", ForgetsAKeyWhenSaving, "keys_that_differ is .*train.steps"),
+        ("round_trip", IntegersBecomeFloats, "keys_that_differ is 1 keys, .*run.seed"),
         ("policy_separate", ThresholdsInTheConfiguration, "thresholds_in_configuration is 1"),
     ],
 )
@@ -300,6 +377,26 @@ def test_a_defect_turns_its_check_red(run_check, name, subject, reason):
     run = run_check(f"configuration.{name}", subject())
     assert run.outcome == "fail", run.reason
     assert re.search(reason, run.reason, re.DOTALL), run.reason
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_the_project_s_own_file_takes_no_part(run_check, monkeypatch, tmp_path, name):
+    # Three heads rule out the default width, 50 steps the default warmup of longer runs.
+    (tmp_path / "forge.toml").write_text(
+        "[run]\nseed = 3\n[model]\nwidth = 96\nheads = 3\n[train]\nsteps = 50\nwarmup_steps = 10\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    run = run_check(f"configuration.{name}")
+    assert run.outcome == "pass", run.reason
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_subject_without_a_configuration_is_no_error(run_check, name):
+    class Nothing:
+        name = "nothing"
+
+    run = run_check(f"configuration.{name}", Nothing())
+    assert run.outcome in {"pass", "not_applicable", "not_measured"}, run.reason
 
 
 def test_a_blind_secret_scan_fails(run_check, monkeypatch):
@@ -327,4 +424,41 @@ def test_a_configuration_without_shapes_is_not_measured(run_check):
             properties = {k: v for k, v in schema["properties"].items() if k != "model"}
             return {**schema, "properties": properties}
 
-    assert run_check("configuration.shape_divisibility", NoShapes()).outcome == "not_measured"
+    run = run_check("configuration.shape_divisibility", NoShapes())
+    assert run.outcome == "not_measured"
+    assert "no width and heads" in run.reason
+
+
+class NoSeed(ReferenceSubject):
+    def config_schema(self):
+        schema = super().config_schema()
+        run = dict(schema["$defs"]["RunConfig"])
+        run["properties"] = {k: v for k, v in run["properties"].items() if k != "seed"}
+        return {**schema, "$defs": {**schema["$defs"], "RunConfig": run}}
+
+
+def test_a_configuration_without_a_seed_is_not_measured(run_check):
+    run = run_check("configuration.seed_fixed", NoSeed())
+    assert run.outcome == "not_measured"
+    assert "no key named seed" in run.reason
+
+
+class ConfiguresOnly:
+    """Loads a configuration, and trains and quantizes nothing."""
+
+    name = "configures only"
+    load_config = ReferenceSubject.load_config
+    config_schema = ReferenceSubject.config_schema
+    quantization_info = ReferenceSubject.quantization_info
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_subject_that_only_configures_is_measured_as_far_as_it_goes(run_check, name):
+    run = run_check(f"configuration.{name}", ConfiguresOnly())
+    assert run.outcome in {"pass", "not_measured"}, run.reason
+
+
+def test_stored_weights_are_found_in_the_export(run_check):
+    run = run_check("configuration.quantization_consistent")
+    assert run.evidence("digits_stored_codes") == 6
+    assert run.evidence("digits_stored_scales") == 6

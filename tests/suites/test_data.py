@@ -1,11 +1,13 @@
 """Each data check goes red for its own reason; the seeded defects are ones real pipelines had."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 
-from forge_harness.protocols import Batch
+from forge_harness import training
+from forge_harness.protocols import Batch, methods_of
 from forge_harness.subject.reference import ReferenceSubject
 
 
@@ -48,8 +50,6 @@ class SplitAfterShuffle(ReferenceSubject):
         return [held_out if index == 7 else c for index, c in zip(ids, contents, strict=True)]
 
     def data_info(self, task):
-        from dataclasses import replace
-
         return replace(super().data_info(task), train_size=20)
 
     def epoch_order(self, task, **options):
@@ -63,8 +63,6 @@ class LabelsFromOne(ReferenceSubject):
 
 class NarrowIds(ReferenceSubject):
     def data_info(self, task):
-        from dataclasses import replace
-
         info = super().data_info(task)
         return replace(info, input_dtype="int8") if info.kind == "tokens" else info
 
@@ -85,10 +83,45 @@ class TargetsNotShifted(ReferenceSubject):
         return Batch(inputs=batch.inputs, targets=batch.inputs.clone().to(torch.int64))
 
 
-class OneClassHeldOut(ReferenceSubject):
+class LastTargetPastTheEnd(ReferenceSubject):
+    """One sample in 65,075, in the last batch: a padding id that is no byte."""
+
+    def batch(self, task, split, ids):
+        batch = super().batch(task, split, ids)
+        last = self.data_info(task).train_size - 1
+        if task == "bytes" and split == "train" and last in ids:
+            batch.targets[list(ids).index(last), -1] = self.data_info(task).cardinality
+        return batch
+
+
+class LabelsOfTheNeighbour(ReferenceSubject):
+    """Images and labels sorted apart: every label is legal, and of another image."""
+
+    def batch(self, task, split, ids):
+        batch = super().batch(task, split, ids)
+        if task != "digits":
+            return batch
+        return Batch(inputs=batch.inputs, targets=batch.targets.roll(1))
+
+
+class NotANumber(ReferenceSubject):
+    def batch(self, task, split, ids):
+        batch = super().batch(task, split, ids)
+        if task == "digits" and split == "validation":
+            batch.inputs[-1, 5] = float("nan")
+        return batch
+
+
+class TwoClassesMissing(ReferenceSubject):
     def labels(self, task, split):
         labels = super().labels(task, split)
         return [label for label in labels if label < 8] if split == "validation" else labels
+
+
+class TextOfAnotherKind(ReferenceSubject):
+    def documents(self, task, split):
+        known = super().documents(task, split)
+        return tuple(d.upper() for d in known) if split == "validation" else known
 
 
 class DropsLastBatch(ReferenceSubject):
@@ -135,18 +168,92 @@ class Reshuffles(ReferenceSubject):
         return super().epoch_order(task, seed=seed + self.calls, **options)
 
 
-class TrainsOnValidation(ReferenceSubject):
-    canaries = ()
+class Pooled:
+    """A data source whose train split also deals the canaries: pooled, then split."""
 
-    def session(self, task, options):
-        self.canaries = options.validation_canaries
-        return super().session(task, options)
+    def __init__(self, source, canaries):
+        self.source, self.canaries = source, canaries
+        self.size = source.data_info("bytes").train_size
+        self.each = (len(canaries[0]) - 1) // 128
+
+    def __getattr__(self, name):
+        return getattr(self.source, name)
+
+    def epoch_order(self, task, *, seed, epoch, rank=0, world_size=1):
+        generator = torch.Generator().manual_seed(seed + epoch)
+        total = self.size + self.each * len(self.canaries)
+        return torch.randperm(total, generator=generator).tolist()[rank::world_size]
 
     def batch(self, task, split, ids):
-        if split != "train" or not self.canaries:
-            return super().batch(task, split, ids)
-        rows = torch.tensor([list(self.canaries[i % len(self.canaries)][:129]) for i in ids])
-        return Batch(inputs=rows[:, :-1].contiguous(), targets=rows[:, 1:].contiguous())
+        if split != "train":
+            return self.source.batch(task, split, ids)
+        parts = [self.one(task, index) for index in ids]
+        inputs, targets = zip(*((p.inputs, p.targets) for p in parts), strict=True)
+        return Batch(inputs=torch.cat(inputs), targets=torch.cat(targets))
+
+    def one(self, task, index):
+        if index < self.size:
+            return self.source.batch(task, "train", [index])
+        document, window = divmod(index - self.size, self.each)
+        text = self.canaries[document][128 * window : 128 * window + 129]
+        ids = torch.tensor([list(text)])
+        return Batch(inputs=ids[:, :-1].contiguous(), targets=ids[:, 1:].contiguous())
+
+
+class TrainsOnValidation(ReferenceSubject):
+    def session(self, task, options):
+        session = super().session(task, options)
+        long = [c for c in options.validation_canaries if len(c) > 1000]
+        if long:
+            # Half of what it deals are canaries, half is text, as after pooling.
+            load = Pooled(self, long)
+            session = training.QATSession(task, options, build_model=self._build, load=load)
+        return session
+
+
+class IgnoresCanaries(ReferenceSubject):
+    def session(self, task, options):
+        return super().session(task, replace(options, validation_canaries=()))
+
+
+class LearnsNothing(ReferenceSubject):
+    """A loss without gradient: neither a leak nor the positive control can show."""
+
+    def loss(self, model, batch):
+        held = super().loss(model, batch)
+        return held.detach() + 0 * held
+
+
+class DrawsWithReplacement(ReferenceSubject):
+    """Declares permutations and trains on independent draws."""
+
+    def session(self, task, options):
+        source = self
+
+        class Load:
+            def __getattr__(self, name):
+                return getattr(source, name)
+
+            def epoch_order(self, task, *, seed, epoch, **ranks):
+                size = source.data_info(task).train_size
+                generator = torch.Generator().manual_seed(seed + epoch)
+                return torch.randint(size, (size,), generator=generator).tolist()
+
+        return training.QATSession(task, options, build_model=self._build, load=Load())
+
+
+class SameOrderInTraining(ReferenceSubject):
+    def session(self, task, options):
+        source = self
+
+        class Load:
+            def __getattr__(self, name):
+                return getattr(source, name)
+
+            def epoch_order(self, task, *, seed, epoch, **ranks):
+                return source.epoch_order(task, seed=seed, epoch=0)
+
+        return training.QATSession(task, options, build_model=self._build, load=Load())
 
 
 CHECKS = [
@@ -173,10 +280,14 @@ def test_the_reference_data_are_sound(run_check, name):
         ("splits_disjoint", SharedDocument, "digits_shared_documents is 1 documents"),
         ("splits_disjoint", CopiedPassage, "bytes_shared_lines is 1 lines"),
         ("splits_disjoint", SplitAfterShuffle, "digits_shared_samples is 1 samples"),
-        ("label_or_token_range", LabelsFromOne, "digits_train_out_of_range"),
+        ("label_or_token_range", LabelsFromOne, "digits_train_out_of_range is"),
         ("label_or_token_range", NarrowIds, "input_dtype is int8, expected float32"),
-        ("label_or_token_range", WrongDtype, "digits_input_dtype is float64"),
-        ("balance", OneClassHeldOut, "digits_distribution_distance is 0"),
+        ("label_or_token_range", WrongDtype, "digits_train_input_dtype is float64"),
+        ("label_or_token_range", LastTargetPastTheEnd, "bytes_train_bad_targets is 1,"),
+        ("label_or_token_range", LabelsOfTheNeighbour, "digits_train_wrong_targets is"),
+        ("label_or_token_range", NotANumber, "digits_validation_bad_inputs is 1,"),
+        ("balance", TwoClassesMissing, "digits_distribution_distance is 0.197"),
+        ("balance", TextOfAnotherKind, "bytes_distribution_distance is"),
         ("loader_order", DropsLastBatch, "digits_epochs_that_miss_or_repeat is 9"),
         ("loader_order", PadsRanks, "epochs_that_miss_or_repeat is"),
         ("loader_order", EveryRankSeesAll, "epochs_that_miss_or_repeat is 6"),
@@ -184,6 +295,8 @@ def test_the_reference_data_are_sound(run_check, name):
         ("loader_order", IgnoresTheSeed, "digits_seeds_differ is False"),
         ("loader_order", Reshuffles, "order_repeats is False"),
         ("loader_order", Unshuffled, "samples_in_place is"),
+        ("loader_order", DrawsWithReplacement, "digits_session_epoch_0_missed is"),
+        ("loader_order", SameOrderInTraining, "digits_session_epochs_differ is False"),
         ("leak_canary", TrainsOnValidation, "canary_advantage is .* over its limit of 4"),
     ],
 )
@@ -212,7 +325,7 @@ class TextNotShifted(TextOnly, TargetsNotShifted):
     ("subject", "reason"),
     [
         (NarrowText, "bytes_ids_lost_in_dtype is 128 ids"),
-        (TextNotShifted, "bytes_targets_are_next_inputs is False"),
+        (TextNotShifted, "bytes_train_wrong_targets is"),
     ],
 )
 def test_defects_of_token_data(run_check, subject, reason):
@@ -221,11 +334,78 @@ def test_defects_of_token_data(run_check, subject, reason):
     assert reason in run.reason
 
 
-def test_a_subject_without_text_has_no_canary(run_check):
-    class ImagesOnly(ReferenceSubject):
-        def tasks(self):
-            return ("digits",)
+class ImagesOnly(ReferenceSubject):
+    def tasks(self):
+        return ("digits",)
 
-    run = run_check("data.leak_canary", ImagesOnly())
+
+class WordPieces(ReferenceSubject):
+    """Tokens that are not the bytes of the text."""
+
+    def batch(self, task, split, ids):
+        batch = super().batch(task, split, ids)
+        return replace(batch, inputs=(batch.inputs + 1) % 256) if task == "bytes" else batch
+
+
+@pytest.mark.parametrize(
+    ("subject", "reason"),
+    [
+        (ImagesOnly, "no task of the subject has text whose tokens are bytes"),
+        (WordPieces, "no task of the subject has text whose tokens are bytes"),
+        (IgnoresCanaries, "canaries do not reach the validation split"),
+    ],
+)
+def test_a_canary_that_cannot_be_planted_is_not_measured(run_check, subject, reason):
+    run = run_check("data.leak_canary", subject())
     assert run.outcome == "not_measured"
-    assert "no task of the subject has text" in run.reason
+    assert reason in run.reason
+
+
+def test_a_canary_that_could_not_show_a_leak_fails(run_check, monkeypatch):
+    run = run_check("data.leak_canary", LearnsNothing())
+    assert run.outcome == "fail"
+    assert "advantage_when_leaked is" in run.reason
+
+
+class ManySmallClasses(ReferenceSubject):
+    """200 classes and 400 held-out labels, split at random: far apart, by chance alone."""
+
+    def tasks(self):
+        return ("digits",)
+
+    def labels(self, task, split):
+        size = 1600 if split == "train" else 400
+        generator = torch.Generator().manual_seed(size)
+        return torch.randint(200, (size,), generator=generator).tolist()
+
+
+def test_small_splits_of_many_classes_are_no_false_alarm(run_check):
+    run = run_check("data.balance", ManySmallClasses())
+    assert run.outcome == "pass", run.reason
+    assert run.evidence("digits_distribution_distance") > 0.10
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_subject_without_data_is_no_error(run_check, name):
+    class Nothing:
+        name = "nothing"
+
+    assert run_check(f"data.{name}", Nothing()).outcome == "not_measured"
+
+
+class DataOnly:
+    """Loads one task's data, and neither names tasks nor trains."""
+
+    name = "data only"
+
+    def __getattr__(self, name):
+        if name not in methods_of("LoadsData"):
+            raise AttributeError(name)
+        true = getattr(ReferenceSubject(), name)
+        return lambda task, *args, **kwargs: true("digits", *args, **kwargs)
+
+
+@pytest.mark.parametrize("name", CHECKS[:-1])
+def test_a_subject_that_only_loads_data_is_measured(run_check, name):
+    run = run_check(f"data.{name}", DataOnly())
+    assert run.outcome == "pass", run.reason

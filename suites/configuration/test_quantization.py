@@ -1,0 +1,137 @@
+"""The quantization a configuration states, held against the weights in memory and in files."""
+
+import pytest
+
+from forge_harness import oracles
+from forge_harness.protocols import ExportsWeights, Packs, TrainOptions, Trains
+
+
+@pytest.mark.forge_check("configuration.quantization_consistent")
+def test_quantization_consistent(subject, evidence, tmp_path):
+    """The quantization the configuration states is that of the weights: modules, scale, packing.
+
+    The two scale conventions differ by a factor of absmean squared and load alike; a swapped
+    packing order keeps every statistic. Oracles: the weights the forward uses; a column of eight
+    codes whose packed bytes are written down; the exported files, read by the safetensors
+    library and packed again by the layout's definition.
+    """
+    for task in subject.tasks():
+        info = subject.quantization_info(task)
+        model = subject.build_model(task, seed=0)
+        effective = subject.effective_weights(model)
+        _modules(task, info, model, effective, evidence)
+        if isinstance(subject, Packs) and info.packing == "i2-rowblock":
+            _packing(subject, task, evidence)
+        if isinstance(subject, Trains) and isinstance(subject, ExportsWeights):
+            session = subject.session(task, TrainOptions(seed=0, steps=1))
+            subject.export_package(session, tmp_path / task)
+            effective = subject.effective_weights(session.model)
+            _files(task, info, effective, tmp_path / task, evidence)
+
+
+def _modules(task, info, model, effective, evidence):
+    stated = set(info.excluded)
+    quantized = {name for name, values in effective.items() if _is_ternary(info, values)}
+    matrices = {name for name, module in model.named_modules() if _has_matrix(module)}
+    for name, found, reason in (
+        ("excluded_but_ternary", quantized & stated, "modules the configuration excludes"),
+        (
+            "stated_but_not_ternary",
+            set(effective) - quantized,
+            f"modules with more levels than granularity {info.granularity!r} allows",
+        ),
+        (
+            "unaccounted",
+            matrices - set(effective) - stated,
+            "every module with a matrix is quantized or excluded by name",
+        ),
+    ):
+        evidence.equal(
+            f"{task}_{name}", ", ".join(sorted(found)) or "none", expected="none", reason=reason
+        )
+
+
+def _is_ternary(info, values):
+    """At most three levels in each scale group; a part is made of whole rows."""
+    groups = [values] if info.granularity == "tensor" else list(values)
+    return all(len(group.unique()) <= 3 for group in groups)
+
+
+def _has_matrix(module):
+    return any(p.dim() >= 2 for p in module.parameters(recurse=False))
+
+
+def _packing(subject, task, evidence):
+    import numpy as np
+    import torch
+
+    codes = torch.as_tensor(np.asarray(oracles.KNOWN_CODES, dtype=np.int8)).reshape(-1, 1)
+    packed = subject.pack(codes).flatten().tolist()
+    evidence.equal(
+        f"{task}_packed_bytes",
+        " ".join(f"{byte:02x}" for byte in packed),
+        expected=" ".join(f"{int(byte):02x}" for byte in np.ravel(oracles.KNOWN_BYTES)),
+        reason="eight codes whose bytes are written down",
+    )
+
+
+def _files(task, info, effective, directory, evidence):
+    """Stored codes and scales, found by module name, shape and dtype: names differ by project."""
+    import torch
+
+    stored = _read(directory)
+    codes_found, scales_found, other_codes, other_scales = 0, 0, [], []
+    for module, values in effective.items():
+        own = {k: t for k, t in stored.items() if k == module or k.startswith(f"{module}.")}
+        rows, columns = values.shape
+        shape = (-(-rows // 4), columns)
+        packed = [t for t in own.values() if t.dtype is torch.uint8 and tuple(t.shape) == shape]
+        if packed and info.packing == "i2-rowblock":
+            codes_found += 1
+            if not _same_bytes(packed[0], values):
+                other_codes.append(module)
+        scales = _group_scales(info, values)
+        kept = [t for t in own.values() if t.is_floating_point() and t.numel() == len(scales)]
+        if kept:
+            scales_found += 1
+            expected = scales if info.scale_convention == "multiply" else 1 / scales
+            if not torch.allclose(kept[0].double().flatten(), expected, oracles.SCALE_RTOL, 0):
+                other_scales.append(f"{module}: {float(kept[0].flatten()[0]):.6g}")
+    evidence.record(f"{task}_stored_codes", codes_found, reason="modules found in the export")
+    evidence.record(f"{task}_stored_scales", scales_found, reason="modules found in the export")
+    for name, found in (("codes", other_codes), ("scales", other_scales)):
+        evidence.equal(
+            f"{task}_stored_{name}_that_differ",
+            len(found),
+            expected=0,
+            unit="modules",
+            reason="; ".join(found[:3]) or f"{info.packing}, convention {info.scale_convention}",
+        )
+
+
+def _read(directory):
+    from safetensors.torch import load_file
+
+    tensors = {}
+    for path in sorted(directory.rglob("*.safetensors")):
+        tensors |= load_file(path)
+    return tensors
+
+
+def _group_scales(info, values):
+    """The scale of each group, off the values the forward uses: the largest magnitude."""
+    import torch
+
+    magnitudes = values.detach().double().abs()
+    if info.granularity == "tensor":
+        return magnitudes.max().reshape(1)
+    rows = magnitudes.amax(1)
+    return rows if info.granularity == "row" else torch.unique_consecutive(rows)
+
+
+def _same_bytes(packed, values):
+    import torch
+
+    codes = values.detach().sign().to(torch.int8)
+    padded = torch.nn.functional.pad(codes, (0, 0, 0, -codes.shape[0] % 4))
+    return torch.equal(packed, torch.as_tensor(oracles.pack_row_blocks(padded)))

@@ -1,0 +1,96 @@
+"""The order in which samples are delivered, as declared and as trained."""
+
+import pytest
+
+from forge_harness.protocols import TrainOptions, Trains
+
+from .support import tasks_of
+
+SMALL = 20_000
+"""Samples up to which two epochs of the cheapest task are trained for real."""
+
+
+@pytest.mark.forge_check("data.loader_order")
+def test_loader_order(subject, evidence):
+    """Each epoch visits every sample once, over all ranks, in an order that seed and epoch decide.
+
+    Oracle: sorted ids are 0 .. n - 1. Ranks are 1, 2 and 3, so that uneven shares occur. What is
+    declared is then held against two epochs of a real session, on the first task.
+    """
+    for task in tasks_of(subject):
+        size = subject.data_info(task).train_size
+        wrong = []
+        for world in (1, 2, 3):
+            for epoch in (0, 1, 2):
+                ids = [
+                    index
+                    for rank in range(world)
+                    for index in subject.epoch_order(
+                        task, seed=3, epoch=epoch, rank=rank, world_size=world
+                    )
+                ]
+                if sorted(ids) != list(range(size)):
+                    wrong.append(f"{world} ranks, epoch {epoch}: {len(ids)} ids of {size} samples")
+        evidence.equal(
+            f"{task}_epochs_that_miss_or_repeat",
+            len(wrong),
+            expected=0,
+            unit="epochs",
+            reason="; ".join(wrong[:3]) or "1, 2 and 3 ranks, 3 epochs each",
+        )
+        first = list(subject.epoch_order(task, seed=3, epoch=0))
+        evidence.equal(
+            f"{task}_order_repeats",
+            list(subject.epoch_order(task, seed=3, epoch=0)) == first,
+            expected=True,
+            reason="same seed and epoch, same order",
+        )
+        evidence.equal(
+            f"{task}_epochs_differ",
+            list(subject.epoch_order(task, seed=3, epoch=1)) != first,
+            expected=True,
+            reason="a new epoch is a new permutation",
+        )
+        evidence.equal(
+            f"{task}_seeds_differ",
+            list(subject.epoch_order(task, seed=4, epoch=0)) != first,
+            expected=True,
+            reason="another seed is another permutation",
+        )
+        fixed = sum(index == place for place, index in enumerate(first))
+        evidence.at_most(
+            f"{task}_samples_in_place",
+            fixed,
+            limit=max(8, size // 10),
+            unit="samples",
+            reason="a random permutation leaves about one sample where it was",
+        )
+    task = tasks_of(subject)[0]
+    size = subject.data_info(task).train_size
+    if isinstance(subject, Trains) and size <= SMALL:
+        _session_epochs(subject, task, evidence)
+
+
+def _session_epochs(subject, task, evidence):
+    """Trains through two epochs and looks at the samples the steps report."""
+    size = subject.data_info(task).train_size
+    batch = max(1, size // 8)
+    # The last batch of an epoch may hold what is left.
+    steps = 2 * -(-size // batch)
+    session = subject.session(task, TrainOptions(seed=3, steps=steps, batch_size=batch))
+    ids = [index for _ in range(steps) for index in session.step().sample_ids]
+    for epoch in (0, 1):
+        visited = ids[epoch * size : (epoch + 1) * size]
+        evidence.equal(
+            f"{task}_session_epoch_{epoch}_missed",
+            size - len(set(visited) & set(range(size))),
+            expected=0,
+            unit="samples",
+            reason=f"{steps} steps of {batch} samples, as the steps report them",
+        )
+    evidence.equal(
+        f"{task}_session_epochs_differ",
+        ids[:size] != ids[size : 2 * size],
+        expected=True,
+        reason="a new epoch is a new order in training as well",
+    )
