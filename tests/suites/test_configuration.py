@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from hashlib import sha256
 
 import pytest
 import torch
@@ -175,6 +176,18 @@ class AcceptsAnyShape(ReferenceSubject):
         return super().load_config(file=file, environ=environ, flags=flags)
 
 
+class RefusesEveryShape(ReferenceSubject):
+    def load_config(self, *, file=None, environ=None, flags=None):
+        if any(key.startswith("model.") for key in flags or {}):
+            raise ConfigError("Shapes cannot be set.")
+        return super().load_config(file=file, environ=environ, flags=flags)
+
+
+class NoTasks(ReferenceSubject):
+    def tasks(self):
+        return ()
+
+
 class StatesTheOtherConvention(ReferenceSubject):
     def quantization_info(self, task):
         return replace(super().quantization_info(task), scale_convention="divide")
@@ -277,6 +290,15 @@ class SeedDrawnAnew(ReferenceSubject):
         return super().load_config(file=file, environ=environ, flags=drawn)
 
 
+class SeedLeftOpen(Loader):
+    changes = {"values": lambda values: {"run.seed": "random"}}  # noqa: RUF012
+
+
+class WeightsDrawnAnew(ReferenceSubject):
+    def build_model(self, task, *, seed):
+        return super().build_model(task, seed=torch.seed() % 2**31)
+
+
 class SeedNotUsed(ReferenceSubject):
     def session(self, task, options):
         return super().session(task, replace(options, seed=0))
@@ -295,6 +317,15 @@ class DigestOfTheText(ReferenceSubject):
         config = super().load_config(file=file, environ=environ, flags=flags)
         text = file.read_text() if file is not None else str(flags)
         return Wrapped(config, digest=lambda loaded: f"sha256:{hash(text)}")
+
+
+def of_values_and_origins(config):
+    entries = [(key, value, config.origin(key)) for key, value in config.values().items()]
+    return f"sha256:{sha256(repr(entries).encode()).hexdigest()}"
+
+
+class DigestOfOrigins(Loader):
+    changes = {"digest": of_values_and_origins}  # noqa: RUF012
 
 
 class DigestOfNothing(Loader):
@@ -339,6 +370,7 @@ class ThresholdsInTheConfiguration(ReferenceSubject):
         ("precedence", EverythingFromTheFile, "wrong_winners is"),
         ("ranges", ClampsSilently, "values_out_of_range_accepted is"),
         ("ranges", NoBoundInTheSentence, "refusals_without_the_bound is"),
+        ("shape_divisibility", RefusesEveryShape, "sound_shape is Shapes cannot be set"),
         ("shape_divisibility", AcceptsAnyShape, "heads_that_do_not_divide_refused is False"),
         (
             "quantization_consistent",
@@ -359,14 +391,18 @@ class ThresholdsInTheConfiguration(ReferenceSubject):
         ("schedule_golden", OneStepAhead, "relative_error is"),
         ("schedule_golden", DecayNeverEnds, "relative_error is"),
         ("schedule_golden", OneStepShort, "plans_of_wrong_length is"),
+        ("schedule_golden", NoTasks, "steps_compared is 0 steps, under its limit"),
         ("schedule_golden", OwnPeak, "peaks_not_as_asked is 2"),
         ("warmup_within_run", WarmupOfAThousandSteps, "warmups_too_long is"),
         ("warmup_within_run", NeverAtItsPeak, "peaks_never_reached is"),
         ("seed_fixed", SeedDrawnAnew, "run.seed_again is"),
+        ("seed_fixed", SeedLeftOpen, "run.seed_is_a_number is False"),
+        ("seed_fixed", WeightsDrawnAnew, "loss_again is"),
         ("seed_fixed", SeedNotUsed, "seed_has_effect is False"),
         ("paths_exist", PathThatIsNotThere, "paths_missing is 1 .*no/such/place"),
         ("no_secret_in_config", TokenInTheConfiguration, "values_like_credentials is 1"),
         ("digest_stable", DigestOfTheText, "reformatted_digest is"),
+        ("digest_stable", DigestOfOrigins, "other_layer_digest is"),
         ("digest_stable", DigestOfNothing, "distinct_digests is 1"),
         ("round_trip", ForgetsAKeyWhenSaving, "keys_that_differ is .*train.steps"),
         ("round_trip", IntegersBecomeFloats, "keys_that_differ is 1 keys, .*run.seed"),
@@ -441,6 +477,28 @@ def test_a_configuration_without_a_seed_is_not_measured(run_check):
     run = run_check("configuration.seed_fixed", NoSeed())
     assert run.outcome == "not_measured"
     assert "no key named seed" in run.reason
+
+
+class OneChoice(ReferenceSubject):
+    """A configuration of one key, which takes one of two words."""
+
+    def config_schema(self):
+        mode = {"type": "string", "enum": ["a", "b"]}
+        return {"properties": {"run": {"type": "object", "properties": {"mode": mode}}}}
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("explicit_zero_kept", "no key of the configuration has a legal falsy value"),
+        ("precedence", "no key of the configuration takes three values on its own"),
+        ("ranges", "the schema of the configuration states no bound"),
+    ],
+)
+def test_a_configuration_without_such_a_key_is_not_measured(run_check, name, reason):
+    run = run_check(f"configuration.{name}", OneChoice())
+    assert run.outcome == "not_measured"
+    assert reason in run.reason
 
 
 class ConfiguresOnly:

@@ -22,6 +22,11 @@ class EmptySample(ReferenceSubject):
         return [b"" if index == 3 else c for index, c in zip(ids, contents, strict=True)]
 
 
+class NothingHeldOut(ReferenceSubject):
+    def data_info(self, task):
+        return replace(super().data_info(task), validation_size=0)
+
+
 class SharedDocument(ReferenceSubject):
     def documents(self, task, split):
         own = super().documents(task, split)
@@ -277,6 +282,7 @@ def test_the_reference_data_are_sound(run_check, name):
     [
         ("readable_and_intact", ChangedPixel, "digits_digest is sha256:0000"),
         ("readable_and_intact", EmptySample, "digits_train_unreadable is 1 samples"),
+        ("readable_and_intact", NothingHeldOut, "digits_validation_samples is 0 samples, under"),
         ("splits_disjoint", SharedDocument, "digits_shared_documents is 1 documents"),
         ("splits_disjoint", CopiedPassage, "bytes_shared_lines is 1 lines"),
         ("splits_disjoint", SplitAfterShuffle, "digits_shared_samples is 1 samples"),

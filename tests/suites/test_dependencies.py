@@ -57,6 +57,15 @@ def stale_native_build(patch):
     patch.setattr(kernels, "native_version", lambda: "0.0.1")
 
 
+def extension_of_another_interpreter(patch):
+    patch.setattr("importlib.machinery.EXTENSION_SUFFIXES", [".cpython-39-x86_64-linux-gnu.so"])
+
+
+def nothing_installed(patch):
+    patch.setattr(distributions, "requirements", lambda: [Requirement("not-on-this-machine")])
+    patch.setattr(distributions, "DISTRIBUTION", "not-installed-either")
+
+
 def no_native_build(patch):
     patch.setattr(kernels, "native_problem", lambda: "No module named 'forge_kernels._native'")
 
@@ -97,6 +106,12 @@ def copyleft_beside_a_permissive_license(patch):
         ("requirements_satisfied", no_requirement, "declared is 0 requirements, under"),
         ("lock_matches", other_pin, r"pytest==1\.0 \(installed: \d"),
         ("native_extension", stale_native_build, r"version is 0\.0\.1, expected"),
+        ("installed_files_intact", nothing_installed, "files_hashed is 0 files, under its limit"),
+        (
+            "native_extension",
+            extension_of_another_interpreter,
+            "built_for_this_interpreter is False",
+        ),
         ("native_extension", no_native_build, "problem is No module named"),
         ("torch_build", shadowed_torch, r"metadata_version is 1\.0"),
         ("torch_build", cuda_build_without_driver, "driver_runs_it is False"),

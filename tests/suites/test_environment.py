@@ -304,11 +304,14 @@ def timings(monkeypatch, second):
     monkeypatch.setattr(clock, "paired_seconds", lambda work, pairs: ([1.0] * pairs, second(pairs)))
 
 
-def test_a_biased_timer_fails_the_calibration(run_check, monkeypatch):
-    timings(monkeypatch, lambda pairs: [1.3 + 0.001 * i for i in range(pairs)])
+@pytest.mark.parametrize(
+    ("level", "reason"), [(1.3, "bound_high is 0.7"), (0.7, "bound_low is 1.4")]
+)
+def test_a_biased_timer_fails_the_calibration(run_check, monkeypatch, level, reason):
+    timings(monkeypatch, lambda pairs: [level + 0.001 * i / pairs for i in range(pairs)])
     run = run_check("environment.timing_noise")
     assert run.outcome == "fail"
-    assert "bound_high is 0.7" in run.reason
+    assert reason in run.reason
 
 
 def test_a_noisy_timer_is_warned_about(run_check, monkeypatch):
