@@ -51,7 +51,7 @@ def test_the_worst_item_decides(suite):
 
 
 def test_more_arguments_select_items(suite):
-    run = run_check("mine.packs", Toy(3), paths=suite, arguments=("-k", "1"))
+    run = run_check("mine.packs", Toy(3), paths=suite, arguments=("-k", "packs[1]"))
     outcomes = {item.nodeid[-3:]: item.outcome for item in run.items}
     assert outcomes == {"[1]": Outcome.PASS, "[2]": Outcome.NOT_MEASURED}
 

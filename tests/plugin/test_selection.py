@@ -85,7 +85,7 @@ def test_a_wrong_name_is_a_usage_error_under_xdist_too(selected):
 
 
 def test_what_pytest_deselects_is_not_measured(selected):
-    run = selected("-k", "1 or plain")
+    run = selected("-k", "test_a[1] or plain")
     assert run.outcome("test_a[1]") == "pass"
     for name in ("test_a[2]", "test_b"):
         assert run.outcome(name) == "not_measured"

@@ -79,6 +79,10 @@ def make_waiver(check: str, expires: str = "2026-12-31") -> Waiver:
 @pytest.fixture
 def make() -> SimpleNamespace:
     """The builders above, for tests that cannot import a neighbour under importlib mode."""
+    return _builders()
+
+
+def _builders() -> SimpleNamespace:
     builders: dict[str, Callable[..., object]] = {
         "policy": make_policy,
         "evidence": make_evidence,
@@ -87,3 +91,9 @@ def make() -> SimpleNamespace:
         "waiver": make_waiver,
     }
     return SimpleNamespace(**builders)
+
+
+@pytest.fixture(scope="session")
+def maker() -> SimpleNamespace:
+    """`make` for @given tests, which refuse function-scoped fixtures; it keeps no state."""
+    return _builders()

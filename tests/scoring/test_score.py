@@ -193,20 +193,6 @@ def build(make, drawn):
     return policy, items
 
 
-@pytest.fixture(scope="module")
-def maker(request):
-    """`make` for @given tests: the builders keep no state."""
-    from types import SimpleNamespace
-
-    conftest = next(
-        plugin
-        for plugin in request.config.pluginmanager.get_plugins()
-        if hasattr(plugin, "make_policy")
-    )
-    names = ("policy", "evidence", "item", "context", "waiver")
-    return SimpleNamespace(**{name: getattr(conftest, f"make_{name}") for name in names})
-
-
 @settings(max_examples=150, deadline=None)
 @given(drawn=runs())
 def test_against_the_oracle(maker, drawn):
