@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from forge_harness.probes.cgroup import cpu_quota
+
 PACKAGES = (
     "bitnet-forge-harness",
     "torch",
@@ -64,18 +66,6 @@ def _usable_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 0
-
-
-def cpu_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Returns the CPUs the cgroup grants (v2 `cpu.max`, else v1), or None without a limit."""
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = (root / "cpu.max").read_text(encoding="ascii").split()
-        return None if quota == "max" else int(quota) / int(period)
-    with contextlib.suppress(OSError, ValueError):
-        granted = int((root / "cpu" / "cpu.cfs_quota_us").read_text(encoding="ascii"))
-        every = int((root / "cpu" / "cpu.cfs_period_us").read_text(encoding="ascii"))
-        return None if granted <= 0 else granted / every
-    return None
 
 
 def _memory_bytes() -> int | None:

@@ -8,10 +8,8 @@ import socket
 import subprocess
 import sys
 
-import pytest
-
 from forge_harness.canonical import canonical_json
-from forge_harness.environment import collect_environment, cpu_quota
+from forge_harness.environment import collect_environment
 
 
 def test_it_is_json_and_names_the_machine_class():
@@ -52,21 +50,3 @@ def test_torch_is_not_imported():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["False", "False"]
-
-
-@pytest.mark.parametrize(
-    ("files", "quota"),
-    [
-        ({"cpu.max": "150000 100000"}, 1.5),
-        ({"cpu.max": "max 100000"}, None),
-        ({"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"}, 0.5),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
-        ({}, None),
-        ({"cpu.max": "nonsense"}, None),
-    ],
-)
-def test_the_cpu_quota_of_either_cgroup_version(tmp_path, files, quota):
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(f"{text}\n", encoding="ascii")
-    assert cpu_quota(tmp_path) == quota

@@ -208,10 +208,10 @@ def make_validator(
 
 def default_workers() -> int:
     """Returns one worker for each CPU this process may use, at most 4."""
-    from forge_harness.environment import cpu_quota
+    from forge_harness.probes import cgroup
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    quota = cpu_quota()
+    quota = cgroup.cpu_quota()
     return max(1, min(usable or 1, _MOST_WORKERS, int(quota) if quota else _MOST_WORKERS))
 
 

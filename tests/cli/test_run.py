@@ -230,5 +230,5 @@ def test_the_default_directory_is_new_and_named_by_the_time(tmp_path, monkeypatc
 )
 def test_workers_follow_the_cpus_this_process_may_use(monkeypatch, cpus, quota, workers):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cpus)))
-    monkeypatch.setattr("forge_harness.environment.cpu_quota", lambda: quota)
+    monkeypatch.setattr("forge_harness.probes.cgroup.cpu_quota", lambda: quota)
     assert default_workers() == workers
