@@ -21,7 +21,7 @@ from forge_harness._pytest.fixtures import (
     shared_build,
     subject,
 )
-from forge_harness._pytest.marks import MARKER_LINE
+from forge_harness._pytest.marks import MARKER_LINE, TIMING_LINE
 from forge_harness._pytest.options import add_options
 from forge_harness._pytest.state import STATE, ForgeState, state_of
 
@@ -45,6 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Registers the marker, and in the process that sees all reports their collector."""
     config.addinivalue_line("markers", MARKER_LINE)
+    config.addinivalue_line("markers", TIMING_LINE)
     state = ForgeState(config)
     config.stash[STATE] = state
     if not state.is_worker:

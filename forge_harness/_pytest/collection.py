@@ -74,6 +74,8 @@ def process(
         for nodeid, mark in state.marks.items()
         if nodeid not in out and (not mark.dropped or is_selected(state, mark))
     }
+    # Last, when the other workers have little left to do that would disturb a measurement.
+    items.sort(key=lambda item: item.get_closest_marker("forge_timing") is not None)
     _set_timeouts(state, kept)
     state.publish_collected()
 

@@ -13,6 +13,7 @@ MARKER_LINE = (
     "forge_check(id, *, title=None, severity=None, component=None): the test belongs to the "
     "check `id` of the catalogue; title and severity together define a check of your own."
 )
+TIMING_LINE = "forge_timing: the check compares times; it runs after all that do not."
 UNKNOWN_CHECK = "unknown"
 """Check id of an item whose marker names none."""
 

@@ -379,3 +379,32 @@ def test_sessions_of_the_defects_still_train():
         session = subject.session("digits", TrainOptions(steps=3))
         for _ in range(3):
             assert session.step().step >= 0
+
+
+class DigitsOnly(ReferenceSubject):
+    def tasks(self):
+        return ("digits",)
+
+
+def cost_of(monkeypatch, run_check, ratio):
+    """Runs the check on a clock under which pair i of a setting costs ratio(i) to 1."""
+    from forge_harness.scoring import statistics
+
+    true = statistics.paired_median_bounds
+
+    def bounds(candidate, base, *, error):
+        return true([ratio(i) for i in range(len(base))], [1.0] * len(base), error=error)
+
+    monkeypatch.setattr(statistics, "paired_median_bounds", bounds)
+    return run_check("performance.training_overhead", DigitsOnly())
+
+
+def test_an_undecided_cost_is_measured_once_more_and_then_said_to_be_open(monkeypatch, run_check):
+    noisy = cost_of(monkeypatch, run_check, lambda i: 0.75 if i % 2 else 0.95)
+    assert noisy.outcome is Outcome.NOT_MEASURED, noisy.reason
+    assert "after 40 pairs" in noisy.reason
+
+
+def test_the_planned_extension_decides(monkeypatch, run_check):
+    settled = cost_of(monkeypatch, run_check, lambda i: 0.7 if i % 4 else 0.9)
+    assert settled.outcome is Outcome.PASS, settled.reason
