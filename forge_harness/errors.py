@@ -54,6 +54,26 @@ class SubjectError(UsageError):
     """The subject cannot be loaded or offers nothing that can be validated."""
 
 
+class CheckpointError(UsageError):
+    """A checkpoint cannot be read or written as asked: unknown, ambiguous or unsupported."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint does not hold what it claims to hold.
+
+    Attributes:
+        path: File at fault.
+        tensor: Name of the tensor at fault, or "".
+    """
+
+    exit_code = ExitCode.VERIFICATION_FAILED
+
+    def __init__(self, message: str, *, path: str = "", tensor: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+        self.tensor = tensor
+
+
 class NothingCollectedError(ForgeError):
     """A selection matched no check."""
 

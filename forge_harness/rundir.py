@@ -25,6 +25,7 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from forge_harness.canonical import canonical_json, digest_of, file_sha256
+from forge_harness.durable import sync_directory, write_durably
 from forge_harness.errors import ExitCode, RunDirectoryError
 from forge_harness.policy import Policy
 from forge_harness.record import ItemRecord, RunRecord
@@ -89,7 +90,7 @@ class RunDirectory:
                 _reserve(path / RESERVE)
                 directory.write_record(record, policy)
                 (path / ITEMS).touch()
-                _sync_directory(path)
+                sync_directory(path)
         except RunDirectoryError:
             directory._undo()
             raise
@@ -153,8 +154,8 @@ class RunDirectory:
             RunDirectoryError: They cannot be written.
         """
         with _explained(self.path):
-            _write_durably(self.path / POLICY, canonical_json(policy.to_json()))
-            _write_durably(self.path / RUN, canonical_json(record.model_dump(mode="json")))
+            write_durably(self.path / POLICY, canonical_json(policy.to_json()))
+            write_durably(self.path / RUN, canonical_json(record.model_dump(mode="json")))
 
     def write_final(self, record: RunRecord, policy: Policy) -> None:
         """Frees the reserve and writes the final record. `seal` must follow.
@@ -182,9 +183,7 @@ class RunDirectory:
             _remove_leftovers(self.path)
             files = [_entry(self.path, name) for name in _files(self.path)]
             body: dict[str, Any] = {"schema_version": MANIFEST_SCHEMA_VERSION, "files": files}
-            _write_durably(
-                self.path / MANIFEST, canonical_json({**body, "digest": digest_of(body)})
-            )
+            write_durably(self.path / MANIFEST, canonical_json({**body, "digest": digest_of(body)}))
 
 
 def check_is_free(path: Path) -> None:
@@ -341,30 +340,6 @@ def _remove_leftovers(path: Path) -> None:
     odd = _odd_entries(path)
     if odd:
         raise RunDirectoryError(f"{path / odd[0].path} is a link or device; remove it.")
-
-
-def _write_durably(target: Path, data: bytes) -> None:
-    """Replaces a file so that a reader, and a machine that loses power, see old or new whole."""
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        with partial.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(target)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise
-    _sync_directory(target.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _reserve(path: Path) -> None:

@@ -20,10 +20,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from forge_harness.canonical import canonical_json, sha256_hex
+from forge_harness.durable import write_durably
 from forge_harness.errors import UsageError
 from forge_harness.protocols import TrainOptions
 from forge_harness.training.data import DataSource
-from forge_harness.training.durable import write_durably
 from forge_harness.training.ingredients import BuildModel, Loss
 from forge_harness.training.session import QATSession
 

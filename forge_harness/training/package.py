@@ -18,11 +18,11 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from forge_harness.canonical import canonical_json, sha256_hex
+from forge_harness.durable import write_durably
 from forge_harness.errors import UsageError
 from forge_harness.model import BitLinear
 from forge_harness.quant import Compute, TernaryLinearOp, dequantize, pack_i2, unpack_i2
 from forge_harness.training.data import DataSource
-from forge_harness.training.durable import write_durably
 from forge_harness.training.evaluation import Evaluation, evaluate_model
 from forge_harness.training.ingredients import BuildModel, ingredients
 from forge_harness.training.session import QATSession

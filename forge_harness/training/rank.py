@@ -21,8 +21,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from forge_harness.durable import write_durably
 from forge_harness.training.distributed import JOB, STATE, TIMEOUT_S, Job
-from forge_harness.training.durable import write_durably
 from forge_harness.training.session import QATSession
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from forge_harness.canonical import canonical_json
+from forge_harness.durable import write_durably
 from forge_harness.errors import ExitCode, ForgeError, NonFiniteError, UsageError
 from forge_harness.protocols import StepRecord, TrainOptions
 from forge_harness.training.checkpoint import (
@@ -28,7 +29,6 @@ from forge_harness.training.checkpoint import (
     save_session,
 )
 from forge_harness.training.data import DataSource
-from forge_harness.training.durable import write_durably
 from forge_harness.training.ingredients import BuildModel, Loss
 from forge_harness.training.package import export_package
 from forge_harness.training.session import QATSession

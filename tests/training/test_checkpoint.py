@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from forge_harness.durable import write_durably
 from forge_harness.protocols import Precision, TrainOptions
 from forge_harness.training import (
     CheckpointError,
@@ -18,7 +19,6 @@ from forge_harness.training import (
     save_session,
 )
 from forge_harness.training.checkpoint import read_checkpoint
-from forge_harness.training.durable import write_durably
 
 # 1437 samples an epoch: the fourth batch of 400 is partial, and the fifth is of epoch 1.
 LONG = TrainOptions(steps=8, batch_size=400, accumulation=2)

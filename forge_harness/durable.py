@@ -1,0 +1,122 @@
+"""Files and directories that are whole or absent, and that survive a power cut once written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Replaces a file: a reader sees the old or the new content, and the new one is on disk.
+
+    Args:
+        path: Target; its directory is created when it is not there.
+        content: The whole file.
+
+    Raises:
+        OSError: The file system refused; the old file is untouched.
+    """
+    with staged_file(path) as partial:
+        partial.write_bytes(content)
+
+
+@contextmanager
+def staged_file(path: Path) -> Iterator[Path]:
+    """Yields a path to write to; what was written there becomes `path` when the block ends well.
+
+    The file is flushed to disk before it takes its name, and the name after it. When the block
+    raises, nothing of it is left and an old `path` is untouched.
+
+    Raises:
+        OSError: The file system refused.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        sync_file(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+@contextmanager
+def staged_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yields an empty directory to fill; it becomes `path` when the block ends well.
+
+    Every file in it and every name is on disk before it takes its name. When the block raises,
+    nothing of it is left and an old `path` is untouched.
+
+    Args:
+        path: Target. Missing or an empty directory, unless `replace`.
+        replace: Whether an existing directory may give way. It does so in two renames; a power cut
+            between them leaves the old content beside the target as `.<name>.<pid>.old`.
+
+    Raises:
+        FileExistsError: `path` is there and not an empty directory, and `replace` is not set.
+        OSError: The file system refused.
+    """
+    if not replace and (path.is_symlink() or path.exists()) and not _is_empty_directory(path):
+        raise FileExistsError(f"{str(path)!r} exists and is not an empty directory")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stage = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir()
+    try:
+        yield stage
+        sync_tree(stage)
+        _take_name(stage, path)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_tree(path: Path) -> None:
+    """Makes every file and name below a directory durable."""
+    for root, _, files in os.walk(path):
+        for name in files:
+            sync_file(Path(root) / name)
+        sync_directory(Path(root))
+
+
+def sync_file(path: Path) -> None:
+    """Makes the content of a file durable."""
+    _sync(path)
+
+
+def sync_directory(path: Path) -> None:
+    """Makes the names in a directory durable; a rename alone is lost by a power cut."""
+    if os.name != "nt":  # Directories cannot be opened there.
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_empty_directory(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink() and next(path.iterdir(), None) is None
+
+
+def _take_name(stage: Path, path: Path) -> None:
+    if not path.exists() or _is_empty_directory(path):
+        stage.replace(path)  # rename(2) replaces an empty directory
+        return
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    path.replace(old)
+    try:
+        stage.replace(path)
+    except BaseException:
+        old.replace(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
