@@ -1,4 +1,4 @@
-"""Checkpoint formats: what a file is, its ternary codes and scales, and the way to other formats."""
+"""Checkpoint formats: what a file is, its codes and scales, and the way to other formats."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from .checkpoint import (
     READ_ONLY,
     Anomaly,
     Checkpoint,
+    Detection,
     ModelDescription,
     ReadOptions,
     TensorInfo,
@@ -19,6 +20,7 @@ __all__ = [
     "READ_ONLY",
     "Anomaly",
     "Checkpoint",
+    "Detection",
     "ModelDescription",
     "ReadOptions",
     "TensorInfo",

@@ -113,6 +113,24 @@ class TensorInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Detection:
+    """What files are, from the files alone.
+
+    Attributes:
+        format: One of `FORMATS` or `READ_ONLY`.
+        reasons: What was seen, one clause each, in the order it was looked for.
+        version: Version of the format where it has one.
+        questions: What the files do not say and an option must, one sentence each, naming the
+            option. `open_checkpoint` refuses with them while they are open.
+    """
+
+    format: str
+    reasons: tuple[str, ...]
+    version: str | None = None
+    questions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Anomaly:
     """Something a reader noticed that does not make the file unreadable.
 
