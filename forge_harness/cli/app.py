@@ -24,6 +24,8 @@ COMMANDS = {
     "explain": ("explain:explain_command", "Show which checks cost how many points."),
     "verify": ("verify:verify_command", "Recompute everything a run claims."),
     "train": ("train:train_command", "Train a reference model."),
+    "inspect": ("inspect:inspect_command", "Say what a checkpoint is and whether it is sound."),
+    "convert": ("convert:convert_command", "Write a checkpoint in another format."),
     "config": ("config:config_group", "Show or check the configuration, print its schema."),
 }
 """Command -> (module:object under forge_harness.cli, one line of help), in the order of use."""

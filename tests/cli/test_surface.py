@@ -24,6 +24,9 @@ SURFACE = {
     "verify": "--json DIR",
     "train": "--accumulation --batch-size --checkpoint-every --compute --config --from-checkpoint"
     " --learning-rate --out --precision --resume --seed --steps --task",
+    "inspect": "--exclude --i2s-layout --json --quantize --scale-convention PATH",
+    "convert": "--exclude --gguf-scale --hf-scale --i2s-layout --json --master-dtype --no-compare"
+    " --quantize --scale-convention --to DST SRC",
     "config show": "--config --json --origin",
     "config check": "--config",
     "config schema": "",

@@ -1,0 +1,199 @@
+"""From any readable format to any that is written: staged, compared with the source, renamed."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from forge_harness.durable import staged_directory, staged_file
+from forge_harness.errors import CheckpointError, DamagedCheckpointError, unknown_choice
+
+from .checkpoint import FORMATS, Checkpoint, ReadOptions, WriteOptions
+from .detect import open_checkpoint
+from .digests import codes_sha256, values_sha256
+from .gguf_writer import write_gguf
+from .hf_writer import write_hf_online, write_hf_packed
+from .native import write_native
+from .sizes import bytes_on_disk
+
+Writer = Callable[[Checkpoint, Path, WriteOptions], list[str]]
+
+_WRITERS: Mapping[str, Writer] = {
+    "hf-packed": write_hf_packed,
+    "hf-online": write_hf_online,
+    "gguf-tq1_0": lambda source, path, options: write_gguf(source, path, "gguf-tq1_0", options),
+    "gguf-tq2_0": lambda source, path, options: write_gguf(source, path, "gguf-tq2_0", options),
+    "native": lambda source, path, options: write_native(
+        source, path, options, extras=source.extras
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What a conversion changed, read back from what was written.
+
+    Attributes:
+        ternary: Tensors compared, fused ones part by part.
+        ternary_weights: Weights in them.
+        codes_changed: Tensors whose codes have no equal on the other side.
+        scale_change: Largest relative change of a scale.
+        plain_changed: Other tensors whose values have no equal on the other side.
+    """
+
+    ternary: int
+    ternary_weights: int
+    codes_changed: int
+    scale_change: float
+    plain_changed: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionReport:
+    """What a conversion read and wrote.
+
+    Attributes:
+        source: Path that was read.
+        source_format: Its format.
+        destination: Path that was written.
+        format: The format asked for.
+        source_bytes: Bytes of the source's files.
+        destination_bytes: Bytes of the files that were written.
+        comparison: Source against result; None when it was not asked for.
+        notes: What the user should know, one sentence each.
+    """
+
+    source: str
+    source_format: str
+    destination: str
+    format: str
+    source_bytes: int
+    destination_bytes: int
+    comparison: Comparison | None
+    notes: tuple[str, ...]
+
+
+def convert(
+    source: Path,
+    destination: Path,
+    to: str,
+    *,
+    read: ReadOptions | None = None,
+    write: WriteOptions | None = None,
+    compare: bool = True,
+) -> ConversionReport:
+    """Writes a checkpoint in another format; the result is whole and on disk, or not there.
+
+    Args:
+        source: File or directory in any readable format.
+        destination: New directory, or for GGUF a new file (`model.gguf` inside an existing
+            directory).
+        to: One of `FORMATS`.
+        read: What the source's files cannot say.
+        write: Choices within the format.
+        compare: Whether to read the result back and compare it with the source.
+
+    Raises:
+        CheckpointError: The source cannot be read, the format cannot hold it, or something is in
+            the way at `destination`. Nothing was written.
+        DamagedCheckpointError: The source does not hold what it claims to hold. Nothing was
+            written.
+    """
+    if to not in FORMATS:
+        raise CheckpointError(unknown_choice("format", to, FORMATS))
+    target = _target(source, destination, to)
+    with open_checkpoint(source, read) as opened:
+        notes, comparison = _written(opened, target, to, write or WriteOptions(), compare)
+        return ConversionReport(
+            source=str(source),
+            source_format=opened.format,
+            destination=str(target),
+            format=to,
+            source_bytes=bytes_on_disk(source),
+            destination_bytes=bytes_on_disk(target),
+            comparison=comparison,
+            notes=tuple(notes),
+        )
+
+
+def compared(source: Checkpoint, result: Checkpoint) -> Comparison:
+    """Compares codes, scales and values of two checkpoints whose names may differ."""
+    before, after = _scales_by_codes(source), _scales_by_codes(result)
+    change, changed = 0.0, 0
+    for digest in before.keys() | after.keys():
+        pairs = list(zip(sorted(before[digest]), sorted(after[digest]), strict=False))
+        changed += max(len(before[digest]), len(after[digest])) - len(pairs)
+        for one, two in pairs:
+            change = max(change, abs(two - one) / abs(one) if one else abs(two))
+    return Comparison(
+        ternary=sum(map(len, before.values())),
+        ternary_weights=sum(
+            info.shape[0] * info.shape[1] for info in source.infos.values() if info.parts
+        ),
+        codes_changed=changed,
+        scale_change=change,
+        plain_changed=_changed(_plain_digests(source), _plain_digests(result)),
+    )
+
+
+def _target(source: Path, destination: Path, to: str) -> Path:
+    gguf = to.startswith("gguf-")
+    target = destination / "model.gguf" if gguf and destination.is_dir() else destination
+    if target.resolve() == source.resolve():
+        raise CheckpointError(f"{str(source)!r} is source and destination; name another one.")
+    if source.is_dir() and source.resolve() in target.resolve().parents:
+        raise CheckpointError(
+            f"{str(destination)!r} lies inside the source; a conversion never changes its source. "
+            "Name a place outside."
+        )
+    if gguf and target.exists():
+        raise CheckpointError(f"{str(target)!r} exists; name a new file.")
+    return target
+
+
+def _written(
+    source: Checkpoint, target: Path, to: str, options: WriteOptions, compare: bool
+) -> tuple[list[str], Comparison | None]:
+    staged = staged_file if to.startswith("gguf-") else staged_directory
+    try:
+        with staged(target) as stage:
+            notes = _WRITERS[to](source, stage, options)
+            return notes, _checked(source, stage) if compare else None
+    except FileExistsError as error:
+        raise CheckpointError(
+            f"{str(target)!r} exists and is not an empty directory; name a new one."
+        ) from error
+    except OSError as error:
+        raise CheckpointError(
+            f"Cannot write {str(target)!r}: {error.strerror or error}. Nothing was written."
+        ) from error
+
+
+def _checked(source: Checkpoint, stage: Path) -> Comparison:
+    with open_checkpoint(stage) as result:
+        comparison = compared(source, result)
+    if comparison.codes_changed or comparison.plain_changed:
+        raise DamagedCheckpointError(
+            f"The result differs from the source: codes of {comparison.codes_changed} tensors, "
+            f"values of {comparison.plain_changed} others. Nothing was kept; please report this.",
+            path=str(source.path),
+        )
+    return comparison
+
+
+def _scales_by_codes(checkpoint: Checkpoint) -> defaultdict[str, list[float]]:
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    for name in checkpoint.ternary_names():
+        for part in checkpoint.ternary(name).split():
+            found[f"{part.shape} {codes_sha256(part)}"].append(float(part.scales[0]))
+    return found
+
+
+def _plain_digests(checkpoint: Checkpoint) -> Counter[str]:
+    return Counter(values_sha256(checkpoint.plain(name)) for name in checkpoint.plain_names())
+
+
+def _changed(before: Counter[str], after: Counter[str]) -> int:
+    return max((before - after).total(), (after - before).total())

@@ -1,0 +1,68 @@
+"""What files are, and the reader that opens them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+from forge_harness.errors import CheckpointError
+
+from . import gguf_reader, hf_reader, native, native_v09, pt
+from .checkpoint import Checkpoint, Detection, ReadOptions, unknown_format
+
+_READERS: tuple[tuple[ModuleType, str], ...] = (
+    (gguf_reader, "open_gguf"),
+    (native, "open_native"),
+    (native_v09, "open_native_v09"),
+    (pt, "open_pt"),
+    (hf_reader, "open_hf"),
+)
+"""In the order they are asked: each knows its own files by their content and leaves the rest."""
+
+
+def detect(path: Path) -> Detection:
+    """Says what a checkpoint is, from its files alone.
+
+    Args:
+        path: File or directory.
+
+    Raises:
+        CheckpointError: Nothing is there, or no reader knows it.
+        DamagedCheckpointError: A reader knows it, and its outermost structure is broken.
+    """
+    return _recognised(path)[0]
+
+
+def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoint:
+    """Opens a checkpoint of any readable format.
+
+    Args:
+        path: File or directory.
+        options: What the files cannot say.
+
+    Raises:
+        CheckpointError: It is no checkpoint, or something must be told (the message names the
+            option).
+        DamagedCheckpointError: It does not hold what it claims to hold.
+    """
+    _, module, opener = _recognised(path)
+    opened: Checkpoint = getattr(module, opener)(path, options or ReadOptions())
+    return opened
+
+
+def _recognised(path: Path) -> tuple[Detection, ModuleType, str]:
+    if not path.exists():
+        raise CheckpointError(f"{str(path)!r} does not exist; expected a checkpoint to read.")
+    for module, opener in _READERS:
+        found: Detection | None = module.recognise(path)
+        if found is not None:
+            return found, module, opener
+    raise unknown_format(path, _seen(path))
+
+
+def _seen(path: Path) -> str:
+    if path.is_dir():
+        names = sorted(entry.name for entry in path.iterdir())
+        return f"the directory holds {', '.join(names[:6]) or 'nothing'}"
+    with path.open("rb") as stream:
+        return f"the file starts with {stream.read(8)!r}"
