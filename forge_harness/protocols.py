@@ -389,6 +389,8 @@ class QualityRun:
     """Size on disk of the exported ternary package; 0 for other arms."""
     full_precision_bytes: int = 0
     """Size on disk of the same model's fp32 weights."""
+    bf16_bytes: int = 0
+    """Size on disk of the same model's weights in bf16; 0 where it was not measured."""
 
 
 @runtime_checkable

@@ -16,7 +16,14 @@ from .data import (
 from .distributed import DistributedError, train_distributed
 from .evaluation import Evaluation, evaluate_model
 from .ingredients import BuildModel, Loss, reference_model, training_loss
-from .package import PackageError, evaluate_package, export_package, load_package
+from .package import (
+    PackageError,
+    evaluate_package,
+    export_package,
+    load_package,
+    open_package,
+    package_model,
+)
 from .quality import quality_plan, quality_run
 from .recipe import Recipe, planned_schedule, recipe_for, resolve_recipe, schedule_spec
 from .runner import TrainingInterrupted, newest_checkpoint, train_to_directory
@@ -50,6 +57,8 @@ __all__ = [
     "measure_step_cost",
     "model_weights",
     "newest_checkpoint",
+    "open_package",
+    "package_model",
     "planned_schedule",
     "quality_plan",
     "quality_run",

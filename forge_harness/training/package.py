@@ -1,4 +1,4 @@
-"""Inference packages: ternary codes at two bits each, their scales, and the rest as it is.
+"""Inference packages: the trained model in the native format (docs/formats.md), and back.
 
 The scale is the one the training forward used. Derived anew from stored weights it would differ in
 the last bits, and codes at the rounding threshold would flip with it.
@@ -6,35 +6,46 @@ the last bits, and codes at the rounding threshold would flip with it.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from forge_harness.canonical import canonical_json, sha256_hex
-from forge_harness.durable import write_durably
-from forge_harness.errors import UsageError
-from forge_harness.model import BitLinear
-from forge_harness.quant import Compute, TernaryLinearOp, dequantize, pack_i2, unpack_i2
+from forge_harness.durable import staged_directory
+from forge_harness.errors import CheckpointError, DamagedCheckpointError, NonTernaryCodeError
+from forge_harness.formats import (
+    Checkpoint,
+    ModelDescription,
+    ReadOptions,
+    TensorInfo,
+    TernaryTensor,
+    WriteOptions,
+    native,
+    native_v09,
+)
+from forge_harness.formats.manifest import MANIFEST, read_manifest
+from forge_harness.formats.native_common import check_tensors
+from forge_harness.formats.safetensors_file import NAMES
+from forge_harness.model import BitLinear, ByteLM, ByteLMConfig, DigitsConfig, DigitsModel
+from forge_harness.quant import EPS, Compute, TernaryLinearOp, dequantize
 from forge_harness.training.data import DataSource
 from forge_harness.training.evaluation import Evaluation, evaluate_model
 from forge_harness.training.ingredients import BuildModel, ingredients
+from forge_harness.training.randomness import RandomState
 from forge_harness.training.session import QATSession
 
-FORMAT = "forge-package/1"
-WEIGHTS = "weights.safetensors"
-CONFIG = "config.json"
-_CODES = ".codes_i2"
-_SCALES = ".scales"
+FAMILIES: dict[str, tuple[type[nn.Module], type]] = {
+    "byte-lm": (ByteLM, ByteLMConfig),
+    "digits": (DigitsModel, DigitsConfig),
+}
+"""Model families a package can be built into again: model and configuration classes."""
 
 
-class PackageError(UsageError):
+class PackageError(CheckpointError):
     """A package is missing, damaged or of another model, or a model cannot be packaged."""
 
 
@@ -67,38 +78,20 @@ class StoredTernary:
 def export_package(session: QATSession, path: Path) -> None:
     """Writes the model of a session as inference weights (see `ExportsWeights.export_package`).
 
-    The directory gets `weights.safetensors` and, last, `config.json` with shapes and digest. Both
-    are durable when the call returns.
+    The directory is a native package, durable when the call returns; a package that was there is
+    replaced whole. The model is only read.
 
     Raises:
         PackageError: The model has no ternary layer, or one whose values are not codes times a
-            scale a part.
+            positive scale a part; or `path` holds something that is no package.
+        OSError: The file system refused; a package that was there is untouched.
     """
-    layers = _ternary_layers(session.model)
-    if not layers:
-        raise PackageError(
-            f"The model of {session.task!r} has no ternary layer to package (precision "
-            f"{session.options.precision!r}); train it with precision 'ternary'."
-        )
-    stored = {name: _stored(name, layer) for name, layer in layers.items()}
-    rest, tied = _rest(session.model, layers)
-    weights = save({**_packed(stored), **rest})
-    config = {
-        "format": FORMAT,
-        "task": session.task,
-        "step": session.step_index,
-        "packing": "i2-rowblock",
-        "scale_convention": "multiply",
-        "compute": _compute(layers),
-        "quantized": {
-            name: {"shape": list(ternary.codes.shape), "parts": list(ternary.parts)}
-            for name, ternary in stored.items()
-        },
-        "tied": tied,
-        "weights_sha256": sha256_hex(weights),
-    }
-    write_durably(Path(path) / WEIGHTS, weights)
-    write_durably(Path(path) / CONFIG, canonical_json(config))
+    path = Path(path).resolve()  # A link keeps its place; what it names is replaced.
+    with _as_package_error():
+        source = _live_model(session)
+        _refuse_other_content(path)
+        with staged_directory(path, replace=True) as stage:
+            native.write_native(source, stage, WriteOptions())
 
 
 def evaluate_package(
@@ -138,54 +131,227 @@ def load_package(model: nn.Module, path: Path) -> nn.Module:
     Raises:
         PackageError: The package is missing, damaged or of another model.
     """
-    config, tensors = read_package(path)
-    layers = _ternary_layers(model)
-    if set(layers) != set(config["quantized"]):
+    with open_package(path) as package, _as_package_error():
+        return _filled(model, package)
+
+
+def package_model(path: Path) -> nn.Module:
+    """Builds the model of a package from its files alone, in evaluation mode.
+
+    Raises:
+        PackageError: The package is missing or damaged, or its family or configuration is none
+            that can be built.
+    """
+    with open_package(path) as package, _as_package_error():
+        return _filled(_built(package), package)
+
+
+@contextmanager
+def open_package(path: Path) -> Iterator[native.NativeCheckpoint]:
+    """Opens a package after comparing every file with its manifest.
+
+    Raises:
+        PackageError: The package is missing or damaged, or of another format or version.
+    """
+    path = Path(path)
+    with _as_package_error():
+        if native_v09.recognise(path):
+            raise PackageError(f"{str(path)!r} is of an earlier format; convert it to native.")
+        if native.recognise(path) is None:
+            raise PackageError(f"{str(path)!r} is not a package; export it again.")
+        package = native.open_native(path, ReadOptions())
+    with package:
+        yield package
+
+
+@dataclass
+class _LiveModel(Checkpoint):
+    """The model of a session as a source to be written; nothing of it is copied or changed."""
+
+    layers: Mapping[str, BitLinear] = field(kw_only=True)
+    tensors: Mapping[str, Tensor] = field(kw_only=True)
+
+    def ternary(self, name: str) -> TernaryTensor:
+        layer, module = self.layers[name], name.removesuffix(".weight")
+        pairs = _quantized(module, layer)
+        scales = torch.stack([scale.detach().reshape(()).float() for _, scale in pairs]).cpu()
+        if not bool(((scales > 0) & scales.isfinite()).all()):
+            raise PackageError(
+                f"Layer {module!r} has scales {scales.tolist()}; a package "
+                "holds positive finite ones."
+            )
+        codes = torch.cat([codes for codes, _ in pairs]).cpu()
+        try:
+            return TernaryTensor.from_codes(codes, scales, _parts(layer))
+        except NonTernaryCodeError as error:
+            raise PackageError(f"Layer {module!r}: {error}") from error
+
+    def plain(self, name: str) -> Tensor:
+        return self.tensors[name].detach().cpu()
+
+    def close(self) -> None:
+        pass
+
+
+def _live_model(session: QATSession) -> _LiveModel:
+    layers = _ternary_layers(session.model)
+    if not layers:
         raise PackageError(
-            f"Package {path.name} quantizes {sorted(config['quantized'])}, the model "
-            f"{sorted(layers)}; evaluate it with the model it was exported from."
+            f"The model of {session.task!r} has no ternary layer to package (precision "
+            f"{session.options.precision!r}); train it with precision 'ternary'."
         )
-    state = {key: t for key, t in tensors.items() if not key.endswith((_CODES, _SCALES))}
+    weights = {f"{name}.weight": layer for name, layer in layers.items()}
+    tensors, tied = _untied(session.model, weights)
+    infos = {name: _info(name, tensor, weights.get(name)) for name, tensor in tensors.items()}
+    return _LiveModel(
+        format="native",
+        path=Path(f"the model of {session.task!r}"),
+        model=_description(session.model, infos, tied),
+        infos=infos,
+        tied=tied,
+        quantization={"compute": _compute(layers)},
+        extras={
+            "task": session.task,
+            "step": session.step_index,
+            "seed": session.options.seed,
+        },
+        layers=weights,
+        tensors=tensors,
+    )
+
+
+def _untied(
+    model: nn.Module, weights: Mapping[str, BitLinear]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Returns the state with shared tensors once, and alias -> name of the others.
+
+    A ternary weight is no alias, even where it shares its latent with another: codes and scales
+    are what its own arithmetic makes of it.
+    """
+    stored: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for key, value in model.state_dict(keep_vars=True).items():
+        if key not in weights and id(value) in first:
+            tied[key] = first[id(value)]
+            continue
+        if key not in weights:
+            first[id(value)] = key
+        stored[key] = cast(Tensor, value)
+    return stored, tied
+
+
+def _info(name: str, tensor: Tensor, layer: BitLinear | None) -> TensorInfo:
+    shape = tuple(tensor.shape)
+    if layer is not None:
+        parts = _parts(layer)
+        nbytes = -(-shape[0] // 4) * shape[1] + 4 * len(parts)
+        return TensorInfo(name, "ternary", shape, native.PACKING, nbytes, parts, master=True)
+    if tensor.dtype not in NAMES:
+        raise PackageError(f"Tensor {name!r} has dtype {tensor.dtype}, which no package holds.")
+    return TensorInfo(name, "plain", shape, NAMES[tensor.dtype], tensor.nbytes)
+
+
+def _description(
+    model: nn.Module, infos: Mapping[str, TensorInfo], tied: Mapping[str, str]
+) -> ModelDescription:
+    """Names the model only when its configuration says all there is to say about it."""
+    for family, (kind, _) in FAMILIES.items():
+        if type(model) is kind:
+            described = ModelDescription(family, asdict(cast(Any, model).config))
+            shapes = {name: info.shape for name, info in infos.items()}
+            if check_tensors(described, shapes, tied) is None:
+                return described
+    return ModelDescription("unknown", {})
+
+
+def _refuse_other_content(path: Path) -> None:
+    """What is replaced whole must be a package and nothing more."""
+    if not path.exists() and not path.is_symlink():
+        return
+    own = {native.CONFIG, native.WEIGHTS, MANIFEST}
+    if native_v09.recognise(path):
+        own |= {native_v09.CONFIG, native_v09.WEIGHTS}
+    with suppress(DamagedCheckpointError):
+        own |= {entry.path for entry in read_manifest(path).files}
+    files = (
+        [path]
+        if not path.is_dir()
+        else [p for p in path.rglob("*") if p.is_symlink() or not p.is_dir()]
+    )
+    for file in files:
+        if file.relative_to(path).as_posix() not in own:
+            raise PackageError(
+                f"{str(path)!r} holds {file.name!r}, which is no part of a package; choose another "
+                "directory, or remove it."
+            )
+
+
+def _filled(model: nn.Module, package: native.NativeCheckpoint) -> nn.Module:
+    layers = {f"{name}.weight": layer for name, layer in _ternary_layers(model).items()}
+    stored = package.ternary_names()
+    if set(layers) != set(stored):
+        raise PackageError(
+            f"Package {package.path.name} quantizes {sorted(stored)}, the model {sorted(layers)}; "
+            "evaluate it with the model it was exported from."
+        )
+    state = {name: package.plain(name) for name in package.plain_names()}
+    compute = cast(Compute, package.quantization["compute"])
     for name, layer in layers.items():
-        ternary = _unpacked(name, config["quantized"][name], tensors)
-        layer.linear = TernaryLinearOp(quantize_weight=ternary, compute=config["compute"])
-        state[f"{name}.weight"] = ternary.values()
-    for alias, name in config["tied"].items():
-        state[alias] = state[name]
+        ternary = package.ternary(name)
+        if ternary.parts != _parts(layer):
+            raise PackageError(
+                f"Package {package.path.name} has scales for parts of {ternary.parts} rows in "
+                f"{name!r}, the model {_parts(layer)}; evaluate it with the model it was exported "
+                "from."
+            )
+        quantizer = StoredTernary(ternary.codes(), ternary.scales, ternary.parts)
+        layer.linear = TernaryLinearOp(quantize_weight=quantizer, compute=compute)
+        state[name] = quantizer.values()
+    state |= {alias: state[name] for alias, name in package.tied.items()}
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise PackageError(f"Package {path.name} does not fit the model: {reason}") from error
+        raise PackageError(
+            f"Package {package.path.name} does not fit the model: {reason}"
+        ) from error
     return model.eval()
 
 
-def read_package(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns configuration and tensors of a package.
-
-    Raises:
-        PackageError: A file is missing, damaged or of another format.
-    """
-    try:
-        config = json.loads((path / CONFIG).read_bytes())
-        content = (path / WEIGHTS).read_bytes()
-        if config["format"] != FORMAT:
-            raise ValueError(f"format {config['format']!r}, {FORMAT!r} was expected")
-        if sha256_hex(content) != config["weights_sha256"]:
-            raise ValueError(f"{WEIGHTS} does not have the sha256 in {CONFIG}")
-        return config, load(content)
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+def _built(package: native.NativeCheckpoint) -> nn.Module:
+    family, config = package.model.family, package.model.config
+    if family not in FAMILIES:
         raise PackageError(
-            f"{str(path)!r} is not a package, or it is damaged ({error}); export it again."
+            f"Package {package.path.name} is of model family {family!r}; only "
+            f"{' and '.join(FAMILIES)} can be built. Load it into its own model with load_package."
+        )
+    kind, settings = FAMILIES[family]
+    # A default would stand in for what the package does not say.
+    if wrong := set(config) ^ {f.name for f in fields(settings)}:
+        raise PackageError(
+            f"The {family} configuration of package {package.path.name} lacks or adds "
+            f"{', '.join(map(repr, sorted(wrong)))}; export it again."
+        )
+    try:
+        with RandomState(0).active():
+            return kind(settings(**config))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise PackageError(
+            f"The {family} configuration of package {package.path.name} builds no model: {error}"
         ) from error
 
 
 def _ternary_layers(model: nn.Module) -> dict[str, BitLinear]:
     return {
         name: module
-        for name, module in model.named_modules()
+        for name, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, BitLinear) and module.precision == "ternary"
     }
+
+
+def _parts(layer: BitLinear) -> tuple[int, ...]:
+    return layer.parts or (layer.out_features,)
 
 
 def _compute(layers: Mapping[str, BitLinear]) -> Compute:
@@ -194,64 +360,42 @@ def _compute(layers: Mapping[str, BitLinear]) -> Compute:
     return "fake" if modes == {"fake"} else "exact"
 
 
-def _stored(name: str, layer: BitLinear) -> StoredTernary:
-    parts = layer.parts or (layer.out_features,)
-    weights = torch.split(layer.weight.detach(), list(parts))
+@torch.no_grad()
+def _quantized(name: str, layer: BitLinear) -> list[tuple[Tensor, Tensor]]:
+    """Returns codes and scale of each part, as the training forward has them."""
+    parts = list(_parts(layer))
     if isinstance(layer.linear, TernaryLinearOp):
+        weights = torch.split(layer.weight.detach(), parts)
         pairs = [layer.linear.quantize_weight(weight) for weight in weights]
     else:
-        effective = torch.split(layer.effective_weight(), list(parts))
+        effective = torch.split(layer.effective_weight(), parts)
         pairs = [_factored(name, values) for values in effective]
     if any(scale.numel() != 1 for _, scale in pairs):
         raise PackageError(f"Layer {name!r} has one scale a row; a package holds one a part.")
-    codes = torch.cat([codes for codes, _ in pairs])
-    scales = torch.stack([scale.reshape(()).float() for _, scale in pairs])
-    return StoredTernary(codes, scales, tuple(parts))
+    return pairs
 
 
 def _factored(name: str, values: Tensor) -> tuple[Tensor, Tensor]:
     """Splits the effective weight of a foreign arithmetic into codes and scale."""
     scale = values.abs().max().float()
-    codes = torch.round(values / scale.clamp_min(torch.finfo(torch.float32).tiny))
+    if not scale:  # Any scale fits; this is the one the quantizers here give a zero weight.
+        return torch.zeros(values.shape, dtype=torch.int8), torch.tensor(EPS)
+    codes = torch.round(values / scale)
     if not torch.equal(codes * scale, values.float()):
         raise PackageError(
-            f"The effective weight of layer {name!r} is not ternary codes times one scale; it "
-            "cannot be packaged."
+            f"The effective weight of layer {name!r} is not ternary codes times one "
+            " scale; it cannot be packaged."
         )
     return codes.to(torch.int8), scale
 
 
-def _packed(stored: Mapping[str, StoredTernary]) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for name, ternary in stored.items():
-        tensors[name + _CODES] = pack_i2(ternary.codes).contiguous()
-        tensors[name + _SCALES] = ternary.scales
-    return tensors
-
-
-def _unpacked(name: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> StoredTernary:
+@contextmanager
+def _as_package_error() -> Iterator[None]:
     try:
-        codes = unpack_i2(tensors[name + _CODES], entry["shape"][0])
-        return StoredTernary(codes, tensors[name + _SCALES], tuple(entry["parts"]))
-    except KeyError as error:
-        raise PackageError(
-            f"The package lacks {error} of layer {name!r}; export it again."
-        ) from error
-
-
-def _rest(
-    model: nn.Module, layers: Mapping[str, BitLinear]
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Returns what stays as it is, shared tensors once, and alias -> name of the others."""
-    rest: dict[str, Tensor] = {}
-    tied: dict[str, str] = {}
-    first: dict[int, str] = {}
-    for key, value in model.state_dict(keep_vars=True).items():
-        if key.removesuffix(".weight") in layers:
-            continue
-        if id(value) in first:
-            tied[key] = first[id(value)]
-            continue
-        first[id(value)] = key
-        rest[key] = cast(Tensor, value).detach().clone()
-    return rest, tied
+        yield
+    except PackageError:
+        raise
+    except CheckpointError as error:
+        wrapped = PackageError(str(error))
+        wrapped.exit_code = error.exit_code
+        raise wrapped from error

@@ -18,11 +18,12 @@ from safetensors.torch import save
 from torch import nn
 
 from forge_harness.errors import NonFiniteError, UsageError
+from forge_harness.formats.sizes import bytes_on_disk
 from forge_harness.protocols import Arm, Precision, QualityRun, TrainOptions
 from forge_harness.training.data import DataSource
 from forge_harness.training.evaluation import Evaluation, evaluate_model
 from forge_harness.training.ingredients import BuildModel, Loss, ingredients, set_compute
-from forge_harness.training.package import export_package
+from forge_harness.training.package import PackageError, export_package
 from forge_harness.training.session import QATSession
 from forge_harness.training.splits import DIGITS_FOLDS, base_task
 
@@ -114,7 +115,7 @@ def quality_run(
         set_compute(session.model, "int8")
     run = _trained(session, arm)
     if arm == "ternary":
-        return [replace(run, package_bytes=_package_bytes(session))]
+        return [replace(run, package_bytes=_package_bytes(session, run.finite))]
     quantized = parts.build_model(session.task, seed, "ternary")
     quantized.load_state_dict(session.model.state_dict())
     control = evaluate_model(quantized, parts.data, session.task)
@@ -161,7 +162,8 @@ def _trained(session: QATSession, arm: Arm) -> QualityRun:
         seconds=seconds,
         peak_rss_bytes=_peak_rss_bytes(),
         data_digest=session.data.data_digest(session.task),
-        full_precision_bytes=_full_precision_bytes(session.model),
+        full_precision_bytes=_bytes_as(session.model, torch.float32),
+        bf16_bytes=_bytes_as(session.model, torch.bfloat16),
     )
     return _with_quality(blank, result)
 
@@ -210,15 +212,30 @@ def _with_quality(run: QualityRun, result: Evaluation) -> QualityRun:
     )
 
 
-def _package_bytes(session: QATSession) -> int:
+def _package_bytes(session: QATSession, finite: bool) -> int:
+    """Size on disk of every file of the package; 0 for a run whose values went astray."""
     with tempfile.TemporaryDirectory(prefix="forge-package-") as directory:
-        export_package(session, Path(directory))
-        return sum(path.stat().st_size for path in Path(directory).iterdir())
+        package = Path(directory) / "package"
+        try:
+            export_package(session, package)
+        except PackageError:
+            if finite:
+                raise
+            return 0
+        return bytes_on_disk(package)
 
 
-def _full_precision_bytes(model: nn.Module) -> int:
-    unique = {id(t): (key, t) for key, t in model.state_dict(keep_vars=True).items()}
-    return len(save({key: tensor.detach() for key, tensor in unique.values()}))
+def _bytes_as(model: nn.Module, dtype: torch.dtype) -> int:
+    """Size of the model's weights in a safetensors file, floating ones in `dtype`, tied once."""
+    unique = {id(t): (key, t.detach()) for key, t in model.state_dict(keep_vars=True).items()}
+    return len(
+        save(
+            {
+                key: tensor.to(dtype) if tensor.is_floating_point() else tensor
+                for key, tensor in unique.values()
+            }
+        )
+    )
 
 
 def _peak_rss_bytes() -> int:

@@ -21,6 +21,7 @@ from typing import Any
 from forge_harness.canonical import canonical_json
 from forge_harness.durable import write_durably
 from forge_harness.errors import ExitCode, ForgeError, NonFiniteError, UsageError
+from forge_harness.formats.sizes import bytes_on_disk
 from forge_harness.protocols import StepRecord, TrainOptions
 from forge_harness.training.checkpoint import (
     CheckpointError,
@@ -258,7 +259,7 @@ def _finish(session: QATSession, directory: TrainingDirectory) -> dict[str, Any]
     if session.options.precision == "ternary":
         package = directory.path / PACKAGE
         export_package(session, package)
-        result["package_bytes"] = sum(file.stat().st_size for file in package.iterdir())
+        result["package_bytes"] = bytes_on_disk(package)
     write_durably(directory.path / RESULT, canonical_json(result))
     return result
 

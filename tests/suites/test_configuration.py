@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from forge_harness.errors import ConfigError
+from forge_harness.formats.manifest import write_manifest
 from forge_harness.subject.reference import ReferenceSubject
 
 CHECKS = [
@@ -213,6 +214,7 @@ def rewritten(path, change):
 
     file = next(path.glob("*.safetensors"))
     save_file({k: change(k, t).contiguous() for k, t in load_file(file).items()}, file)
+    write_manifest(path)  # The defect is in what was written, not in transit.
 
 
 class StoresTheReciprocalScale(ReferenceSubject):

@@ -1,9 +1,22 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
+import torch
 
 from forge_harness.errors import UsageError
-from forge_harness.training import data_info, quality, quality_plan, quality_run
+from forge_harness.protocols import TrainOptions
+from forge_harness.training import (
+    PackageError,
+    QATSession,
+    data_info,
+    export_package,
+    quality,
+    quality_plan,
+    quality_run,
+)
 from forge_harness.training.evaluation import Evaluation
 from forge_harness.training.quality import BLOCKS, STUDIES, Study
 
@@ -39,6 +52,8 @@ def test_arms_share_blocks_and_training_beats_the_control() -> None:
         assert run.finite
     assert ternary.accuracy > control.accuracy + 0.05
     assert 0 < 4.2 * ternary.package_bytes < ternary.full_precision_bytes
+    # Both files have the same header but for the names of the dtypes and the offsets.
+    assert 1.9 < ternary.full_precision_bytes / ternary.bf16_bytes < 2
     assert len(ternary.curve) <= 100
     assert ternary.curve[-1][0] == 45
     assert ternary.curve[-1][2] == ternary.accuracy
@@ -60,6 +75,23 @@ def test_run_that_meets_nan_says_so() -> None:
     assert not run.finite
     assert run.steps == 0
     assert run.curve == ()
+
+
+def test_size_is_that_of_every_file_of_the_package(tmp_path: Path) -> None:
+    session = QATSession("digits", TrainOptions(steps=1))
+    export_package(session, tmp_path)
+    sizes = [os.stat(tmp_path / name).st_size for name in os.listdir(tmp_path)]
+    assert len(sizes) == 3
+    assert quality._package_bytes(session, finite=True) == sum(sizes)
+
+
+def test_run_with_nan_in_its_weights_has_no_package() -> None:
+    session = QATSession("digits", TrainOptions(steps=1))
+    with torch.no_grad():
+        session.model.head.weight[0] = float("nan")
+    assert quality._package_bytes(session, finite=False) == 0
+    with pytest.raises(PackageError, match="'head' has scales"):
+        quality._package_bytes(session, finite=True)
 
 
 def test_control_has_no_run_of_its_own() -> None:
