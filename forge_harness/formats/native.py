@@ -56,10 +56,13 @@ class NativeCheckpoint(Checkpoint):
     def ternary(self, name: str) -> TernaryTensor:
         """See `Checkpoint.ternary`."""
         info = self.infos[name]
-        scales = read_scales(self.file, name + SCALE, name, len(info.parts))
-        ternary = TernaryTensor(self.file.read(name), info.shape[0], scales, info.parts)
+        ternary = TernaryTensor(self.file.read(name), info.shape[0], self.scales(name), info.parts)
         check_fields(self.file.path, name, ternary)
         return ternary
+
+    def scales(self, name: str) -> Tensor:
+        """See `Checkpoint.scales`."""
+        return read_scales(self.file, name + SCALE, name, len(self.infos[name].parts))
 
     def plain(self, name: str) -> Tensor:
         """See `Checkpoint.plain`."""
@@ -290,13 +293,13 @@ def _write_weights(source: Checkpoint, path: Path) -> str:
     with SafetensorsWriter(path, _specs(source)) as writer:
         for name in writer.order:
             if name in source.infos and source.infos[name].kind == "ternary":
-                writer.write(name, _padded(_ternary(source, name)))
+                writer.write(name, _padded(source.ternary(name)))
             elif name in source.infos:
                 tensor = source.plain(name)
                 check_finite(source.path, name, tensor)
                 writer.write(name, tensor)
             else:
-                writer.write(name, _ternary(source, name.removesuffix(SCALE)).scales)
+                writer.write(name, _scales(source, name.removesuffix(SCALE)))
         return writer.sha256
 
 
@@ -319,9 +322,9 @@ def _dtype(source: Checkpoint, info: TensorInfo) -> str:
     return NAMES[source.plain(info.name).dtype]
 
 
-def _ternary(source: Checkpoint, name: str) -> TernaryTensor:
-    ternary = source.ternary(name)
-    for scale in ternary.scales.tolist():
+def _scales(source: Checkpoint, name: str) -> Tensor:
+    scales = source.scales(name)
+    for scale in scales.tolist():
         if not 0 < scale < float("inf"):
             raise DamagedCheckpointError(
                 f"{source.path} has scale {scale} for tensor {name!r}; expected a positive finite "
@@ -329,7 +332,7 @@ def _ternary(source: Checkpoint, name: str) -> TernaryTensor:
                 path=str(source.path),
                 tensor=name,
             )
-    return ternary
+    return scales
 
 
 def _padded(ternary: TernaryTensor) -> Tensor:

@@ -41,7 +41,7 @@ def absmean_ternary(w: Tensor) -> tuple[Tensor, Tensor]:
     """
     weight = _float32_matrix(w)
     scale = _absmean(weight)
-    return _ternary_codes(weight, scale), scale
+    return ternary_codes(weight, scale), scale
 
 
 def absmean_ternary_parts(w: Tensor, parts: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -65,7 +65,7 @@ def absmean_ternary_parts(w: Tensor, parts: Sequence[int]) -> tuple[Tensor, Tens
     check_parts(parts, rows=weight.shape[0])
     pieces = torch.split(weight, list(parts))
     scales = [_absmean(piece) for piece in pieces]
-    codes = [_ternary_codes(piece, scale) for piece, scale in zip(pieces, scales, strict=True)]
+    codes = [ternary_codes(piece, scale) for piece, scale in zip(pieces, scales, strict=True)]
     return torch.cat(codes), torch.stack(scales)
 
 
@@ -114,14 +114,29 @@ def check_parts(parts: Sequence[int], *, rows: int) -> None:
         )
 
 
+def row_magnitudes(w: Tensor) -> Tensor:
+    """Returns the sum of |w| of each row of a weight (N, K), fp32 (N,).
+
+    With `absmean_of_rows` and `ternary_codes` the pieces of `absmean_ternary`, for weights that are
+    read a few rows at a time: the same bits come out as long as no run of rows of a taller weight
+    is a single row (torch sums a tensor with one result in another order).
+    """
+    return w.detach().float().abs().sum(dim=1)
+
+
+def absmean_of_rows(magnitudes: Tensor, columns: int) -> Tensor:
+    """Returns the absmean scale (0-d fp32) of a weight from the `row_magnitudes` of all its rows."""
+    return (magnitudes.sum() / max(magnitudes.numel() * columns, 1)).clamp(min=EPS)
+
+
+def ternary_codes(w: Tensor, scale: Tensor) -> Tensor:
+    """Returns clamp(round(w / scale), -1, 1) as int8; `scale` is the fp32 scale of the weight."""
+    return _to_int8((w.detach().float() * (1.0 / scale)).round().clamp(-1, 1))
+
+
 def _absmean(weight: Tensor) -> Tensor:
     # Row sums first: a full reduction is split by thread count and its last bit follows it.
-    total = weight.abs().sum(dim=1).sum()
-    return (total / max(weight.numel(), 1)).clamp(min=EPS)
-
-
-def _ternary_codes(weight: Tensor, scale: Tensor) -> Tensor:
-    return _to_int8((weight * (1.0 / scale)).round().clamp(-1, 1))
+    return absmean_of_rows(row_magnitudes(weight), weight.shape[1])
 
 
 def _to_int8(rounded: Tensor) -> Tensor:
