@@ -125,7 +125,7 @@ def row_magnitudes(w: Tensor) -> Tensor:
 
 
 def absmean_of_rows(magnitudes: Tensor, columns: int) -> Tensor:
-    """Returns the absmean scale (0-d fp32) of a weight from the `row_magnitudes` of all its rows."""
+    """Returns the absmean scale, 0-d fp32, from the `row_magnitudes` of all rows."""
     return (magnitudes.sum() / max(magnitudes.numel() * columns, 1)).clamp(min=EPS)
 
 

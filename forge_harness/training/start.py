@@ -1,0 +1,191 @@
+"""Starts training from a checkpoint of another format: weights, model and options it implies.
+
+Training quantizes latent weights at every forward, and a packed checkpoint holds none. One is made
+from the codes whose absmean quantization gives the codes back bit for bit and the scale to one
+ulp; a start that would not is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from forge_harness.errors import CheckpointError, ConfigError, unknown_choice
+from forge_harness.formats import ModelDescription, ReadOptions, TernaryTensor
+from forge_harness.formats.checkpoint import Checkpoint
+from forge_harness.formats.detect import open_checkpoint
+from forge_harness.model import BitLinear, ByteLM, ByteLMConfig, DigitsConfig, DigitsModel
+from forge_harness.model.from_checkpoint import model_from_checkpoint
+from forge_harness.protocols import Precision
+from forge_harness.quant import Compute, TernaryLinearOp, absmean_ternary
+from forge_harness.training.ingredients import BuildModel
+from forge_harness.training.randomness import RandomState
+
+TASK_OF = {"digits": "digits", "byte-lm": "bytes"}
+"""Model family -> the reference task its models are trained on."""
+_ULPS = 1
+_ROUNDS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What training goes on from.
+
+    Attributes:
+        model: Family and configuration, enough to build the model again.
+        weights: State dict: latent weights, and the rest as it is.
+        compute: Arithmetic the checkpoint was made with.
+    """
+
+    model: ModelDescription
+    weights: dict[str, Tensor]
+    compute: Compute
+
+    @property
+    def build_model(self) -> BuildModel:
+        """Builds the model the weights fit."""
+        return builder_of(self.model, self.compute)
+
+
+def read_start(path: Path, options: ReadOptions | None = None) -> Start:
+    """Reads latent weights and model from a checkpoint of one of our own families.
+
+    Args:
+        path: File or directory in any readable format.
+        options: What the files cannot say.
+
+    Raises:
+        CheckpointError: It cannot be read, is of a family that has no reference task, or holds
+            codes and scales that no latent weight quantizes to.
+        DamagedCheckpointError: It does not hold what it claims to hold.
+    """
+    with open_checkpoint(path, options) as checkpoint:
+        return start_of(checkpoint)
+
+
+def start_of(checkpoint: Checkpoint) -> Start:
+    """As `read_start`, from a checkpoint that is open."""
+    require_own(checkpoint)
+    model = model_from_checkpoint(checkpoint, mode="qat")
+    with torch.no_grad():
+        for name in checkpoint.ternary_names():
+            layer = cast(BitLinear, model.get_submodule(name.removesuffix(".weight")))
+            stored = checkpoint.ternary(name)
+            if not checkpoint.infos[name].master:
+                layer.weight.copy_(latent_of(stored))
+            require_same(name, layer.weight, stored)
+    compute = cast(Compute, checkpoint.quantization.get("compute", "exact"))
+    weights = {key: tensor.detach() for key, tensor in model.state_dict().items()}
+    return Start(checkpoint.model, weights, compute)
+
+
+def require_own(checkpoint: Checkpoint) -> None:
+    """Refuses a model that none of the reference tasks trains.
+
+    Raises:
+        CheckpointError: The family is another one.
+    """
+    family = checkpoint.model.family
+    if family not in TASK_OF:
+        raise CheckpointError(
+            f"{str(checkpoint.path)!r} holds a model of family {family!r}; training starts from "
+            f"{' or '.join(TASK_OF)}. Convert a package of such a model, or train this one with "
+            "your own loop over model_from_checkpoint(checkpoint, mode='qat')."
+        )
+
+
+def builder_of(model: ModelDescription, compute: Compute = "exact") -> BuildModel:
+    """Returns a builder of the model a checkpoint describes; the task it is asked for must fit.
+
+    Raises:
+        CheckpointError: The family is none of ours.
+    """
+    if model.family not in TASK_OF:
+        raise CheckpointError(unknown_choice("model family", model.family, TASK_OF))
+
+    def build(task: str, seed: int, precision: Precision) -> nn.Module:
+        wanted = TASK_OF[model.family]
+        if task.partition("#")[0] != wanted:
+            raise ConfigError(
+                f"Task {task!r} was asked for, and the checkpoint holds a {model.family} model; "
+                f"train it on {wanted!r}.",
+                key="task",
+            )
+        linear = TernaryLinearOp(compute=compute)
+        with RandomState(seed).active():
+            if model.family == "digits":
+                return DigitsModel(_config(model, DigitsConfig), linear=linear, precision=precision)
+            return ByteLM(_config(model, ByteLMConfig), linear=linear, precision=precision)
+
+    return build
+
+
+def latent_of(ternary: TernaryTensor) -> Tensor:
+    """Returns an fp32 weight (N, K) that absmean quantization turns into these codes and scales.
+
+    With p the share of codes that are not 0, codes * scale / p has absmean `scale` up to the
+    rounding of its sum; the magnitude is then moved until the quantizer's own sum agrees.
+    """
+    latent = ternary.codes().float()
+    for part, scale in zip(torch.split(latent, list(ternary.parts)), ternary.scales, strict=True):
+        if part.any():
+            part *= _magnitude(part, float(scale))
+    return latent
+
+
+def require_same(name: str, latent: Tensor, stored: TernaryTensor) -> None:
+    """Refuses a latent weight that training would quantize to something else than is stored.
+
+    Raises:
+        CheckpointError: A code differs, or a scale by more than one ulp.
+    """
+    codes = stored.codes()
+    rows = list(stored.parts)
+    for weight, wanted, scale in zip(
+        torch.split(latent, rows), torch.split(codes, rows), stored.scales, strict=True
+    ):
+        found, own = absmean_ternary(weight)
+        differing = int((found != wanted).sum())
+        # A scale that only multiplies zeros has no effect.
+        off = ulps(float(own), float(scale)) if wanted.any() else 0.0
+        if differing or off > _ULPS:
+            raise CheckpointError(
+                f"Training cannot start from tensor {name!r}: of its latent weight {differing} "
+                f"codes differ from those stored and the scale is {float(own):.9g}, stored is "
+                f"{float(scale):.9g}; open it for inference only."
+            )
+
+
+def ulps(value: float, reference: float) -> float:
+    """Returns |value - reference| in units of the last place of `reference` in fp32."""
+    if not (math.isfinite(value) and math.isfinite(reference)):
+        return math.inf
+    return abs(value - reference) / float(np.spacing(np.float32(abs(reference))))
+
+
+def _magnitude(codes: Tensor, scale: float) -> float:
+    """Returns a > 0 for which the absmean of a * codes comes closest to `scale`."""
+    magnitude = scale * codes.numel() / int(codes.count_nonzero())
+    best, error = magnitude, math.inf
+    for _ in range(_ROUNDS):
+        own = float(absmean_ternary(codes * magnitude)[1])
+        off = ulps(own, scale)
+        if off < error:
+            best, error = magnitude, off
+        if not off or not math.isfinite(off):
+            break
+        magnitude *= scale / own
+    return best
+
+
+def _config(model: ModelDescription, kind: Any) -> Any:  # noqa: ANN401 - a configuration class
+    try:
+        return kind(**model.config)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"The {model.family} configuration does not fit: {error}") from error

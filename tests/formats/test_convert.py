@@ -1,0 +1,230 @@
+"""Conversion between every pair of formats: codes bit for bit, whole or not there."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from forge_harness.cli import app
+from forge_harness.cli import convert as command
+from forge_harness.durable import staged_directory
+from forge_harness.errors import CheckpointError, DamagedCheckpointError
+from forge_harness.formats import FORMATS, WriteOptions
+from forge_harness.formats import convert as conversion
+from forge_harness.formats.convert import compared, convert
+from forge_harness.formats.detect import open_checkpoint
+from forge_harness.formats.native import write_native
+
+from .memory import hf_checkpoint, memory_checkpoint, random_ternary
+
+SCALE_ROUNDING = 2.0**-22
+"""Two fp32 roundings: latents made from codes and scale are averaged again."""
+
+
+def written(source, path):
+    """The source as a native package."""
+    with staged_directory(path) as stage:
+        write_native(source, stage, WriteOptions())
+    return path
+
+
+def contents(path):
+    """Ternary (codes, scale) and plain values of a checkpoint, without names."""
+    with open_checkpoint(path) as opened:
+        coded = sorted(
+            (part.codes().numpy().tobytes(), part.shape, float(part.scales[0]))
+            for name in opened.ternary_names()
+            for part in opened.ternary(name).split()
+        )
+        plain = sorted(opened.plain(n).float().numpy().tobytes() for n in opened.plain_names())
+        return coded, plain
+
+
+def assert_same(one, two):
+    assert [c[:2] for c in one[0]] == [c[:2] for c in two[0]]
+    np.testing.assert_allclose(
+        [c[2] for c in one[0]], [c[2] for c in two[0]], rtol=SCALE_ROUNDING, atol=0
+    )
+    assert one[1] == two[1]
+
+
+def destination(root, name, to):
+    return root / (f"{name}.gguf" if to.startswith("gguf") else name)
+
+
+@pytest.mark.parametrize("family", ["bitnet", "llama"])
+@pytest.mark.parametrize(("first", "second"), list(itertools.product(FORMATS, FORMATS)))
+def test_codes_survive_every_pair_of_formats(first, second, family, tmp_path):
+    changes = {"model_type": family, "tie_word_embeddings": family == "bitnet"}
+    changes["hidden_act"] = "relu2" if family == "bitnet" else "silu"
+    start = written(hf_checkpoint(**changes), tmp_path / "start")
+    one, two = destination(tmp_path, "one", first), destination(tmp_path, "two", second)
+    convert(start, one, first)
+    report = convert(one, two, second)
+    assert report.comparison.codes_changed == report.comparison.plain_changed == 0
+    assert_same(contents(start), contents(two))
+    with open_checkpoint(start) as before, open_checkpoint(two) as after:
+        assert sorted(before.infos) == sorted(after.infos)
+        assert dict(before.tied) == dict(after.tied)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.integers(1, 130),
+    columns=st.integers(1, 130),
+    to=st.sampled_from(FORMATS),
+    seed=st.integers(0, 99),
+)
+def test_odd_shapes_come_back_from_every_format(rows, columns, to, seed, tmp_path_factory):
+    root = tmp_path_factory.mktemp("odd")
+    ternary = random_ternary(rows, columns, scales=(0.037,), seed=seed)
+    ternary.packed[0, 0] |= 0  # the property holds for any codes, all-zero tensors aside
+    if not ternary.codes().any():
+        return
+    source = memory_checkpoint({"a.weight": ternary}, {"b.weight": torch.randn(columns)})
+    start = written(source, root / "start")
+    there, back = destination(root, "there", to), root / "back"
+    convert(start, there, to)
+    convert(there, back, "native")
+    assert_same(contents(start), contents(back))
+
+
+def test_fused_projections_are_split_where_a_format_has_one_scale(tmp_path):
+    config = {
+        "vocabulary": 16,
+        "width": 8,
+        "layers": 1,
+        "heads": 2,
+        "hidden": 16,
+        "context": 8,
+        "rope_theta": 10000.0,
+        "sub_norm": False,
+        "fused_qkv": True,
+        "residual_init": 0.5,
+    }
+    fused = random_ternary(24, 8, scales=(0.1, 0.2, 0.4), parts=(8, 8, 8))
+    coded = {
+        "blocks.0.attention.qkv.weight": fused,
+        "blocks.0.attention.o.weight": random_ternary(8, 8, seed=1),
+        "blocks.0.ffn.gate.weight": random_ternary(16, 8, seed=2),
+        "blocks.0.ffn.up.weight": random_ternary(16, 8, seed=3),
+        "blocks.0.ffn.down.weight": random_ternary(8, 16, seed=4),
+    }
+    others = {
+        "embedding.weight": torch.randn(16, 8),
+        "norm.weight": torch.ones(8),
+        "blocks.0.attention_norm.weight": torch.ones(8),
+        "blocks.0.ffn_norm.weight": torch.full((8,), 2.0),
+    }
+    source = memory_checkpoint(
+        coded,
+        others,
+        family="byte-lm",
+        config=config,
+        tied={"head.weight": "embedding.weight"},
+    )
+    start = written(source, tmp_path / "start")
+    for to in FORMATS:
+        out = destination(tmp_path, f"out-{to}", to)
+        report = convert(start, out, to)
+        assert report.comparison.ternary == 7
+        assert_same(contents(start), contents(out))
+    with open_checkpoint(tmp_path / "out-hf-packed") as packed:
+        names = [f"model.layers.0.self_attn.{p}_proj.weight" for p in "qkv"]
+        for name, part in zip(names, fused.split(), strict=True):
+            assert torch.equal(packed.ternary(name).codes(), part.codes())
+            assert packed.ternary(name).scales.tolist() == part.scales.tolist()
+
+
+def test_a_writer_that_changes_codes_is_caught_and_leaves_nothing(tmp_path, monkeypatch):
+    def turned(source, path, options):
+        coded = {n: random_ternary(*source.ternary(n).shape, seed=9) for n in source.coded}
+        return write_native(memory_checkpoint(coded, source.others), path, options)
+
+    source = memory_checkpoint({"a.weight": random_ternary(8, 8)}, {})
+    monkeypatch.setitem(conversion._WRITERS, "native", turned)
+    monkeypatch.setattr(conversion, "open_checkpoint", opener({"source": source}))
+    (tmp_path / "source").mkdir()
+    with pytest.raises(DamagedCheckpointError, match="codes of 1 tensors"):
+        convert(tmp_path / "source", tmp_path / "out", "native")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
+
+
+def opener(known):
+    real = open_checkpoint
+    return lambda path, options=None: known.get(path.name) or real(path, options)
+
+
+def test_a_comparison_counts_what_differs():
+    one = memory_checkpoint(
+        {"a": random_ternary(8, 8), "b": random_ternary(8, 8, seed=1)}, {"c": torch.ones(3)}
+    )
+    two = memory_checkpoint(
+        {"x": random_ternary(8, 8, scales=(0.055,)), "y": random_ternary(8, 8, seed=2)},
+        {"z": torch.zeros(3)},
+    )
+    found = compared(one, two)
+    # The tensor that went and the one that came instead.
+    assert (found.codes_changed, found.plain_changed) == (2, 1)
+    assert found.scale_change == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_a_full_disk_is_one_sentence_and_nothing_is_left(to, tmp_path, monkeypatch):
+    start = written(hf_checkpoint(), tmp_path / "start")
+    sync = os.fsync
+
+    def full(descriptor):
+        if ".partial" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match="No space left on device. Nothing was written"):
+        convert(start, destination(tmp_path, "out", to), to)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["start"]
+
+
+def test_what_is_in_the_way_stays(tmp_path):
+    start = written(hf_checkpoint(), tmp_path / "start")
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "mine").write_text("kept")
+    with pytest.raises(CheckpointError, match="not an empty directory"):
+        convert(start, full, "hf-packed")
+    with pytest.raises(CheckpointError, match="source and destination"):
+        convert(start, start, "native")
+    with pytest.raises(CheckpointError, match="inside the source"):
+        convert(start, start / "inside", "native")
+    file = tmp_path / "a.gguf"
+    file.write_text("kept")
+    with pytest.raises(CheckpointError, match="exists"):
+        convert(start, file, "gguf-tq2_0")
+    assert ((full / "mine").read_text(), file.read_text()) == ("kept", "kept")
+
+
+def test_gguf_goes_into_an_existing_directory(tmp_path):
+    start = written(hf_checkpoint(), tmp_path / "start")
+    (tmp_path / "models").mkdir()
+    report = convert(start, tmp_path / "models", "gguf-tq2_0")
+    assert Path(report.destination) == tmp_path / "models" / "model.gguf"
+
+
+def test_the_command_says_what_it_did(tmp_path):
+    assert command.FORMATS == FORMATS
+    start = written(hf_checkpoint(), tmp_path / "start")
+    run = CliRunner().invoke(app, ["convert", str(start), str(tmp_path / "o"), "--to", "hf-packed"])
+    assert run.exit_code == 0
+    assert "codes changed in 0" in run.stdout
+    missing = CliRunner().invoke(app, ["convert", "nowhere", str(tmp_path / "p"), "--to", "native"])
+    assert missing.exit_code == 4
+    assert "'nowhere' does not exist" in missing.stderr
