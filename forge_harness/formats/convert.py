@@ -121,10 +121,11 @@ def convert(
 def compared(source: Checkpoint, result: Checkpoint) -> Comparison:
     """Compares codes, scales and values of two checkpoints whose names may differ."""
     before, after = _scales_by_codes(source), _scales_by_codes(result)
-    change, changed = 0.0, 0
+    change, gone, new = 0.0, 0, 0
     for digest in before.keys() | after.keys():
         pairs = list(zip(sorted(before[digest]), sorted(after[digest]), strict=False))
-        changed += max(len(before[digest]), len(after[digest])) - len(pairs)
+        gone += len(before[digest]) - len(pairs)
+        new += len(after[digest]) - len(pairs)
         for one, two in pairs:
             change = max(change, abs(two - one) / abs(one) if one else abs(two))
     return Comparison(
@@ -132,7 +133,7 @@ def compared(source: Checkpoint, result: Checkpoint) -> Comparison:
         ternary_weights=sum(
             info.shape[0] * info.shape[1] for info in source.infos.values() if info.parts
         ),
-        codes_changed=changed,
+        codes_changed=max(gone, new),
         scale_change=change,
         plain_changed=_changed(_plain_digests(source), _plain_digests(result)),
     )
