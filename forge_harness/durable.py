@@ -70,7 +70,7 @@ def staged_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     try:
         yield stage
         sync_tree(stage)
-        _take_name(stage, path)
+        _take_name(stage, path, replace=replace)
     except BaseException:
         shutil.rmtree(stage, ignore_errors=True)
         raise
@@ -108,9 +108,10 @@ def _is_empty_directory(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink() and next(path.iterdir(), None) is None
 
 
-def _take_name(stage: Path, path: Path) -> None:
-    if not path.exists() or _is_empty_directory(path):
-        stage.replace(path)  # rename(2) replaces an empty directory
+def _take_name(stage: Path, path: Path, *, replace: bool) -> None:
+    if not replace or not path.exists() or _is_empty_directory(path):
+        # rename(2) replaces an empty directory, and refuses one that was filled meanwhile.
+        stage.replace(path)
         return
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     path.replace(old)
@@ -119,4 +120,7 @@ def _take_name(stage: Path, path: Path) -> None:
     except BaseException:
         old.replace(path)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    if old.is_symlink() or not old.is_dir():
+        old.unlink()
+    else:
+        shutil.rmtree(old, ignore_errors=True)

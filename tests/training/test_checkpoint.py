@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forge_harness.durable import write_durably
 from forge_harness.protocols import Precision, TrainOptions
 from forge_harness.training import (
     CheckpointError,
@@ -149,40 +147,3 @@ def test_fine_tuning_starts_from_full_precision_weights(tmp_path: Path) -> None:
     )
     assert same(dict(tuned.model.state_dict()), dict(source.model.state_dict()))
     assert tuned.step().loss > 0
-
-
-def test_a_failed_write_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "file"
-    write_durably(path, b"old")
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_durably(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
-
-
-def test_file_and_directory_are_synced_around_the_rename(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[str] = []
-    sync, replace = os.fsync, Path.replace
-
-    def noted_sync(descriptor: int) -> None:
-        kind = "directory" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file"
-        calls.append(kind)
-        sync(descriptor)
-
-    def noted_replace(self: Path, target: Path) -> Path:
-        calls.append("rename")
-        return replace(self, target)
-
-    monkeypatch.setattr(os, "fsync", noted_sync)
-    monkeypatch.setattr(Path, "replace", noted_replace)
-    write_durably(tmp_path / "file", b"content")
-    assert calls == ["file", "rename", "directory"]

@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from forge_harness.durable import staged_directory, staged_file, write_durably
+
+OLD, NEW = {"a": b"old", "b": b"old"}, {"a": b"new", "deep/c": b"new"}
+
+
+def content(path: Path) -> dict[str, bytes] | None:
+    """Every file below a directory, or None where there is none."""
+    if not path.exists():
+        return None
+    return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def fill(directory: Path, files: dict[str, bytes]) -> None:
+    for name, data in files.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(data)
+
+
+def entries(path: Path) -> list[str]:
+    return sorted(entry.name for entry in path.iterdir())
+
+
+class Failing:
+    """Lets `after` calls through and fails every one that follows."""
+
+    def __init__(self, function: Callable[..., object], after: int, *, once: bool = False) -> None:
+        self.function, self.after, self.once, self.calls = function, after, once, 0
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        self.calls += 1
+        if self.calls == self.after + 1 or (self.calls > self.after and not self.once):
+            raise OSError(28, "No space left on device")
+        return self.function(*args, **kwargs)
+
+
+def failing(
+    monkeypatch: pytest.MonkeyPatch, name: str, after: int, *, once: bool = False
+) -> Failing:
+    fault = Failing(getattr(os, name), after, once=once)
+    monkeypatch.setattr(os, name, fault)
+    return fault
+
+
+def write_new_file(path: Path) -> None:
+    with staged_file(path) as partial:
+        partial.write_bytes(b"new")
+
+
+def write_new_directory(path: Path, *, replace: bool = False) -> None:
+    with staged_directory(path, replace=replace) as stage:
+        fill(stage, NEW)
+
+
+def write_half_a_file(path: Path, error: type[BaseException]) -> None:
+    with staged_file(path) as partial:
+        partial.write_bytes(b"half")
+        raise error
+
+
+def write_half_a_directory(path: Path, error: type[BaseException], *, replace: bool) -> None:
+    with staged_directory(path, replace=replace) as stage:
+        fill(stage, NEW)
+        raise error
+
+
+# Files
+
+
+def test_file_appears_whole_in_a_directory_that_was_not_there(tmp_path: Path) -> None:
+    with staged_file(tmp_path / "made/file") as partial:
+        partial.write_bytes(b"new")
+        assert not (tmp_path / "made/file").exists()
+    assert (tmp_path / "made/file").read_bytes() == b"new"
+    assert entries(tmp_path / "made") == ["file"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_file_of_a_block_that_raises_is_not_there(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    write_durably(tmp_path / "file", b"old")
+    for name in ("file", "other"):
+        with pytest.raises(error):
+            write_half_a_file(tmp_path / name, error)
+    assert content(tmp_path) == {"file": b"old"}
+
+
+def test_block_that_writes_nothing_leaves_the_old_file(tmp_path: Path) -> None:
+    write_durably(tmp_path / "file", b"old")
+    with pytest.raises(FileNotFoundError), staged_file(tmp_path / "file"):
+        pass
+    assert content(tmp_path) == {"file": b"old"}
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("function", ["fsync", "replace", "open"])
+def test_file_is_whole_or_absent_wherever_the_disk_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, old: bool
+) -> None:
+    before = {"file": b"old"} if old else {}
+    for after in range(10):
+        path = tmp_path / str(after) / "file"
+        path.parent.mkdir()
+        fill(path.parent, before)
+        with monkeypatch.context() as patch:
+            fault = failing(patch, function, after)
+            try:
+                write_new_file(path)
+            except OSError:
+                pass
+            else:
+                break
+        # After the rename only the directory's own flush can fail: the file is there, and whole.
+        renamed = fault.calls == after + 1 and after == 1 and function != "replace"
+        assert content(path.parent) == ({"file": b"new"} if renamed else before)
+    assert after == {"fsync": 2, "replace": 1, "open": 2}[function]
+    assert content(path.parent) == {"file": b"new"}
+
+
+def test_directory_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        write_new_file(tmp_path / "file")
+    assert entries(tmp_path) == ["file"]
+
+
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is flushed and renamed, in order: names of files, directories with a slash."""
+    calls: list[str] = []
+    sync, replace = os.fsync, os.replace
+
+    def noted_sync(descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        calls.append(os.path.basename(path) + "/" * os.path.isdir(path))
+        sync(descriptor)
+
+    def noted_replace(source: Path, target: Path) -> None:
+        calls.append(f"rename to {os.path.basename(target)}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    return calls
+
+
+def test_file_and_directory_are_synced_around_the_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = noted(monkeypatch)
+    write_durably(tmp_path / "file", b"content")
+    partial = f".file.{os.getpid()}.partial"
+    assert calls == [partial, "rename to file", f"{tmp_path.name}/"]
+
+
+# Directories
+
+
+def test_directory_appears_whole(tmp_path: Path) -> None:
+    with staged_directory(tmp_path / "made/target") as stage:
+        assert entries(stage) == []
+        fill(stage, NEW)
+        assert not (tmp_path / "made/target").exists()
+    assert content(tmp_path / "made/target") == NEW
+    assert entries(tmp_path / "made") == ["target"]
+
+
+def test_everything_is_flushed_before_the_rename_and_the_name_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = noted(monkeypatch)
+    write_new_directory(tmp_path / "target")
+    stage = f".target.{os.getpid()}.partial/"
+    assert sorted(calls[:-2]) == sorted(["a", "c", "deep/", stage])
+    assert calls[-2:] == ["rename to target", f"{tmp_path.name}/"]
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_directory_of_a_block_that_raises_is_not_there(
+    tmp_path: Path, error: type[BaseException], replace: bool
+) -> None:
+    fill(tmp_path / "old", OLD)
+    for name in ("old", "other")[not replace :]:
+        with pytest.raises(error):
+            write_half_a_directory(tmp_path / name, error, replace=replace)
+    assert entries(tmp_path) == ["old"]
+    assert content(tmp_path / "old") == OLD
+
+
+@pytest.mark.parametrize(
+    ("function", "replace"),
+    [("fsync", False), ("fsync", True), ("replace", False), ("replace", True), ("open", False)],
+)
+def test_directory_is_whole_or_absent_wherever_the_disk_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, replace: bool
+) -> None:
+    for after in range(20):
+        root = tmp_path / str(after)
+        root.mkdir()
+        if replace:
+            fill(root / "target", OLD)
+        with monkeypatch.context() as patch:
+            # Once: a disk that takes the rename back is what restores the old directory.
+            failing(patch, function, after, once=True)
+            try:
+                write_new_directory(root / "target", replace=replace)
+            except OSError:
+                assert content(root / "target") in ([OLD, NEW] if replace else [None, NEW])
+                assert entries(root) in ([], ["target"])
+            else:
+                break
+    # Two files, two directories and the parent are flushed, each opened first.
+    assert after >= {"fsync": 5, "replace": 1 + replace, "open": 5}[function]
+    assert content(root / "target") == NEW
+    assert entries(root) == ["target"]
+
+
+def test_replaced_directory_keeps_nothing_of_the_old(tmp_path: Path) -> None:
+    fill(tmp_path / "target", OLD)
+    write_new_directory(tmp_path / "target", replace=True)
+    assert content(tmp_path / "target") == NEW
+    assert entries(tmp_path) == ["target"]
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_replaced_file_or_link_leaves_nothing_behind(tmp_path: Path, kind: str) -> None:
+    fill(tmp_path / "elsewhere", OLD)
+    if kind == "file":
+        (tmp_path / "target").write_bytes(b"old")
+    else:
+        (tmp_path / "target").symlink_to("elsewhere")
+    write_new_directory(tmp_path / "target", replace=True)
+    assert content(tmp_path / "target") == NEW
+    assert content(tmp_path / "elsewhere") == OLD
+    assert entries(tmp_path) == ["elsewhere", "target"]
+
+
+def test_empty_directory_gives_way(tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    write_new_directory(tmp_path / "target")
+    assert content(tmp_path / "target") == NEW
+
+
+@pytest.mark.parametrize("kind", ["directory", "file", "link", "dangling"])
+def test_existing_target_is_refused(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "target"
+    if kind == "directory":
+        fill(target, OLD)
+    elif kind == "file":
+        target.write_bytes(b"old")
+    else:
+        (tmp_path / "empty").mkdir()
+        target.symlink_to("empty" if kind == "link" else "nowhere")
+    before = entries(tmp_path)
+    with pytest.raises(FileExistsError, match="target"):
+        write_new_directory(target)
+    assert entries(tmp_path) == before
+    if kind == "directory":
+        assert content(target) == OLD
+
+
+def test_target_filled_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    stage = staged_directory(tmp_path / "target")
+    fill(stage.__enter__(), NEW)
+    fill(tmp_path / "target", OLD)
+    with pytest.raises(OSError, match="not empty"):
+        stage.__exit__(None, None, None)
+    assert content(tmp_path / "target") == OLD
+    assert entries(tmp_path) == ["target"]
+
+
+def test_remains_of_a_killed_process_are_no_part_of_the_next(tmp_path: Path) -> None:
+    fill(tmp_path / f".target.{os.getpid()}.partial", {"stale": b"half"})
+    write_new_directory(tmp_path / "target")
+    assert content(tmp_path / "target") == NEW
