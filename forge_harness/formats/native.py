@@ -292,15 +292,19 @@ def _write_weights(source: Checkpoint, path: Path) -> str:
     """Writes the tensors and returns the file's sha256."""
     with SafetensorsWriter(path, _specs(source)) as writer:
         for name in writer.order:
-            if name in source.infos and source.infos[name].kind == "ternary":
-                writer.write(name, _padded(source.ternary(name)))
-            elif name in source.infos:
-                tensor = source.plain(name)
-                check_finite(source.path, name, tensor)
-                writer.write(name, tensor)
-            else:
-                writer.write(name, _scales(source, name.removesuffix(SCALE)))
+            writer.write(name, _stored(source, name))
         return writer.sha256
+
+
+def _stored(source: Checkpoint, name: str) -> Tensor:
+    """Returns what is stored under a name; nothing else of the source stays in memory."""
+    if name not in source.infos:
+        return _scales(source, name.removesuffix(SCALE))
+    if source.infos[name].kind == "ternary":
+        return _padded(source.ternary(name))
+    tensor = source.plain(name)
+    check_finite(source.path, name, tensor)
+    return tensor
 
 
 def _specs(source: Checkpoint) -> list[TensorSpec]:

@@ -130,7 +130,8 @@ def check_tensors(
         if full[name] != shape:
             return name, f"tensor {name!r} has shape {full[name]}; the model has it with {shape}"
     for name in full:
-        if name not in expected:
+        # Where a configuration asks for a norm in every linear layer is not part of the model's.
+        if name not in expected and not name.endswith(".rms_norm.weight"):
             return name, f"tensor {name!r} is left over; no part of the model has that name"
     return None
 

@@ -57,7 +57,11 @@ class NativeV09Checkpoint(Checkpoint):
         for start, stop in row_chunks(rows, columns):
             packed = self.file.read_rows(module + CODES, start, stop)
             packer.add(self._fields(name, packed, start, columns))
-        return packer.finish(_scale(self.file, module))
+        return packer.finish(self.scales(name))
+
+    def scales(self, name: str) -> Tensor:
+        """See `Checkpoint.scales`."""
+        return _scale(self.file, name.removesuffix(".weight"))
 
     def plain(self, name: str) -> Tensor:
         """See `Checkpoint.plain`."""
