@@ -25,6 +25,7 @@ __all__ = [
     "Configures",
     "DataInfo",
     "ExportsWeights",
+    "HoldsCheckpoint",
     "LoadsData",
     "MeasuresQuality",
     "ModelSpec",
@@ -347,6 +348,18 @@ class ExportsWeights(Protocol):
 
 
 @runtime_checkable
+class HoldsCheckpoint(Protocol):
+    """Has a checkpoint of its own: what phase 4 handed over."""
+
+    def provide_checkpoint(self, directory: Path) -> Path:
+        """Returns a file or directory in any readable format.
+
+        It is there already, or is written below `directory`, which exists and is empty.
+        """
+        ...
+
+
+@runtime_checkable
 class TrainsDistributed(Protocol):
     """Trains over several processes."""
 
@@ -478,6 +491,7 @@ CAPABILITIES: dict[str, type] = {
         Trains,
         Checkpoints,
         ExportsWeights,
+        HoldsCheckpoint,
         TrainsDistributed,
         MeasuresQuality,
         Configures,

@@ -20,7 +20,7 @@ from forge_harness.errors import UsageError
 from forge_harness.formats.checkpoint import Checkpoint
 from forge_harness.integration.third_party import TransformersReading
 from forge_harness.model.from_checkpoint import model_from_checkpoint
-from forge_harness.oracles.arrays import ArrayLike, Float64
+from forge_harness.oracles.arrays import ArrayLike, Int64
 
 LAYER_RTOL = 1e-6
 """Largest |reader - reference| over the largest |reference| of a layer, for the same input: both
@@ -162,9 +162,10 @@ def _layer(
     )
 
 
-def _fp32_codes(x: ArrayLike) -> Float64:
+def _fp32_codes(x: ArrayLike) -> Int64:
     """Activation codes in fp32, in the order all readers compute: x * (127 / max |x|)."""
     values = np.asarray(x, dtype=np.float32)
     absmax = np.maximum(np.abs(values).max(axis=-1, keepdims=True), np.float32(1e-5))
     codes = np.rint(values * (np.float32(127) / absmax)).clip(-128, 127)
-    return oracles.float64(codes)
+    found: Int64 = codes.astype(np.int64)
+    return found

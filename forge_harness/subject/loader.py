@@ -37,12 +37,13 @@ def load_subject(spec: str | None = None) -> LoadedSubject:
 
     Args:
         spec: `package.module:object`, `path/to/file.py:object`, the name of an entry point in
-            the group `forge_harness.subjects`, or `reference` / None for the reference
-            pipeline. A class or function is called without arguments; what it returns is the
-            subject.
+            the group `forge_harness.subjects`, the path of a checkpoint (a directory, or a file
+            that is no Python), or `reference` / None for the reference pipeline. A class or
+            function is called without arguments; what it returns is the subject.
 
     Raises:
         SubjectError: Nothing is there, importing it raised, or it offers no capability.
+        CheckpointError: A checkpoint cannot be read, with the reader's own sentence.
     """
     text = spec or REFERENCE_SPEC
     if text == REFERENCE_SPEC:
@@ -50,6 +51,8 @@ def load_subject(spec: str | None = None) -> LoadedSubject:
             _import("forge_harness.subject.reference"), "ReferenceSubject", text
         )
         text = REFERENCE_SPEC
+    elif _is_checkpoint(Path(text)):
+        return _checkpoint(Path(text))
     elif ":" in text:
         location, _, attribute = text.rpartition(":")
         module = _load_file(Path(location)) if _is_path(location) else _import(location)
@@ -69,6 +72,23 @@ def load_subject(spec: str | None = None) -> LoadedSubject:
         name=str(getattr(subject, "name", type(subject).__name__)),
         capabilities=capabilities,
         digest=None if source is None else f"sha256:{file_sha256(source)}",
+    )
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.is_dir() or (path.is_file() and path.suffix != ".py")
+
+
+def _checkpoint(path: Path) -> LoadedSubject:
+    from forge_harness.subject.checkpoint import CheckpointSubject, files_digest
+
+    subject = CheckpointSubject(path.resolve())
+    return LoadedSubject(
+        subject=subject,
+        spec=str(path.resolve()),
+        name=subject.name,
+        capabilities=capabilities_of(subject),
+        digest=files_digest(path),
     )
 
 

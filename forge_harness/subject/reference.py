@@ -37,6 +37,9 @@ TASKS = ("digits", "bytes")
 MAX_PARAMETERS = {"digits": 100_000, "bytes": 2_000_000}
 """Budgets: the specification's gate for the language model, a tenth of a megabyte for digits."""
 
+HANDED_OVER_STEPS = 30
+"""Training steps of the checkpoint the reference subject hands over: codes no longer random."""
+
 
 class ReferenceSubject:
     """Offers every capability of `forge_harness.protocols`."""
@@ -185,6 +188,14 @@ class ReferenceSubject:
     def evaluate_package(self, task: str, path: Path) -> Mapping[str, float]:
         """See `ExportsWeights.evaluate_package`."""
         return training.evaluate_package(task, path)
+
+    def provide_checkpoint(self, directory: Path) -> Path:
+        """See `HoldsCheckpoint.provide_checkpoint`: the digits model after a few steps."""
+        session = self.session("digits", TrainOptions(steps=HANDED_OVER_STEPS))
+        for _ in range(HANDED_OVER_STEPS):
+            session.step()
+        self.export_package(session, directory / "digits")
+        return directory / "digits"
 
     def train_distributed(
         self, task: str, options: TrainOptions, *, ranks: int
