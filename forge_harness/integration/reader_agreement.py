@@ -163,9 +163,13 @@ def _layer(
 
 
 def _fp32_codes(x: ArrayLike) -> Int64:
-    """Activation codes in fp32, in the order all readers compute: x * (127 / max |x|)."""
+    """Activation codes in fp32, in the order all readers compute: x * (127 / max |x|).
+
+    torch divides a number by a tensor as reciprocal times number, two roundings instead of one.
+    """
     values = np.asarray(x, dtype=np.float32)
     absmax = np.maximum(np.abs(values).max(axis=-1, keepdims=True), np.float32(1e-5))
-    codes = np.rint(values * (np.float32(127) / absmax)).clip(-128, 127)
+    factor = np.float32(1) / absmax * np.float32(127)
+    codes = np.rint(values * factor).clip(-128, 127)
     found: Int64 = codes.astype(np.int64)
     return found
