@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from forge_harness.errors import UsageError as UsageError
     from forge_harness.errors import VerificationError as VerificationError
     from forge_harness.evidence import Evidence as Evidence
+    from forge_harness.integration.phase4_connector import Phase4Connector as Phase4Connector
     from forge_harness.integration.pipeline_validator import PipelineValidator as PipelineValidator
     from forge_harness.integration.quality_coordinator import (
         QualityCoordinator as QualityCoordinator,
@@ -42,6 +43,7 @@ _HOMES = {
     "NonFiniteError": "errors",
     "NonTernaryCodeError": "errors",
     "NothingCollectedError": "errors",
+    "Phase4Connector": "integration.phase4_connector",
     "PipelineValidator": "integration.pipeline_validator",
     "Policy": "policy",
     "QualityCoordinator": "integration.quality_coordinator",
@@ -66,6 +68,7 @@ __all__ = [
     "NonFiniteError",
     "NonTernaryCodeError",
     "NothingCollectedError",
+    "Phase4Connector",
     "PipelineValidator",
     "Policy",
     "QualityCoordinator",

@@ -41,3 +41,11 @@ def file_sha256(path: Path) -> str:
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def tree_digest(path: Path) -> str:
+    """Returns `sha256:<hex>` over names and content of a file, or of all files of a directory."""
+    if path.is_file():
+        return f"sha256:{file_sha256(path)}"
+    files = sorted(entry for entry in path.rglob("*") if entry.is_file())
+    return digest_of({str(entry.relative_to(path)): file_sha256(entry) for entry in files})

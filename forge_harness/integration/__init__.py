@@ -9,12 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from forge_harness.integration.phase4_connector import Phase4Connector
     from forge_harness.integration.pipeline_validator import PipelineValidator
     from forge_harness.integration.quality_coordinator import QualityCoordinator
 
-__all__ = ["PipelineValidator", "QualityCoordinator"]
+__all__ = ["Phase4Connector", "PipelineValidator", "QualityCoordinator"]
 
 _MODULES = {
+    "Phase4Connector": "phase4_connector",
     "PipelineValidator": "pipeline_validator",
     "QualityCoordinator": "quality_coordinator",
 }

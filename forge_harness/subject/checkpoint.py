@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from forge_harness.canonical import digest_of, file_sha256
 from forge_harness.formats import ReadOptions
 from forge_harness.formats.detect import open_checkpoint
 from forge_harness.model import BitLinear
@@ -103,14 +102,6 @@ class CheckpointSubject:
     def latent_weights(self, model: nn.Module) -> Mapping[str, nn.Parameter]:
         """See `BuildsModel.latent_weights`."""
         return {name: layer.weight for name, layer in _ternary_layers(model)}
-
-
-def files_digest(path: Path) -> str:
-    """Returns `sha256:<hex>` over names and content of a file, or of all files of a directory."""
-    if path.is_file():
-        return f"sha256:{file_sha256(path)}"
-    files = sorted(entry for entry in path.rglob("*") if entry.is_file())
-    return digest_of({str(entry.relative_to(path)): file_sha256(entry) for entry in files})
 
 
 def _ternary_layers(model: nn.Module) -> list[tuple[str, BitLinear]]:

@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 
-from forge_harness.canonical import file_sha256, sha256_hex
+from forge_harness.canonical import file_sha256, sha256_hex, tree_digest
 from forge_harness.errors import SubjectError, nearest, unknown_choice
 from forge_harness.subject.protocols import capabilities_of
 
@@ -80,7 +80,7 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def _checkpoint(path: Path) -> LoadedSubject:
-    from forge_harness.subject.checkpoint import CheckpointSubject, files_digest
+    from forge_harness.subject.checkpoint import CheckpointSubject
 
     subject = CheckpointSubject(path.resolve())
     return LoadedSubject(
@@ -88,7 +88,7 @@ def _checkpoint(path: Path) -> LoadedSubject:
         spec=str(path.resolve()),
         name=subject.name,
         capabilities=capabilities_of(subject),
-        digest=files_digest(path),
+        digest=tree_digest(path),
     )
 
 

@@ -30,7 +30,7 @@ from forge_harness.training.randomness import RandomState
 TASK_OF = {"digits": "digits", "byte-lm": "bytes"}
 """Model family -> the reference task its models are trained on."""
 _ULPS = 1
-_ROUNDS = 8
+_NEIGHBOURS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,17 +170,22 @@ def ulps(value: float, reference: float) -> float:
 
 
 def _magnitude(codes: Tensor, scale: float) -> float:
-    """Returns a > 0 for which the absmean of a * codes comes closest to `scale`."""
-    magnitude = scale * codes.numel() / int(codes.count_nonzero())
-    best, error = magnitude, math.inf
-    for _ in range(_ROUNDS):
-        own = float(absmean_ternary(codes * magnitude)[1])
-        off = ulps(own, scale)
-        if off < error:
-            best, error = magnitude, off
-        if not off or not math.isfinite(off):
+    """Returns a > 0 for which the absmean of a * codes comes closest to `scale`.
+
+    The sum rounds, so the fp32 neighbours of scale / density are tried, nearest first.
+    """
+    middle = np.float32(scale * codes.numel() / int(codes.count_nonzero()))
+    best, error = float(middle), math.inf
+    for steps in range(_NEIGHBOURS):
+        for towards in (0.0, math.inf):
+            magnitude = middle
+            for _ in range(steps):
+                magnitude = np.nextafter(magnitude, np.float32(towards))
+            off = ulps(float(absmean_ternary(codes * float(magnitude))[1]), scale)
+            if off < error:
+                best, error = float(magnitude), off
+        if not error:
             break
-        magnitude *= scale / own
     return best
 
 
