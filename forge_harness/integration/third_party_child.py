@@ -56,6 +56,10 @@ def with_transformers(request: dict[str, Any], out: Path) -> dict[str, Any]:
     layers = _ternary_layers(model)
     handles = [_record(layer, name, arrays) for name, layer in layers.items() if request["hooks"]]
     with torch.no_grad():
+        # transformers 5.24 leaves an untied bf16 head as stored next to fp32 layers, and then fails
+        # (and its own `float()` refuses quantized models).
+        for parameter in model.parameters():
+            parameter.data = parameter.data.float()
         logits = model.eval()(input_ids=torch.tensor(request["tokens"])).logits
     for handle in handles:
         handle.remove()
