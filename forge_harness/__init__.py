@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from forge_harness.errors import VerificationError as VerificationError
     from forge_harness.evidence import Evidence as Evidence
     from forge_harness.integration.phase4_connector import Phase4Connector as Phase4Connector
+    from forge_harness.integration.phase6_preparer import Phase6Preparer as Phase6Preparer
     from forge_harness.integration.pipeline_validator import PipelineValidator as PipelineValidator
     from forge_harness.integration.quality_coordinator import (
         QualityCoordinator as QualityCoordinator,
@@ -44,6 +45,7 @@ _HOMES = {
     "NonTernaryCodeError": "errors",
     "NothingCollectedError": "errors",
     "Phase4Connector": "integration.phase4_connector",
+    "Phase6Preparer": "integration.phase6_preparer",
     "PipelineValidator": "integration.pipeline_validator",
     "Policy": "policy",
     "QualityCoordinator": "integration.quality_coordinator",
@@ -69,6 +71,7 @@ __all__ = [
     "NonTernaryCodeError",
     "NothingCollectedError",
     "Phase4Connector",
+    "Phase6Preparer",
     "PipelineValidator",
     "Policy",
     "QualityCoordinator",

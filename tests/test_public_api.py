@@ -20,6 +20,8 @@ FROZEN = [
     "NonFiniteError",
     "NonTernaryCodeError",
     "NothingCollectedError",
+    "Phase4Connector",
+    "Phase6Preparer",
     "PipelineValidator",
     "Policy",
     "QualityCoordinator",

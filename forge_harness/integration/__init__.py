@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from forge_harness.integration.phase4_connector import Phase4Connector
+    from forge_harness.integration.phase6_preparer import Phase6Preparer
     from forge_harness.integration.pipeline_validator import PipelineValidator
     from forge_harness.integration.quality_coordinator import QualityCoordinator
 
-__all__ = ["Phase4Connector", "PipelineValidator", "QualityCoordinator"]
+__all__ = ["Phase4Connector", "Phase6Preparer", "PipelineValidator", "QualityCoordinator"]
 
 _MODULES = {
+    "Phase6Preparer": "phase6_preparer",
     "Phase4Connector": "phase4_connector",
     "PipelineValidator": "pipeline_validator",
     "QualityCoordinator": "quality_coordinator",

@@ -106,7 +106,7 @@ def test_targets_that_are_none_are_refused(targets, tmp_path):
         package = tmp_path / "package"
         package.mkdir()
         write_native(opened, package, WriteOptions(), extras={"targets": targets})
-    with pytest.raises(CheckpointError, match="[Tt]arget"):
+    with pytest.raises(CheckpointError, match=r"[Tt]arget"):
         Phase4Connector().load(package)
 
 

@@ -1,0 +1,161 @@
+"""The baking manifest: every file of every package of a fleet, and totals anyone can recompute."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from forge_harness.canonical import canonical_json, file_sha256
+from forge_harness.durable import write_durably
+from forge_harness.errors import CheckpointError, DamagedCheckpointError
+from forge_harness.formats.manifest import verify_manifest
+
+from .readiness import DESCRIPTION, Status, present_fields
+
+SCHEMA = "forge-baking/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BakedFile:
+    """A file of a package, manifest included: path below it, bytes, sha256."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BakedPackage:
+    """A package of the fleet.
+
+    Attributes:
+        name: As in its description; also its directory below the manifest.
+        status: READY or NOT_READY, as assessed when it was exported.
+        quality_score: Held-out accuracy; None when it was not measured.
+        files: Every file.
+    """
+
+    name: str
+    status: Status
+    quality_score: float | None
+    files: tuple[BakedFile, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.bytes for file in self.files)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BakingManifest:
+    """A fleet of packages."""
+
+    packages: tuple[BakedPackage, ...]
+
+    @property
+    def ready(self) -> int:
+        """How many are READY."""
+        return sum(package.status == "READY" for package in self.packages)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all files of all packages."""
+        return sum(package.bytes for package in self.packages)
+
+    @property
+    def quality_range(self) -> tuple[float, float] | None:
+        """Lowest and highest quality score; None while one is not measured."""
+        scores = [package.quality_score for package in self.packages]
+        known = [score for score in scores if score is not None]
+        return (min(known), max(known)) if known and len(known) == len(scores) else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns packages and totals as JSON values."""
+        quality = self.quality_range
+        return {
+            "schema": SCHEMA,
+            "packages": [{**asdict(p), "bytes": p.bytes} for p in self.packages],
+            "totals": {
+                "packages": len(self.packages),
+                "ready": self.ready,
+                "bytes": self.total_bytes,
+                "average_bytes": self.total_bytes // max(1, len(self.packages)),
+                "quality_range": None if quality is None else list(quality),
+            },
+        }
+
+
+def bake(packages: Sequence[Path], destination: Path) -> BakingManifest:
+    """Reads every package and writes the manifest durably.
+
+    Raises:
+        CheckpointError: There is no package, two have one name, or one is no export.
+        DamagedCheckpointError: A package is not what its own manifest says.
+    """
+    if not packages:
+        raise CheckpointError("No package was named; a baking manifest is over one or more.")
+    baked = tuple(_baked(package) for package in packages)
+    names = [package.name for package in baked]
+    for name in names:
+        if names.count(name) > 1:
+            raise CheckpointError(
+                f"Two packages are named {name!r}; export one under another name."
+            )
+    manifest = BakingManifest(packages=tuple(sorted(baked, key=lambda p: p.name)))
+    write_durably(destination, canonical_json(manifest.to_json()))
+    return manifest
+
+
+def read_baking_manifest(path: Path) -> BakingManifest:
+    """Reads a manifest back; its totals must be those of its packages.
+
+    Raises:
+        DamagedCheckpointError: It is not a baking manifest, or totals and packages disagree.
+    """
+    try:
+        stored = json.loads(path.read_bytes())
+        manifest = BakingManifest(
+            packages=tuple(
+                BakedPackage(
+                    name=entry["name"],
+                    status=entry["status"],
+                    quality_score=entry["quality_score"],
+                    files=tuple(BakedFile(**file) for file in entry["files"]),
+                )
+                for entry in stored["packages"]
+            )
+        )
+        if manifest.to_json() != stored:
+            raise ValueError("its totals are not those of its packages")
+        return manifest
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise DamagedCheckpointError(
+            f"{path} is no sound baking manifest ({error}); bake it again.", path=str(path)
+        ) from error
+
+
+def _baked(package: Path) -> BakedPackage:
+    verify_manifest(package)
+    description = present_fields(package)[DESCRIPTION]
+    try:
+        return BakedPackage(
+            name=description["name"],
+            status=description["readiness"]["status"],
+            quality_score=description["quality_score"],
+            files=tuple(
+                BakedFile(
+                    path=path.relative_to(package).as_posix(),
+                    bytes=path.stat().st_size,
+                    sha256=file_sha256(path),
+                )
+                for path in sorted(package.rglob("*"))
+                if path.is_file()
+            ),
+        )
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{package} is no export package ({DESCRIPTION} lacks {error}); export it first."
+        ) from error
