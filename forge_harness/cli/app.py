@@ -25,6 +25,7 @@ COMMANDS = {
     "verify": ("verify:verify_command", "Recompute everything a run claims."),
     "train": ("train:train_command", "Train a reference model."),
     "inspect": ("inspect:inspect_command", "Say what a checkpoint is and whether it is sound."),
+    "export": ("export:export_command", "Write packages for phase 6, judged from their files."),
     "convert": ("convert:convert_command", "Write a checkpoint in another format."),
     "config": ("config:config_group", "Show or check the configuration, print its schema."),
 }

@@ -11,7 +11,7 @@ import click
 from forge_harness.cli.checkpoints import read_options, reading_options
 from forge_harness.cli.options import examples, json_option
 from forge_harness.cli.terminal import echo_json, table
-from forge_harness.errors import ExitCode
+from forge_harness.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from forge_harness.formats.inspection import InspectedTensor, Inspection
@@ -22,14 +22,19 @@ if TYPE_CHECKING:
     "inspect",
     epilog=examples(
         "forge-harness inspect checkpoints/bitnet-2b",
+        "forge-harness inspect --matrix",
         "forge-harness inspect model.gguf --i2s-layout x86-act --json",
     ),
 )
-@click.argument("path", metavar="PATH", type=click.Path(path_type=Path))
+@click.argument("path", metavar="[PATH]", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--matrix", is_flag=True, help="Measure the compatibility matrix on frozen models instead."
+)
 @reading_options
 @json_option
 def inspect_command(
-    path: Path,
+    path: Path | None,
+    matrix: bool,
     as_json: bool,
     **reading: Any,  # noqa: ANN401 - the options of `reading_options`
 ) -> int:
@@ -38,6 +43,10 @@ def inspect_command(
     Exit code 8 when it does not hold what it claims, 4 when it is no checkpoint or a question is
     open that only you can answer.
     """
+    if matrix == (path is not None):
+        raise UsageError("Name a checkpoint to inspect, or --matrix.")
+    if path is None:
+        return _matrix(as_json)
     from forge_harness.formats.inspection import inspect_checkpoint
 
     inspection = inspect_checkpoint(path, read_options(reading))
@@ -48,6 +57,32 @@ def inspect_command(
     if inspection.damage:
         return ExitCode.VERIFICATION_FAILED
     return ExitCode.PASS if inspection.sound else ExitCode.USAGE
+
+
+def _matrix(as_json: bool) -> int:
+    from forge_harness.integration.compatibility import compatibility_json
+    from forge_harness.integration.phase4_connector import Phase4Connector
+
+    rows = Phase4Connector().compatibility()
+    if as_json:
+        echo_json(compatibility_json(rows))
+        return ExitCode.PASS
+    cells = [
+        (
+            row.model_type,
+            row.format,
+            row.conversion,
+            row.codes_changed,
+            f"{row.scale_change:.1g}",
+            f"{100 * row.accuracy_before:.2f} %",
+            f"{100 * row.accuracy_after:.2f} %",
+            f"{100 * row.impact:.2f} %",
+        )
+        for row in rows
+    ]
+    headers = ("model type", "detected as", "conversion", "codes changed", "scale change")
+    click.echo(table((*headers, "accuracy before", "after", "impact"), cells))
+    return ExitCode.PASS
 
 
 def inspection_json(inspection: Inspection) -> dict[str, Any]:

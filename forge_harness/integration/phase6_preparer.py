@@ -20,7 +20,7 @@ from forge_harness.formats.native import open_native, write_native
 from forge_harness.formats.sizes import sizes_of
 from forge_harness.policy import Policy
 from forge_harness.training import data_digest, evaluate_package
-from forge_harness.training.start import TASK_OF
+from forge_harness.training.start import TASK_OF, builder_of
 
 from .baking_manifest import BakingManifest, bake
 from .readiness import (
@@ -97,7 +97,7 @@ class Phase6Preparer:
         data: Callable[[str], str] | None = None,
         policy: Policy | None = None,
     ) -> None:
-        self._evaluate = evaluate or evaluate_package
+        self._evaluate = evaluate or evaluate_shipped
         self._data = data or data_digest
         self._policy = policy
 
@@ -284,6 +284,13 @@ class Phase6Preparer:
         _write(stage / DESCRIPTION, description)
         write_manifest(stage)
         return readiness
+
+
+def evaluate_shipped(task: str, package: Path) -> Mapping[str, float]:
+    """Returns held-out metrics of the model a package describes, built from its files alone."""
+    with open_native(package, ReadOptions()) as opened:
+        build = builder_of(opened.model)
+    return evaluate_package(task, package, build_model=build)
 
 
 def _write_beside(stage: Path, formats: Sequence[str]) -> None:

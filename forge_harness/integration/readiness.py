@@ -150,9 +150,7 @@ def assess(
         _gate(policy, "accuracy", accuracy, "1", why, classes=_classes(package)),
         _claims(fields[METRICS], measured, why),
         _gate(policy, "compression_ratio", compression(package, sizes), "1"),
-        _gate(
-            policy, "model_complexity", sizes.ternary_weights + sizes.plain_weights, "parameters"
-        ),
+        _gate(policy, "model_complexity", weights, "parameters"),
         judge(
             "degenerate_tensors",
             float(len(degenerate)),

@@ -24,7 +24,9 @@ SURFACE = {
     "verify": "--json DIR",
     "train": "--accumulation --batch-size --checkpoint-every --compute --config --from-checkpoint"
     " --learning-rate --out --precision --resume --seed --steps --task",
-    "inspect": "--exclude --i2s-layout --json --quantize --scale-convention PATH",
+    "inspect": "--exclude --i2s-layout --json --matrix --quantize --scale-convention PATH",
+    "export": "--allow-not-ready --exclude --fleet --format --i2s-layout --json --name --out"
+    " --quantize --scale-convention SOURCE]...",
     "convert": "--exclude --gguf-scale --hf-scale --i2s-layout --json --master-dtype --no-compare"
     " --quantize --scale-convention --to DST SRC",
     "config show": "--config --json --origin",

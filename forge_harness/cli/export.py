@@ -1,0 +1,141 @@
+"""`forge-harness export`: packages for phase 6, judged from their files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from forge_harness.cli.checkpoints import read_options, reading_options
+from forge_harness.cli.options import examples, json_option
+from forge_harness.cli.terminal import echo_json, table
+from forge_harness.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from forge_harness.integration.phase6_preparer import ExportedPackage
+
+FORMATS = ("hf-packed", "hf-online", "gguf-tq1_0", "gguf-tq2_0")
+MANIFEST = "baking-manifest.json"
+
+
+@click.command(
+    "export",
+    epilog=examples(
+        "forge-harness export runs/digits --out packages/digits",
+        "forge-harness export runs/a runs/b --out packages",
+        "forge-harness export --fleet --out packages",
+    ),
+)
+@click.argument("sources", metavar="[SOURCE]...", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="New directory: the package, or one directory a package for several sources.",
+)
+@click.option("--fleet", is_flag=True, help="Train and export the reference fleet of 8 models.")
+@click.option("--name", help="Name of the package (default: that of DIR); one source only.")
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    type=click.Choice(FORMATS),
+    help="Also in this format, in a directory of its name (repeatable).",
+)
+@click.option("--allow-not-ready", is_flag=True, help="Write a package that is not ready too.")
+@reading_options
+@json_option
+def export_command(
+    sources: tuple[Path, ...],
+    out: Path,
+    fleet: bool,
+    name: str | None,
+    formats: tuple[str, ...],
+    allow_not_ready: bool,
+    as_json: bool,
+    **reading: Any,  # noqa: ANN401 - the options of `reading_options`
+) -> int:
+    """Write export packages: weights, metrics recomputed from them, lineage, manifest.
+
+    SOURCE is a directory of `forge-harness train` or a checkpoint in any readable format. A package
+    that is not ready is refused (exit code 1) and nothing of it is written.
+    """
+    if fleet == bool(sources):
+        raise UsageError("Name one or more sources, or --fleet.")
+    if name is not None and (fleet or len(sources) > 1):
+        raise UsageError("--name names one package; leave it out for several.")
+    from forge_harness.integration.phase6_preparer import NotReadyError, Phase6Preparer
+
+    preparer = Phase6Preparer()
+    try:
+        if fleet:
+            packages = _fleet(preparer, out)
+        else:
+            several = len(sources) > 1
+            packages = [
+                preparer.export(
+                    source,
+                    out / source.name if several else out,
+                    name=name,
+                    formats=formats,
+                    read=read_options(reading),
+                    allow_not_ready=allow_not_ready,
+                )
+                for source in sources
+            ]
+            if several:
+                preparer.bake_manifest([package.path for package in packages], out / MANIFEST)
+    except NotReadyError as error:
+        click.echo(f"Error: {error}", err=True)
+        return ExitCode.GATE_FAILED
+    _show(packages, as_json)
+    return ExitCode.PASS
+
+
+def _fleet(preparer: Any, out: Path) -> list[ExportedPackage]:  # noqa: ANN401
+    from forge_harness.integration.fleet import export_fleet
+
+    packages: list[ExportedPackage] = []
+
+    def told(package: ExportedPackage) -> None:
+        packages.append(package)
+        click.echo(f"{package.name}: trained and exported", err=True)
+
+    export_fleet(out, preparer, told=told)
+    return packages
+
+
+def _show(packages: Sequence[ExportedPackage], as_json: bool) -> None:
+    if as_json:
+        rows = [
+            {
+                "name": package.name,
+                "path": str(package.path),
+                "bytes": package.bytes,
+                "digest": package.digest,
+                "quality_score": package.readiness.quality_score,
+                "readiness": package.readiness.to_json(),
+            }
+            for package in packages
+        ]
+        echo_json(rows)
+        return
+    lines = [
+        (
+            package.name,
+            package.readiness.status,
+            _score(package.readiness.quality_score),
+            f"{package.bytes:,}",
+            "; ".join(criterion.name for criterion in package.readiness.blocking),
+        )
+        for package in packages
+    ]
+    click.echo(table(("package", "status", "quality", "bytes", "not met"), lines))
+    click.echo(f"\n{len(packages)} packages, {sum(p.bytes for p in packages):,} bytes")
+
+
+def _score(score: float | None) -> str:
+    return "not measured" if score is None else f"{score:.4f}"

@@ -1,0 +1,246 @@
+"""From phase 5 to phase 6: packages that say the truth, arrive whole, or do not arrive."""
+
+import errno
+import json
+import os
+import shutil
+
+import pytest
+
+from forge_harness.canonical import file_sha256, tree_digest
+from forge_harness.errors import CheckpointError
+from forge_harness.integration import phase6_preparer as preparer_module
+from forge_harness.integration.fleet import export_fleet
+from forge_harness.paths import fixtures_dir
+from forge_harness.protocols import ExportsWeights, LoadsData, TrainOptions, Trains
+
+REQUIRED = {
+    "metrics.json": ("accuracy", "loss"),
+    "lineage.json": ("source", "source_digest", "task", "data_digest", "harness_version"),
+    "package.json": (
+        "schema",
+        "name",
+        "task",
+        "family",
+        "parameters",
+        "quality_score",
+        "readiness",
+        "compression",
+    ),
+}
+FLEET_STEPS = 200
+
+
+def source(subject, directory):
+    """A trained export of the subject where it makes one; the frozen model otherwise."""
+    if isinstance(subject, Trains) and isinstance(subject, ExportsWeights):
+        task = next(iter(subject.tasks()))
+        session = subject.session(task, TrainOptions(steps=200))
+        for _ in range(200):
+            session.step()
+        subject.export_package(session, directory / "trained")
+        return directory / "trained", session.evaluate()
+    return fixtures_dir() / "models" / "v1.0", None
+
+
+def preparer(subject):
+    """The component under test, over the subject's own evaluation and data where it has them."""
+    evaluate = subject.evaluate_package if isinstance(subject, ExportsWeights) else None
+    data = subject.data_digest if isinstance(subject, LoadsData) else None
+    return preparer_module.Phase6Preparer(evaluate=evaluate, data=data)
+
+
+@pytest.mark.forge_check("transitions.phase5_to_phase6")
+def test_phase5_to_phase6(subject, evidence, tmp_path):
+    """The shipped package is what was trained, says what phase 6 needs, and arrives unchanged.
+
+    Oracles: the metric of the live session against the one recomputed from the shipped files
+    (1e-6); required fields by name; file digests and sizes by hashlib and the file system; digests
+    on both sides of the handoff.
+    """
+    path, live = source(subject, tmp_path)
+    component = preparer(subject)
+    exported = component.export(path, tmp_path / "package")
+    package = exported.path
+    evidence.record("source_digest", tree_digest(path), reason="of what was exported")
+    evidence.equal(
+        "readiness", exported.readiness.status, expected="READY", reason="every criterion is met"
+    )
+    missing = []
+    for name, fields in REQUIRED.items():
+        stored = json.loads((package / name).read_text(encoding="utf-8"))
+        missing += [f"{name} lacks {field}" for field in fields if not stored.get(field)]
+    evidence.equal(
+        "missing_fields", len(missing), expected=0, reason="; ".join(missing) or "all are there"
+    )
+    metrics = json.loads((package / "metrics.json").read_text(encoding="utf-8"))
+    if live is not None:
+        distance = max(abs(metrics[k]["value"] - live[k]) for k in ("accuracy", "loss"))
+        evidence.at_most(
+            "claimed_metrics",
+            distance,
+            limit=3e-5,
+            reason="shipped metrics against the live session; rounding flips move the loss 6e-6",
+        )
+    evidence.record(
+        "quality_score", metrics["accuracy"]["value"], reason="held-out, from the files"
+    )
+    evidence.record("package_size", exported.bytes / 1e6, unit="MB", reason="all files")
+    handoff = component.hand_off(package, tmp_path / "inbox")
+    evidence.equal(
+        "arrived_unchanged",
+        tree_digest(handoff.path) == tree_digest(package) == exported.digest,
+        expected=True,
+        reason="digest over names and content on both sides",
+    )
+
+
+@pytest.mark.forge_check("transitions.phase5_to_phase6")
+def test_fleet_manifest(evidence, tmp_path):
+    """The baking manifest over eight trained models says what the file system says.
+
+    Oracles: os.stat and hashlib over every file; the quality of each package, recomputed.
+    """
+    component = preparer_module.Phase6Preparer()
+    manifest = export_fleet(tmp_path, component, steps=FLEET_STEPS)
+    stored = json.loads((tmp_path / "baking-manifest.json").read_text(encoding="utf-8"))
+    files = [p for p in tmp_path.rglob("*") if p.is_file() and p.parent != tmp_path]
+    total = sum(p.stat().st_size for p in files)
+    wrong = [
+        f"{package['name']}/{entry['path']}"
+        for package in stored["packages"]
+        for entry in package["files"]
+        if file_sha256(tmp_path / package["name"] / entry["path"]) != entry["sha256"]
+    ]
+    evidence.equal("packages", stored["totals"]["packages"], expected=8, reason="trained here")
+    evidence.equal("ready", stored["totals"]["ready"], expected=8, unit="packages", reason="READY")
+    evidence.equal(
+        "total_size", stored["totals"]["bytes"], expected=total, unit="bytes", reason="by os.stat"
+    )
+    evidence.equal(
+        "files_listed",
+        sum(len(package["files"]) for package in stored["packages"]),
+        expected=len(files),
+        unit="files",
+        reason="every file of every package",
+    )
+    evidence.equal(
+        "wrong_digests", len(wrong), expected=0, reason="; ".join(wrong[:3]) or "hashlib"
+    )
+    low, high = manifest.quality_range
+    evidence.record("quality_low", low, reason="lowest held-out accuracy")
+    evidence.record("quality_high", high, reason="highest held-out accuracy")
+    evidence.record(
+        "average_size", stored["totals"]["average_bytes"] / 1e6, unit="MB", reason="a package"
+    )
+
+
+def _broken_quality(package):
+    file = package / "metrics.json"
+    metrics = json.loads(file.read_text(encoding="utf-8"))
+    metrics["accuracy"]["value"] = 0.999
+    file.write_text(json.dumps(metrics), encoding="utf-8")
+    _reseal(package)
+
+
+def _flipped_weight(package):
+    file = package / "model.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+
+
+def _extra_file(package):
+    (package / "extra.bin").write_bytes(b"x")
+
+
+def _missing_lineage(package):
+    (package / "lineage.json").unlink()
+    _reseal(package)
+
+
+def _reseal(package):
+    from forge_harness.formats.manifest import write_manifest
+
+    (package / "manifest.json").unlink()
+    write_manifest(package)
+
+
+BROKEN = (_broken_quality, _flipped_weight, _extra_file, _missing_lineage)
+
+
+@pytest.mark.forge_check("transitions.rollback")
+def test_rollback(evidence, tmp_path, monkeypatch):
+    """A refused or interrupted handoff leaves both sides exactly as they were.
+
+    Faults injected: a claimed metric that is not the file's, a flipped bit, an unlisted file,
+    missing lineage, a disk that is full in mid-copy, another package under the same name.
+    """
+    component = preparer_module.Phase6Preparer()
+    sound = component.export(fixtures_dir() / "models" / "v1.0", tmp_path / "sound").path
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    accepted, changed = [], []
+    for fault in BROKEN:
+        package = shutil.copytree(sound, tmp_path / fault.__name__)
+        fault(package)
+        # An inbox each: a fault that slips through must not hide the next one.
+        own = tmp_path / f"inbox-{fault.__name__}"
+        own.mkdir()
+        _try(component, package, own, fault.__name__, accepted, changed)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", _full)
+        _try(component, sound, inbox, "full disk", accepted, changed)
+    component.hand_off(sound, inbox)
+    other = component.export(
+        fixtures_dir() / "models" / "legacy", tmp_path / "other", name="sound"
+    ).path
+    _try(component, other, inbox, "another package of the name", accepted, changed)
+    evidence.record("faults", len(BROKEN) + 2, reason="injected before or during a handoff")
+    evidence.equal(
+        "accepted", len(accepted), expected=0, unit="packages", reason="; ".join(accepted) or "none"
+    )
+    evidence.equal(
+        "sides_changed", len(changed), expected=0, reason="; ".join(changed) or "as they were"
+    )
+
+
+def _full(descriptor):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def _try(component, package, inbox, what, accepted, changed):
+    before = (tree_digest(package), tree_digest(inbox), sorted(os.listdir(inbox)))
+    try:
+        component.hand_off(package, inbox)
+    except CheckpointError:
+        pass
+    else:
+        accepted.append(what)
+    if (tree_digest(package), tree_digest(inbox), sorted(os.listdir(inbox))) != before:
+        changed.append(what)
+
+
+@pytest.mark.forge_check("transitions.repeat_is_idempotent")
+def test_repeat_is_idempotent(evidence, tmp_path):
+    """Exporting again gives the same bytes; handing off again changes nothing."""
+    component = preparer_module.Phase6Preparer()
+    frozen = fixtures_dir() / "models" / "v1.0"
+    one = component.export(frozen, tmp_path / "one" / "model")
+    two = component.export(frozen, tmp_path / "two" / "model")
+    evidence.equal(
+        "same_bytes", one.digest == two.digest, expected=True, reason="two exports of one model"
+    )
+    inbox = tmp_path / "inbox"
+    first = component.hand_off(one.path, inbox)
+    times = {p: p.stat().st_mtime_ns for p in inbox.rglob("*")}
+    again = component.hand_off(two.path, inbox)
+    evidence.equal(
+        "second_handoff", again.state, expected="already there", reason="the same package again"
+    )
+    evidence.equal(
+        "untouched",
+        times == {p: p.stat().st_mtime_ns for p in inbox.rglob("*")} and first.path == again.path,
+        expected=True,
+        reason="no file of the inbox was written again",
+    )

@@ -1,0 +1,143 @@
+"""Transitions to phase 6: each check goes red for a preparer with one seeded defect."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from forge_harness.integration import baking_manifest, phase6_preparer, readiness
+from forge_harness.subject.reference import ReferenceSubject
+from forge_harness.types import Outcome
+
+
+class Toy:
+    """A subject with no capability these checks could use: they fall back to frozen models."""
+
+    name = "toy"
+
+    def pack(self, codes): ...
+    def unpack(self, packed, rows): ...
+
+
+CHECKS = ("phase5_to_phase6", "rollback", "repeat_is_idempotent")
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_sound_components_pass(run_check, check):
+    run = run_check(f"transitions.{check}", Toy())
+    assert (run.outcome, run.reason) == (Outcome.PASS, "")
+
+
+def claims_copied(patch):
+    """Metrics are what somebody says, not what the files give, and nobody compares."""
+    real = phase6_preparer._write
+
+    def write(path, value):
+        if path.name == "metrics.json":
+            value = {name: {**entry, "value": 0.999} for name, entry in value.items()}
+        real(path, value)
+
+    patch.setattr(phase6_preparer, "_write", write)
+    patch.setattr(readiness, "CLAIM_TOLERANCE", 9.0)
+
+
+def lineage_dropped(patch):
+    real = phase6_preparer._write
+
+    def write(path, value):
+        if path.name == "lineage.json":
+            value = {k: v for k, v in value.items() if k != "data_digest"}
+        real(path, value)
+
+    patch.setattr(phase6_preparer, "_write", write)
+
+
+def total_without_manifests(patch):
+    total = property(
+        lambda m: sum(f.bytes for p in m.packages for f in p.files if f.path != "manifest.json")
+    )
+    patch.setattr(baking_manifest.BakingManifest, "total_bytes", total)
+
+
+def readiness_ignored(patch):
+    real = phase6_preparer.Phase6Preparer.assess
+
+    def always(self, package):
+        found = real(self, package)
+        ready = tuple(
+            readiness.judge(c.name, 0.0, 0.0, c.direction, c.unit) for c in found.criteria
+        )
+        return readiness.Readiness(
+            criteria=ready, quality_score=found.quality_score, completeness=1.0
+        )
+
+    patch.setattr(phase6_preparer.Phase6Preparer, "assess", always)
+
+
+def copied_in_place(patch):
+    """The copy goes straight to its name, so an interrupted one stays."""
+    from contextlib import contextmanager
+
+    @contextmanager
+    def unstaged(path, *, replace=False):
+        path.mkdir(parents=True)
+        yield path
+        import os
+
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+    patch.setattr(phase6_preparer, "staged_directory", unstaged)
+
+
+def overwrites(patch):
+    real = phase6_preparer.Phase6Preparer.hand_off
+
+    def hand_off(self, package, inbox):
+        name = json.loads((package / "package.json").read_text())["name"]
+        shutil.rmtree(inbox / name, ignore_errors=True)
+        return real(self, package, inbox)
+
+    patch.setattr(phase6_preparer.Phase6Preparer, "hand_off", hand_off)
+
+
+def dated(patch):
+    import time
+
+    real = phase6_preparer._write
+
+    def write(path, value):
+        if path.name == "lineage.json":
+            value = {**value, "exported_at": str(time.time_ns())}
+        real(path, value)
+
+    patch.setattr(phase6_preparer, "_write", write)
+
+
+@pytest.mark.parametrize(
+    ("check", "defect", "named"),
+    [
+        ("phase5_to_phase6", lineage_dropped, "not ready: completeness"),
+        ("phase5_to_phase6", total_without_manifests, "total_size"),
+        ("rollback", readiness_ignored, "accepted"),
+        ("rollback", copied_in_place, "sides_changed"),
+        ("rollback", overwrites, "another package of the name"),
+        ("repeat_is_idempotent", dated, "same_bytes"),
+        ("repeat_is_idempotent", overwrites, "second_handoff"),
+    ],
+)
+def test_a_seeded_defect_is_named(run_check, monkeypatch, check, defect, named):
+    defect(monkeypatch)
+    run = run_check(f"transitions.{check}", Toy())
+    assert run.outcome in (Outcome.FAIL, Outcome.ERROR)
+    assert named in run.reason
+
+
+def test_claims_that_are_not_the_files_are_named(run_check, monkeypatch):
+    claims_copied(monkeypatch)
+    run = run_check("transitions.phase5_to_phase6", ReferenceSubject())
+    assert run.outcome is Outcome.FAIL
+    assert "claimed_metrics" in run.reason
