@@ -128,7 +128,7 @@ def read_baking_manifest(path: Path) -> BakingManifest:
                 for entry in stored["packages"]
             )
         )
-        if manifest.to_json() != stored:
+        if canonical_json(manifest.to_json()) != canonical_json(stored):
             raise ValueError("its totals are not those of its packages")
         return manifest
     except (OSError, KeyError, TypeError, ValueError) as error:

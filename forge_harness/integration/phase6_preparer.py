@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -251,7 +252,9 @@ class Phase6Preparer:
             except (CheckpointError, ValueError, KeyError):
                 measured = {}
         units = {"accuracy": "1", "loss": "nats"}
-        metrics = {k: {"value": v, "unit": units.get(k, "1")} for k, v in measured.items()}
+        # JSON has no NaN; what is not finite is not recorded, and the package is not ready.
+        finite = {k: v for k, v in measured.items() if math.isfinite(v)}
+        metrics = {k: {"value": v, "unit": units.get(k, "1")} for k, v in finite.items()}
         _write(stage / METRICS, metrics)
 
     def _described(self, stage: Path, title: str, formats: Sequence[str]) -> Readiness:

@@ -1,0 +1,84 @@
+"""`forge-harness export`: from training directories and checkpoints to packages."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from forge_harness.cli import app
+from forge_harness.formats import FORMATS
+from forge_harness.paths import fixtures_dir
+
+MODELS = fixtures_dir() / "models"
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["export", *map(str, arguments)])
+
+
+def test_one_source_is_one_package(tmp_path):
+    result = run(MODELS / "v1.0", "--out", tmp_path / "p", "--format", "gguf-tq2_0", "--json")
+    assert result.exit_code == 0
+    (row,) = json.loads(result.stdout)
+    assert (row["name"], row["readiness"]["status"]) == ("p", "READY")
+    assert (tmp_path / "p" / "gguf-tq2_0" / "model.gguf").is_file()
+    assert row["bytes"] == sum(p.stat().st_size for p in (tmp_path / "p").rglob("*") if p.is_file())
+
+
+def test_several_sources_get_a_baking_manifest(tmp_path):
+    result = run(MODELS / "v1.0", MODELS / "custom", "--out", tmp_path / "p")
+    assert result.exit_code == 0
+    manifest = json.loads((tmp_path / "p" / "baking-manifest.json").read_text())
+    assert [package["name"] for package in manifest["packages"]] == ["custom", "v1.0"]
+    assert "2 packages" in result.stdout
+
+
+def test_a_training_directory_is_a_source(tmp_path):
+    train = ["train", "--task", "digits", "--steps", "200", "--out", str(tmp_path / "run")]
+    assert CliRunner().invoke(app, train).exit_code == 0
+    result = run(tmp_path / "run", "--out", tmp_path / "p")
+    assert result.exit_code == 0, result.output
+    lineage = json.loads((tmp_path / "p" / "lineage.json").read_text())
+    assert (lineage["task"], lineage["step"]) == ("digits", 200)
+
+
+def test_what_is_not_ready_is_refused_with_exit_code_1(tmp_path):
+    source = fixtures_dir() / "checkpoints" / "hf-online"
+    result = run(source, "--out", tmp_path / "p")
+    assert result.exit_code == 1
+    assert "accuracy is not measured" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert run(source, "--out", tmp_path / "p", "--allow-not-ready").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        ((), 4, "Name one or more sources, or --fleet"),
+        (("a", "--fleet"), 4, "Name one or more sources, or --fleet"),
+        (("a", "b", "--name", "x"), 4, "--name names one package"),
+        (("nowhere",), 4, "'nowhere' does not exist"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments, code, sentence, tmp_path):
+    result = run(*arguments, "--out", tmp_path / "p")
+    assert result.exit_code == code
+    assert sentence in result.stderr
+    assert not (tmp_path / "p").exists()
+
+
+def test_formats_are_those_that_are_written():
+    from forge_harness.cli import export
+
+    assert set(export.FORMATS) == set(FORMATS) - {"native"}
+
+
+def test_the_matrix_is_printed():
+    result = CliRunner().invoke(app, ["inspect", "--matrix", "--json"])
+    rows = json.loads(result.stdout)
+    assert [row["model_type"] for row in rows][:2] == ["BitNet v1.0", "BitNet v0.9"]
+    text = CliRunner().invoke(app, ["inspect", "--matrix"])
+    assert "Auto-detect" in text.stdout
+    assert CliRunner().invoke(app, ["inspect"]).exit_code == 4

@@ -1,0 +1,207 @@
+"""`Phase6Preparer`: packages judged from their files, totals anyone recomputes, whole handoffs."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+
+import pytest
+
+from forge_harness import Phase6Preparer
+from forge_harness.canonical import tree_digest
+from forge_harness.errors import CheckpointError, DamagedCheckpointError
+from forge_harness.formats.detect import open_checkpoint
+from forge_harness.formats.manifest import write_manifest
+from forge_harness.integration.baking_manifest import read_baking_manifest
+from forge_harness.integration.phase6_preparer import NotReadyError, evaluate_shipped
+from forge_harness.integration.readiness import judge
+from forge_harness.paths import fixtures_dir
+from forge_harness.types import Direction
+
+FROZEN = fixtures_dir() / "models" / "v1.0"
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A package with another format beside it; copy before changing it."""
+    return Phase6Preparer().export(
+        FROZEN, tmp_path_factory.mktemp("export") / "model", formats=["hf-packed"]
+    )
+
+
+@pytest.fixture
+def package(exported, tmp_path):
+    return shutil.copytree(exported.path, tmp_path / "model")
+
+
+def edit(package, name, change):
+    file = package / name
+    value = json.loads(file.read_text(encoding="utf-8"))
+    change(value)
+    file.write_text(json.dumps(value), encoding="utf-8")
+    (package / "manifest.json").unlink()
+    write_manifest(package)
+
+
+def test_a_package_says_what_its_files_give(exported):
+    description = json.loads((exported.path / "package.json").read_text())
+    metrics = json.loads((exported.path / "metrics.json").read_text())
+    lineage = json.loads((exported.path / "lineage.json").read_text())
+    measured = evaluate_shipped("digits", exported.path)
+    assert metrics["accuracy"] == {"value": measured["accuracy"], "unit": "1"}
+    assert description["quality_score"] == measured["accuracy"]
+    assert lineage["source_digest"] == tree_digest(FROZEN)
+    size = sum((exported.path / n).stat().st_size for n in ("forge.json", "model.safetensors"))
+    assert description["compression"]["package_bytes"] == size
+    assert description["compression"]["fp32_ratio"] == 4 * description["parameters"] / size
+    assert exported.readiness.status == "READY"
+
+
+def test_the_manifest_lists_every_file_with_its_digest(exported):
+    manifest = json.loads((exported.path / "manifest.json").read_text())
+    listed = {entry["path"]: entry for entry in manifest["files"]}
+    files = {
+        p.relative_to(exported.path).as_posix(): p
+        for p in exported.path.rglob("*")
+        if p.is_file() and p.name != "manifest.json"
+    }
+    assert set(listed) == set(files)
+    assert "hf-packed/model.safetensors" in listed
+    for name, path in files.items():
+        assert listed[name]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert listed[name]["bytes"] == path.stat().st_size
+
+
+def test_the_format_beside_it_holds_the_same_codes(exported):
+    with open_checkpoint(exported.path) as one, open_checkpoint(exported.path / "hf-packed") as two:
+        assert sorted(one.ternary_names()) == sorted(two.ternary_names())
+        for name in one.ternary_names():
+            assert one.ternary(name).codes().equal(two.ternary(name).codes())
+            assert one.scales(name).equal(two.scales(name))
+
+
+def test_exporting_again_gives_the_same_bytes(exported, tmp_path):
+    again = Phase6Preparer().export(FROZEN, tmp_path / "model", formats=["hf-packed"])
+    assert again.digest == exported.digest
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "criterion"),
+    [
+        ("metrics.json", lambda m: m["accuracy"].update(value=0.999), "claimed_metrics"),
+        ("metrics.json", lambda m: m.pop("loss"), "claimed_metrics"),
+        ("lineage.json", lambda m: m.pop("source_digest"), "completeness"),
+        ("lineage.json", lambda m: m.pop("task"), "accuracy"),
+        ("package.json", lambda m: m.pop("quality_score"), "completeness"),
+    ],
+)
+def test_a_changed_package_is_not_ready(package, file, change, criterion):
+    edit(package, file, change)
+    found = Phase6Preparer().assess(package)
+    assert found.status == "NOT_READY"
+    assert criterion in [c.name for c in found.blocking]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "criterion"),
+    [
+        ({"accuracy": 0.5, "loss": 1.0}, "accuracy"),
+        ({"accuracy": float("nan"), "loss": 1.0}, "accuracy"),
+        ({}, "accuracy"),
+    ],
+)
+def test_bad_or_unmeasured_quality_writes_nothing(metrics, criterion, tmp_path):
+    preparer = Phase6Preparer(evaluate=lambda task, path: metrics)
+    with pytest.raises(NotReadyError, match=criterion):
+        preparer.export(FROZEN, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_can_be_written_all_the_same_when_asked(tmp_path):
+    source = fixtures_dir() / "checkpoints" / "hf-packed-sharded"
+    with pytest.raises(NotReadyError, match="accuracy is not measured"):
+        Phase6Preparer().export(source, tmp_path / "model")
+    exported = Phase6Preparer().export(source, tmp_path / "model", allow_not_ready=True)
+    assert exported.readiness.status == "NOT_READY"
+    assert json.loads((exported.path / "package.json").read_text())["quality_score"] is None
+
+
+def test_not_measured_and_not_finite_are_never_met():
+    for value in (None, float("nan"), float("inf"), -float("inf")):
+        for direction in (Direction.AT_LEAST, Direction.AT_MOST, Direction.EQUAL):
+            assert not judge("x", value, 0.0, direction, "1").met
+    assert judge("x", 1.0, 1.0, Direction.AT_LEAST, "1").met
+    assert not judge("x", 0.999, 1.0, Direction.AT_LEAST, "1").met
+    assert not judge("x", 1.001, 1.0, Direction.AT_MOST, "1").met
+
+
+def test_totals_are_those_of_the_file_system(package, tmp_path):
+    other = shutil.copytree(package, tmp_path / "other")
+    edit(other, "package.json", lambda m: m.update(name="other", quality_score=0.5))
+    manifest = Phase6Preparer().bake_manifest([package, other], tmp_path / "baking.json")
+    files = [p for d in (package, other) for p in d.rglob("*") if p.is_file()]
+    assert manifest.total_bytes == sum(os.stat(p).st_size for p in files)
+    assert sum(len(p.files) for p in manifest.packages) == len(files)
+    assert manifest.quality_range == (0.5, manifest.packages[0].quality_score)
+    assert read_baking_manifest(tmp_path / "baking.json") == manifest
+    stored = json.loads((tmp_path / "baking.json").read_text())
+    stored["totals"]["bytes"] += 1
+    (tmp_path / "baking.json").write_text(json.dumps(stored))
+    with pytest.raises(DamagedCheckpointError, match="totals"):
+        read_baking_manifest(tmp_path / "baking.json")
+
+
+def test_a_fleet_of_doubles_or_of_nothing_is_refused(package, tmp_path):
+    with pytest.raises(CheckpointError, match="Two packages are named 'model'"):
+        Phase6Preparer().bake_manifest([package, package], tmp_path / "b.json")
+    with pytest.raises(CheckpointError, match="No package"):
+        Phase6Preparer().bake_manifest([], tmp_path / "b.json")
+    (package / "model.safetensors").write_bytes(b"")
+    with pytest.raises(DamagedCheckpointError, match=r"model\.safetensors"):
+        Phase6Preparer().bake_manifest([package], tmp_path / "b.json")
+    assert not (tmp_path / "b.json").exists()
+
+
+def test_a_handoff_arrives_whole_and_once(package, tmp_path):
+    preparer = Phase6Preparer()
+    first = preparer.hand_off(package, tmp_path / "inbox")
+    assert (first.state, tree_digest(first.path)) == ("handed off", tree_digest(package))
+    assert preparer.hand_off(package, tmp_path / "inbox").state == "already there"
+    preparer.verify_handoff(tmp_path / "inbox", "model", first.digest)
+    edit(first.path, "lineage.json", lambda m: m.update(source="another"))
+    with pytest.raises(CheckpointError, match="another package"):
+        preparer.verify_handoff(tmp_path / "inbox", "model", first.digest)
+    with pytest.raises(CheckpointError, match="another package"):
+        preparer.hand_off(package, tmp_path / "inbox")
+    with pytest.raises(CheckpointError, match="is not there"):
+        preparer.verify_handoff(tmp_path / "inbox", "gone", first.digest)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_an_interrupted_export_or_handoff_leaves_nothing(call, package, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise OSError(errno.EIO, "Input/output error")
+
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    with monkeypatch.context() as patch:
+        if call == "fsync":
+            patch.setattr(os, "fsync", fail)
+        else:
+            patch.setattr("pathlib.Path.replace", fail)
+        with pytest.raises(CheckpointError, match="Input/output error"):
+            Phase6Preparer().hand_off(package, inbox)
+        with pytest.raises(CheckpointError, match="Input/output error"):
+            Phase6Preparer().export(FROZEN, tmp_path / "new")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["inbox", "model"]
+    assert list(inbox.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../escape", "", "a/b"])
+def test_a_name_leads_nowhere_else(name, package, tmp_path):
+    edit(package, "package.json", lambda m: m.update(name=name))
+    with pytest.raises(CheckpointError, match="no usable name"):
+        Phase6Preparer().hand_off(package, tmp_path / "inbox")
