@@ -164,7 +164,8 @@ def assess(
     criteria.append(
         judge("completeness", completeness, 1.0, Direction.EQUAL, "1", "; ".join(missing))
     )
-    return Readiness(criteria=tuple(criteria), quality_score=accuracy, completeness=completeness)
+    known = accuracy if accuracy is not None and math.isfinite(accuracy) else None
+    return Readiness(criteria=tuple(criteria), quality_score=known, completeness=completeness)
 
 
 def compression(package: Path, sizes: Sizes) -> float:
