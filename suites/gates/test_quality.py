@@ -239,6 +239,11 @@ def test_package_size(study, evidence, limit):
         package = max(run.package_bytes for run in study.arm(task, "ternary"))
         evidence.record(f"package_bytes.{task}", package, unit="bytes")
         evidence.record(f"compression_ratio.{task}", min(of_task), samples=of_task)
+        halves = [run.bf16_bytes for run in study.arm(task, "ternary") if run.bf16_bytes]
+        if halves:
+            evidence.record(
+                f"bf16_ratio.{task}", min(halves) / package, reason="bf16 weights over the package"
+            )
     evidence.at_least(
         "compression_ratio",
         min(min(of_task) for of_task in ratios.values()),
