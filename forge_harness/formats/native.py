@@ -290,7 +290,7 @@ def _check_writable(source: Checkpoint) -> None:
 
 def _write_weights(source: Checkpoint, path: Path) -> str:
     """Writes the tensors and returns the file's sha256."""
-    with SafetensorsWriter(path, _specs(source)) as writer:
+    with SafetensorsWriter(path, _specs(source), digest=True) as writer:
         for name in writer.order:
             writer.write(name, _stored(source, name))
         return writer.sha256

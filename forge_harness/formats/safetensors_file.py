@@ -263,19 +263,25 @@ class SafetensorsWriter:
         path: New file.
         specs: Every tensor, in any order.
         metadata: The header's `__metadata__`; "format": "pt" is added, which transformers demands.
+        digest: Whether `sha256` is wanted; it takes longer than writing.
 
     Attributes:
         order: Names in the order they must be written.
     """
 
     def __init__(
-        self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str] | None = None
+        self,
+        path: Path,
+        specs: Iterable[TensorSpec],
+        metadata: Mapping[str, str] | None = None,
+        *,
+        digest: bool = False,
     ) -> None:
         self._specs = sorted(specs, key=lambda s: (-DTYPES[s.dtype].itemsize, s.name))
         self.path = path
         self.order: Sequence[str] = [spec.name for spec in self._specs]
         self._stream = path.open("wb")
-        self._digest = hashlib.sha256()
+        self._digest = hashlib.sha256() if digest else None
         self._index = 0
         self._put(_header_bytes(self._specs, {"format": "pt", **(metadata or {})}))
 
@@ -294,7 +300,13 @@ class SafetensorsWriter:
 
     @property
     def sha256(self) -> str:
-        """Hexadecimal SHA-256 of what was written so far."""
+        """Hexadecimal SHA-256 of what was written so far.
+
+        Raises:
+            ValueError: It was not asked for.
+        """
+        if self._digest is None:
+            raise ValueError("no digest was asked for.")
         return self._digest.hexdigest()
 
     def write(self, name: str, tensor: Tensor) -> None:
@@ -312,7 +324,8 @@ class SafetensorsWriter:
             self._put(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
 
     def _put(self, data: bytes | memoryview) -> None:
-        self._digest.update(data)
+        if self._digest is not None:
+            self._digest.update(data)
         self._stream.write(data)
 
 

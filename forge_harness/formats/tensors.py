@@ -12,8 +12,8 @@ from forge_harness.errors import NonTernaryCodeError
 from forge_harness.quant import pack_i2
 from forge_harness.quant.ternary import check_parts
 
-CHUNK_CODES = 1 << 22
-"""Codes unpacked at a time: 4 MiB of bytes, which stays in the cache and adds nothing to a peak."""
+CHUNK_CODES = 1 << 20
+"""Codes unpacked at a time: 1 MiB of bytes, 4 MiB of floats, which stay in the cache."""
 
 
 @dataclass(frozen=True, slots=True)
