@@ -127,3 +127,40 @@ def tq1_0(data, rows, columns):
                 codes[row, 256 * block + value] = (shifted * 3 >> 8) - 1
             d[row, block] = np.frombuffer(data[start + 52 : start + 54], "<f2")[0]
     return codes, d
+
+
+def dense(directory, kind):
+    """Weight name -> (codes, scales, parts) of float weights: "codes", "fake" or "masters"."""
+    stored = safetensors(directory / "model.safetensors")
+    found = {}
+    for name, entry in stored.items():
+        if not name.endswith("_proj.weight"):
+            continue
+        values = floating(entry).astype(np.float64)
+        if kind == "codes":
+            codes, scale = values, floating(stored[f"{name}_scale"])[0]
+        elif kind == "fake":
+            scale = np.abs(values).max()
+            codes = values / scale
+        else:
+            scale = np.abs(values).mean()
+            codes = np.clip(np.rint(values / scale), -1, 1)
+        found[name] = (codes.astype(np.int8), np.array([scale], np.float32), [len(codes)])
+    return found
+
+
+def i2_s(data, rows, columns, layout):
+    """Code bytes and a 32-byte tail -> codes and scale."""
+    codes = np.empty(rows * columns, np.int8)
+    for value in range(rows * columns):
+        row, column = divmod(value, columns)
+        if layout == "x86-rows":
+            byte, shift = (row // 4) * columns + column, 6 - 2 * (row % 4)
+        else:
+            group = 128 if layout == "x86-act" else 64
+            block, within = divmod(value, group)
+            byte = block * group // 4 + within % (group // 4)
+            shift = 6 - 2 * (within // (group // 4))
+        codes[value] = (data[byte] >> shift) % 4 - 1
+    scale = np.frombuffer(data[rows * columns // 4 :][:4], "<f4")
+    return codes.reshape(rows, columns), scale

@@ -87,6 +87,11 @@ DECODERS = {
     "hf-packed-autobitlinear-tied": lambda p: independent.hf_packed(p, divide=False),
     "hf-packed-sharded": lambda p: independent.hf_packed(p, divide=False),
     "hf-packed-bitlinear-untied": lambda p: independent.hf_packed(p, divide=True),
+    "hf-packed-without-config": lambda p: independent.hf_packed(p, divide=True),
+    "hf-unpacked": lambda p: independent.dense(p, "codes"),
+    "hf-fake-quant": lambda p: independent.dense(p, "fake"),
+    "hf-online": lambda p: independent.dense(p, "masters"),
+    "legacy-safetensors": lambda p: independent.dense(p, "masters"),
 }
 
 
@@ -120,6 +125,18 @@ def test_gguf_and_an_independent_decoder_agree(name):
             np.testing.assert_array_equal(values, codes * block)
             checked += 1
     assert checked == 7
+
+
+@pytest.mark.parametrize("layout", ["x86-act", "arm", "x86-rows"])
+def test_an_independent_decoder_reads_i2_s(layout):
+    name = f"gguf-i2_s-{layout}"
+    with open_checkpoint(path_of(name), options_of(name)) as opened:
+        weight = "model.layers.0.self_attn.k_proj.weight"
+        stored = opened.stored[weight]
+        codes, scale = independent.i2_s(bytes(opened.file.read(stored)), *stored.shape, layout)
+    expected = TRUTH[name]["ternary"][weight]
+    assert sha(codes) == expected["codes_sha256"]
+    assert [float(s).hex() for s in scale] == expected["scales"]
 
 
 def test_torch_reads_the_state_dict_written_by_hand():

@@ -78,6 +78,19 @@ def convention_swapped(patch):
     patch.setattr(hf_config.Quantization, "scale_convention", swapped)
 
 
+def order_swapped(patch):
+    """Fields are taken from the other end of the byte."""
+    from forge_harness.formats import tensors
+
+    def fields(self, start, stop):
+        quarter = self.packed.shape[0]
+        rows = torch.arange(start, stop)
+        shifts = (6 - 2 * (rows // quarter)).to(torch.uint8)[:, None]
+        return (self.packed[rows % quarter] >> shifts) & 3
+
+    patch.setattr(tensors.TernaryTensor, "fields", fields)
+
+
 def convention_guessed(patch):
     real = phase4_connector.detect
     patch.setattr(
@@ -134,6 +147,8 @@ DEFECTS = [
     ("integration.compat_legacy", fake_requantized, "misread_tensors"),
     ("integration.compat_legacy", truncated, "misread_tensors"),
     ("integration.compat_custom", convention_swapped, "misread_tensors"),
+    ("integration.compat_custom", order_swapped, "misread_tensors"),
+    ("integration.compat_v1_0", order_swapped, "misread_tensors"),
     ("integration.compat_custom", convention_guessed, "guessed"),
     ("integration.compat_custom", detected_by_name, "misread_tensors"),
     ("integration.metrics_sync", units_ignored, "wrong_states"),
