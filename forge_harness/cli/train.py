@@ -30,6 +30,7 @@ _PLAIN_LINES = 10
         "forge-harness train --task digits --out runs/digits",
         "forge-harness train --task bytes --precision full --out runs/full",
         "forge-harness train --task bytes --from-checkpoint runs/full --out runs/tuned",
+        "forge-harness train --task digits --from-checkpoint fixtures/models/v0.9 --out runs/on",
         "forge-harness train --resume --out runs/tuned",
     ),
 )
@@ -53,7 +54,7 @@ _PLAIN_LINES = 10
     "--from-checkpoint",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="Start from the weights of a checkpoint or of a run's directory.",
+    help="Start from the weights of a run, or of a checkpoint in any readable format.",
 )
 @click.option("--resume", is_flag=True, help="Continue the run in DIR from its newest checkpoint.")
 @config_option

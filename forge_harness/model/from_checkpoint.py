@@ -6,9 +6,8 @@ latent weights of a training model quantize to them, which is verified layer by 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +15,17 @@ from torch import Tensor, nn
 from forge_harness.errors import CheckpointError, DamagedCheckpointError, unknown_choice
 from forge_harness.formats.checkpoint import Checkpoint
 from forge_harness.formats.tensors import TernaryTensor
-from forge_harness.quant import COMPUTES, Compute, TernaryLinearOp, absmean_ternary
+from forge_harness.quant import COMPUTES, Compute, TernaryLinearOp, absmean_ternary, dequantize
 from forge_harness.quant.bounds import WEIGHT_SCALE_RTOL
 
 from .bitlinear import BitLinear
-from .byte_lm import ByteLM, ByteLMConfig
 from .causal_lm import CausalLM, projection_names
 from .causal_lm_config import CausalLMConfig
 from .describe import DescribesItself
-from .digits import DigitsConfig, DigitsModel
+from .families import OWN_FAMILIES, own_model
 
 Mode = Literal["inference", "qat"]
-FAMILIES = ("bitnet", "llama", "byte-lm", "digits")
+FAMILIES = ("bitnet", "llama", *OWN_FAMILIES)
 """Model families that can be built."""
 
 _IGNORED = "rotary_emb.inv_freq"
@@ -65,6 +63,10 @@ class StoredCodes:
         part = [sum(self.parts[:index]) for index in range(len(self.parts))].index(start)
         codes = self.codes[start : start + self.parts[part]]
         return codes.to(weight.device), self.scales[part].to(weight.device)
+
+    def values(self) -> Tensor:
+        """Returns scale * codes, fp32 (N, K)."""
+        return dequantize(self.codes, self._row_scales()[:, None])
 
     def _row_scales(self) -> Tensor:
         return torch.repeat_interleave(self.scales, torch.tensor(self.parts))
@@ -119,18 +121,9 @@ def empty_model(checkpoint: Checkpoint) -> DescribesItself:
         _check_ternary(checkpoint, set(ternary) - {*projection_names(settings), *head})
         with torch.device("meta"):
             return CausalLM(settings, ternary=ternary)
-    if family == "byte-lm":
-        return _own(checkpoint, ByteLM(_settings(family, ByteLMConfig, config)), ternary)
-    if family == "digits":
-        return _own(checkpoint, DigitsModel(_settings(family, DigitsConfig, config)), ternary)
-    raise CheckpointError(unknown_choice("model family", family, FAMILIES))
-
-
-def _settings(family: str, kind: Any, config: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a class
-    try:
-        return kind(**config)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"The {family} configuration does not fit: {error}") from error
+    if family not in FAMILIES:
+        raise CheckpointError(unknown_choice("model family", family, FAMILIES))
+    return _own(checkpoint, own_model(family, config), ternary)
 
 
 def _own(

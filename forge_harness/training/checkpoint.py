@@ -123,6 +123,15 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return header, tensors
 
 
+def has_session_header(path: Path) -> bool:
+    """Whether a file says that it is a session's checkpoint; it may be damaged all the same."""
+    try:
+        with safe_open(path, framework="pt") as stream:
+            return "forge" in (stream.metadata() or {})
+    except (SafetensorError, OSError):
+        return path.name.startswith("step-")
+
+
 def model_weights(path: Path) -> dict[str, Tensor]:
     """Returns the state dict of the model in a checkpoint, for fine-tuning from it.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,49 +30,19 @@ from forge_harness.formats import (
 from forge_harness.formats.manifest import MANIFEST, read_manifest
 from forge_harness.formats.native_common import check_tensors
 from forge_harness.formats.safetensors_file import NAMES
-from forge_harness.model import BitLinear, ByteLM, ByteLMConfig, DigitsConfig, DigitsModel
-from forge_harness.quant import EPS, Compute, TernaryLinearOp, dequantize
+from forge_harness.model import BitLinear
+from forge_harness.model.families import OWN_FAMILIES, own_model
+from forge_harness.model.from_checkpoint import StoredCodes
+from forge_harness.quant import EPS, Compute, TernaryLinearOp
 from forge_harness.training.data import DataSource
 from forge_harness.training.evaluation import Evaluation, evaluate_model
 from forge_harness.training.ingredients import BuildModel, ingredients
 from forge_harness.training.randomness import RandomState
 from forge_harness.training.session import QATSession
 
-FAMILIES: dict[str, tuple[type[nn.Module], type]] = {
-    "byte-lm": (ByteLM, ByteLMConfig),
-    "digits": (DigitsModel, DigitsConfig),
-}
-"""Model families a package can be built into again: model and configuration classes."""
-
 
 class PackageError(CheckpointError):
     """A package is missing, damaged or of another model, or a model cannot be packaged."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTernary:
-    """Quantizer that answers with stored codes and scales instead of deriving them.
-
-    Attributes:
-        codes: int8 (N, K).
-        scales: fp32 (P,), one a part.
-        parts: Row counts of the parts; they sum to N.
-    """
-
-    codes: Tensor
-    scales: Tensor
-    parts: tuple[int, ...]
-
-    def __call__(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns codes and scale of the part `weight` is a view of."""
-        start = weight.storage_offset() // max(1, self.codes.shape[1])
-        part = [sum(self.parts[:index]) for index in range(len(self.parts))].index(start)
-        return self.codes[start : start + self.parts[part]], self.scales[part]
-
-    def values(self) -> Tensor:
-        """Returns scale * codes, fp32 (N, K)."""
-        column = torch.repeat_interleave(self.scales, torch.tensor(self.parts))[:, None]
-        return dequantize(self.codes, column)
 
 
 def export_package(session: QATSession, path: Path) -> None:
@@ -256,7 +226,7 @@ def _description(
     model: nn.Module, infos: Mapping[str, TensorInfo], tied: Mapping[str, str]
 ) -> ModelDescription:
     """Names the model only when its configuration says all there is to say about it."""
-    for family, (kind, _) in FAMILIES.items():
+    for family, (kind, _) in OWN_FAMILIES.items():
         if type(model) is kind:
             described = ModelDescription(family, asdict(cast(Any, model).config))
             shapes = {name: info.shape for name, info in infos.items()}
@@ -305,7 +275,7 @@ def _filled(model: nn.Module, package: native.NativeCheckpoint) -> nn.Module:
                 f"{name!r}, the model {_parts(layer)}; evaluate it with the model it was exported "
                 "from."
             )
-        quantizer = StoredTernary(ternary.codes(), ternary.scales, ternary.parts)
+        quantizer = StoredCodes.of(ternary)
         layer.linear = TernaryLinearOp(quantize_weight=quantizer, compute=compute)
         state[name] = quantizer.values()
     state |= {alias: state[name] for alias, name in package.tied.items()}
@@ -320,26 +290,16 @@ def _filled(model: nn.Module, package: native.NativeCheckpoint) -> nn.Module:
 
 
 def _built(package: native.NativeCheckpoint) -> nn.Module:
-    family, config = package.model.family, package.model.config
-    if family not in FAMILIES:
+    family = package.model.family
+    if family not in OWN_FAMILIES:
         raise PackageError(
             f"Package {package.path.name} is of model family {family!r}; only "
-            f"{' and '.join(FAMILIES)} can be built. Load it into its own model with load_package."
+            f"{' and '.join(OWN_FAMILIES)} can be built. Load it into its own model with "
+            "load_package."
         )
-    kind, settings = FAMILIES[family]
-    # A default would stand in for what the package does not say.
-    if wrong := set(config) ^ {f.name for f in fields(settings)}:
-        raise PackageError(
-            f"The {family} configuration of package {package.path.name} lacks or adds "
-            f"{', '.join(map(repr, sorted(wrong)))}; export it again."
-        )
-    try:
-        with RandomState(0).active():
-            return kind(settings(**config))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise PackageError(
-            f"The {family} configuration of package {package.path.name} builds no model: {error}"
-        ) from error
+    with RandomState(0).active():
+        model: nn.Module = own_model(family, package.model.config)
+    return model
 
 
 def _ternary_layers(model: nn.Module) -> dict[str, BitLinear]:

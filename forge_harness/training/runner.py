@@ -21,10 +21,12 @@ from typing import Any
 from forge_harness.canonical import canonical_json
 from forge_harness.durable import write_durably
 from forge_harness.errors import ExitCode, ForgeError, NonFiniteError, UsageError
+from forge_harness.formats import ModelDescription
 from forge_harness.formats.sizes import bytes_on_disk
 from forge_harness.protocols import StepRecord, TrainOptions
 from forge_harness.training.checkpoint import (
     CheckpointError,
+    has_session_header,
     model_weights,
     resume_session,
     save_session,
@@ -33,6 +35,7 @@ from forge_harness.training.data import DataSource
 from forge_harness.training.ingredients import BuildModel, Loss
 from forge_harness.training.package import export_package
 from forge_harness.training.session import QATSession
+from forge_harness.training.start import Start, builder_of, read_start
 
 OPTIONS = "training.json"
 STEPS = "metrics.jsonl"
@@ -86,6 +89,19 @@ class TrainingDirectory:
                 "--resume."
             ) from error
 
+    def build_model(self) -> BuildModel | None:
+        """Returns what builds the run's model, where a checkpoint it started from said so."""
+        try:
+            saved = json.loads((self.path / OPTIONS).read_bytes()).get("model")
+            if saved is None:
+                return None
+            return builder_of(ModelDescription(saved["family"], saved["config"]), saved["compute"])
+        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UsageError(
+                f"{OPTIONS} in {str(self.path)!r} does not say what model the run trains "
+                f"({error}); start a new run."
+            ) from error
+
 
 def train_to_directory(
     task: str,
@@ -107,8 +123,9 @@ def train_to_directory(
         out: Directory; must be empty or absent unless resuming.
         options: Of the session; when resuming, those the run was started with.
         resume: Continue from the newest checkpoint in `out`.
-        from_checkpoint: Checkpoint, or directory of a run, whose weights are the start; a
-            full-precision one makes this quantization-aware fine-tuning.
+        from_checkpoint: Where the weights come from: a run's directory or checkpoint, of which a
+            full-precision one makes this quantization-aware fine-tuning, or a checkpoint of a
+            reference model in any readable format, which also says what model to build.
         checkpoint_every: Steps between checkpoints; 0 writes one at the end, or when interrupted.
         on_step: Told of every step.
         build_model: As for `QATSession`.
@@ -128,10 +145,12 @@ def train_to_directory(
         session = _resumed(directory, task, options, parts)
     else:
         _refuse_in_use(directory.path)
-        session = _started(task, options, from_checkpoint, parts)
+        session, start = _started(task, options, from_checkpoint, parts)
     try:
         if not resume:
             content = {"task": task, "options": _json_options(options)}
+            if start is not None and build_model is None:
+                content["model"] = {**asdict(start.model), "compute": start.compute}
             write_durably(directory.path / OPTIONS, canonical_json(content))
         _train(session, directory, checkpoint_every, on_step)
         return _finish(session, directory)
@@ -166,12 +185,18 @@ def _refuse_in_use(path: Path) -> None:
 
 def _started(
     task: str, options: TrainOptions, source: Path | None, parts: Mapping[str, Any]
-) -> QATSession:
+) -> tuple[QATSession, Start | None]:
     if source is None:
-        return QATSession(task, options, **parts)
-    file = newest_checkpoint(source)
+        return QATSession(task, options, **parts), None
+    if _is_session(source):
+        file, start = newest_checkpoint(source), None
+        weights = model_weights(file)
+    else:
+        file, start = source, read_start(source)
+        weights = start.weights
+        parts = {**parts, "build_model": parts["build_model"] or start.build_model}
     try:
-        return QATSession(task, options, initial_weights=model_weights(file), **parts)
+        return QATSession(task, options, initial_weights=weights, **parts), start
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
@@ -179,10 +204,19 @@ def _started(
         ) from error
 
 
+def _is_session(path: Path) -> bool:
+    """Whether a path is a run's directory or one of its checkpoints, or is not there at all."""
+    if path.is_dir():
+        return (path / OPTIONS).exists() or (path / CHECKPOINTS).exists()
+    return not path.exists() or has_session_header(path)
+
+
 def _resumed(
     directory: TrainingDirectory, task: str, options: TrainOptions, parts: Mapping[str, Any]
 ) -> QATSession:
-    session = resume_session(task, options, newest_checkpoint(directory.path), **parts)
+    newest = newest_checkpoint(directory.path)
+    parts = {**parts, "build_model": parts["build_model"] or directory.build_model()}
+    session = resume_session(task, options, newest, **parts)
     # Steps after the checkpoint are made again; their lines would be there twice.
     lines = (directory.path / STEPS).read_bytes().splitlines(keepends=True)
     write_durably(directory.path / STEPS, b"".join(lines[: session.step_index]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from forge_harness.errors import CheckpointError, ConfigError, unknown_choice
 from forge_harness.formats import ModelDescription, ReadOptions, TernaryTensor
 from forge_harness.formats.checkpoint import Checkpoint
 from forge_harness.formats.detect import open_checkpoint
-from forge_harness.model import BitLinear, ByteLM, ByteLMConfig, DigitsConfig, DigitsModel
+from forge_harness.model import BitLinear
+from forge_harness.model.families import own_model
 from forge_harness.model.from_checkpoint import model_from_checkpoint
 from forge_harness.protocols import Precision
 from forge_harness.quant import Compute, TernaryLinearOp, absmean_ternary
@@ -119,9 +120,10 @@ def builder_of(model: ModelDescription, compute: Compute = "exact") -> BuildMode
             )
         linear = TernaryLinearOp(compute=compute)
         with RandomState(seed).active():
-            if model.family == "digits":
-                return DigitsModel(_config(model, DigitsConfig), linear=linear, precision=precision)
-            return ByteLM(_config(model, ByteLMConfig), linear=linear, precision=precision)
+            built: nn.Module = own_model(
+                model.family, model.config, linear=linear, precision=precision
+            )
+        return built
 
     return build
 
@@ -187,10 +189,3 @@ def _magnitude(codes: Tensor, scale: float) -> float:
         if not error:
             break
     return best
-
-
-def _config(model: ModelDescription, kind: Any) -> Any:  # noqa: ANN401 - a configuration class
-    try:
-        return kind(**model.config)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"The {model.family} configuration does not fit: {error}") from error

@@ -274,7 +274,11 @@ def test_a_layer_of_zeros_is_no_obstacle_to_training():
     [
         ("mistral", {}, "Unknown model family 'mistral'"),
         ("digits", {"depth": 3}, "digits configuration does not fit: .*'depth'"),
-        ("byte-lm", {"width": 30, "heads": 4}, "byte-lm configuration does not fit: width 30"),
+        (
+            "byte-lm",
+            asdict(ByteLMConfig()) | {"width": 30},
+            "byte-lm configuration does not fit: width 30",
+        ),
         ("llama", {**LLAMA, "hidden_act": "gelu"}, "hidden_act 'gelu'"),
     ],
 )

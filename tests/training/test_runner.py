@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -10,8 +11,16 @@ import torch
 from click.testing import CliRunner
 
 from forge_harness.cli.train import train_command
-from forge_harness.errors import ForgeError, NonFiniteError, UsageError
-from forge_harness.protocols import StepRecord, TrainOptions
+from forge_harness.errors import (
+    ConfigError,
+    DamagedCheckpointError,
+    ForgeError,
+    NonFiniteError,
+    UsageError,
+)
+from forge_harness.model import DigitsConfig, DigitsModel
+from forge_harness.paths import fixtures_dir
+from forge_harness.protocols import Precision, StepRecord, TrainOptions
 from forge_harness.training import (
     CheckpointError,
     TrainingInterrupted,
@@ -92,6 +101,60 @@ def test_fine_tuning_from_the_directory_of_a_full_precision_run(tmp_path: Path) 
     )
     scratch = train_to_directory("digits", tmp_path / "scratch", short)
     assert tuned["accuracy"] > scratch["accuracy"] + 0.05
+
+
+@pytest.mark.parametrize("kind", ["v1.0", "v0.9", "legacy", "custom"])
+def test_training_starts_from_a_checkpoint_of_any_format_and_resumes(
+    tmp_path: Path, kind: str
+) -> None:
+    source = fixtures_dir() / "models" / kind
+    options = TrainOptions(steps=4, learning_rate=1e-9)
+    seen = []
+    train_to_directory(
+        "digits",
+        tmp_path / "run",
+        options,
+        from_checkpoint=source,
+        on_step=lambda record, _: seen.append(record.loss),
+    )
+    # From scratch the loss is that of guessing one of ten, 2.3.
+    assert seen[0] < 1.0
+    model = json.loads((tmp_path / "run/training.json").read_bytes())["model"]
+    assert model["family"] == "digits"
+    # Resumed, the run builds the checkpoint's model again, whatever the defaults are.
+    again = train_to_directory("digits", tmp_path / "run", options, resume=True)
+    assert again["steps"] == 4
+
+
+def test_a_start_of_another_size_or_task_is_told_from_the_checkpoint(tmp_path: Path) -> None:
+    small = DigitsConfig(width=32, hidden=32, blocks=1)
+
+    def build(task: str, seed: int, precision: Precision) -> DigitsModel:
+        return DigitsModel(small, precision=precision)
+
+    train_to_directory("digits", tmp_path / "small", OPTIONS, build_model=build)
+    package = tmp_path / "small/package"
+    grown = train_to_directory("digits", tmp_path / "on", OPTIONS, from_checkpoint=package)
+    assert grown["parameters"] == sum(p.numel() for p in DigitsModel(small).parameters())
+    assert train_to_directory("digits", tmp_path / "on", OPTIONS, resume=True) == grown
+    with pytest.raises(ConfigError, match="the checkpoint holds a digits model"):
+        train_to_directory("bytes", tmp_path / "text", OPTIONS, from_checkpoint=package)
+    assert not (tmp_path / "text").exists()
+    (tmp_path / "on/training.json").write_text(
+        (tmp_path / "on/training.json").read_text().replace('"config"', '"konfig"')
+    )
+    with pytest.raises(UsageError, match="does not say what model"):
+        train_to_directory("digits", tmp_path / "on", OPTIONS, resume=True)
+
+
+def test_a_damaged_package_is_no_start(tmp_path: Path) -> None:
+    package = shutil.copytree(fixtures_dir() / "models/v1.0", tmp_path / "package")
+    weights = bytearray((package / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (package / "model.safetensors").write_bytes(weights)
+    with pytest.raises(DamagedCheckpointError, match=r"model\.safetensors"):
+        train_to_directory("digits", tmp_path / "run", OPTIONS, from_checkpoint=package)
+    assert not (tmp_path / "run").exists()
 
 
 def test_bad_directories_are_refused(tmp_path: Path) -> None:
