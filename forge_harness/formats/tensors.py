@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,9 @@ from forge_harness.quant.ternary import check_parts
 
 CHUNK_CODES = 1 << 20
 """Codes unpacked at a time: 1 MiB of bytes, 4 MiB of floats, which stay in the cache."""
+
+_CHECKED_BYTES = 1 << 18
+"""Packed bytes checked at a time, which stay in the second-level cache with their copy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,16 +157,23 @@ def check_packed_fields(packed: Tensor) -> None:
     Raises:
         NonTernaryCodeError: With row, column, byte index and bits of the first bad field.
     """
-    columns = packed.shape[1]
-    for start, stop in row_chunks(packed.shape[0], columns):
-        chunk = packed[start:stop]
-        bad = chunk & (chunk >> 1) & 0x55
-        if bad.any():
-            r, c = divmod(int(bad.flatten().ne(0).int().argmax()), columns)
-            field = next(i for i in range(4) if int(bad[r, c]) >> (2 * i) & 1)
-            quarter = packed.shape[0]
-            raise NonTernaryCodeError(
-                f"code 3 at row {field * quarter + start + r}, column {c} (bits {2 * field} and "
-                f"{2 * field + 1} of byte {(start + r) * columns + c} of the tensor); expected 0, "
-                "1 or 2 for -1, 0, +1"
-            )
+    flat = packed.contiguous().flatten().numpy()
+    for start in range(0, flat.size, _CHECKED_BYTES):
+        chunk = flat[start : start + _CHECKED_BYTES]
+        words = chunk.view(np.uint64) if chunk.size % 8 == 0 else chunk
+        both = words >> words.dtype.type(1)
+        both &= words
+        both &= words.dtype.type(0x5555555555555555 & np.iinfo(words.dtype).max)
+        if both.any():
+            byte = start + int(both.view(np.uint8).astype(bool).argmax())
+            raise NonTernaryCodeError(_code3(packed, byte))
+
+
+def _code3(packed: Tensor, byte: int) -> str:
+    quarter, columns = packed.shape
+    row, column = divmod(byte, columns)
+    field = next(i for i in range(4) if int(packed[row, column]) >> (2 * i) & 3 == 3)
+    return (
+        f"code 3 at row {field * quarter + row}, column {column} (bits {2 * field} and "
+        f"{2 * field + 1} of byte {byte} of the tensor); expected 0, 1 or 2 for -1, 0, +1"
+    )
