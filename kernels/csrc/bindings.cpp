@@ -1,10 +1,23 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <cstring>
+#include <mutex>
+#include <new>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
-#include "pack_i2.h"
+#include "cpu/buffer.h"
+#include "cpu/layout.h"
+#include "cpu/linear.h"
+#include "cpu/pack_blocks.h"
+#include "cpu/pack_i2.h"
+#include "cpu/probe.h"
+#include "cpu/threads.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -15,6 +28,8 @@ using CodesNK = nb::ndarray<const std::int8_t, nb::ndim<2>, nb::c_contig, nb::de
 using MutableCodesNK = nb::ndarray<std::int8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using PackedNK = nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using MutablePackedNK = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Blocks = nb::ndarray<const std::uint8_t, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+using MutableBlocks = nb::ndarray<std::uint8_t, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 
 // The same words as forge_kernels/reference.py.
 [[noreturn]] void refuse(const char* what, int value, std::ptrdiff_t index, std::size_t cols,
@@ -32,6 +47,15 @@ void check_shapes(std::size_t rows, std::size_t cols, std::size_t packed_rows,
                                 std::to_string(packed_cols) + "; codes of " +
                                 std::to_string(rows) + " x " + std::to_string(cols) + " need " +
                                 std::to_string((rows + 3) / 4) + " x " + std::to_string(cols));
+  }
+}
+
+template <class Array>
+void check_blocks(const Array& packed, std::size_t rows, std::size_t cols) {
+  if (packed.shape(0) != forge::groups_of(rows) || packed.shape(1) != forge::blocks_of(cols) ||
+      packed.shape(2) != forge::kBlockBytes) {
+    throw std::invalid_argument("packed blocks do not fit codes of " + std::to_string(rows) +
+                                " x " + std::to_string(cols));
   }
 }
 
@@ -57,6 +81,132 @@ void unpack_i2(PackedNK packed, MutableCodesNK codes) {
   if (bad >= 0) refuse("field", 3, bad, codes.shape(1), "stands for no code");
 }
 
+// Runs body(first, last) over groups, split over threads; returns the smallest index it found.
+template <class Body>
+std::ptrdiff_t over_groups(std::size_t groups, std::size_t threads, Body body) {
+  nb::gil_scoped_release release;
+  std::ptrdiff_t bad = -1;
+  std::mutex mutex;
+  forge::parallel(std::max<std::size_t>(1, std::min(threads, groups)),
+                  [&](std::size_t part, std::size_t count) {
+                    const std::ptrdiff_t found =
+                        body(groups * part / count, groups * (part + 1) / count);
+                    if (found < 0) return;
+                    const std::lock_guard<std::mutex> lock(mutex);
+                    bad = bad < 0 ? found : std::min(bad, found);
+                  });
+  return bad;
+}
+
+nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<3>> allocate_blocks(std::size_t rows,
+                                                                   std::size_t cols) {
+  const std::size_t groups = forge::groups_of(rows), blocks = forge::blocks_of(cols);
+  std::uint8_t* data = forge::allocate_weights(groups * blocks * forge::kBlockBytes);
+  if (data == nullptr) throw std::bad_alloc();
+  nb::capsule owner(data, [](void* memory) noexcept {
+    forge::free_weights(static_cast<std::uint8_t*>(memory));
+  });
+  return {data, {groups, blocks, forge::kBlockBytes}, owner};
+}
+
+void pack_blocks(CodesNK codes, MutableBlocks packed, std::size_t threads) {
+  const std::size_t rows = codes.shape(0), cols = codes.shape(1);
+  check_blocks(packed, rows, cols);
+  const std::ptrdiff_t bad =
+      over_groups(forge::groups_of(rows), threads, [&](std::size_t first, std::size_t last) {
+        return forge::pack_blocks(codes.data(), rows, cols, cols, first, last, packed.data());
+      });
+  if (bad >= 0) refuse("code", codes.data()[bad], bad, cols, "is not -1, 0 or +1");
+}
+
+void pack_blocks_from_i2(PackedNK stored, std::size_t rows, MutableBlocks packed,
+                         std::size_t threads) {
+  const std::size_t cols = stored.shape(1);
+  check_shapes(rows, cols, stored.shape(0), cols);
+  check_blocks(packed, rows, cols);
+  const std::ptrdiff_t bad =
+      over_groups(forge::groups_of(rows), threads, [&](std::size_t first, std::size_t last) {
+        return forge::pack_blocks_from_i2(stored.data(), rows, cols, first, last, packed.data());
+      });
+  if (bad >= 0) refuse("field", 3, bad, cols, "stands for no code");
+}
+
+void unpack_blocks(Blocks packed, MutableCodesNK codes, std::size_t threads) {
+  const std::size_t rows = codes.shape(0), cols = codes.shape(1);
+  check_blocks(packed, rows, cols);
+  const std::ptrdiff_t bad =
+      over_groups(forge::groups_of(rows), threads, [&](std::size_t first, std::size_t last) {
+        return forge::unpack_blocks(packed.data(), rows, cols, first, last, codes.data());
+      });
+  if (bad >= 0) refuse("field", 3, bad, cols, "stands for no code");
+}
+
+const forge::Path& path_named(const char* name) {
+  const forge::Path* path = forge::find_path(name);
+  if (path == nullptr) throw std::invalid_argument(std::string("no such path here: ") + name);
+  return *path;
+}
+
+std::vector<std::string> paths() {
+  std::vector<std::string> names;
+  for (std::size_t i = 0; i < forge::path_count(); ++i) names.push_back(forge::path_at(i).name);
+  return names;
+}
+
+template <class T>
+T* at(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Addresses and not arrays: a call with torch tensors through DLPack costs 5 us, a product of one
+// token 15. The caller has checked every shape, dtype and stride.
+void linear(const char* path, std::uintptr_t x, int x_dtype, std::size_t tokens,
+            std::size_t columns, std::uintptr_t blocks, std::size_t rows, std::uintptr_t scales,
+            bool scale_per_row, std::uintptr_t bias, std::uintptr_t y, int y_dtype,
+            std::size_t threads) {
+  const forge::Path& chosen = path_named(path);
+  const forge::Linear call{at<const void>(x),
+                           static_cast<forge::Dtype>(x_dtype),
+                           tokens,
+                           columns,
+                           at<const std::uint8_t>(blocks),
+                           rows,
+                           at<const float>(scales),
+                           scale_per_row,
+                           at<const float>(bias),
+                           at<void>(y),
+                           static_cast<forge::Dtype>(y_dtype)};
+  nb::gil_scoped_release release;
+  forge::apply_linear(chosen, call, threads);
+}
+
+void multiply(const char* path, std::uintptr_t q, std::size_t tokens, std::size_t columns,
+              std::uintptr_t blocks, std::size_t rows, std::uintptr_t acc, std::size_t threads) {
+  const forge::Path& chosen = path_named(path);
+  nb::gil_scoped_release release;
+  forge::multiply_codes(chosen, at<const std::int8_t>(q), tokens, columns, columns,
+                        at<const std::uint8_t>(blocks), rows, at<std::int32_t>(acc), threads);
+}
+
+void quantize(const char* path, std::uintptr_t x, int dtype, std::size_t tokens,
+              std::size_t columns, std::uintptr_t codes, std::uintptr_t scales,
+              std::size_t threads) {
+  const forge::Path& chosen = path_named(path);
+  nb::gil_scoped_release release;
+  forge::quantize_tokens(chosen, at<const void>(x), static_cast<forge::Dtype>(dtype), tokens,
+                         columns, at<std::int8_t>(codes), at<float>(scales), threads);
+}
+
+std::size_t probe_multiply(const char* path, std::size_t repeats, std::size_t threads) {
+  nb::gil_scoped_release release;
+  return forge::probe_multiply(path, repeats, threads);
+}
+
+std::uint64_t probe_read(std::uintptr_t data, std::size_t bytes, std::size_t threads) {
+  nb::gil_scoped_release release;
+  return forge::probe_read(at<const std::uint8_t>(data), bytes, threads);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -66,4 +216,24 @@ NB_MODULE(_native, m) {
         "Packs int8 codes (N, K) into uint8 (ceil(N/4), K), in place in `packed`.");
   m.def("unpack_i2", &unpack_i2, "packed"_a.noconvert(), "codes"_a.noconvert(),
         "Unpacks uint8 (ceil(N/4), K) into int8 codes (N, K), in place in `codes`.");
+  m.def("allocate_blocks", &allocate_blocks, "rows"_a, "columns"_a,
+        "Returns uint8 (ceil(N/64), ceil(K/16), 256), not initialized, on huge pages if large.");
+  m.def("pack_blocks", &pack_blocks, "codes"_a.noconvert(), "packed"_a.noconvert(), "threads"_a,
+        "Packs int8 codes (N, K) into blocks, in place in `packed`.");
+  m.def("pack_blocks_from_i2", &pack_blocks_from_i2, "stored"_a.noconvert(), "rows"_a,
+        "packed"_a.noconvert(), "threads"_a, "Turns uint8 (ceil(N/4), K) into blocks.");
+  m.def("unpack_blocks", &unpack_blocks, "packed"_a.noconvert(), "codes"_a.noconvert(),
+        "threads"_a, "Unpacks blocks into int8 codes (N, K), in place in `codes`.");
+  m.def("paths", &paths, "Returns the instruction sets this processor runs, fastest first.");
+  m.def("linear", &linear, "path"_a, "x"_a, "x_dtype"_a, "tokens"_a, "columns"_a, "blocks"_a,
+        "rows"_a, "scales"_a, "scale_per_row"_a, "bias"_a, "y"_a, "y_dtype"_a, "threads"_a,
+        "Quantizes, multiplies, rescales. Takes addresses; dtypes are 0 (fp32) or 1 (bf16).");
+  m.def("multiply", &multiply, "path"_a, "q"_a, "tokens"_a, "columns"_a, "blocks"_a, "rows"_a,
+        "acc"_a, "threads"_a, "int32 accumulators of int8 tokens. Takes addresses.");
+  m.def("quantize", &quantize, "path"_a, "x"_a, "dtype"_a, "tokens"_a, "columns"_a, "codes"_a,
+        "scales"_a, "threads"_a, "absmax int8 of tokens. Takes addresses.");
+  m.def("probe_multiply", &probe_multiply, "path"_a, "repeats"_a, "threads"_a,
+        "Runs the path's multiply-add on registers; returns how many a thread did, 0 for none.");
+  m.def("probe_read", &probe_read, "data"_a, "nbytes"_a, "threads"_a,
+        "Reads memory once; returns a value that depends on all of it.");
 }

@@ -20,3 +20,77 @@ def unpack_i2(
     codes: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order="C", device="cpu")],
 ) -> None:
     """Unpacks uint8 (ceil(N/4), K) into int8 codes (N, K), in place in `codes`."""
+
+def allocate_blocks(
+    rows: int, columns: int
+) -> Annotated[NDArray[numpy.uint8], dict(shape=(None, None, None))]:
+    """Returns uint8 (ceil(N/64), ceil(K/16), 256), not initialized, on huge pages if large."""
+
+def pack_blocks(
+    codes: Annotated[
+        NDArray[numpy.int8], dict(shape=(None, None), order="C", device="cpu", writable=False)
+    ],
+    packed: Annotated[
+        NDArray[numpy.uint8], dict(shape=(None, None, None), order="C", device="cpu")
+    ],
+    threads: int,
+) -> None:
+    """Packs int8 codes (N, K) into blocks, in place in `packed`."""
+
+def pack_blocks_from_i2(
+    stored: Annotated[
+        NDArray[numpy.uint8], dict(shape=(None, None), order="C", device="cpu", writable=False)
+    ],
+    rows: int,
+    packed: Annotated[
+        NDArray[numpy.uint8], dict(shape=(None, None, None), order="C", device="cpu")
+    ],
+    threads: int,
+) -> None:
+    """Turns uint8 (ceil(N/4), K) into blocks."""
+
+def unpack_blocks(
+    packed: Annotated[
+        NDArray[numpy.uint8],
+        dict(shape=(None, None, None), order="C", device="cpu", writable=False),
+    ],
+    codes: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order="C", device="cpu")],
+    threads: int,
+) -> None:
+    """Unpacks blocks into int8 codes (N, K), in place in `codes`."""
+
+def paths() -> list[str]:
+    """Returns the instruction sets this processor runs, fastest first."""
+
+def linear(
+    path: str,
+    x: int,
+    x_dtype: int,
+    tokens: int,
+    columns: int,
+    blocks: int,
+    rows: int,
+    scales: int,
+    scale_per_row: bool,
+    bias: int,
+    y: int,
+    y_dtype: int,
+    threads: int,
+) -> None:
+    """Quantizes, multiplies, rescales. Takes addresses; dtypes are 0 (fp32) or 1 (bf16)."""
+
+def multiply(
+    path: str, q: int, tokens: int, columns: int, blocks: int, rows: int, acc: int, threads: int
+) -> None:
+    """int32 accumulators of int8 tokens. Takes addresses."""
+
+def quantize(
+    path: str, x: int, dtype: int, tokens: int, columns: int, codes: int, scales: int, threads: int
+) -> None:
+    """Absmax int8 of tokens. Takes addresses."""
+
+def probe_multiply(path: str, repeats: int, threads: int) -> int:
+    """Runs the path's multiply-add on registers; returns how many a thread did, 0 for none."""
+
+def probe_read(data: int, nbytes: int, threads: int) -> int:
+    """Reads memory once; returns a value that depends on all of it."""

@@ -13,7 +13,7 @@ _FIELD_SHIFTS = (0, 2, 4, 6)
 
 def pack_i2(codes: Tensor) -> Tensor:
     """Packs int8 codes (N, K) into uint8 (ceil(N/4), K); see `forge_harness.kernels.pack_i2`."""
-    _refuse_first(
+    refuse_first(
         (codes < -1) | (codes > 1),
         codes,
         "code {value} at row {row}, column {column} is not -1, 0 or +1",
@@ -31,7 +31,7 @@ def pack_i2(codes: Tensor) -> Tensor:
 def unpack_i2(packed: Tensor, rows: int) -> Tensor:
     """Unpacks uint8 (ceil(rows/4), K) into int8 (rows, K); fields past `rows` are not looked at."""
     fields = torch.cat([(packed >> shift) & 3 for shift in _FIELD_SHIFTS])[:rows]
-    _refuse_first(
+    refuse_first(
         fields == 3, fields, "field {value} at row {row}, column {column} stands for no code"
     )
     return fields.to(torch.int8) - 1
@@ -49,26 +49,32 @@ def absmax_int8(x: Tensor) -> tuple[Tensor, Tensor]:
     return codes.to(torch.int8), absmax / 127.0
 
 
-def ternary_linear(x: Tensor, packed: Tensor, rows: int, row_scale: Tensor) -> Tensor:
-    """Unpacks the weight, multiplies codes exactly in int64, rescales.
+def exact_matmul(q: Tensor, codes: Tensor) -> Tensor:
+    """Returns q (M, K) @ codes (N, K).T exactly, int64 (M, N) on CPU, float64 elsewhere."""
+    # int64 on CPU: no BLAS, any K; float64 elsewhere, exact up to K = 2**46.
+    exact = torch.int64 if q.device.type == "cpu" else torch.float64
+    return q.to(exact) @ codes.to(exact).t()
+
+
+def ternary_linear(x: Tensor, codes: Tensor, row_scale: Tensor) -> Tensor:
+    """Multiplies codes exactly and rescales.
 
     Args:
         x: Activations (..., K).
-        packed: uint8 (ceil(rows/4), K).
-        rows: Output features N.
+        codes: int8 (N, K).
         row_scale: fp32 (1,) or (N,).
 
     Returns:
         fp32 (..., N).
     """
     q, activation_scale = absmax_int8(x)
-    # int64 on CPU: no BLAS, any K; float64 elsewhere, exact up to K = 2**46.
-    exact = torch.int64 if x.device.type == "cpu" else torch.float64
-    accumulators = q.to(exact) @ unpack_i2(packed, rows).to(exact).t()
+    sums = exact_matmul(q.reshape(-1, q.shape[-1]), codes)
+    accumulators = sums.reshape(*q.shape[:-1], codes.shape[0])
     return accumulators.float() * (activation_scale * row_scale)
 
 
-def _refuse_first(bad: Tensor, values: Tensor, message: str) -> None:
+def refuse_first(bad: Tensor, values: Tensor, message: str) -> None:
+    """Raises ValueError with value, row and column of the first bad entry of a matrix."""
     if not bool(bad.any()):
         return
     row, column = (int(index) for index in bad.nonzero()[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -26,7 +27,8 @@ def without_native(monkeypatch):
 def test_auto_says_which_backend_runs():
     assert kernels.which("pack_i2") == "native"
     assert kernels.which("pack_i2", device="cuda") == "reference"
-    assert kernels.which("ternary_linear") == "reference"
+    assert kernels.which("ternary_linear") == "native"
+    assert kernels.which("ternary_linear", "reference") == "reference"
     assert kernels.which("unpack_i2", "reference") == "reference"
 
 
@@ -45,8 +47,10 @@ def test_without_the_extension_auto_says_so_and_native_refuses():
 
 def test_an_explicit_choice_never_falls_back():
     packed = kernels.pack(torch.zeros(4, 4, dtype=torch.int8), scale=1.0)
-    with pytest.raises(BackendUnavailableError, match="no native implementation"):
-        kernels.ternary_linear(torch.zeros(1, 4), packed, backend="native")
+    with pytest.raises(BackendUnavailableError, match="no cuda implementation"):
+        kernels.pack(torch.zeros(4, 4, dtype=torch.int8), scale=1.0, backend="cuda")
+    with pytest.raises(BackendUnavailableError, match=r"'neon'.*'scalar'"):
+        kernels.ternary_linear(torch.zeros(1, 4), packed, backend="native", path="neon")
     with pytest.raises(BackendUnavailableError, match="not on cuda"):
         kernels.which("pack_i2", "native", device="cuda")
 
@@ -80,8 +84,9 @@ def test_packed_weights_carry_their_scale():
     packed = kernels.pack(codes, scale=scale)
     assert packed.shape == (10, 64)
     assert packed.scale.shape == ()
-    assert packed.nbytes == 3 * 64 + 4
-    assert packed.bits_per_weight == pytest.approx(8 * 196 / 640)
+    # 10 rows take a whole group of 64.
+    assert packed.nbytes == 64 * 64 // 4 + 4
+    assert packed.bits_per_weight == pytest.approx(8 * 1028 / 640)
     assert torch.equal(kernels.unpack(packed), codes)
     assert kernels.pack(codes, scale=0.5).scale.item() == 0.5
     assert kernels.pack(codes, scale=torch.ones(10, 1)).scale.shape == (10,)
@@ -123,4 +128,52 @@ def test_wrong_arguments_of_the_inference_linear_are_named():
         kernels.ternary_linear(torch.zeros(2, 7), packed)
     packed.data.fill_(0xFF)
     with pytest.raises(NonTernaryCodeError, match="row 0, column 0"):
-        kernels.ternary_linear(torch.zeros(2, 8), packed)
+        kernels.ternary_linear(torch.zeros(2, 8), packed, backend="reference")
+    for backend in ("native", "reference"):
+        with pytest.raises(NonTernaryCodeError, match="row 0, column 0"):
+            kernels.unpack(packed, backend=backend)
+    with pytest.raises(TypeError, match="int64"):
+        kernels.ternary_linear(torch.zeros(2, 8, dtype=torch.int64), packed)
+    with pytest.raises(ValueError, match=r"bias has shape \(3,\)"):
+        kernels.ternary_linear(torch.zeros(2, 8), packed, torch.zeros(3))
+    with pytest.raises(ValueError, match="is on meta"):
+        kernels.ternary_linear(torch.zeros(2, 8, device="meta"), packed)
+    with pytest.raises(TypeError, match="float32"):
+        kernels.ternary_matmul(torch.zeros(2, 8), packed)
+    with pytest.raises(ValueError, match=r"\(2, 7\)"):
+        kernels.ternary_matmul(torch.zeros(2, 7, dtype=torch.int8), packed)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"layout": "i2-64x16/2"}, r"layout 'i2-64x16/2'.*pack the codes again"),
+        ({"rows": 65}, r"expected contiguous torch.uint8 \(2, 1, 256\)"),
+        ({"rows": 0}, r"\(0, 8\); expected at least one row"),
+        ({"columns": 0}, r"\(4, 0\)"),
+        ({"columns": kernels.MAX_COLUMNS + 1}, "131,072 columns"),
+        ({"scale": torch.ones(3)}, r"scale is torch.float32 \(3,\)"),
+        ({"scale": torch.ones(4, dtype=torch.float64)}, "float64"),
+        ({"data": torch.zeros(1, 1, 512, dtype=torch.uint8)[..., ::2]}, "contiguous"),
+    ],
+)
+def test_a_packed_weight_that_is_none_is_refused(change, sentence):
+    packed = kernels.pack(torch.zeros(4, 8, dtype=torch.int8), scale=1.0)
+    with pytest.raises(ValueError, match=sentence):
+        dataclasses.replace(packed, **change)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), torch.tensor([1.0, 2.0, torch.inf, 4.0])])
+def test_a_scale_that_is_not_finite_is_refused(scale):
+    with pytest.raises(ValueError, match="expected finite"):
+        kernels.pack(torch.zeros(4, 8, dtype=torch.int8), scale=scale)
+
+
+def test_the_environment_names_the_path_and_an_argument_goes_first(monkeypatch):
+    assert kernels.cpu_path() == kernels.cpu_paths()[0]
+    monkeypatch.setenv(kernels.PATH_VARIABLE, "scalar")
+    assert kernels.cpu_path() == "scalar"
+    assert kernels.cpu_path(kernels.cpu_paths()[0]) == kernels.cpu_paths()[0]
+    monkeypatch.setenv(kernels.PATH_VARIABLE, "sse9")
+    with pytest.raises(BackendUnavailableError, match=r"'sse9' \(from FORGE_KERNELS_PATH\)"):
+        kernels.cpu_path()

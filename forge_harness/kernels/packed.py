@@ -1,0 +1,239 @@
+"""Packed weights in the layout that every backend multiplies with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from forge_harness.errors import NonTernaryCodeError
+
+from .backends import Backend, native, which
+from .packing import check_matrix, check_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LAYOUT = "i2-64x16"
+"""Name and version of the layout; see `forge_kernels/layout.py`."""
+MAX_COLUMNS = 131_072
+"""Longest row whose int32 accumulators cannot overflow in any backend (csrc/cpu/layout.h)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedTernary:
+    """A ternary weight in the form inference reads: two bits a code, and its scale.
+
+    Attributes:
+        data: uint8 (ceil(N / 64), ceil(K / 16), 256), contiguous.
+        rows: Output features N.
+        columns: Input features K.
+        scale: fp32, 0-d or one a row (N,); multiplies codes.
+        layout: What `data` holds.
+
+    Raises:
+        ValueError: `data` or `scale` is none of such a weight, or of another layout.
+    """
+
+    data: Tensor = field(repr=False)
+    rows: int
+    columns: int
+    scale: Tensor = field(repr=False)
+    layout: str = LAYOUT
+
+    def __post_init__(self) -> None:
+        import torch
+        from forge_kernels.layout import blocks_shape
+
+        if self.layout != LAYOUT:
+            raise ValueError(
+                f"packed weight of layout {self.layout!r}; this version reads {LAYOUT!r}: pack the "
+                "codes again."
+            )
+        check_size(self.rows, self.columns)
+        expected = blocks_shape(self.rows, self.columns)
+        if (
+            self.data.dtype != torch.uint8
+            or tuple(self.data.shape) != expected
+            or not self.data.is_contiguous()
+        ):
+            raise ValueError(
+                f"packed data are {self.data.dtype} {tuple(self.data.shape)}; expected contiguous "
+                f"torch.uint8 {expected} for a weight ({self.rows}, {self.columns})."
+            )
+        if self.scale.dtype != torch.float32 or self.scale.shape not in ((), (self.rows,)):
+            raise ValueError(
+                f"scale is {self.scale.dtype} {tuple(self.scale.shape)}; expected torch.float32 () "
+                f"or ({self.rows},)."
+            )
+        if self.scale.device != self.data.device:
+            raise ValueError(
+                f"codes are on {self.data.device}, the scale on {self.scale.device}; expected one "
+                "device."
+            )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K) of the weight."""
+        return self.rows, self.columns
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes and scales, padding included."""
+        return int(self.data.nbytes + self.scale.nbytes)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits, scales and padding included, over the number of weights."""
+        return 8 * self.nbytes / (self.rows * self.columns)
+
+    def to(self, device: object) -> PackedTernary:
+        """Returns the weight on a torch device; itself if it is there."""
+        moved = self.data.to(device)  # type: ignore[call-overload]
+        if moved is self.data:
+            return self
+        scale = self.scale.to(device)  # type: ignore[call-overload]
+        return PackedTernary(moved, self.rows, self.columns, scale)
+
+
+def pack(codes: Tensor, *, scale: Tensor | float, backend: Backend = "auto") -> PackedTernary:
+    """Packs codes together with their scale.
+
+    Args:
+        codes: int8 (N, K) of -1, 0, +1, N and K at least 1.
+        scale: Multiplies codes: a finite number, or a tensor with one entry, or one a row.
+        backend: Which implementation packs.
+
+    Raises:
+        NonTernaryCodeError: A code is outside -1, 0, +1; the message names its row and column.
+        TypeError: `codes` is not int8.
+        ValueError: `codes` is not 2-D, is empty or too wide, or the scale has another number of
+            entries or is not finite.
+        BackendUnavailableError: The explicit backend is not there.
+    """
+    check_matrix(codes, _int8(), "codes")
+    rows, columns = codes.shape
+    check_size(rows, columns)
+    scales = _scales(scale, rows, codes)
+    chosen = which("pack_blocks", backend, device=codes.device.type)
+    try:
+        if chosen == "reference":
+            from forge_kernels import layout
+
+            data = layout.pack_blocks(codes)
+        else:
+            data = _native_blocks(rows, columns)
+            native().pack_blocks(codes.contiguous().numpy(), data.numpy(), _threads())
+    except ValueError as error:
+        raise NonTernaryCodeError(
+            f"{error}: quantize first, for example with forge_harness.quant.absmean_ternary."
+        ) from None
+    return PackedTernary(data, rows, columns, scales)
+
+
+def pack_stored(
+    stored: Tensor, rows: int, *, scale: Tensor | float, backend: Backend = "auto"
+) -> PackedTernary:
+    """Packs a weight from the bytes files hold (`pack_i2`), without unpacking it whole.
+
+    Args:
+        stored: uint8 (ceil(rows / 4), K).
+        rows: N.
+        scale: As `pack`.
+        backend: As `pack`.
+
+    Raises:
+        NonTernaryCodeError: A field holds 3.
+        TypeError: `stored` is not uint8.
+        ValueError: As `pack`, or `stored` does not hold `rows` rows.
+        BackendUnavailableError: The explicit backend is not there.
+    """
+    import torch
+
+    check_matrix(stored, torch.uint8, "packed codes")
+    check_rows(stored, rows)
+    columns = stored.shape[1]
+    check_size(rows, columns)
+    scales = _scales(scale, rows, stored)
+    chosen = which("pack_blocks", backend, device=stored.device.type)
+    try:
+        if chosen == "reference":
+            from forge_kernels import layout, reference
+
+            data = layout.pack_blocks(reference.unpack_i2(stored, rows))
+        else:
+            data = _native_blocks(rows, columns)
+            source = stored.contiguous().numpy()
+            native().pack_blocks_from_i2(source, rows, data.numpy(), _threads())
+    except ValueError as error:
+        raise NonTernaryCodeError(
+            f"{error}: the bytes are damaged or in another layout than i2-rowblock."
+        ) from None
+    return PackedTernary(data, rows, columns, scales)
+
+
+def unpack(packed: PackedTernary, *, backend: Backend = "auto") -> Tensor:
+    """Returns the int8 codes (N, K) of a packed weight.
+
+    Raises:
+        NonTernaryCodeError: A field holds 3: the bytes were damaged since they were packed.
+        BackendUnavailableError: The explicit backend is not there.
+    """
+    import torch
+
+    chosen = which("unpack_blocks", backend, device=packed.data.device.type)
+    try:
+        if chosen == "reference":
+            from forge_kernels import layout
+
+            return layout.unpack_blocks(packed.data, packed.rows, packed.columns)
+        codes = torch.empty(packed.shape, dtype=torch.int8)
+        native().unpack_blocks(packed.data.numpy(), codes.numpy(), _threads())
+        return codes
+    except ValueError as error:
+        raise NonTernaryCodeError(f"{error}: the packed weight is damaged.") from None
+
+
+def check_size(rows: int, columns: int) -> None:
+    """Raises ValueError for a weight without entries, or with rows too long for int32 sums."""
+    if rows < 1 or not 1 <= columns <= MAX_COLUMNS:
+        raise ValueError(
+            f"weight of shape ({rows}, {columns}); expected at least one row and 1 to "
+            f"{MAX_COLUMNS:,} columns: int32 sums hold no longer ones."
+        )
+
+
+def _scales(scale: Tensor | float, rows: int, like: Tensor) -> Tensor:
+    import torch
+
+    scales = torch.as_tensor(scale, dtype=torch.float32, device=like.device).detach()
+    if scales.numel() not in (1, rows):
+        raise ValueError(
+            f"scale has shape {tuple(scales.shape)}; expected one entry, or one for each of the "
+            f"{rows} rows: repeat the scale of a part over its rows."
+        )
+    flat = scales.reshape(-1)
+    if not bool(flat.isfinite().all()):
+        index = int(flat.isfinite().logical_not().int().argmax())
+        raise ValueError(
+            f"scale {float(flat[index])} of row {index}; expected finite numbers: check the weight "
+            "it was made from."
+        )
+    return flat.clone() if scales.numel() > 1 else flat.clone().reshape(())
+
+
+def _native_blocks(rows: int, columns: int) -> Tensor:
+    import torch
+
+    return torch.from_numpy(native().allocate_blocks(rows, columns))
+
+
+def _int8() -> object:
+    import torch
+
+    return torch.int8
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()

@@ -1,0 +1,177 @@
+#include "linear.h"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "layout.h"
+#include "threads.h"
+
+namespace forge {
+namespace {
+
+// Below this many multiply-adds a second thread costs more than it takes over (about 2 us).
+constexpr std::size_t kWorthAThread = 1u << 19;
+constexpr std::size_t kAlign = 64;
+
+bool runs_here(const Path& path) {
+#if defined(FORGE_X86)
+  if (&path == &kVnniPath) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+  }
+  if (&path == &kAvx2Path) return __builtin_cpu_supports("avx2");
+#endif
+  (void)path;
+  return true;
+}
+
+struct Paths {
+  const Path* found[4] = {};
+  std::size_t count = 0;
+  Paths() {
+#if defined(FORGE_X86)
+    add(kVnniPath);
+    add(kAvx2Path);
+#endif
+#if defined(FORGE_NEON)
+    add(kNeonPath);
+#endif
+    add(kScalarPath);
+  }
+  void add(const Path& path) {
+    if (runs_here(path)) found[count++] = &path;
+  }
+};
+
+const Paths& paths() {
+  static const Paths all;
+  return all;
+}
+
+// Grows and stays: a thread that multiplies once usually does so again.
+class Scratch {
+ public:
+  std::uint8_t* take(std::size_t bytes) {
+    if (bytes > size_) {
+      data_.reset();
+      size_ = 0;
+      data_.reset(static_cast<std::uint8_t*>(::operator new(bytes, std::align_val_t{kAlign})));
+      size_ = bytes;
+    }
+    return data_.get();
+  }
+
+ private:
+  struct Free {
+    void operator()(std::uint8_t* data) const {
+      ::operator delete(data, std::align_val_t{kAlign});
+    }
+  };
+  std::unique_ptr<std::uint8_t[], Free> data_;
+  std::size_t size_ = 0;
+};
+
+struct Quantized {
+  std::int8_t* codes;
+  std::int32_t* sums;
+  float* scales;
+  std::size_t stride;
+
+  Quantized(std::size_t tokens, std::size_t columns) {
+    thread_local Scratch scratch;
+    // Not a multiple of 4096: rows that far apart would compete for the same cache sets.
+    stride = (columns + kAlign - 1) / kAlign * kAlign;
+    if (stride % 1024 == 0) stride += kAlign;
+    std::uint8_t* start = scratch.take(tokens * (stride + sizeof *sums + sizeof *scales));
+    codes = reinterpret_cast<std::int8_t*>(start);
+    sums = reinterpret_cast<std::int32_t*>(start + tokens * stride);
+    scales = reinterpret_cast<float*>(sums + tokens);
+  }
+
+  Activations activations(std::size_t tokens, bool scaled) const {
+    return {codes, stride, sums, scaled ? scales : nullptr, tokens};
+  }
+};
+
+std::size_t parts_for(std::size_t work, std::size_t pieces, std::size_t threads) {
+  return std::max<std::size_t>(1, std::min({threads, pieces, work / kWorthAThread + 1}));
+}
+
+void multiply(const Path& path, const Activations& x, const Weight& weight, const Output& out,
+              std::size_t columns, std::size_t threads) {
+  const std::size_t groups = groups_of(out.rows);
+  const std::size_t parts = parts_for(x.tokens * out.rows * columns, groups, threads);
+  parallel(parts, [&](std::size_t part, std::size_t count) {
+    path.multiply(x, weight, out, groups * part / count, groups * (part + 1) / count);
+  });
+}
+
+}  // namespace
+
+std::size_t path_count() { return paths().count; }
+
+const Path& path_at(std::size_t index) { return *paths().found[index]; }
+
+const Path* find_path(const char* name) {
+  for (std::size_t i = 0; i < path_count(); ++i) {
+    if (std::strcmp(path_at(i).name, name) == 0) return &path_at(i);
+  }
+  return nullptr;
+}
+
+void multiply_codes(const Path& path, const std::int8_t* q, std::size_t tokens,
+                    std::size_t columns, std::size_t stride, const std::uint8_t* blocks,
+                    std::size_t rows, std::int32_t* acc, std::size_t threads) {
+  const Quantized copy(tokens, columns);
+  for (std::size_t m = 0; m < tokens; ++m) {
+    std::int8_t* row = copy.codes + m * copy.stride;
+    std::memcpy(row, q + m * stride, columns);
+    std::memset(row + columns, 0, copy.stride - columns);
+    std::int32_t sum = 0;
+    for (std::size_t c = 0; c < columns; ++c) sum += row[c];
+    copy.sums[m] = sum;
+  }
+  const Output out{acc, rows, true, Dtype::kFloat32, nullptr, false, nullptr};
+  multiply(path, copy.activations(tokens, false), {blocks, blocks_of(columns)}, out, columns,
+           threads);
+}
+
+void apply_linear(const Path& path, const Linear& linear, std::size_t threads) {
+  const Quantized quantized(linear.tokens, linear.columns);
+  const std::size_t width = linear.x_dtype == Dtype::kFloat32 ? 4 : 2;
+  const auto* x = static_cast<const std::uint8_t*>(linear.x);
+  const auto quantize = [&](std::size_t part, std::size_t count) {
+    const std::size_t last = linear.tokens * (part + 1) / count;
+    for (std::size_t m = linear.tokens * part / count; m < last; ++m) {
+      path.quantize(x + m * linear.columns * width, linear.x_dtype, linear.columns,
+                    quantized.stride, quantized.codes + m * quantized.stride, quantized.sums + m,
+                    quantized.scales + m);
+    }
+  };
+  parallel(parts_for(16 * linear.tokens * linear.columns, linear.tokens, threads), quantize);
+  const Output out{linear.y,      linear.rows,          false,      linear.y_dtype,
+                   linear.scales, linear.scale_per_row, linear.bias};
+  multiply(path, quantized.activations(linear.tokens, true),
+           {linear.blocks, blocks_of(linear.columns)}, out, linear.columns, threads);
+}
+
+void quantize_tokens(const Path& path, const void* x, Dtype dtype, std::size_t tokens,
+                     std::size_t columns, std::int8_t* codes, float* scales, std::size_t threads) {
+  const Quantized quantized(tokens, columns);
+  const std::size_t width = dtype == Dtype::kFloat32 ? 4 : 2;
+  const auto* values = static_cast<const std::uint8_t*>(x);
+  parallel(parts_for(16 * tokens * columns, tokens, threads),
+           [&](std::size_t part, std::size_t count) {
+             const std::size_t last = tokens * (part + 1) / count;
+             for (std::size_t m = tokens * part / count; m < last; ++m) {
+               std::int8_t* row = quantized.codes + m * quantized.stride;
+               path.quantize(values + m * columns * width, dtype, columns, quantized.stride, row,
+                             quantized.sums + m, scales + m);
+               std::memcpy(codes + m * columns, row, columns);
+             }
+           });
+}
+
+}  // namespace forge

@@ -1,0 +1,43 @@
+// W1.58A8 products: quantize activations, multiply exactly, rescale.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "path.h"
+
+namespace forge {
+
+// Paths this machine can run, fastest first; ends with the scalar one.
+std::size_t path_count();
+const Path& path_at(std::size_t index);
+// The one of that name, or null when it is unknown or cannot run here.
+const Path* find_path(const char* name);
+
+// acc (tokens, rows) int32 = q (tokens, columns) int8 times the codes, exactly.
+// q rows are `stride` apart and may end anywhere.
+void multiply_codes(const Path& path, const std::int8_t* q, std::size_t tokens,
+                    std::size_t columns, std::size_t stride, const std::uint8_t* blocks,
+                    std::size_t rows, std::int32_t* acc, std::size_t threads);
+
+// y (tokens, rows) = quantized x (tokens, columns) times codes, rescaled, plus bias.
+struct Linear {
+  const void* x;
+  Dtype x_dtype;
+  std::size_t tokens;
+  std::size_t columns;
+  const std::uint8_t* blocks;
+  std::size_t rows;
+  const float* scales;
+  bool scale_per_row;
+  const float* bias;
+  void* y;
+  Dtype y_dtype;
+};
+void apply_linear(const Path& path, const Linear& linear, std::size_t threads);
+
+// Codes int8 (tokens, columns) and scales fp32 (tokens) of activations.
+void quantize_tokens(const Path& path, const void* x, Dtype dtype, std::size_t tokens,
+                     std::size_t columns, std::int8_t* codes, float* scales, std::size_t threads);
+
+}  // namespace forge

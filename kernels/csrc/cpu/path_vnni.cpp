@@ -1,0 +1,186 @@
+// AVX512-VNNI: 64 multiply-adds of bytes an instruction, int32 lanes that never saturate.
+//
+// One token: fields are masked in place and never shifted. Field f then counts 4^f too much, so it
+// has an accumulator of its own, shifted once at the end (exact: every term has the factor).
+// Several tokens: fields are shifted once and used for up to six tokens, 24 accumulators.
+//
+// The instruction is written as assembly: g++ 12 copies and spills accumulators around the
+// intrinsic (240 against 417 GOP/s measured on Zen 4).
+#include <immintrin.h>
+
+#include "tile.inl"
+
+namespace forge {
+namespace {
+
+#define FORGE_DOT(acc, fields, x) \
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(fields), "v"(x))
+
+inline __m512i broadcast(const std::int8_t* q) {
+  std::int32_t word;
+  std::memcpy(&word, q, 4);
+  return _mm512_set1_epi32(word);
+}
+
+void one_token(const std::int8_t* q, const std::uint8_t* panel, std::size_t kblocks,
+               std::int32_t* tile) {
+  const __m512i mask0 = _mm512_set1_epi8(0x03);
+  const __m512i mask1 = _mm512_set1_epi8(0x0C);
+  const __m512i mask2 = _mm512_set1_epi8(0x30);
+  const __m512i mask3 = _mm512_set1_epi8(static_cast<char>(0xC0));
+  __m512i acc[4][4];
+  for (auto& field : acc) {
+    for (auto& lane : field) lane = _mm512_setzero_si512();
+  }
+  for (std::size_t b = 0; b < kblocks; ++b, panel += kBlockBytes, q += kBlockColumns) {
+    const __m512i x0 = broadcast(q), x1 = broadcast(q + 4);
+    const __m512i x2 = broadcast(q + 8), x3 = broadcast(q + 12);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const __m512i w = _mm512_loadu_si512(panel + 64 * i);
+      FORGE_DOT(acc[0][i], _mm512_and_si512(w, mask0), x0);
+      FORGE_DOT(acc[1][i], _mm512_and_si512(w, mask1), x1);
+      FORGE_DOT(acc[2][i], _mm512_and_si512(w, mask2), x2);
+      FORGE_DOT(acc[3][i], _mm512_and_si512(w, mask3), x3);
+    }
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512i low = _mm512_add_epi32(acc[0][i], _mm512_srai_epi32(acc[1][i], 2));
+    const __m512i high =
+        _mm512_add_epi32(_mm512_srai_epi32(acc[2][i], 4), _mm512_srai_epi32(acc[3][i], 6));
+    _mm512_storeu_si512(tile + 16 * i, _mm512_add_epi32(low, high));
+  }
+}
+
+template <int kTokens>
+void several_tokens(const std::int8_t* q, std::size_t stride, const std::uint8_t* panel,
+                    std::size_t kblocks, std::int32_t (*tile)[kGroupRows]) {
+  const __m512i mask = _mm512_set1_epi8(0x03);
+  __m512i acc[kTokens][4];
+  for (auto& token : acc) {
+    for (auto& lane : token) lane = _mm512_setzero_si512();
+  }
+  for (std::size_t b = 0; b < kblocks; ++b, panel += kBlockBytes, q += kBlockColumns) {
+    __m512i w[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) w[i] = _mm512_loadu_si512(panel + 64 * i);
+#pragma GCC unroll 4
+    for (int f = 0; f < 4; ++f) {
+      __m512i field[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) field[i] = _mm512_and_si512(w[i], mask);
+      if (f < 3) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) w[i] = _mm512_srli_epi32(w[i], 2);
+      }
+#pragma GCC unroll 6
+      for (int t = 0; t < kTokens; ++t) {
+        const __m512i x = broadcast(q + static_cast<std::size_t>(t) * stride + 4 * f);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) FORGE_DOT(acc[t][i], field[i], x);
+      }
+    }
+  }
+#pragma GCC unroll 6
+  for (int t = 0; t < kTokens; ++t) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) _mm512_storeu_si512(tile[t] + 16 * i, acc[t][i]);
+  }
+}
+
+using Tile = void (*)(const std::int8_t*, std::size_t, const std::uint8_t*, std::size_t,
+                      std::int32_t (*)[kGroupRows]);
+constexpr std::size_t kMost = 6;
+constexpr Tile kTiles[kMost] = {nullptr,           several_tokens<2>, several_tokens<3>,
+                                several_tokens<4>, several_tokens<5>, several_tokens<6>};
+
+void multiply(const Activations& x, const Weight& w, const Output& out, std::size_t first,
+              std::size_t last) {
+  alignas(64) std::int32_t tile[kMost][kGroupRows];
+  const std::size_t tiles = (x.tokens + kMost - 1) / kMost;
+  for (std::size_t g = first; g < last; ++g) {
+    const std::uint8_t* panel = w.blocks + g * w.kblocks * kBlockBytes;
+    // Tiles of nearly equal size: 7 tokens are 4 + 3, as 6 + 1 would be slower.
+    for (std::size_t i = 0; i < tiles; ++i) {
+      const std::size_t token = x.tokens * i / tiles;
+      const std::size_t count = x.tokens * (i + 1) / tiles - token;
+      const std::int8_t* q = x.codes + token * x.stride;
+      if (count == 1) {
+        one_token(q, panel, w.kblocks, tile[0]);
+      } else {
+        kTiles[count - 1](q, x.stride, panel, w.kblocks, tile);
+      }
+      for (std::size_t t = 0; t < count; ++t) store_row(out, g, token + t, x, tile[t]);
+    }
+  }
+}
+
+template <bool kNarrow>
+inline __m512 load16(const void* values, std::size_t at, __mmask16 mask) {
+  if constexpr (kNarrow) {
+    const auto* narrow = static_cast<const std::uint16_t*>(values) + at;
+    const __m256i raw = _mm256_maskz_loadu_epi16(mask, narrow);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+  } else {
+    return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(values) + at);
+  }
+}
+
+inline __mmask16 mask_of(std::size_t left) {
+  return left >= 16 ? static_cast<__mmask16>(0xFFFF)
+                    : static_cast<__mmask16>((1u << left) - 1u);
+}
+
+template <bool kNarrow>
+void quantize_as(const void* values, std::size_t columns, std::size_t stride, std::int8_t* codes,
+                 std::int32_t* sum, float* scale) {
+  const __m512i magnitude = _mm512_set1_epi32(0x7FFFFFFF);
+  // Magnitudes order as integers, NaN above infinity: one maximum finds both.
+  __m512i most = _mm512_setzero_si512(), more = most;
+  std::size_t c = 0;
+  for (; c + 32 <= columns; c += 32) {
+    const __m512i one = _mm512_castps_si512(load16<kNarrow>(values, c, 0xFFFF));
+    const __m512i two = _mm512_castps_si512(load16<kNarrow>(values, c + 16, 0xFFFF));
+    most = _mm512_max_epi32(most, _mm512_and_si512(one, magnitude));
+    more = _mm512_max_epi32(more, _mm512_and_si512(two, magnitude));
+  }
+  for (; c < columns; c += 16) {
+    const __m512i one = _mm512_castps_si512(load16<kNarrow>(values, c, mask_of(columns - c)));
+    most = _mm512_max_epi32(most, _mm512_and_si512(one, magnitude));
+  }
+  const std::int32_t bits = _mm512_reduce_max_epi32(_mm512_max_epi32(most, more));
+  float absmax, inverse;
+  std::memcpy(&absmax, &bits, 4);
+  finish_scale(absmax, &inverse, scale);
+  *sum = 0;
+  if (bits >= 0x7F800000) {
+    std::memset(codes, 0, stride);
+    return;
+  }
+  const __m512 factor = _mm512_set1_ps(inverse);
+  __m512i total = _mm512_setzero_si512();
+  for (c = 0; c < stride; c += 16) {
+    const __mmask16 mask = c < columns ? mask_of(columns - c) : static_cast<__mmask16>(0);
+    const __m512i rounded =
+        _mm512_cvtps_epi32(_mm512_mul_ps(load16<kNarrow>(values, c, mask), factor));
+    total = _mm512_add_epi32(total, rounded);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + c), _mm512_cvtsepi32_epi8(rounded));
+  }
+  *sum = _mm512_reduce_add_epi32(total);
+}
+
+void quantize(const void* values, Dtype dtype, std::size_t columns, std::size_t stride,
+              std::int8_t* codes, std::int32_t* sum, float* scale) {
+  if (dtype == Dtype::kFloat32) {
+    quantize_as<false>(values, columns, stride, codes, sum, scale);
+  } else {
+    quantize_as<true>(values, columns, stride, codes, sum, scale);
+  }
+}
+
+}  // namespace
+
+const Path kVnniPath = {"avx512-vnni", &multiply, &quantize};
+
+}  // namespace forge

@@ -1,0 +1,75 @@
+// Shared by the path files. Everything has internal linkage: each file is compiled for another
+// instruction set, and the linker must never keep one file's copy for another's callers.
+
+#include <cmath>
+#include <cstring>
+
+#include "layout.h"
+#include "path.h"
+
+namespace forge {
+namespace {
+
+inline std::uint16_t bf16_of(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return 0x7FC0u;  // as torch rounds a NaN
+  bits += 0x7FFFu + (bits >> 16 & 1u);
+  return static_cast<std::uint16_t>(bits >> 16);
+}
+
+inline float float_of(std::uint16_t value) {
+  const std::uint32_t bits = static_cast<std::uint32_t>(value) << 16;
+  float result;
+  std::memcpy(&result, &bits, 4);
+  return result;
+}
+
+// Writes one token's 64 sums of fields, which are sums of codes plus the token's sum.
+// Compiled with -ffp-contract=off: each rounding is one of the reference's.
+inline void store_row(const Output& out, std::size_t group, std::size_t token,
+                      const Activations& x, const std::int32_t* tile) {
+  const std::size_t first = group * kGroupRows;
+  const std::size_t left = out.rows - first;
+  const std::size_t count = left < kGroupRows ? left : kGroupRows;
+  const std::int32_t sum = x.sums[token];
+  const std::size_t at = token * out.rows + first;
+  if (out.accumulators) {
+    auto* y = static_cast<std::int32_t*>(out.data) + at;
+    for (std::size_t r = 0; r < count; ++r) y[r] = tile[r] - sum;
+    return;
+  }
+  float values[kGroupRows];
+  const float scale = x.scales[token];
+  if (out.scale_per_row) {
+    const float* scales = out.scales + first;
+    for (std::size_t r = 0; r < count; ++r) {
+      values[r] = static_cast<float>(tile[r] - sum) * (scale * scales[r]);
+    }
+  } else {
+    const float factor = scale * out.scales[0];
+    for (std::size_t r = 0; r < count; ++r) values[r] = static_cast<float>(tile[r] - sum) * factor;
+  }
+  if (out.bias != nullptr) {
+    const float* bias = out.bias + first;
+    for (std::size_t r = 0; r < count; ++r) values[r] += bias[r];
+  }
+  if (out.dtype == Dtype::kFloat32) {
+    std::memcpy(static_cast<float*>(out.data) + at, values, count * sizeof(float));
+    return;
+  }
+  auto* y = static_cast<std::uint16_t*>(out.data) + at;
+  for (std::size_t r = 0; r < count; ++r) y[r] = bf16_of(values[r]);
+}
+
+// absmax int8: g = max(max |x|, 1e-5), code = round_half_even(x * ((1 / g) * 127)), scale = g / 127
+// (torch computes 127 / g as a reciprocal times 127). A token that is not finite gets codes 0 and
+// a scale that is not finite.
+inline void finish_scale(float absmax, float* inverse, float* scale) {
+  const float floor = absmax < 1e-5f ? 1e-5f : absmax;  // a NaN stays
+  *inverse = (1.0f / floor) * 127.0f;
+  *scale = floor / 127.0f;
+}
+
+}  // namespace
+}  // namespace forge
