@@ -16,6 +16,11 @@ Two layouts of packed codes:
 * "i2-64x16", in memory (`pack`): what every backend multiplies with; see `forge_kernels/layout.py`.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from .backends import (
     BACKENDS,
     OPS,
@@ -27,9 +32,11 @@ from .backends import (
     native_version,
     which,
 )
-from .ops import quantize_activations, ternary_linear, ternary_matmul
-from .packed import LAYOUT, MAX_COLUMNS, PackedTernary, pack, pack_stored, unpack
-from .packing import pack_i2, unpack_i2
+
+if TYPE_CHECKING:
+    from .ops import quantize_activations, ternary_linear, ternary_matmul
+    from .packed import LAYOUT, MAX_COLUMNS, PackedTernary, pack, pack_stored, unpack
+    from .packing import pack_i2, unpack_i2
 
 __all__ = [
     "BACKENDS",
@@ -53,3 +60,19 @@ __all__ = [
     "unpack_i2",
     "which",
 ]
+
+_MODULES = {
+    "ops": ("quantize_activations", "ternary_linear", "ternary_matmul"),
+    "packed": ("LAYOUT", "MAX_COLUMNS", "PackedTernary", "pack", "pack_stored", "unpack"),
+    "packing": ("pack_i2", "unpack_i2"),
+}
+"""Modules that import torch, which asking for backends must not."""
+
+
+def __getattr__(name: str) -> object:
+    for module, names in _MODULES.items():
+        if name in names:
+            value: object = getattr(import_module(f"{__name__}.{module}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from typing import Any, Literal
 
 from forge_harness.errors import BackendUnavailableError, unknown_choice
@@ -28,6 +29,9 @@ MOST_CUDA_TOKENS = 8
 """The CUDA kernel is for decoding; more tokens are a matrix product, which Triton has."""
 
 _REBUILD = "reinstall the package with a C++17 compiler at hand (pip install -e .)"
+
+
+_default_path: str | None = None
 
 
 def native() -> Any:  # noqa: ANN401 - the module, imported late
@@ -67,6 +71,9 @@ def cpu_paths() -> tuple[str, ...]:
 def cpu_path(path: str | None = None) -> str:
     """Returns the instruction set a native product uses: the given, the environment's, the fastest.
 
+    The environment is read here and by the first product; a change after that counts once this has
+    been called again.
+
     Args:
         path: One of `cpu_paths()`; None: what `FORGE_KERNELS_PATH` says, or the fastest.
 
@@ -74,17 +81,30 @@ def cpu_path(path: str | None = None) -> str:
         BackendUnavailableError: The extension is not there, or this processor does not run the
             path that was asked for.
     """
+    global _default_path
     available = cpu_paths()
-    wanted = path or os.environ.get(PATH_VARIABLE)
-    if not wanted:
-        return available[0]
+    wanted = path or os.environ.get(PATH_VARIABLE) or available[0]
     if wanted not in available:
         source = "" if path else f" (from {PATH_VARIABLE})"
         raise BackendUnavailableError(
             f"Kernel path {wanted!r}{source} does not run on this processor; expected "
             f"{' or '.join(map(repr, available))}."
         )
+    if path is None:
+        _default_path = wanted
     return wanted
+
+
+def product_path(path: str | None) -> str:
+    """Returns `cpu_path(path)` without reading the environment again, for each product."""
+    if path is None and _default_path is not None:
+        return _default_path
+    return cpu_path(path)
+
+
+def native_if_loaded() -> Any:  # noqa: ANN401 - as `native`
+    """Returns the extension module if something imported it; cheap enough for each product."""
+    return sys.modules.get("forge_kernels._native")
 
 
 def which(op: str, backend: Backend = "auto", *, device: str = "cpu", tokens: int = 1) -> str:
@@ -137,6 +157,8 @@ def _native_refusal(op: str, device: str) -> str:
 
 
 def _gpu_refusal(op: str, backend: str, device: str) -> str:
+    if device == "cpu" and (backend == "cuda" or os.environ.get("TRITON_INTERPRET") != "1"):
+        return f"{backend} {op} runs on a GPU, not on cpu; move the tensors or choose 'auto'."
     try:
         module = importlib.import_module(f"forge_kernels.{backend}")
     except ImportError as error:

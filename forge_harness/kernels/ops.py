@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from forge_harness.errors import NonTernaryCodeError
 
-from .backends import Backend, cpu_path, native, which
+from .backends import Backend, native, native_if_loaded, product_path, which
+from .packed import PackedTernary
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from .packed import PackedTernary
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+"""dtype -> its number in the native calls (csrc/cpu/path.h)."""
 
 
 def ternary_linear(
@@ -21,6 +23,7 @@ def ternary_linear(
     *,
     backend: Backend = "auto",
     path: str | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """The inference forward from packed weights: absmax int8, exact sums, rescale.
 
@@ -33,37 +36,47 @@ def ternary_linear(
         bias: (N,) or None; added after rescaling.
         backend: Which implementation.
         path: Instruction set of the native backend; see `cpu_path`.
+        out: Contiguous (..., N) of x's dtype and device to write to; None: a new one. Allocating
+            takes as long as the rest of a small call.
 
     Returns:
-        (..., N) in x's dtype.
+        (..., N) in x's dtype; `out` where it was given.
 
     Raises:
         BackendUnavailableError: The explicit backend or path cannot run here.
         NonTernaryCodeError: The reference met a field that stands for no code; the other backends
             do not look, as the codes were checked when they were packed.
         TypeError: `x` is not floating.
-        ValueError: Shapes or devices do not fit.
+        ValueError: Shapes or devices do not fit, or `out` is none of such a product.
     """
-    if x.dim() == 0 or x.shape[-1] != packed.columns:
+    shape = x.shape
+    if not shape or shape[-1] != packed.columns:
         raise ValueError(
-            f"x has shape {tuple(x.shape)} and the packed weight {packed.shape}; "
+            f"x has shape {tuple(shape)} and the packed weight {packed.shape}; "
             f"expected x (..., {packed.columns}): the last dimension is the input features."
-        )
-    if not x.is_floating_point():
-        raise TypeError(f"x has dtype {x.dtype}; expected floating activations.")
-    if x.device != packed.data.device:
-        raise ValueError(
-            f"x is on {x.device}, the packed weight on {packed.data.device}; move one of them."
         )
     if bias is not None and bias.shape != (packed.rows,):
         raise ValueError(
             f"bias has shape {tuple(bias.shape)}; expected ({packed.rows},): one entry an output."
         )
+    if out is not None:
+        _check_out(out, x, packed)
+    # Decoding calls this a few hundred times a token: the usual case asks nothing twice.
+    extension = native_if_loaded()
+    if extension and x.is_cpu and packed.data.is_cpu and backend in ("auto", "native"):
+        return _native_linear(extension, x, packed, bias, path, out)
+    if not x.is_floating_point():
+        raise TypeError(_not_floating(x))
+    if x.device != packed.data.device:
+        raise ValueError(
+            f"x is on {x.device}, the packed weight on {packed.data.device}; move one of them."
+        )
     tokens = x.numel() // packed.columns
     chosen = which("ternary_linear", backend, device=x.device.type, tokens=tokens)
     if chosen == "native":
-        return _native_linear(x, packed, bias, tokens, path)
-    return _other_linear(chosen, x, packed, bias)
+        return _native_linear(native(), x, packed, bias, path, out)
+    y = _other_linear(chosen, x, packed, bias)
+    return y if out is None else out.copy_(y)
 
 
 def ternary_matmul(
@@ -85,8 +98,6 @@ def ternary_matmul(
         TypeError: `q` is not int8.
         ValueError: Shapes or devices do not fit.
     """
-    import torch
-
     if q.dtype != torch.int8:
         raise TypeError(f"q has dtype {q.dtype}; expected torch.int8: quantize it first.")
     if q.dim() != 2 or q.shape[1] != packed.columns or q.device != packed.data.device:
@@ -99,7 +110,7 @@ def ternary_matmul(
     if chosen == "native":
         acc = torch.empty((q.shape[0], packed.rows), dtype=torch.int32)
         native().multiply(
-            cpu_path(path),
+            product_path(path),
             q.data_ptr(),
             q.shape[0],
             packed.columns,
@@ -136,21 +147,19 @@ def quantize_activations(
         ValueError: `x` has no last dimension or an empty one.
         TypeError: `x` is not floating.
     """
-    import torch
-
     if x.dim() == 0 or x.shape[-1] == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}; expected (..., K) with K >= 1.")
     if not x.is_floating_point():
-        raise TypeError(f"x has dtype {x.dtype}; expected floating activations.")
+        raise TypeError(_not_floating(x))
     chosen = which("quantize_activations", backend, device=x.device.type)
     if chosen == "native":
         values = _readable(x.detach())
         codes = torch.empty(x.shape, dtype=torch.int8)
         scales = torch.empty((*x.shape[:-1], 1), dtype=torch.float32)
         native().quantize(
-            cpu_path(path),
+            product_path(path),
             values.data_ptr(),
-            _dtype_codes()[values.dtype],
+            _DTYPES[values.dtype],
             scales.numel(),
             x.shape[-1],
             codes.data_ptr(),
@@ -168,30 +177,43 @@ def quantize_activations(
 
 
 def _native_linear(
-    x: Tensor, packed: PackedTernary, bias: Tensor | None, tokens: int, path: str | None
+    extension: Any,  # noqa: ANN401 - the module
+    x: Tensor,
+    packed: PackedTernary,
+    bias: Tensor | None,
+    path: str | None,
+    out: Tensor | None,
 ) -> Tensor:
-    import torch
-
-    values = _readable(x)
-    y = torch.empty((*x.shape[:-1], packed.rows), dtype=values.dtype)
-    dtype = _dtype_codes()[values.dtype]
+    dtype = x.dtype
+    code = _DTYPES.get(dtype)
+    if code is None:
+        if not x.is_floating_point():
+            raise TypeError(_not_floating(x))
+        x, code = x.float(), 0
+    if not x.is_contiguous():
+        x = x.contiguous()
+    direct = out is not None and out.dtype == x.dtype
+    y = out if out is not None and direct else x.new_empty((*x.shape[:-1], packed.rows))
     addend = None if bias is None else bias.detach().to(torch.float32).contiguous()
-    native().linear(
-        cpu_path(path),
-        values.data_ptr(),
-        dtype,
-        tokens,
+    scale = packed.scale
+    extension.linear(
+        product_path(path),
+        x.data_ptr(),
+        code,
+        x.numel() // packed.columns,
         packed.columns,
         packed.data.data_ptr(),
         packed.rows,
-        packed.scale.data_ptr(),
-        packed.scale.dim() == 1,
+        scale.data_ptr(),
+        scale.ndim == 1,
         0 if addend is None else addend.data_ptr(),
         y.data_ptr(),
-        dtype,
+        code,
         torch.get_num_threads(),
     )
-    return y if y.dtype == x.dtype else y.to(x.dtype)
+    if out is not None:
+        return out if direct else out.copy_(y)
+    return y if y.dtype == dtype else y.to(dtype)
 
 
 def _other_linear(chosen: str, x: Tensor, packed: PackedTernary, bias: Tensor | None) -> Tensor:
@@ -214,18 +236,21 @@ def _other_linear(chosen: str, x: Tensor, packed: PackedTernary, bias: Tensor | 
 
 def _readable(x: Tensor) -> Tensor:
     """Returns x as the native kernels read it: contiguous, fp32 or bf16."""
-    return x.contiguous() if x.dtype in _dtype_codes() else x.float().contiguous()
+    return x.contiguous() if x.dtype in _DTYPES else x.float().contiguous()
 
 
-_DTYPES: dict[Any, int] = {}
+def _check_out(out: Tensor, x: Tensor, packed: PackedTernary) -> None:
+    expected = (*x.shape[:-1], packed.rows)
+    if out.shape != expected or out.dtype != x.dtype or not out.is_contiguous():
+        raise ValueError(
+            f"out is {out.dtype} {tuple(out.shape)}; expected contiguous {x.dtype} {expected}."
+        )
+    if out.device != x.device:
+        raise ValueError(f"out is on {out.device}, x on {x.device}; expected one device.")
 
 
-def _dtype_codes() -> dict[Any, int]:
-    if not _DTYPES:
-        import torch
-
-        _DTYPES.update({torch.float32: 0, torch.bfloat16: 1})
-    return _DTYPES
+def _not_floating(x: Tensor) -> str:
+    return f"x has dtype {x.dtype}; expected floating activations."
 
 
 def _gpu(backend: str) -> Any:  # noqa: ANN401 - the module, imported late

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from forge_harness.errors import NonTernaryCodeError
 
 from .backends import Backend, native, which
 from .packing import check_matrix, check_rows
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 LAYOUT = "i2-64x16"
 """Name and version of the layout; see `forge_kernels/layout.py`."""
@@ -41,7 +40,6 @@ class PackedTernary:
     layout: str = LAYOUT
 
     def __post_init__(self) -> None:
-        import torch
         from forge_kernels.layout import blocks_shape
 
         if self.layout != LAYOUT:
@@ -110,7 +108,7 @@ def pack(codes: Tensor, *, scale: Tensor | float, backend: Backend = "auto") -> 
             entries or is not finite.
         BackendUnavailableError: The explicit backend is not there.
     """
-    check_matrix(codes, _int8(), "codes")
+    check_matrix(codes, torch.int8, "codes")
     rows, columns = codes.shape
     check_size(rows, columns)
     scales = _scales(scale, rows, codes)
@@ -147,8 +145,6 @@ def pack_stored(
         ValueError: As `pack`, or `stored` does not hold `rows` rows.
         BackendUnavailableError: The explicit backend is not there.
     """
-    import torch
-
     check_matrix(stored, torch.uint8, "packed codes")
     check_rows(stored, rows)
     columns = stored.shape[1]
@@ -178,8 +174,6 @@ def unpack(packed: PackedTernary, *, backend: Backend = "auto") -> Tensor:
         NonTernaryCodeError: A field holds 3: the bytes were damaged since they were packed.
         BackendUnavailableError: The explicit backend is not there.
     """
-    import torch
-
     chosen = which("unpack_blocks", backend, device=packed.data.device.type)
     try:
         if chosen == "reference":
@@ -203,8 +197,6 @@ def check_size(rows: int, columns: int) -> None:
 
 
 def _scales(scale: Tensor | float, rows: int, like: Tensor) -> Tensor:
-    import torch
-
     scales = torch.as_tensor(scale, dtype=torch.float32, device=like.device).detach()
     if scales.numel() not in (1, rows):
         raise ValueError(
@@ -222,18 +214,8 @@ def _scales(scale: Tensor | float, rows: int, like: Tensor) -> Tensor:
 
 
 def _native_blocks(rows: int, columns: int) -> Tensor:
-    import torch
-
     return torch.from_numpy(native().allocate_blocks(rows, columns))
 
 
-def _int8() -> object:
-    import torch
-
-    return torch.int8
-
-
 def _threads() -> int:
-    import torch
-
     return torch.get_num_threads()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import torch
+from torch import Tensor
 
 from forge_harness.errors import NonTernaryCodeError
 
 from .backends import Backend, which
-
-if TYPE_CHECKING:  # the façade itself stays free of torch, so that `doctor` can ask it cheaply
-    from torch import Tensor
 
 
 def pack_i2(codes: Tensor, *, backend: Backend = "auto") -> Tensor:
@@ -28,8 +26,6 @@ def pack_i2(codes: Tensor, *, backend: Backend = "auto") -> Tensor:
         ValueError: `codes` is not 2-D.
         BackendUnavailableError: The explicit backend is not there.
     """
-    import torch
-
     check_matrix(codes, torch.int8, "codes")
     chosen = which("pack_i2", backend, device=codes.device.type)
     try:
@@ -66,8 +62,6 @@ def unpack_i2(packed: Tensor, rows: int, *, backend: Backend = "auto") -> Tensor
         ValueError: `packed` is not 2-D or does not hold `rows` rows.
         BackendUnavailableError: The explicit backend is not there.
     """
-    import torch
-
     check_matrix(packed, torch.uint8, "packed codes")
     check_rows(packed, rows)
     chosen = which("unpack_i2", backend, device=packed.device.type)

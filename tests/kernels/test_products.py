@@ -200,6 +200,19 @@ def test_nothing_is_written_beside_the_output(path, dtype, m, n, k, threads):
     assert torch.equal(x, before[1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_an_output_that_was_given_is_filled(backend, dtype):
+    packed = kernels.pack(draw(70, 100, low=-1, high=2), scale=0.5)
+    x = torch.randn(2, 3, 100).to(dtype)
+    out = torch.full((2, 3, 70), torch.nan, dtype=dtype)
+    assert kernels.ternary_linear(x, packed, backend=backend, out=out) is out
+    assert torch.equal(out, kernels.ternary_linear(x, packed, backend="reference"))
+    for wrong in (out[0], out.double(), torch.empty(2, 3, 140, dtype=dtype)[..., ::2]):
+        with pytest.raises(ValueError, match="out is"):
+            kernels.ternary_linear(x, packed, backend=backend, out=wrong)
+
+
 def test_threads_do_not_change_a_bit():
     packed = kernels.pack(draw(1000, 2048, low=-1, high=2), scale=0.1)
     x = torch.randn(33, 2048)
