@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -12,21 +12,18 @@ from torch import Tensor
 from . import nvrtc
 
 MOST_TOKENS = 8
-_THREADS = 256
 _INPUTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
-_BLOCKS_A_PROCESSOR = 3
-"""Thread blocks wanted on each multiprocessor: enough loads in flight for the memory's latency."""
-_SHARED = 32 * 1024
-"""Bytes of quantized activations in a thread block; longer rows are split into more slices."""
+_SHARED = 200 * 1024
+"""Bytes of quantized activations a thread block can hold (227 KiB on compute capability 9.0)."""
+_RESIDENT_THREADS = 1024
+"""Threads of this kernel a multiprocessor holds, at 64 registers each."""
+_AHEAD = 4
+"""Rounds of weights a thread asks for before it uses the first (kAhead in the source)."""
 
 
 class _Arguments(ctypes.Structure):
-    _fields_ = [
-        (name, ctypes.c_void_p)
-        for name in ("x", "weights", "scales", "bias", "y", "sums", "arrived")
-    ] + [
-        (name, ctypes.c_int)
-        for name in ("tokens", "columns", "rows", "blocks", "slices", "scale_per_row")
+    _fields_ = [(name, ctypes.c_void_p) for name in ("x", "weights", "scales", "bias", "y")] + [
+        (name, ctypes.c_int) for name in ("tokens", "columns", "rows", "blocks", "scale_per_row")
     ]
 
 
@@ -40,11 +37,31 @@ def source() -> str:
     raise FileNotFoundError("ternary_gemv.cu is not in the installation; install the package again")
 
 
-def options(tokens: int, dtype: torch.dtype) -> tuple[str, ...]:
-    """NVRTC's options for a number of tokens (1, 2, 4, 8) and an input dtype."""
-    defines = (f"-DFORGE_TOKENS={tokens}", f"-DFORGE_INPUT={_INPUTS[dtype]}")
+def options(tokens: int, dtype: torch.dtype, rows: int, threads: int) -> tuple[str, ...]:
+    """NVRTC's options; the values are those the source names."""
+    defines = {
+        "FORGE_TOKENS": tokens,
+        "FORGE_INPUT": _INPUTS[dtype],
+        "FORGE_ROWS": rows,
+        "FORGE_THREADS": threads,
+    }
     # Each rounding is one of the reference's: no fused multiply-add.
-    return ("--std=c++17", "--fmad=false", *defines)
+    return ("--std=c++17", "--fmad=false", *(f"-D{k}={v}" for k, v in defines.items()))
+
+
+def shape(groups: int, blocks: int, processors: int) -> tuple[int, int]:
+    """Returns rows and threads of a thread block.
+
+    Rows: what gives the busiest multiprocessor the least. Threads: so many that the first rounds of
+    loads cover all of K, and no more than leave every thread block resident at once.
+    """
+    rows = min((64, 32, 16), key=lambda r: -(-groups * 64 // r // processors) * r)
+    resident = -(-groups * 64 // rows // processors)
+    wanted = blocks * rows // 4 // _AHEAD
+    threads = 128
+    while threads < min(512, wanted) and 2 * threads * resident <= _RESIDENT_THREADS:
+        threads *= 2
+    return rows, threads
 
 
 def problem(device: str = "cuda") -> str:
@@ -101,51 +118,43 @@ def _launched(
     assert tokens <= MOST_TOKENS
     x = x.contiguous()
     capacity = 1 << (tokens - 1).bit_length()
-    with torch.cuda.device(x.device):
-        kernel = _kernel(capacity, x.dtype, x.device.index or 0)
-        stream = torch.cuda.current_stream().cuda_stream
-        slices = _slices(groups, blocks, capacity, x.device.index or 0)
-        sums, arrived = _workspace(groups * capacity * 64, groups, x.device.index or 0, stream)
+    shared = capacity * 16 * blocks
+    if shared > _SHARED:
+        raise ValueError(
+            f"{tokens} tokens of {columns} columns do not fit a multiprocessor's shared memory; "
+            "choose backend='triton'."
+        )
+    device = x.device.index or 0
+    with torch.cuda.device(device):
+        kernel, per_block, threads = _kernel(capacity, x.dtype, groups, blocks, device)
         arguments = _Arguments(
             x.data_ptr(),
             data.data_ptr(),
             0 if scale is None else scale.data_ptr(),
             0 if bias is None else bias.data_ptr(),
             y.data_ptr(),
-            sums.data_ptr(),
-            arrived.data_ptr(),
             tokens,
             columns,
             rows,
             blocks,
-            slices,
             int(scale is not None and scale.numel() > 1),
         )
-        shared = capacity * 16 * -(-blocks // slices)
-        kernel((groups, slices), _THREADS, shared, stream, arguments)
+        stream = torch.cuda.current_stream().cuda_stream
+        kernel(-(-rows // per_block), threads, shared, stream, arguments)
     return y
 
 
-@lru_cache
-def _kernel(tokens: int, dtype: torch.dtype, device: int) -> nvrtc.Kernel:
+@cache
+def _kernel(
+    tokens: int, dtype: torch.dtype, groups: int, blocks: int, device: int
+) -> tuple[nvrtc.Kernel, int, int]:
+    properties = torch.cuda.get_device_properties(device)
+    rows, threads = shape(groups, blocks, properties.multi_processor_count)
+    return _built(tokens, dtype, rows, threads, device), rows, threads
+
+
+@cache
+def _built(tokens: int, dtype: torch.dtype, rows: int, threads: int, device: int) -> nvrtc.Kernel:
     major, minor = torch.cuda.get_device_capability(device)
-    cubin = nvrtc.compiled(source(), options(tokens, dtype), f"sm_{major}{minor}")
-    return nvrtc.Kernel(cubin, "ternary_gemv")
-
-
-@lru_cache
-def _slices(groups: int, blocks: int, tokens: int, device: int) -> int:
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
-    wanted = -(-_BLOCKS_A_PROCESSOR * processors // groups)
-    # A slice is at least one block of weights for each half-warp.
-    slices = max(1, min(wanted, blocks // 16))
-    return max(slices, -(-blocks * 16 * tokens // _SHARED))
-
-
-@lru_cache
-def _workspace(sums: int, groups: int, device: int, stream: int) -> tuple[Tensor, Tensor]:
-    """Zeroed once; every call leaves it zero. One a stream, as calls of a stream follow each other."""
-    return (
-        torch.zeros(sums, dtype=torch.int32, device=f"cuda:{device}"),
-        torch.zeros(groups, dtype=torch.int32, device=f"cuda:{device}"),
-    )
+    cubin = nvrtc.compiled(source(), options(tokens, dtype, rows, threads), f"sm_{major}{minor}")
+    return nvrtc.Kernel(cubin, "ternary_gemv", overlapped=major >= 9, shared=_SHARED)

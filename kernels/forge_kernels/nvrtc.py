@@ -15,7 +15,7 @@ import sysconfig
 import tempfile
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 CACHE_VARIABLE = "FORGE_KERNELS_CACHE"
 
@@ -71,30 +71,61 @@ def compiled(source: str, options: tuple[str, ...], architecture: str) -> bytes:
     return cubin
 
 
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute: an id, and a union of 64 bytes."""
+
+    _fields_: ClassVar = [("id", ctypes.c_int), ("_", ctypes.c_int), ("value", ctypes.c_int * 16)]
+
+
+class _Launch(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_: ClassVar = [
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("count", ctypes.c_uint),
+    ]
+
+
+_PROGRAMMATIC_SERIALIZATION = 6
+_MOST_DYNAMIC_SHARED = 8
+
+
 class Kernel:
     """A function of a compiled module, in the primary context of the current device.
 
     Args:
         cubin: What `compiled` returned.
         name: The function, declared extern "C".
+        overlapped: Whether it may start before the kernel in front of it has ended; it must then
+            wait for it (griddepcontrol.wait) before it reads what that one wrote.
+        shared: Most dynamic shared memory it will be launched with, in bytes.
     """
 
-    def __init__(self, cubin: bytes, name: str) -> None:
+    def __init__(self, cubin: bytes, name: str, *, overlapped: bool, shared: int) -> None:
         self._module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
         driver = _driver()
         _check_driver(driver.cuModuleLoadData(ctypes.byref(self._module), cubin))
         _check_driver(
             driver.cuModuleGetFunction(ctypes.byref(self._function), self._module, name.encode())
         )
-        self._launch = driver.cuLaunchKernel
+        # Refused where the device has less: then only launches that need it fail.
+        driver.cuFuncSetAttribute(self._function, _MOST_DYNAMIC_SHARED, shared)
+        self._attribute = _Attribute(_PROGRAMMATIC_SERIALIZATION)
+        self._attribute.value[0] = 1
+        self._attributes = int(overlapped)
+        self._launch = driver.cuLaunchKernelEx
 
     def __call__(
         self,
-        grid: tuple[int, int],
+        blocks: int,
         threads: int,
         shared: int,
         stream: int,
-        argument: Any,  # noqa: ANN401 - a ctypes structure
+        argument: ctypes.Structure,
     ) -> None:
         """Launches the function with one argument, a structure, on a CUDA stream's handle.
 
@@ -102,20 +133,15 @@ class Kernel:
             CompileError: The driver refused the launch.
         """
         arguments = (ctypes.c_void_p * 1)(ctypes.addressof(argument))
-        _check_driver(
-            self._launch(
-                self._function,
-                *grid,
-                1,
-                threads,
-                1,
-                1,
-                shared,
-                ctypes.c_void_p(stream),
-                arguments,
-                None,
-            )
+        launch = _Launch(
+            (blocks, 1, 1),
+            (threads, 1, 1),
+            shared,
+            stream,
+            ctypes.pointer(self._attribute),
+            self._attributes,
         )
+        _check_driver(self._launch(ctypes.byref(launch), self._function, arguments, None))
 
 
 def _compile(source: str, options: tuple[str, ...]) -> bytes:

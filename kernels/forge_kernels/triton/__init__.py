@@ -1,4 +1,4 @@
-"""Triton kernels, one source for NVIDIA and AMD GPUs; `ops` holds them, and importing it needs triton."""
+"""Triton kernels, one source for NVIDIA and AMD GPUs; importing `ops` needs triton."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The Triton kernels of W1.58A8; `ops` launches them.
 
-Activations are kept as four planes (M, 4, 4B): plane f holds column 16b + 4f + j at position 4b + j,
-where the packed weights hold it in bits 2f and 2f + 1 of byte 4b + j of their row. So a tile of weight
-bytes is loaded once and multiplied four times, field by field, each time with a contiguous run
-of one plane. Fields are 0, 1, 2 and not -1, 0, 1: the token's sum is subtracted at the end.
+Activations are kept as four planes (M, 4, 4B): plane f holds column 16b + 4f + j at position
+4b + j, where the packed weights hold it in bits 2f and 2f + 1 of byte 4b + j of their row. So a tile
+of weight bytes is loaded once and multiplied four times, field by field, each time with a contiguous
+run of one plane. Fields are 0, 1, 2 and not -1, 0, 1: the token's sum is subtracted at the end.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ def matmul_kernel(
     tokens, rows, blocks, tokens_key,
     SCALE_PER_ROW: tl.constexpr, HAS_BIAS: tl.constexpr, ACCUMULATORS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr, GROUP: tl.constexpr,
+    PACKED: tl.constexpr,
 ):  # fmt: skip
     """A tile (BM tokens, BN rows); BK bytes of a weight row, 4 * BK columns, at a time."""
     program = tl.program_id(0)
@@ -106,10 +107,29 @@ def matmul_kernel(
         words = tl.load(byte + step * (BK * 64), mask=inside[:, None] & known_n[None, :], other=0)
         a_mask = known_m[:, None] & inside[None, :]
         at = plane + step * BK
-        f0 = ((words >> 0) & 3).to(tl.int8)
-        f1 = ((words >> 2) & 3).to(tl.int8)
-        f2 = ((words >> 4) & 3).to(tl.int8)
-        f3 = ((words >> 6) & 3).to(tl.int8)
+        if PACKED:
+            # Four bytes a register: a shift and a mask for four weights.
+            f0 = tl.inline_asm_elementwise(
+                "and.b32 $0, $1, 0x03030303;",
+                "=r,r", [words], dtype=tl.int8, is_pure=True, pack=4,
+            )  # fmt: skip
+            f1 = tl.inline_asm_elementwise(
+                "{ .reg .b32 t; shr.b32 t, $1, 2; and.b32 $0, t, 0x03030303; }",
+                "=r,r", [words], dtype=tl.int8, is_pure=True, pack=4,
+            )  # fmt: skip
+            f2 = tl.inline_asm_elementwise(
+                "{ .reg .b32 t; shr.b32 t, $1, 4; and.b32 $0, t, 0x03030303; }",
+                "=r,r", [words], dtype=tl.int8, is_pure=True, pack=4,
+            )  # fmt: skip
+            f3 = tl.inline_asm_elementwise(
+                "{ .reg .b32 t; shr.b32 t, $1, 6; and.b32 $0, t, 0x03030303; }",
+                "=r,r", [words], dtype=tl.int8, is_pure=True, pack=4,
+            )  # fmt: skip
+        else:
+            f0 = (words & 3).to(tl.int8)
+            f1 = ((words >> 2) & 3).to(tl.int8)
+            f2 = ((words >> 4) & 3).to(tl.int8)
+            f3 = ((words >> 6) & 3).to(tl.int8)
         acc = tl.dot(tl.load(at, mask=a_mask, other=0), f0, acc, out_dtype=tl.int32)
         acc = tl.dot(tl.load(at + width, mask=a_mask, other=0), f1, acc, out_dtype=tl.int32)
         acc = tl.dot(tl.load(at + 2 * width, mask=a_mask, other=0), f2, acc, out_dtype=tl.int32)

@@ -31,8 +31,10 @@ def _configs() -> list[triton.Config]:
 
 
 def _prune(
-    configs: list[triton.Config], arguments: dict[str, Any], **_: Any
-) -> list[triton.Config]:  # noqa: ANN401 - triton's call
+    configs: list[triton.Config],
+    arguments: dict[str, Any],
+    **_: Any,  # noqa: ANN401 - triton's call
+) -> list[triton.Config]:
     few = arguments["tokens"] <= _FEW_TOKENS
     return [c for c in configs if (c.kwargs["BM"] <= 32) == (few or arguments["tokens"] <= 32)]
 
@@ -152,6 +154,7 @@ def _product(
         "HAS_BIAS": bias is not None,
         "ACCUMULATORS": scales is None,
     }
+    nvidia = not interpreted() and torch.version.hip is None
     target = y
     if split > 1:
         target = torch.zeros((tokens, rows), dtype=torch.int32, device=y.device)
@@ -169,12 +172,12 @@ def _product(
 
     if interpreted():
         kernels.matmul_kernel[grid](
-            *pointers, target, tokens, rows, blocks, 0, **flags, SPLIT=split, **_FIXED
+            *pointers, target, tokens, rows, blocks, 0, **flags, SPLIT=split, PACKED=False, **_FIXED
         )
     else:
         _tuned()[grid](
             *pointers, target, tokens, rows, blocks, 1 << (tokens - 1).bit_length(),
-            **flags, SPLIT=split, **_exact(),
+            **flags, SPLIT=split, PACKED=nvidia, **_exact(),
         )  # fmt: skip
     if split > 1:
         kernels.rescale_kernel[(tokens, triton.cdiv(rows, 1024))](
