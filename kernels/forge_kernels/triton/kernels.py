@@ -1,9 +1,10 @@
 """The Triton kernels of W1.58A8; `ops` launches them.
 
 Activations are kept as four planes (M, 4, 4B): plane f holds column 16b + 4f + j at position
-4b + j, where the packed weights hold it in bits 2f and 2f + 1 of byte 4b + j of their row. So a tile
-of weight bytes is loaded once and multiplied four times, field by field, each time with a contiguous
-run of one plane. Fields are 0, 1, 2 and not -1, 0, 1: the token's sum is subtracted at the end.
+4b + j, where the packed weights hold it in bits 2f and 2f + 1 of byte 4b + j of their row. So a
+tile of weight bytes is loaded once and multiplied four times, field by field, each time with a
+contiguous run of one plane. Fields are 0, 1, 2 and not -1, 0, 1: the token's sum is subtracted at
+the end.
 """
 
 from __future__ import annotations
