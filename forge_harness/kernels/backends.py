@@ -32,6 +32,7 @@ _REBUILD = "reinstall the package with a C++17 compiler at hand (pip install -e 
 
 
 _default_path: str | None = None
+_checked_paths: set[str] = set()
 
 
 def native() -> Any:  # noqa: ANN401 - the module, imported late
@@ -96,10 +97,12 @@ def cpu_path(path: str | None = None) -> str:
 
 
 def product_path(path: str | None) -> str:
-    """Returns `cpu_path(path)` without reading the environment again, for each product."""
-    if path is None and _default_path is not None:
-        return _default_path
-    return cpu_path(path)
+    """Returns `cpu_path(path)`, without asking again what was asked for an earlier product."""
+    if path is None:
+        return _default_path or cpu_path()
+    if path not in _checked_paths:
+        _checked_paths.add(cpu_path(path))
+    return path
 
 
 def native_if_loaded() -> Any:  # noqa: ANN401 - as `native`

@@ -1,0 +1,196 @@
+"""Ternary products against this machine's ceilings and against what torch offers.
+
+Hot: one copy of the weights, in the cache where it fits. Cold: the calls rotate through copies of
+192 MB and more, as decoding a real model does. The ceilings are measured in the same rounds: the
+path's multiply-add on registers alone, and reading the packed bytes.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import cycle
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from forge_harness import kernels
+from forge_harness.kernels.backends import native
+
+from .timing import Call, Timed, interleave, speedup
+
+SHAPES = ((2560, 2560), (2560, 6912), (6912, 2560), (4096, 14336))
+"""(N, K) of layers of BitNet b1.58 2B4T and of an 8B model."""
+TOKENS = (1, 16, 128)
+COLD_BYTES = 192 * 2**20
+PEERS = ("torch fp32", "torch bf16", "torch _int_mm")
+_PROBE_OPS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One product: sizes, whether the weights are in cache, threads."""
+
+    tokens: int
+    rows: int
+    columns: int
+    cold: bool
+    threads: int
+
+    @property
+    def operations(self) -> int:
+        """Multiplications and additions."""
+        return 2 * self.tokens * self.rows * self.columns
+
+    @property
+    def label(self) -> str:
+        """For tables."""
+        where = "cold" if self.cold else "hot"
+        return f"M={self.tokens} {self.rows}x{self.columns} {where} {self.threads}T"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a case took.
+
+    Attributes:
+        case: Which.
+        path: Instruction set of our product.
+        microseconds: Candidate -> median of a call.
+        over: Peer -> (estimate, low, high) of how many times faster our product is.
+        roofline: Share of the nearer ceiling reached.
+        bound: Which ceiling that is, "multiply" or "read".
+        packed_bytes: Bytes of the packed weight.
+    """
+
+    case: Case
+    path: str
+    microseconds: dict[str, float]
+    over: dict[str, tuple[float, float, float]]
+    roofline: float
+    bound: str
+    packed_bytes: int
+    samples: dict[str, list[float]] = field(repr=False, default_factory=dict)
+
+    @property
+    def gigaops(self) -> float:
+        """Billions of operations a second of our product."""
+        return self.case.operations / self.microseconds["ours"] / 1e3
+
+
+def measure(case: Case, *, path: str | None = None, peers: bool = True, rounds: int = 15) -> Row:
+    """Times our product, the ceilings and the peers, taking turns.
+
+    Args:
+        case: What to multiply.
+        path: Instruction set; None: the one products use.
+        peers: Whether torch's products are timed too.
+        rounds: Batches of each candidate.
+
+    Raises:
+        BackendUnavailableError: The native kernels or the path cannot run here.
+    """
+    chosen = kernels.cpu_path(path)
+    before = torch.get_num_threads()
+    torch.set_num_threads(case.threads)
+    try:
+        with torch.inference_mode():
+            ours, packed_bytes = _ours(case, chosen)
+            probes = dict(_probes(case, chosen, packed_bytes))
+            others = dict(_peers(case)) if peers else {}
+            timed = interleave({"ours": ours, **probes, **others}, rounds=rounds)
+    finally:
+        torch.set_num_threads(before)
+    return _row(case, chosen, timed, packed_bytes)
+
+
+def packed_product_call(case: Case, path: str) -> Call:
+    """Returns a call of our product for a case, which rotates through copies when cold."""
+    return _ours(case, path)[0]
+
+
+def _ours(case: Case, path: str) -> tuple[Call, int]:
+    codes = _codes(case)
+    packed = kernels.pack(codes, scale=0.02)
+    x = torch.randn(case.tokens, case.columns)
+    out = torch.empty(case.tokens, case.rows)
+    copies = [packed]
+    if case.cold:
+        count = -(-COLD_BYTES // packed.nbytes)
+        copies += [kernels.pack(codes, scale=0.02) for _ in range(count - 1)]
+    weights = cycle(copies)
+
+    def call() -> object:
+        return kernels.ternary_linear(x, next(weights), backend="native", path=path, out=out)
+
+    return call, packed.data.nbytes
+
+
+def _codes(case: Case) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    shape = (case.rows, case.columns)
+    return torch.randint(-1, 2, shape, dtype=torch.int8, generator=generator)
+
+
+def _probes(case: Case, path: str, packed_bytes: int) -> Iterator[tuple[str, Call]]:
+    extension = native()
+    if extension.probe_multiply(path, 1, 1):
+        yield "multiply probe", lambda: extension.probe_multiply(path, _PROBE_OPS, case.threads)
+    size = max(packed_bytes, COLD_BYTES) if case.cold else packed_bytes
+    memory = torch.from_numpy(extension.allocate_blocks(64, -(-size // 256) * 16)).fill_(1)
+    # Cold: the runs that are read follow each other through memory that no cache holds.
+    starts = cycle(range(0, max(1, size - packed_bytes + 1), max(64, packed_bytes)))
+
+    def read() -> object:
+        address = memory.data_ptr() + next(starts)
+        return extension.probe_read(address, packed_bytes, case.threads)
+
+    yield "read probe", read
+
+
+def _peers(case: Case) -> Iterator[tuple[str, Call]]:
+    x = torch.randn(case.tokens, case.columns)
+    for name, dtype in (("torch fp32", torch.float32), ("torch bf16", torch.bfloat16)):
+        weights = _rotating(_codes(case).to(dtype), case.cold)
+        values = x.to(dtype)
+        yield name, lambda values=values, weights=weights: F.linear(values, next(weights))  # type: ignore[misc]
+    q = torch.randint(-127, 128, (case.tokens, case.columns), dtype=torch.int8)
+    transposed = _rotating(_codes(case), case.cold)
+    yield "torch _int_mm", lambda: torch._int_mm(q, next(transposed).t())
+
+
+def _rotating(weight: Tensor, cold: bool) -> Iterator[Tensor]:
+    count = -(-COLD_BYTES // weight.nbytes) if cold else 1
+    return cycle([weight, *(weight.clone() for _ in range(count - 1))])
+
+
+def _row(case: Case, path: str, timed: dict[str, Timed], packed_bytes: int) -> Row:
+    ours = timed["ours"]
+    over = {}
+    for name in PEERS:
+        if name in timed and (found := speedup(ours, timed[name])):
+            over[name] = (found.estimate, found.low, found.high)
+    floors = {"read": timed["read probe"].median}
+    if "multiply probe" in timed:
+        done = importlib.import_module("forge_kernels._native").probe_multiply(path, 1, 1)
+        each = timed["multiply probe"].median / (_PROBE_OPS * done)
+        # The probe keeps every thread busy: its rate is that of all of them.
+        products = case.tokens * _padded(case.rows, 64) * _padded(case.columns, 16)
+        floors["multiply"] = each * products / case.threads
+    bound = max(floors, key=floors.__getitem__)
+    return Row(
+        case=case,
+        path=path,
+        microseconds={name: 1e6 * t.median for name, t in timed.items()},
+        over=over,
+        roofline=floors[bound] / ours.median,
+        bound=bound,
+        packed_bytes=packed_bytes,
+        samples={name: list(t.seconds) for name, t in timed.items()},
+    )
+
+
+def _padded(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple

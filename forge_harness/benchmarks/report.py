@@ -1,0 +1,124 @@
+"""Benchmark rows as a table, as JSON and as a plot."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from forge_harness import __version__, kernels
+
+from .products import PEERS, Row
+
+SCHEMA = "forge-bench/1"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Returns a plain table: time, rate, share of the ceiling, times faster than each peer."""
+    head = ["product", "path", "us", "GOP/s", "ceiling", *(f"x {peer}" for peer in PEERS)]
+    lines = [head]
+    for row in rows:
+        over = [f"{row.over[p][0]:.1f}" if p in row.over else "-" for p in PEERS]
+        ceiling = f"{100 * row.roofline:.0f} % {row.bound}"
+        us = row.microseconds["ours"]
+        lines.append([row.case.label, row.path, f"{us:.1f}", f"{row.gigaops:.0f}", ceiling, *over])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if index < 2 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def document(rows: Sequence[Row], *, started: datetime) -> dict[str, Any]:
+    """Returns everything that was measured, raw times included, with where it was."""
+    return {
+        "schema_version": SCHEMA,
+        "benchmark": "kernels",
+        "started_at": started.isoformat(timespec="seconds"),
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "environment": {
+            "harness": __version__,
+            "native": kernels.native_version(),
+            "paths": list(kernels.cpu_paths()),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "load_average": list(os.getloadavg()),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "rows": [
+            {
+                "tokens": row.case.tokens,
+                "rows": row.case.rows,
+                "columns": row.case.columns,
+                "cold": row.case.cold,
+                "threads": row.case.threads,
+                "path": row.path,
+                "packed_bytes": row.packed_bytes,
+                "microseconds": row.microseconds,
+                "gigaops": row.gigaops,
+                "roofline_share": row.roofline,
+                "bound": row.bound,
+                "times_faster_than": {
+                    peer: {"estimate": e, "low": low, "high": high}
+                    for peer, (e, low, high) in row.over.items()
+                },
+                "seconds_a_call": row.samples,
+            }
+            for row in rows
+        ],
+    }
+
+
+def plot(rows: Sequence[Row]) -> str:
+    """Returns an SVG: share of the ceiling of each product, and times faster than the peers."""
+    import io
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    with matplotlib.rc_context({"svg.hashsalt": SCHEMA, "font.size": 9}):
+        figure, (left, right) = pyplot.subplots(
+            1, 2, figsize=(11, 0.28 * len(rows) + 1.4), sharey=True, layout="constrained"
+        )
+        names = [f"{row.case.label} {row.path}" for row in rows]
+        left.barh(names, [100 * row.roofline for row in rows], color="#3b6ea5")
+        left.axvline(100, color="#888888", linewidth=0.8)
+        left.set_xlabel("share of the nearer ceiling, %")
+        for peer, marker in zip(PEERS, "osD", strict=True):
+            known = [
+                (row.over[peer][0], name)
+                for row, name in zip(rows, names, strict=True)
+                if peer in row.over
+            ]
+            if known:
+                right.plot([x for x, _ in known], [n for _, n in known], marker, label=peer)
+        right.axvline(1, color="#888888", linewidth=0.8)
+        right.set_xscale("log")
+        right.set_xlabel("times faster than")
+        right.legend()
+        left.invert_yaxis()
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+        pyplot.close(figure)
+    return stream.getvalue()
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as stream:
+            for line in stream:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor()

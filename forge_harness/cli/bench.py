@@ -1,0 +1,113 @@
+"""`forge-harness bench`: speed, as ratios measured in one run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from forge_harness.canonical import canonical_json
+from forge_harness.durable import write_durably
+from forge_harness.errors import ExitCode, UsageError
+
+from .options import examples
+
+if TYPE_CHECKING:
+    from forge_harness.benchmarks.products import Case
+
+_QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
+"""Idle OpenMP threads of torch otherwise spin for milliseconds, on the core that the next candidate
+needs; the library reads these when it is loaded."""
+
+
+@click.group("bench")
+def bench_group() -> None:
+    """Measure speed, as ratios over ceilings and peers timed in the same run."""
+
+
+@bench_group.command(
+    "kernels",
+    epilog=examples(
+        "forge-harness bench kernels",
+        "forge-harness bench kernels --shape 2560x6912 --tokens 1 --threads 2 --json bench.json",
+        "forge-harness bench kernels --path avx2 --no-peers --plot bench.svg",
+    ),
+)
+@click.option("--shape", "shapes", multiple=True, metavar="NxK", help="Weight sizes; repeatable.")
+@click.option("--tokens", multiple=True, type=click.IntRange(min=1), help="M; repeatable.")
+@click.option("--threads", multiple=True, type=click.IntRange(min=1), help="Repeatable.")
+@click.option("--path", "kernel_path", help="Instruction set; the fastest one by default.")
+@click.option("--rounds", default=15, type=click.IntRange(min=6), help="Batches of a candidate.")
+@click.option("--peers/--no-peers", default=True, help="Also time torch's products.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything here.")
+@click.option("--plot", "plot_file", type=click.Path(path_type=Path), help="Write an SVG here.")
+def kernels_command(
+    shapes: tuple[str, ...],
+    tokens: tuple[int, ...],
+    threads: tuple[int, ...],
+    kernel_path: str | None,
+    rounds: int,
+    peers: bool,
+    json_file: Path | None,
+    plot_file: Path | None,
+) -> int:
+    """Time the ternary products on this processor.
+
+    Ceilings (the path's multiply-add on registers, and reading the packed bytes) and peers (torch
+    fp32, bf16, int8) take turns with ours in the same process; ratios are medians over paired
+    rounds. "cold" rotates through copies of the weights that no cache holds.
+    """
+    if any(os.environ.get(key) != value for key, value in _QUIET.items()):
+        return _again_in_a_quiet_process()
+    from forge_harness.benchmarks import products, report
+
+    sizes = [_shape(text) for text in shapes] or list(products.SHAPES)
+    counts = tokens or products.TOKENS
+    cores = threads or tuple(range(1, min(2, os.cpu_count() or 1) + 1))
+    cases = _cases(sizes, counts, cores)
+    started, rows = datetime.now(UTC), []
+    for index, case in enumerate(cases):
+        rows.append(products.measure(case, path=kernel_path, peers=peers, rounds=rounds))
+        click.echo(f"{index + 1}/{len(cases)} {case.label}", err=True)
+    click.echo(report.table(rows))
+    click.echo(
+        "ceiling: the slower of multiplying on registers and reading the packed bytes, measured "
+        "in the same rounds; x: times faster, median of paired rounds."
+    )
+    if json_file is not None:
+        write_durably(json_file, canonical_json(report.document(rows, started=started)))
+    if plot_file is not None:
+        write_durably(plot_file, report.plot(rows).encode())
+    return ExitCode.PASS
+
+
+def _again_in_a_quiet_process() -> int:
+    command = [sys.executable, "-m", "forge_harness", *sys.argv[1:]]
+    return subprocess.run(command, env={**os.environ, **_QUIET}).returncode
+
+
+def _cases(
+    sizes: list[tuple[int, int]], tokens: tuple[int, ...], threads: tuple[int, ...]
+) -> list[Case]:
+    from forge_harness.benchmarks.products import Case
+
+    return [
+        Case(m, n, k, cold, count)
+        for count in threads
+        for m in tokens
+        for n, k in sizes
+        # More tokens than one are bound by arithmetic wherever the weights are.
+        for cold in ((True, False) if m == 1 else (False,))
+    ]
+
+
+def _shape(text: str) -> tuple[int, int]:
+    rows, separator, columns = text.lower().partition("x")
+    if not (separator and rows.isdecimal() and columns.isdecimal() and int(rows) * int(columns)):
+        raise UsageError(f"--shape {text!r} is no size; expected rows x columns, as 2560x6912.")
+    return int(rows), int(columns)

@@ -1,0 +1,40 @@
+"""Interleaved timing: what it counts, and that a ratio of the same call is one."""
+
+from __future__ import annotations
+
+import pytest
+
+from forge_harness.benchmarks.timing import Timed, interleave, speedup
+
+
+def test_candidates_take_turns_in_rotating_order():
+    seen = []
+    found = interleave(
+        {name: lambda name=name: seen.append(name) for name in "abc"}, rounds=6, batch=0.0
+    )
+    # Calibration calls come first; then one call a batch.
+    turns = seen[-18:]
+    assert turns == list("abcbcacab" * 2)
+    assert all(len(t.seconds) == len(t.disturbed) == 6 for t in found.values())
+
+
+def test_a_ratio_is_of_paired_rounds():
+    fast = Timed("fast", 1, [1.0, 2.0, 4.0, 1.0, 2.0, 4.0, 8.0, 1.0], [False] * 8)
+    slow = Timed("slow", 1, [3.0, 6.0, 12.0, 3.0, 6.0, 12.0, 24.0, 3.0], [False] * 8)
+    # Whatever the machine did in a round, it did to both.
+    found = speedup(fast, slow)
+    assert found.estimate == pytest.approx(3.0)
+    assert (found.low, found.high) == (3.0, 3.0)
+
+
+def test_disturbed_rounds_are_left_out_while_enough_stay():
+    fast = Timed("fast", 1, [1.0] * 6 + [100.0] * 2, [False] * 6 + [True] * 2)
+    slow = Timed("slow", 1, [2.0] * 8, [False] * 8)
+    assert speedup(fast, slow).estimate == 2.0
+    assert fast.median == 1.0
+    assert Timed("few", 1, [1.0, 9.0, 9.0], [False, True, True]).median == 9.0
+
+
+def test_too_few_rounds_give_no_ratio():
+    one = Timed("one", 1, [1.0] * 5, [False] * 5)
+    assert speedup(one, one) is None
