@@ -139,7 +139,7 @@ class PackedLinear(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # .to(bfloat16) would round the scales, and with them every output.
         before = {name: self._buffers[name] for name in _tensor_names(self._packed)}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in before.items():
             new = self._buffers[name]
             if old is not None and new is not None and new.dtype != old.dtype:
@@ -148,7 +148,7 @@ class PackedLinear(nn.Module):
         return self
 
     def _load_from_state_dict(self, *args: object) -> None:
-        super()._load_from_state_dict(*args)  # type: ignore[arg-type]
+        super()._load_from_state_dict(*args)
         self._link()
         unpack(self._packed)  # the fast kernels do not look at codes again, so a load has to
 
