@@ -139,7 +139,7 @@ class _Decoder(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embed_tokens(tokens)
-        rope = _rope(tokens.shape[1], self.head_dim, self.rope_theta, x.device)
+        rope = rope_tables(tokens.shape[1], self.head_dim, self.rope_theta, x.device)
         for layer in self.layers:
             x = layer(x, rope)
         return cast(Tensor, self.norm(x))
@@ -211,7 +211,7 @@ def _sub_norm(config: CausalLMConfig, features: int) -> RMSNorm | None:
     return _norm(config, features) if config.family == "bitnet" else None
 
 
-def _rope(length: int, size: int, theta: float, device: torch.device) -> Rope:
+def rope_tables(length: int, size: int, theta: float, device: torch.device) -> Rope:
     """Returns cos and sin (length, S / 2) in fp32.
 
     Angles are fp32 products of fp32 frequencies, as in transformers: exact ones would differ by

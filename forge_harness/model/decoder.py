@@ -1,0 +1,238 @@
+"""`CachedDecoder`: decoding with a key-value cache, over whatever linear layers it is given.
+
+Shape letters: B batch, T tokens of a call, P positions so far, D width, H query heads, G key and
+value heads, S head size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import NamedTuple, Self, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .decoder_source import BlockSource, DecoderSource, Projection, signed_tables
+from .packed_linear import copied_norm
+
+MakeProjection = Callable[[Projection], nn.Module]
+"""Makes the module (..., K) -> (..., sum of N) of a projection, norm included."""
+
+
+class CachedDecoder(nn.Module):
+    """A decoder-only transformer for inference that keeps keys and values of earlier tokens.
+
+    The cache is allocated once for a batch size, at its full length, and belongs to no state dict
+    and no device move. All sequences of a batch have the same length.
+
+    Args:
+        source: The model taken apart; its tensors are copied.
+        make: Makes the projections.
+        head: Makes the head; the tied one shares the embedding.
+        dtype: Of embedding, norms, rotary tables, cache and activations.
+
+    Attributes:
+        context: Most tokens.
+        position: Tokens in the cache (P).
+    """
+
+    rope_cos: Tensor
+    rope_sin: Tensor
+
+    def __init__(
+        self,
+        source: DecoderSource,
+        make: MakeProjection,
+        *,
+        head: Callable[[nn.Parameter], nn.Module],
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        self.context, self.position = source.cos.shape[0], 0
+        weight = nn.Parameter(source.embedding.detach().to(dtype, copy=True), requires_grad=False)
+        rows, width = weight.shape
+        self.embedding = nn.Embedding(rows, width, device="meta")  # draws no random number
+        self.embedding.weight = weight
+        self.blocks = nn.ModuleList(_Block(block, source, make, dtype) for block in source.blocks)
+        self.norm = copied_norm(source.norm, dtype)
+        self.head = head(weight)
+        cos, sin = signed_tables(source, dtype)
+        self.register_buffer("rope_cos", cos, persistent=False)
+        self.register_buffer("rope_sin", sin, persistent=False)
+        self._cache_heads, self._head_dim = 2 * source.kv_heads, source.head_dim
+        self._cache: Tensor | None = None
+        self._layers: tuple[Tensor, ...] = ()
+        self.eval()
+
+    @torch.inference_mode()
+    def prefill(self, tokens: Tensor, *, last_only: bool = False) -> Tensor:
+        """Takes a prompt, or more of one, into the cache.
+
+        Args:
+            tokens: int64 (B, T), T >= 1, all B sequences as long as each other.
+            last_only: Whether logits of the last token suffice.
+
+        Returns:
+            Logits (B, T, V), or (B, 1, V), of the token after each.
+
+        Raises:
+            ValueError: There are no tokens, more than the context has room for, or another number
+                of sequences than the cache holds. The cache stays as it was.
+        """
+        return self._run(tokens, last_only)
+
+    @torch.inference_mode()
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Takes one more token of each sequence.
+
+        Args:
+            tokens: int64 (B, 1).
+
+        Returns:
+            Logits (B, 1, V) of the next one.
+
+        Raises:
+            ValueError: As `prefill`, or T is not 1.
+        """
+        if tokens.dim() != 2 or tokens.shape[1] != 1:
+            raise ValueError(
+                f"tokens have shape {tuple(tokens.shape)}; expected (B, 1), one token a sequence: "
+                "give more to prefill."
+            )
+        return self._run(tokens, last_only=False)
+
+    def reset(self) -> None:
+        """Forgets all tokens; the next prompt may have another batch size."""
+        self.position = 0
+
+    def truncate(self, length: int) -> None:
+        """Forgets all but the first `length` tokens.
+
+        Raises:
+            ValueError: The cache holds fewer.
+        """
+        if not 0 <= length <= self.position:
+            raise ValueError(
+                f"Cannot keep {length} tokens; expected 0 to the {self.position} in the cache."
+            )
+        self.position = length
+
+    def fork(self) -> Self:
+        """Returns a decoder over the same weights with an empty cache of its own."""
+        other = copy.copy(self)
+        other.position, other._cache, other._layers = 0, None, ()
+        return other
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the cache: 2 * layers * B * G * context * S values; 0 before the first token."""
+        return 0 if self._cache is None else self._cache.nbytes
+
+    def _run(self, tokens: Tensor, last_only: bool) -> Tensor:
+        self._check(tokens)
+        batch, length = tokens.shape
+        start, end = self.position, self.position + length
+        mask = None
+        if start and length > 1:
+            mask = tokens.new_ones((length, end), dtype=torch.bool).tril(start)
+        step = _Step(self.rope_cos[start:end], self.rope_sin[start:end], start, end, mask)
+        x = self.embedding(tokens)
+        for block, cache in zip(self.blocks, self._allocated(batch), strict=True):
+            x = block(x, cache, step)
+        self.position = end
+        return cast(Tensor, self.head(self.norm(x[:, -1:] if last_only else x)))
+
+    def _check(self, tokens: Tensor) -> None:
+        if tokens.dim() != 2 or not tokens.numel():
+            raise ValueError(
+                f"tokens have shape {tuple(tokens.shape)}; expected (B, T) with at least one token "
+                "a sequence: start an empty prompt with a token of your own."
+            )
+        if self.position + tokens.shape[1] > self.context:
+            raise ValueError(
+                f"{tokens.shape[1]} tokens after {self.position}; expected at most the context of "
+                f"{self.context} in all: truncate, reset, or build the decoder with more."
+            )
+        if self.position and tokens.shape[0] != self._layers[0].shape[0]:
+            raise ValueError(
+                f"{tokens.shape[0]} sequences; expected the {self._layers[0].shape[0]} that the "
+                "cache holds: reset before another batch."
+            )
+
+    def _allocated(self, batch: int) -> tuple[Tensor, ...]:
+        """Returns the cache of each layer, (B, 2 G, context, S): keys, then values."""
+        weight = self.embedding.weight
+        cache = self._cache
+        if (
+            cache is None
+            or cache.shape[1] != batch
+            or cache.dtype != weight.dtype
+            or cache.device != weight.device
+        ):
+            self._cache, self._layers = None, ()  # frees the old one first
+            shape = (len(self.blocks), batch, self._cache_heads, self.context, self._head_dim)
+            self._cache = weight.new_empty(shape)
+            self._layers = self._cache.unbind()
+        return self._layers
+
+
+class _Step(NamedTuple):
+    """What all blocks of one call share; `mask` (T, end) only where the cache holds tokens."""
+
+    cos: Tensor
+    sin: Tensor
+    start: int
+    end: int
+    mask: Tensor | None
+
+
+class _Block(nn.Module):
+    """h += output(attention(qkv(norm(h)))), then h += down(act(gate) * up)."""
+
+    def __init__(
+        self, block: BlockSource, source: DecoderSource, make: MakeProjection, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.attention_norm = copied_norm(block.attention_norm, dtype)
+        self.qkv = make(block.qkv)
+        self.output = make(block.output)
+        self.ffn_norm = copied_norm(block.ffn_norm, dtype)
+        self.gate_up = make(block.gate_up)
+        self.down = make(block.down)
+        self.heads, self.kv_heads = source.heads, source.kv_heads
+        self.head_dim, self.squared_relu = source.head_dim, source.squared_relu
+
+    def forward(self, x: Tensor, cache: Tensor, step: _Step) -> Tensor:
+        # In place: no gradient is ever wanted, and a decoding step is mostly call overhead.
+        x = x.add_(self.output(self._attend(self.qkv(self.attention_norm(x)), cache, step)))
+        gate, up = self.gate_up(self.ffn_norm(x)).chunk(2, dim=-1)
+        gate = gate.relu_().square_() if self.squared_relu else F.silu(gate, inplace=True)
+        return x.add_(self.down(gate * up))
+
+    def _attend(self, qkv: Tensor, cache: Tensor, step: _Step) -> Tensor:
+        """Maps (B, T, (H + 2 G) S) to (B, T, H S), and puts its keys and values into the cache."""
+        batch, length, _ = qkv.shape
+        heads = qkv.view(batch, length, -1, self.head_dim)
+        turned = heads.narrow(2, 0, self.heads + self.kv_heads)
+        rolled = turned.roll(self.head_dim // 2, -1)
+        torch.add(turned * step.cos, rolled.mul_(step.sin), out=turned)
+        new = heads.narrow(2, self.heads, 2 * self.kv_heads)
+        cache.narrow(2, step.start, length).copy_(new.transpose(1, 2))
+        keys, values = cache.narrow(2, 0, step.end).chunk(2, dim=1)
+        queries = heads.narrow(2, 0, self.heads)
+        if length == 1:
+            # The queries of a group see the same keys, so they go in as if they were tokens.
+            queries = queries.reshape(batch, self.kv_heads, -1, self.head_dim)
+            mixed = F.scaled_dot_product_attention(queries, keys, values)
+            return mixed.reshape(batch, 1, -1)
+        mixed = F.scaled_dot_product_attention(
+            queries.transpose(1, 2),
+            keys,
+            values,
+            attn_mask=step.mask,
+            is_causal=step.mask is None,
+            enable_gqa=self.heads != self.kv_heads,
+        )
+        return mixed.transpose(1, 2).reshape(batch, length, -1)
