@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,10 +17,6 @@ from .options import examples
 
 if TYPE_CHECKING:
     from forge_harness.benchmarks.products import Case
-
-_QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
-"""Idle OpenMP threads of torch otherwise spin for milliseconds, on the core that the next candidate
-needs; the library reads these when it is loaded."""
 
 
 @click.group("bench")
@@ -62,8 +56,6 @@ def kernels_command(
     fp32, bf16, int8) take turns with ours in the same process; ratios are medians over paired
     rounds. "cold" rotates through copies of the weights that no cache holds.
     """
-    if any(os.environ.get(key) != value for key, value in _QUIET.items()):
-        return _again_in_a_quiet_process()
     from forge_harness.benchmarks import products, report
 
     sizes = [_shape(text) for text in shapes] or list(products.SHAPES)
@@ -84,11 +76,6 @@ def kernels_command(
     if plot_file is not None:
         write_durably(plot_file, report.plot(rows).encode())
     return ExitCode.PASS
-
-
-def _again_in_a_quiet_process() -> int:
-    command = [sys.executable, "-m", "forge_harness", *sys.argv[1:]]
-    return subprocess.run(command, env={**os.environ, **_QUIET}).returncode
 
 
 def _cases(

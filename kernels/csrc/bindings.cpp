@@ -87,7 +87,7 @@ std::ptrdiff_t over_groups(std::size_t groups, std::size_t threads, Body body) {
   nb::gil_scoped_release release;
   std::ptrdiff_t bad = -1;
   std::mutex mutex;
-  forge::parallel(std::max<std::size_t>(1, std::min(threads, groups)),
+  forge::parallel(threads, std::min(groups, 8 * threads),
                   [&](std::size_t part, std::size_t count) {
                     const std::ptrdiff_t found =
                         body(groups * part / count, groups * (part + 1) / count);

@@ -95,16 +95,33 @@ struct Quantized {
   }
 };
 
-std::size_t parts_for(std::size_t work, std::size_t pieces, std::size_t threads) {
-  return std::max<std::size_t>(1, std::min({threads, pieces, work / kWorthAThread + 1}));
+std::size_t threads_for(std::size_t work, std::size_t threads) {
+  return std::max<std::size_t>(1, std::min(threads, work / kWorthAThread + 1));
+}
+
+// Pieces of work, split so that a thread that comes late still finds something to do, and each
+// chunk is one forward stream.
+std::size_t chunks_for(std::size_t pieces, std::size_t threads) {
+  constexpr std::size_t kChunksAThread = 8;
+  return threads == 1 ? 1 : std::min(pieces, threads * kChunksAThread);
 }
 
 void multiply(const Path& path, const Activations& x, const Weight& weight, const Output& out,
               std::size_t columns, std::size_t threads) {
   const std::size_t groups = groups_of(out.rows);
-  const std::size_t parts = parts_for(x.tokens * out.rows * columns, groups, threads);
-  parallel(parts, [&](std::size_t part, std::size_t count) {
-    path.multiply(x, weight, out, groups * part / count, groups * (part + 1) / count);
+  threads = threads_for(x.tokens * out.rows * columns, threads);
+  parallel(threads, chunks_for(groups, threads), [&](std::size_t chunk, std::size_t count) {
+    path.multiply(x, weight, out, groups * chunk / count, groups * (chunk + 1) / count);
+  });
+}
+
+// Calls each(token) for every token, on as many threads as are worth it.
+template <class Each>
+void for_tokens(std::size_t tokens, std::size_t columns, std::size_t threads, Each each) {
+  threads = threads_for(16 * tokens * columns, threads);
+  parallel(threads, chunks_for(tokens, threads), [&](std::size_t chunk, std::size_t count) {
+    const std::size_t last = tokens * (chunk + 1) / count;
+    for (std::size_t m = tokens * chunk / count; m < last; ++m) each(m);
   });
 }
 
@@ -142,15 +159,11 @@ void apply_linear(const Path& path, const Linear& linear, std::size_t threads) {
   const Quantized quantized(linear.tokens, linear.columns);
   const std::size_t width = linear.x_dtype == Dtype::kFloat32 ? 4 : 2;
   const auto* x = static_cast<const std::uint8_t*>(linear.x);
-  const auto quantize = [&](std::size_t part, std::size_t count) {
-    const std::size_t last = linear.tokens * (part + 1) / count;
-    for (std::size_t m = linear.tokens * part / count; m < last; ++m) {
-      path.quantize(x + m * linear.columns * width, linear.x_dtype, linear.columns,
-                    quantized.stride, quantized.codes + m * quantized.stride, quantized.sums + m,
-                    quantized.scales + m);
-    }
-  };
-  parallel(parts_for(16 * linear.tokens * linear.columns, linear.tokens, threads), quantize);
+  for_tokens(linear.tokens, linear.columns, threads, [&](std::size_t m) {
+    path.quantize(x + m * linear.columns * width, linear.x_dtype, linear.columns, quantized.stride,
+                  quantized.codes + m * quantized.stride, quantized.sums + m,
+                  quantized.scales + m);
+  });
   const Output out{linear.y,      linear.rows,          false,      linear.y_dtype,
                    linear.scales, linear.scale_per_row, linear.bias};
   multiply(path, quantized.activations(linear.tokens, true),
@@ -162,16 +175,12 @@ void quantize_tokens(const Path& path, const void* x, Dtype dtype, std::size_t t
   const Quantized quantized(tokens, columns);
   const std::size_t width = dtype == Dtype::kFloat32 ? 4 : 2;
   const auto* values = static_cast<const std::uint8_t*>(x);
-  parallel(parts_for(16 * tokens * columns, tokens, threads),
-           [&](std::size_t part, std::size_t count) {
-             const std::size_t last = tokens * (part + 1) / count;
-             for (std::size_t m = tokens * part / count; m < last; ++m) {
-               std::int8_t* row = quantized.codes + m * quantized.stride;
-               path.quantize(values + m * columns * width, dtype, columns, quantized.stride, row,
-                             quantized.sums + m, scales + m);
-               std::memcpy(codes + m * columns, row, columns);
-             }
-           });
+  for_tokens(tokens, columns, threads, [&](std::size_t m) {
+    std::int8_t* row = quantized.codes + m * quantized.stride;
+    path.quantize(values + m * columns * width, dtype, columns, quantized.stride, row,
+                  quantized.sums + m, scales + m);
+    std::memcpy(codes + m * columns, row, columns);
+  });
 }
 
 }  // namespace forge

@@ -17,18 +17,24 @@ std::uint64_t probe_read_512(const std::uint8_t* data, std::size_t bytes);
 std::size_t probe_multiply(const char* path, std::size_t repeats, std::size_t threads) {
   if (find_path(path) == nullptr) return 0;
   std::atomic<std::size_t> done{0};
-  parallel(threads, [&](std::size_t, std::size_t) {
+  // As many chunks a thread as a product has; `done` counts those of one thread.
+  constexpr std::size_t kChunks = 8;
+  parallel(threads, threads * kChunks, [&](std::size_t chunk, std::size_t) {
+    const std::size_t own = repeats * (chunk % kChunks + 1) / kChunks -
+                            repeats * (chunk % kChunks) / kChunks;
+    std::size_t count = 0;
 #if defined(FORGE_X86)
-    if (std::strcmp(path, "avx512-vnni") == 0) done = probe_vnni(repeats);
-    if (std::strcmp(path, "avx2") == 0) done = probe_avx2(repeats);
+    if (std::strcmp(path, "avx512-vnni") == 0) count = probe_vnni(own);
+    if (std::strcmp(path, "avx2") == 0) count = probe_avx2(own);
 #endif
+    if (chunk < kChunks) done += count;
   });
   return done;
 }
 
 std::uint64_t probe_read(const std::uint8_t* data, std::size_t bytes, std::size_t threads) {
   std::atomic<std::uint64_t> total{0};
-  parallel(threads, [&](std::size_t part, std::size_t count) {
+  parallel(threads, threads == 1 ? 1 : threads * 8, [&](std::size_t part, std::size_t count) {
     const std::size_t first = bytes / 64 * part / count * 64;
     const std::size_t last = part + 1 == count ? bytes : bytes / 64 * (part + 1) / count * 64;
 #if defined(FORGE_X86)
