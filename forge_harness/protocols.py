@@ -7,7 +7,7 @@ drill put a fault in. Shape letters: N output features, K input features, B batc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -26,9 +26,11 @@ __all__ = [
     "DataInfo",
     "ExportsWeights",
     "HoldsCheckpoint",
+    "InfersPacked",
     "LoadsData",
     "MeasuresQuality",
     "ModelSpec",
+    "MultipliesTernary",
     "Packs",
     "Precision",
     "QualityRun",
@@ -360,6 +362,39 @@ class HoldsCheckpoint(Protocol):
 
 
 @runtime_checkable
+class InfersPacked(Protocol):
+    """Runs its models from packed codes, without latent weights."""
+
+    def inference_model(
+        self, task: str, form: Literal["packed", "full"], *, seed: int
+    ) -> nn.Module:
+        """Returns a model in evaluation mode that maps `Batch.inputs` to logits.
+
+        "packed" is the ternary model of `BuildsModel.build_model(task, seed=seed)`, and "full" its
+        full-precision twin, both as they would be deployed: what they hold in memory are their
+        parameters and buffers.
+        """
+        ...
+
+
+@runtime_checkable
+class MultipliesTernary(Protocol):
+    """Has kernels that multiply int8 activations by ternary codes."""
+
+    def products(self) -> Sequence[str]:
+        """Names of the kernels that run on this machine, the one that inference uses first."""
+        ...
+
+    def prepare_product(self, name: str, codes: Tensor) -> Callable[[Tensor], Tensor]:
+        """Packs codes int8 (N, K) for a kernel.
+
+        Returns:
+            A function from activations int8 (M, K) to their exact sums int32 (M, N).
+        """
+        ...
+
+
+@runtime_checkable
 class TrainsDistributed(Protocol):
     """Trains over several processes."""
 
@@ -492,6 +527,8 @@ CAPABILITIES: dict[str, type] = {
         Checkpoints,
         ExportsWeights,
         HoldsCheckpoint,
+        InfersPacked,
+        MultipliesTernary,
         TrainsDistributed,
         MeasuresQuality,
         Configures,

@@ -7,16 +7,17 @@ that changes `build_model`, `loss`, `batch` or `epoch_order` changes what its se
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from forge_harness import config, quant, training
+from forge_harness import config, kernels, quant, training
 from forge_harness.model import BitLinear, ByteLM, DigitsModel
 from forge_harness.model.bitlinear import LinearFunction
+from forge_harness.model.packed_model import pack_model
 from forge_harness.protocols import (
     Arm,
     Batch,
@@ -238,11 +239,38 @@ class ReferenceSubject:
             excluded=_declared_model(task).full_precision_names(),
         )
 
+    # InfersPacked, MultipliesTernary
+
+    def inference_model(
+        self, task: str, form: Literal["packed", "full"], *, seed: int
+    ) -> nn.Module:
+        """See `InfersPacked.inference_model`."""
+        if form == "full":
+            return training.reference_model(task, seed, "full").eval()
+        return pack_model(self.build_model(task, seed=seed)).eval()
+
+    def products(self) -> Sequence[str]:
+        """See `MultipliesTernary.products`: the instruction sets of the native kernels."""
+        if kernels.native_problem():
+            return ("reference",)
+        first = kernels.cpu_path()
+        return (first, *(path for path in kernels.cpu_paths() if path != first), "reference")
+
+    def prepare_product(self, name: str, codes: Tensor) -> Callable[[Tensor], Tensor]:
+        """See `MultipliesTernary.prepare_product`."""
+        packed = kernels.pack(codes, scale=1.0)
+        backend: kernels.Backend = "reference" if name == "reference" else "native"
+        path = None if name == "reference" else name
+        return lambda q: kernels.ternary_matmul(q, packed, backend=backend, path=path)
+
     # How overrides reach the models and sessions
 
     def _op(self) -> quant.TernaryLinearOp:
+        # The function itself where it is not overridden: packed layers know that one.
+        own = self._overrides("quantize_activation")
         return quant.TernaryLinearOp(
-            quantize_weight=self.quantize_weight, quantize_activation=self.quantize_activation
+            quantize_weight=self.quantize_weight,
+            quantize_activation=self.quantize_activation if own else quant.absmax_int8,
         )
 
     def _linear(self) -> LinearFunction:

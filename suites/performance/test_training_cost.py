@@ -3,7 +3,9 @@
 import time
 
 import pytest
+import torch
 
+from forge_harness.probes import memory
 from forge_harness.scoring import statistics
 from forge_harness.subject.protocols import TrainOptions
 
@@ -108,3 +110,51 @@ def _prepared(subject, task, extra):
     for session in (ternary, full) * 2:
         session.step()
     return Pairs(extra.get("compute", "default"), ternary, full)
+
+
+@pytest.mark.forge_check("performance.peak_memory")
+def test_peak_memory(subject, policy, evidence):
+    """A quantization-aware step keeps no more for its backward than a full-precision one.
+
+    Counted, not sampled: the bytes of every tensor autograd saves in one step of either session,
+    each storage once. The peak resident size of this process is recorded beside it.
+    """
+    task = _largest(subject)
+    settings = [
+        size for extra in SETTINGS if (size := _saved(subject, task, "ternary", extra)) is not None
+    ]
+    full = _saved(subject, task, "full", {})
+    evidence.record("full_precision_bytes", full, unit="B", reason=f"saved in one step, {task}")
+    evidence.record("ternary_bytes", min(settings), unit="B", reason="cheapest setting")
+    evidence.record(
+        "peak_memory",
+        memory.peak_resident_bytes(),
+        unit="B",
+        reason="of this process, all checks before this one included",
+    )
+    evidence.at_most(
+        "saved_ratio",
+        min(settings) / full,
+        limit=policy.threshold("performance.saved_ratio.at_most"),
+        reason="bytes saved for backward in one step over those of full precision",
+    )
+
+
+def _saved(subject, task, precision, extra):
+    """Bytes of distinct storages saved for backward in one step, or None: setting refused."""
+    try:
+        session = subject.session(task, TrainOptions(steps=2, precision=precision, extra=extra))
+    except Exception:
+        if extra:
+            return None
+        raise
+    seen = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        session.step()
+    return sum(seen.values())

@@ -1,0 +1,133 @@
+"""The subject's ternary kernels: exact on whatever comes, and near what the machine can do."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from forge_harness import kernels
+from forge_harness.benchmarks.timing import interleave
+from forge_harness.kernels.backends import native
+
+SHAPES = ((1, 1, 1), (1, 65, 17), (2, 64, 16), (3, 63, 130), (5, 130, 129), (17, 100, 250))
+"""(M, N, K) around the sizes of blocks and registers."""
+LONG = (1, 4096)
+"""(M, K) of the largest sums: int16 accumulators hold 258 products of 127."""
+
+
+@pytest.mark.forge_check("performance.kernel_against_reference")
+def test_kernel_against_reference(subject, evidence):
+    """Every kernel of the subject returns exact integer sums.
+
+    Oracle: int64 products by numpy. Random codes do not find an accumulator that is too narrow, as
+    their sums stay near zero; all +1 times all 127 does, at every length up to 4096.
+    """
+    generator = torch.Generator().manual_seed(7)
+    wrong = 0
+    names = list(subject.products())
+    for name in names:
+        for m, n, k in SHAPES:
+            q = torch.randint(-128, 128, (m, k), generator=generator).to(torch.int8)
+            codes = torch.randint(-1, 2, (n, k), generator=generator).to(torch.int8)
+            wrong += _differing(subject, name, q, codes)
+        m, k = LONG
+        for value, code in ((127, 1), (127, -1), (-127, 1)):
+            q = torch.full((m, k), value, dtype=torch.int8)
+            codes = torch.full((65, k), code, dtype=torch.int8)
+            wrong += _differing(subject, name, q, codes)
+    evidence.record("kernels", ", ".join(names), reason="what the subject offers on this machine")
+    evidence.equal(
+        "sums_that_differ",
+        wrong,
+        expected=0,
+        reason=f"{len(names)} kernels, {len(SHAPES)} shapes and the largest sums, against int64",
+    )
+
+
+@pytest.mark.forge_timing
+@pytest.mark.forge_check("performance.kernel_roofline")
+def test_kernel_roofline(subject, policy, evidence):
+    """The kernel that inference uses reaches its share of the machine's multiply-add rate.
+
+    Sixteen tokens by a 2560 x 2560 weight, one thread: bound by arithmetic. The ceiling is the
+    instruction itself on registers, timed in the same rounds. Without the native kernels, or on a
+    processor they have no such probe for, there is no ceiling to hold against.
+    """
+    if problem := kernels.native_problem():
+        pytest.skip(f"the ceilings are measured by the native kernels: {problem}")
+    path = kernels.cpu_path()
+    extension, operations = native(), 20_000
+    each = extension.probe_multiply(path, 1, 1)
+    if not each:
+        pytest.skip(f"no probe for {path!r} on this processor")
+    m = 16
+    name = next(iter(subject.products()))
+    codes = torch.randint(-1, 2, (2560, 2560), generator=torch.Generator().manual_seed(1))
+    product = subject.prepare_product(name, codes.to(torch.int8))
+    q = torch.randint(-127, 128, (m, 2560)).to(torch.int8)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        timed = interleave(
+            {
+                "product": lambda: product(q),
+                "probe": lambda: extension.probe_multiply(path, operations, 1),
+            }
+        )
+    finally:
+        torch.set_num_threads(threads)
+    rate = m * 2560 * 2560 / timed["product"].median
+    ceiling = operations * each / timed["probe"].median
+    evidence.record(
+        "product_rate", 2 * rate / 1e9, unit="GOP/s", reason=f"{name}, 16 tokens, one thread"
+    )
+    evidence.record("ceiling", 2 * ceiling / 1e9, unit="GOP/s", reason=f"{path} on registers")
+    evidence.at_least(
+        "roofline_share",
+        rate / ceiling,
+        limit=policy.threshold("performance.roofline_share.at_least"),
+        reason="median over 15 rounds that take turns with the ceiling's",
+    )
+
+
+@pytest.mark.forge_check("performance.start_up")
+def test_start_up(forge_config, policy, evidence):
+    """A fresh process answers a first request within its limit.
+
+    The process loads the harness, builds the reference classifier from the frozen package and
+    predicts one sample: what a deployment waits for before it can serve.
+    """
+    import subprocess
+    import sys
+
+    from forge_harness.paths import fixtures_dir
+
+    code = (
+        "import sys, torch; from pathlib import Path;"
+        "from forge_harness.training.package import package_model;"
+        "from forge_harness.model.packed_model import pack_model;"
+        "model = pack_model(package_model(Path(sys.argv[1])));"
+        "print(int(model(torch.zeros(1, 64)).argmax()))"
+    )
+    package = fixtures_dir() / "models" / "v1.0"
+    command = [sys.executable, "-c", code, str(package)]
+    start = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    elapsed = time.monotonic() - start
+    assert done.returncode == 0, done.stderr[-2000:]
+    evidence.at_most(
+        "start_up",
+        elapsed,
+        limit=policy.threshold("performance.start_up.at_most"),
+        unit="s",
+        reason="from a new process to the first prediction of the frozen package",
+    )
+
+
+def _differing(subject, name, q, codes):
+    found = subject.prepare_product(name, codes)(q)
+    expected = q.numpy().astype(np.int64) @ codes.numpy().astype(np.int64).T
+    if tuple(found.shape) != expected.shape:
+        return expected.size
+    return int((found.cpu().numpy().astype(np.int64) != expected).sum())
