@@ -8,6 +8,10 @@
 #include "layout.h"
 #include "threads.h"
 
+#if defined(FORGE_NEON) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 namespace forge {
 namespace {
 
@@ -22,6 +26,9 @@ bool runs_here(const Path& path) {
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
   }
   if (&path == &kAvx2Path) return __builtin_cpu_supports("avx2");
+#endif
+#if defined(FORGE_NEON) && defined(__linux__)
+  if (&path == &kNeonPath) return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
 #endif
   (void)path;
   return true;

@@ -1,0 +1,136 @@
+// Every path against int64 sums, in C++ alone: what sanitizers and emulators run.
+//
+// Buffers have exactly the size that is promised, on the heap, so that a read or write beside them
+// is an error under AddressSanitizer. Prints one line a path and the number of wrong sums.
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "cpu/layout.h"
+#include "cpu/linear.h"
+#include "cpu/pack_blocks.h"
+#include "cpu/pack_i2.h"
+#include "cpu/threads.h"
+
+namespace {
+
+thread_local std::uint32_t state = 1;
+
+int draw(int low, int high) {
+  state = state * 1664525u + 1013904223u;
+  return low + static_cast<int>((state >> 8) % static_cast<std::uint32_t>(high - low + 1));
+}
+
+struct Shape {
+  std::size_t tokens, rows, columns;
+};
+
+std::size_t check(const forge::Path& path, const Shape& s, int value, int code,
+                  std::size_t threads) {
+  std::unique_ptr<std::int8_t[]> codes(new std::int8_t[s.rows * s.columns]);
+  std::unique_ptr<std::int8_t[]> q(new std::int8_t[s.tokens * s.columns]);
+  for (std::size_t i = 0; i < s.rows * s.columns; ++i) {
+    codes[i] = static_cast<std::int8_t>(value != 0 ? code : draw(-1, 1));
+  }
+  for (std::size_t i = 0; i < s.tokens * s.columns; ++i) {
+    q[i] = static_cast<std::int8_t>(value != 0 ? value : draw(-128, 127));
+  }
+  const std::size_t groups = forge::groups_of(s.rows), blocks = forge::blocks_of(s.columns);
+  std::unique_ptr<std::uint8_t[]> packed(new std::uint8_t[groups * blocks * forge::kBlockBytes]);
+  if (forge::pack_blocks(codes.get(), s.rows, s.columns, s.columns, 0, groups, packed.get()) >= 0) {
+    return 1;
+  }
+  std::unique_ptr<std::int8_t[]> back(new std::int8_t[s.rows * s.columns]);
+  forge::unpack_blocks(packed.get(), s.rows, s.columns, 0, groups, back.get());
+  std::size_t wrong = std::memcmp(back.get(), codes.get(), s.rows * s.columns) != 0;
+
+  const std::size_t quarter = (s.rows + 3) / 4;
+  std::unique_ptr<std::uint8_t[]> stored(new std::uint8_t[quarter * s.columns]);
+  std::unique_ptr<std::uint8_t[]> again(new std::uint8_t[groups * blocks * forge::kBlockBytes]);
+  forge::pack_i2(codes.get(), s.rows, s.columns, stored.get());
+  forge::pack_blocks_from_i2(stored.get(), s.rows, s.columns, 0, groups, again.get());
+  wrong += std::memcmp(again.get(), packed.get(), groups * blocks * forge::kBlockBytes) != 0;
+
+  std::unique_ptr<std::int32_t[]> acc(new std::int32_t[s.tokens * s.rows]);
+  std::memset(acc.get(), 0x5A, s.tokens * s.rows * sizeof(std::int32_t));
+  forge::multiply_codes(path, q.get(), s.tokens, s.columns, s.columns, packed.get(), s.rows,
+                        acc.get(), threads);
+  for (std::size_t m = 0; m < s.tokens; ++m) {
+    for (std::size_t n = 0; n < s.rows; ++n) {
+      std::int64_t sum = 0;
+      for (std::size_t k = 0; k < s.columns; ++k) {
+        sum += std::int64_t{q[m * s.columns + k]} * codes[n * s.columns + k];
+      }
+      wrong += acc[m * s.rows + n] != sum;
+    }
+  }
+
+  // The linear, against the scalar path: the same bits.
+  std::unique_ptr<float[]> x(new float[s.tokens * s.columns]);
+  for (std::size_t i = 0; i < s.tokens * s.columns; ++i) {
+    x[i] = static_cast<float>(draw(-9999, 9999)) / 777.0f;
+  }
+  std::unique_ptr<float[]> scales(new float[s.rows]), bias(new float[s.rows]);
+  for (std::size_t n = 0; n < s.rows; ++n) {
+    scales[n] = static_cast<float>(n + 1) / 333.0f;
+    bias[n] = static_cast<float>(n) - 7.5f;
+  }
+  std::vector<float> results[2];
+  const forge::Path* both[2] = {&path, &forge::kScalarPath};
+  for (int i = 0; i < 2; ++i) {
+    results[i].assign(s.tokens * s.rows, -1.0f);
+    forge::apply_linear(*both[i],
+                        {x.get(), forge::Dtype::kFloat32, s.tokens, s.columns, packed.get(),
+                         s.rows, scales.get(), true, bias.get(), results[i].data(),
+                         forge::Dtype::kFloat32},
+                        threads);
+  }
+  wrong += std::memcmp(results[0].data(), results[1].data(), s.tokens * s.rows * sizeof(float)) != 0;
+  return wrong;
+}
+
+}  // namespace
+
+int main() {
+  std::vector<Shape> shapes = {{1, 1, 1},     {1, 64, 16},  {1, 65, 17},  {2, 63, 15},  {3, 130, 129},
+                               {4, 127, 33},  {5, 1, 130},  {6, 66, 64},  {7, 70, 100}, {13, 5, 48},
+                               {1, 300, 2000}, {8, 200, 900}};
+  for (int i = 0; i < 40; ++i) {
+    shapes.push_back({static_cast<std::size_t>(draw(1, 20)), static_cast<std::size_t>(draw(1, 130)),
+                      static_cast<std::size_t>(draw(1, 130))});
+  }
+  std::size_t total = 0;
+  for (std::size_t p = 0; p < forge::path_count(); ++p) {
+    const forge::Path& path = forge::path_at(p);
+    std::size_t wrong = 0;
+    for (const Shape& shape : shapes) {
+      for (std::size_t threads = 1; threads <= 3; threads += 2) {
+        wrong += check(path, shape, 0, 0, threads);
+      }
+    }
+    for (const int value : {127, -128}) {
+      for (const int code : {1, -1}) {
+        for (std::size_t tokens = 1; tokens <= 7; ++tokens) {
+          wrong += check(path, {tokens, 65, 4096}, value, code, 2);
+        }
+      }
+    }
+    std::printf("%s: %zu wrong\n", path.name, wrong);
+    total += wrong;
+  }
+  // Two callers at once: one has the pool, the other works alone.
+  std::size_t by_thread[2] = {};
+  std::thread other([&] {
+    for (int i = 0; i < 20; ++i) by_thread[0] += check(forge::path_at(0), {3, 500, 700}, 1, 1, 2);
+  });
+  for (int i = 0; i < 20; ++i) by_thread[1] += check(forge::path_at(0), {3, 500, 700}, 1, 1, 2);
+  other.join();
+  total += by_thread[0] + by_thread[1];
+  std::printf("wrong: %zu\n", total);
+  return total == 0 ? 0 : 1;
+}
