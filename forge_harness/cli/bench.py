@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from forge_harness.benchmarks.products import Case
 
 
-@click.group("bench")
+@click.group("bench", epilog=examples("forge-harness bench kernels --tokens 1 --threads 1"))
 def bench_group() -> None:
     """Measure speed, as ratios over ceilings and peers timed in the same run."""
 

@@ -67,7 +67,8 @@ def test_every_command_loads_has_an_example_and_the_help_line_of_the_list(invoke
 @pytest.mark.parametrize(
     "arguments",
     [["list", name] for name in ("checks", "suites", "waivers")]
-    + [["config", name] for name in ("show", "check", "schema")],
+    + [["config", name] for name in ("show", "check", "schema")]
+    + [["bench", "kernels"]],
 )
 def test_every_subcommand_has_an_example(invoke, arguments):
     result = invoke(*arguments, "-h")
