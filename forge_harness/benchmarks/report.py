@@ -1,4 +1,4 @@
-"""Benchmark rows as a table, as JSON and as a plot."""
+"""Benchmarks as a table, as JSON and as a plot."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from forge_harness import __version__, kernels
+from forge_harness.model.throughput import CONTENDERS
 
+from .language_model import Measured
 from .products import PEERS, Row
 
 SCHEMA = "forge-bench/1"
@@ -26,21 +28,33 @@ def table(rows: Sequence[Row]) -> str:
         ceiling = f"{100 * row.roofline:.0f} % {row.bound}"
         us = row.microseconds["ours"]
         lines.append([row.case.label, row.path, f"{us:.1f}", f"{row.gigaops:.0f}", ceiling, *over])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return _aligned(lines, left=2)
+
+
+def language_model_table(found: Measured) -> str:
+    """Returns tokens a second and times faster than bf16, and how the logits compare."""
+    head = ["phase", *CONTENDERS, "packed over bf16"]
+    lines = [head]
+    for phase in found.phases:
+        rates = [f"{phase.tokens_per_second[name]:.0f}" for name in CONTENDERS]
+        over = phase.over_bf16.get("packed")
+        ratio = "-" if over is None else f"{over[0]:.2f} [{over[1]:.2f}, {over[2]:.2f}]"
+        lines.append([f"{phase.name} {phase.threads}T, tokens/s", *rates, ratio])
     return "\n".join(
-        "  ".join(
-            cell.ljust(width) if index < 2 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
+        (
+            _aligned(lines, left=1),
+            f"{found.parameters:,} parameters; packed against the model it was packed from: "
+            f"largest difference {found.difference:.1e} of the largest logit, same most likely "
+            f"token at {100 * found.same_tokens:.1f} % of positions.",
+        )
     )
 
 
-def document(rows: Sequence[Row], *, started: datetime) -> dict[str, Any]:
-    """Returns everything that was measured, raw times included, with where it was."""
+def heading(benchmark: str, started: datetime) -> dict[str, Any]:
+    """Returns what every benchmark document starts with: schema, times, where it was measured."""
     return {
         "schema_version": SCHEMA,
-        "benchmark": "kernels",
+        "benchmark": benchmark,
         "started_at": started.isoformat(timespec="seconds"),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": {
@@ -53,6 +67,13 @@ def document(rows: Sequence[Row], *, started: datetime) -> dict[str, Any]:
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
+    }
+
+
+def document(rows: Sequence[Row], *, started: datetime) -> dict[str, Any]:
+    """Returns everything that was measured, raw times included, with where it was."""
+    return {
+        **heading("kernels", started),
         "rows": [
             {
                 "tokens": row.case.tokens,
@@ -111,6 +132,18 @@ def plot(rows: Sequence[Row]) -> str:
         figure.savefig(stream, format="svg", metadata={"Date": None})
         pyplot.close(figure)
     return stream.getvalue()
+
+
+def _aligned(lines: Sequence[Sequence[str]], *, left: int) -> str:
+    """Columns of equal width; the first `left` aligned to the left."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if index < left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
 
 
 def _processor() -> str:

@@ -78,6 +78,50 @@ def kernels_command(
     return ExitCode.PASS
 
 
+@bench_group.command(
+    "lm",
+    epilog=examples(
+        "forge-harness bench lm",
+        "forge-harness bench lm --width 512 --layers 4 --threads 1 --json lm.json",
+    ),
+)
+@click.option("--width", default=1024, type=click.IntRange(min=64), help="Model width.")
+@click.option("--layers", default=8, type=click.IntRange(min=1), help="Blocks.")
+@click.option("--prompt", default=128, type=click.IntRange(min=1), help="Tokens in front.")
+@click.option("--threads", multiple=True, type=click.IntRange(min=1), help="Repeatable.")
+@click.option("--rounds", default=11, type=click.IntRange(min=6), help="Batches of a contender.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything here.")
+def lm_command(
+    width: int,
+    layers: int,
+    prompt: int,
+    threads: tuple[int, ...],
+    rounds: int,
+    json_file: Path | None,
+) -> int:
+    """Time a whole language model: packed against dense fp32 and bf16, batch 1.
+
+    All run the same decoder with a cache and differ in their linear layers and dtype alone. The
+    packed model's logits are compared with those of the model it was packed from.
+    """
+    if width % 64:
+        raise UsageError(f"--width {width} is no multiple of 64, the size of a head.")
+    from dataclasses import asdict
+
+    from forge_harness.benchmarks import language_model, report
+
+    cores = threads or tuple(range(1, min(2, os.cpu_count() or 1) + 1))
+    started = datetime.now(UTC)
+    found = language_model.measure(
+        width=width, layers=layers, prompt=prompt, threads=cores, rounds=rounds
+    )
+    click.echo(report.language_model_table(found))
+    if json_file is not None:
+        content = {**report.heading("lm", started), **asdict(found)}
+        write_durably(json_file, canonical_json(content))
+    return ExitCode.PASS
+
+
 def _cases(
     sizes: list[tuple[int, int]], tokens: tuple[int, ...], threads: tuple[int, ...]
 ) -> list[Case]:

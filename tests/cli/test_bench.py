@@ -30,3 +30,23 @@ def test_a_shape_that_is_none_is_named(shape):
     result = CliRunner().invoke(bench_group, ["kernels", "--shape", shape])
     assert shape in str(result.exception)
     assert "expected rows x columns" in str(result.exception)
+
+
+def test_a_language_model_is_timed_and_compared(tmp_path):
+    json_file = tmp_path / "lm.json"
+    command = ["lm", "--width", "64", "--layers", "1", "--prompt", "8", "--threads", "1"]
+    command += ["--rounds", "6", "--json", str(json_file)]
+    result = CliRunner().invoke(bench_group, command, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "decode 1T, tokens/s" in result.output
+    assert "prefill 1T, tokens/s" in result.output
+    document = json.loads(json_file.read_bytes())
+    assert document["same_tokens"] == 1
+    assert document["difference"] <= 1e-5
+    assert [p["name"] for p in document["phases"]] == ["decode", "prefill"]
+    assert all(p["over_bf16"]["packed"][1] > 0 for p in document["phases"])
+
+
+def test_a_width_without_whole_heads_is_named():
+    result = CliRunner().invoke(bench_group, ["lm", "--width", "100"])
+    assert "--width 100 is no multiple of 64" in str(result.exception)

@@ -24,6 +24,7 @@ SURFACE = {
     "verify": "--json DIR",
     "train": "--accumulation --batch-size --checkpoint-every --compute --config --from-checkpoint"
     " --learning-rate --out --precision --resume --seed --steps --task",
+    "bench lm": "--json --layers --prompt --rounds --threads --width",
     "bench kernels": "--json --path --peers --plot --rounds --shape --threads --tokens",
     "inspect": "--exclude --i2s-layout --json --matrix --quantize --scale-convention PATH",
     "export": "--allow-not-ready --exclude --fleet --format --i2s-layout --json --name --out"
