@@ -5,10 +5,14 @@ from __future__ import annotations
 from torch import nn
 
 from .bitlinear import BitLinear
+from .packed_linear import PackedLinear
 
 
 class DescribesItself(nn.Module):
-    """Names of quantized, full-precision and normalising modules of a model made of `BitLinear`."""
+    """Names of quantized, full-precision and normalising modules of a model made of `BitLinear`.
+
+    A packed copy (`pack_model`) answers as its model does.
+    """
 
     def quantized_names(self) -> tuple[str, ...]:
         """Modules whose weight is ternary in forward."""
@@ -24,11 +28,11 @@ class DescribesItself(nn.Module):
         )
 
     def sub_norm_names(self) -> tuple[str, ...]:
-        """Normalisation modules inside a `BitLinear`, in front of its quantization."""
+        """Normalisation modules inside a ternary layer, in front of its quantization."""
         return tuple(
             f"{name}.norm"
             for name, module in self.named_modules()
-            if isinstance(module, BitLinear) and module.norm is not None
+            if isinstance(module, BitLinear | PackedLinear) and module.norm is not None
         )
 
     def tied(self) -> tuple[tuple[str, str], ...]:
@@ -41,4 +45,6 @@ class DescribesItself(nn.Module):
 
 
 def _is_ternary(module: nn.Module) -> bool:
-    return isinstance(module, BitLinear) and module.precision == "ternary"
+    if isinstance(module, BitLinear):
+        return module.precision == "ternary"
+    return isinstance(module, PackedLinear)

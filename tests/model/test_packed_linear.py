@@ -1,0 +1,237 @@
+"""PackedLinear: the bits of the layers it is packed from, its buffers, and what it refuses."""
+
+import copy
+import io
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from forge_harness import kernels
+from forge_harness.errors import BackendUnavailableError, NonTernaryCodeError
+from forge_harness.model import BitLinear, PackedLinear, RMSNorm
+from forge_harness.model.from_checkpoint import StoredCodes
+from forge_harness.quant import TernaryLinearOp, absmax_int8
+
+
+def layer(inputs=24, outputs=12, *, seed=0, **options):
+    torch.manual_seed(seed)
+    made = BitLinear(inputs, outputs, **options)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+        for part in torch.split(made.weight, list(made.parts or (outputs,))):
+            part *= 1 + torch.rand(())
+    return made
+
+
+def draw(*shape, seed=9, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@torch.no_grad()
+def same(packed, reference, x):
+    found, expected = packed(x), reference(x)
+    assert found.dtype == expected.dtype
+    assert torch.equal(found, expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    inputs=st.integers(1, 70),
+    parts=st.lists(st.integers(1, 40), min_size=1, max_size=3),
+    batch=st.lists(st.integers(1, 4), max_size=2),
+    bias=st.booleans(),
+    sub_norm=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    scale=st.sampled_from([1e-7, 1.0, 1e4]),
+    backend=st.sampled_from(["auto", "reference"]),
+    seed=st.integers(0, 1000),
+)
+def test_the_bits_are_those_of_the_layer(
+    inputs, parts, batch, bias, sub_norm, dtype, scale, backend, seed
+):
+    reference = layer(inputs, sum(parts), seed=seed, bias=bias, sub_norm=sub_norm, parts=parts)
+    packed = PackedLinear.from_bitlinear(reference, backend=backend)
+    same(packed, reference, (scale * draw(*batch, inputs, seed=seed)).to(dtype))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 70), min_size=2, max_size=4),
+    inputs=st.integers(1, 70),
+    biased=st.integers(0, 15),
+    seed=st.integers(0, 1000),
+)
+def test_fused_layers_answer_as_each_alone(sizes, inputs, biased, seed):
+    layers = [
+        layer(inputs, n, seed=seed + i, bias=bool(biased >> i & 1)) for i, n in enumerate(sizes)
+    ]
+    packed = PackedLinear.fused(layers)
+    x = draw(3, inputs, seed=seed)
+    outputs = packed.split(packed(x))
+    assert [y.shape[-1] for y in outputs] == sizes
+    for found, reference in zip(outputs, layers, strict=True):
+        assert torch.equal(found, reference(x))
+
+
+def test_a_token_has_the_same_bits_in_any_batch():
+    packed = PackedLinear.from_bitlinear(layer(512, 96, sub_norm=True))
+    x = draw(33, 512)
+    alone = torch.cat([packed(row[None]) for row in x])
+    assert torch.equal(packed(x), alone)
+
+
+@pytest.mark.parametrize("parts", [None, (4, 8)])
+def test_stored_codes_and_scales_are_taken_not_derived(parts):
+    reference = layer(parts=parts)
+    codes = torch.randint(-1, 2, (12, 24), generator=torch.Generator().manual_seed(1))
+    scales = torch.tensor([0.125, 3.0] if parts else [0.5])
+    stored = StoredCodes(codes.to(torch.int8), scales, parts or (12,))
+    reference.linear = TernaryLinearOp(quantize_weight=stored)
+    packed = PackedLinear.from_bitlinear(reference)
+    assert torch.equal(kernels.unpack(packed.packed).int(), codes.int())
+    rows = torch.repeat_interleave(scales, torch.tensor(parts or (12,)))
+    assert torch.equal(packed.packed.scale.expand(12), rows)
+    same(packed, reference, draw(5, 24))
+
+
+@pytest.mark.parametrize("compute", ["exact", "int8"])
+def test_both_exact_modes_give_the_same_packed_layer(compute):
+    reference = layer(linear=TernaryLinearOp(compute=compute))
+    same(PackedLinear.from_bitlinear(reference), reference, draw(5, 24))
+
+
+def test_nothing_is_shared_with_the_layer():
+    reference = layer(bias=True, sub_norm=True)
+    packed = PackedLinear.from_bitlinear(reference)
+    x = draw(5, 24)
+    before = packed(x)
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.fill_(7.0)
+    assert torch.equal(packed(x), before)
+
+
+def test_latents_are_gone_and_bytes_are_counted():
+    packed = PackedLinear.from_bitlinear(layer(256, 128, bias=True, sub_norm=True))
+    state = packed.state_dict()
+    assert set(state) == {"data", "scale", "bias", "norm.weight"}
+    assert packed.nbytes == sum(tensor.nbytes for tensor in state.values())
+    assert state["data"].nbytes == 256 * 128 // 4
+    assert packed.packed.data.data_ptr() == packed.data.data_ptr()
+
+
+def test_another_dtype_rounds_the_norm_and_not_the_scale():
+    reference = layer(parts=(4, 8), sub_norm=True)
+    packed = PackedLinear.from_bitlinear(reference).to(torch.bfloat16)
+    assert packed.norm.weight.dtype == torch.bfloat16
+    assert packed.packed.scale.dtype == packed.scale.dtype == torch.float32
+    with torch.no_grad():
+        reference.norm.weight.copy_(packed.norm.weight)
+    same(packed, reference, draw(5, 24, dtype=torch.bfloat16))
+
+
+def test_copies_and_files_give_the_same_layer():
+    packed = PackedLinear.from_bitlinear(layer(bias=True, sub_norm=True, parts=(4, 8)))
+    other = PackedLinear.from_bitlinear(layer(seed=1, bias=True, sub_norm=True, parts=(4, 8)))
+    file = io.BytesIO()
+    torch.save(packed, file)
+    file.seek(0)
+    copied, read = copy.deepcopy(packed), torch.load(file, weights_only=False)
+    assigned = copy.deepcopy(other)
+    other.load_state_dict(packed.state_dict())
+    assigned.load_state_dict(copy.deepcopy(packed.state_dict()), assign=True)
+    x = draw(5, 24)
+    expected = packed(x)
+    packed.data.zero_()  # the others must not show it
+    for made in (copied, read, other, assigned):
+        assert torch.equal(made(x), expected)
+        assert made.packed.data.data_ptr() == made.data.data_ptr()
+
+
+def test_damaged_codes_are_refused_when_they_are_loaded():
+    packed = PackedLinear.from_bitlinear(layer())
+    state = {name: tensor.clone() for name, tensor in packed.state_dict().items()}
+    state["data"][0, 0, 0] = 0xFF
+    with pytest.raises(NonTernaryCodeError, match="damaged"):
+        packed.load_state_dict(state)
+
+
+def test_an_explicit_backend_never_falls_back(monkeypatch):
+    with pytest.raises(BackendUnavailableError, match="cuda ternary_linear"):
+        PackedLinear.from_bitlinear(layer(), backend="cuda")
+    with pytest.raises(ValueError, match="Unknown kernel backend 'nativ'"):
+        PackedLinear.from_bitlinear(layer(), backend="nativ")
+    packed = PackedLinear.from_bitlinear(layer(), backend="reference")
+    asked = []
+    module = "forge_harness.model.packed_linear.ternary_linear"
+    monkeypatch.setattr(module, lambda *_, backend: asked.append(backend))
+    packed(draw(1, 24))
+    assert asked == ["reference"]
+
+
+def other_arithmetic(x, weight, bias):
+    return x @ weight.t()
+
+
+REFUSED = {
+    "full": ({"precision": "full"}, r"precision 'full'; expected 'ternary'"),
+    "foreign": ({"linear": other_arithmetic}, r"other_arithmetic.*expected a TernaryLinearOp"),
+    "activations": (
+        {"linear": TernaryLinearOp(quantize_activation=lambda x: absmax_int8(x))},
+        r"quantizes activations by absmax_int8",
+    ),
+}
+
+
+@pytest.mark.parametrize(("options", "sentence"), REFUSED.values(), ids=REFUSED)
+def test_a_layer_that_packing_would_change_is_refused(options, sentence):
+    with pytest.raises(ValueError, match=sentence) as error:
+        PackedLinear.from_bitlinear(layer(**options))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_scale_that_is_not_finite_is_refused(bad):
+    broken = layer(parts=(4, 8))
+    with torch.no_grad():
+        broken.weight[7, 3] = bad
+    with pytest.raises(ValueError, match=f"has the scale {bad}; expected a finite one"):
+        PackedLinear.from_bitlinear(broken)
+
+
+def test_codes_that_are_not_ternary_are_refused():
+    def five_levels(weight):
+        return (2 * weight.sign()).to(torch.int8), torch.tensor(0.5)
+
+    wrong = layer(linear=TernaryLinearOp(quantize_weight=five_levels))
+    with pytest.raises(NonTernaryCodeError, match="row 0, column 0"):
+        PackedLinear.from_bitlinear(wrong)
+
+
+def test_layers_that_do_not_read_one_input_are_not_fused():
+    with pytest.raises(ValueError, match=r"\[24, 25\] input features cannot be fused"):
+        PackedLinear.fused([layer(24), layer(25)])
+    with pytest.raises(ValueError, match="norm of its own cannot be fused"):
+        PackedLinear.fused([layer(), layer(sub_norm=True)])
+    with pytest.raises(ValueError, match="No layers to pack"):
+        PackedLinear.fused([])
+
+
+@pytest.mark.parametrize("sub_norm", [False, True])
+def test_another_number_of_input_features_is_refused(sub_norm):
+    packed = PackedLinear.from_bitlinear(layer(sub_norm=sub_norm))
+    with pytest.raises(ValueError, match=r"x has shape \(5, 23\).*expected.*\(\.\.\., 24\)"):
+        packed(draw(5, 23))
+
+
+def test_what_does_not_fit_the_weight_is_refused():
+    packed = kernels.pack(torch.zeros(12, 24, dtype=torch.int8), scale=1.0)
+    with pytest.raises(ValueError, match=r"bias has shape \(11,\); expected \(12,\)"):
+        PackedLinear(packed, torch.zeros(11))
+    with pytest.raises(ValueError, match="norm has 23 features; expected the 24"):
+        PackedLinear(packed, norm=RMSNorm(23))
+    with pytest.raises(ValueError, match=r"parts \(4, 4\) sum to 8"):
+        PackedLinear(packed, parts=(4, 4))
