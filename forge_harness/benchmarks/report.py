@@ -6,11 +6,12 @@ import os
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import Any
 
 import torch
 
-from forge_harness import __version__, kernels
+from forge_harness import kernels
 from forge_harness.model.throughput import CONTENDERS
 
 from .language_model import Measured
@@ -58,7 +59,7 @@ def heading(benchmark: str, started: datetime) -> dict[str, Any]:
         "started_at": started.isoformat(timespec="seconds"),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": {
-            "harness": __version__,
+            "harness": version("bitnet-forge-harness"),
             "native": kernels.native_version(),
             "paths": list(kernels.cpu_paths()),
             "processor": _processor(),
