@@ -81,7 +81,8 @@ def ls_command(root: Path, phase: str | None, kind: str | None, as_json: bool) -
     )
     click.echo(
         f"{summary.states} states{': ' if shares else ''}{shares}; {summary.migrated} migrated, "
-        f"{summary.generations} generations, checkpoints: {', '.join(summary.checkpoints) or 'none'}."
+        f"{summary.generations} generations; checkpoints: "
+        f"{', '.join(summary.checkpoints) or 'none'}."
     )
     return ExitCode.PASS
 
@@ -94,9 +95,7 @@ def ls_command(root: Path, phase: str | None, kind: str | None, as_json: bool) -
 @click.option("--generation", type=int, help="As it was then (default: now).")
 @_root_option
 @json_option
-def show_command(
-    root: Path, phase: str, name: str, generation: int | None, as_json: bool
-) -> int:
+def show_command(root: Path, phase: str, name: str, generation: int | None, as_json: bool) -> int:
     """Show one state: files with digests, metadata, where it comes from."""
     with _open(root) as manager:
         state = manager.get(phase=phase, name=name, generation=generation)
@@ -131,7 +130,9 @@ def save_command(root: Path, source: Path, phase: str, kind: str, name: str) -> 
     """Save the file or directory PATH; exit code 0 means that it is on disk."""
     with _open(root, create=True) as manager:
         state = manager.save(phase=phase, kind=kind, name=name, data=source)
-    click.echo(f"{state.phase}/{state.name}: generation {state.generation}, {_size(state):,} bytes.")
+    click.echo(
+        f"{state.phase}/{state.name}: generation {state.generation}, {_size(state):,} bytes."
+    )
     return ExitCode.PASS
 
 
@@ -173,7 +174,9 @@ def verify_command(root: Path, shallow: bool, as_json: bool) -> int:
 
 
 def _verified(report: VerifyReport) -> str:
-    counted = f"{report.generations} generations, {report.states} states, {report.contents} contents"
+    counted = (
+        f"{report.generations} generations, {report.states} states, {report.contents} contents"
+    )
     if not report.problems:
         return f"Verified: {counted}; nothing is wrong."
     found = [f"{problem.where}: {problem.what}" for problem in report.problems]
@@ -233,7 +236,9 @@ def gc_command(root: Path, retain: int | None, grace_s: float, as_json: bool) ->
     if as_json:
         echo_json(asdict(report))
     else:
-        facts = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in asdict(report).items())
+        facts = ", ".join(
+            f"{key.replace('_', ' ')} {value}" for key, value in asdict(report).items()
+        )
         click.echo(f"Collected: {facts}.")
     return ExitCode.PASS
 
@@ -275,8 +280,7 @@ def migrate_command(
     with _open(root) as manager:
         state = manager.migrate(phase=phase, name=name, to_phase=to_phase, new_name=new_name)
     click.echo(
-        f"{state.phase}/{state.name}: generation {state.generation}, made from "
-        f"{_parents(state)}."
+        f"{state.phase}/{state.name}: generation {state.generation}, made from {_parents(state)}."
     )
     return ExitCode.PASS
 

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from forge_harness.integration.quality_coordinator import QualityCoordinator
     from forge_harness.integration.state_manager import StateManager
 
-__all__ = ["Phase4Connector", "Phase6Preparer", "PipelineValidator", "QualityCoordinator", "StateManager"]
+__all__ = [
+    "Phase4Connector",
+    "Phase6Preparer",
+    "PipelineValidator",
+    "QualityCoordinator",
+    "StateManager",
+]
 
 _MODULES = {
     "Phase6Preparer": "phase6_preparer",

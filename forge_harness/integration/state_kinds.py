@@ -77,8 +77,8 @@ def checked_name(name: str, what: str) -> str:
     if len(name) <= _LONGEST_NAME and _NAME.fullmatch(name) and ".." not in name.split("/"):
         return name
     raise StateError(
-        f"{name[:80]!r} is no {what} of a state; expected up to {_LONGEST_NAME} letters, digits and "
-        "'.', '_', '+', '-', in parts joined by '/', each starting with a letter or digit."
+        f"{name[:80]!r} is no {what} of a state; expected up to {_LONGEST_NAME} letters, digits "
+        "and '.', '_', '+', '-', in parts joined by '/', each starting with a letter or digit."
     )
 
 
@@ -113,7 +113,11 @@ def check_value(kind: StateKind, data: object, where: str) -> None:
     if not kind.numeric:
         return
     for key, value in data.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
             raise StateError(
                 f"{where} is of kind {kind.name!r} and holds {value!r} under {key!r}; expected a "
                 "finite number."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +25,7 @@ from .state_kinds import (
 from .state_values import decode, encode
 
 if TYPE_CHECKING:
-    from forge_harness.security.sealing import Sealer
+    from forge_harness.state import Sealer
 
 ENCODING, MIGRATED_FROM = "encoding", "migrated_from"
 MARKS = "checkpoints"
@@ -193,9 +193,7 @@ class StateManager:
         except FileExistsError as error:
             raise StateError(f"{error}; give a new one.") from error
 
-    def list(
-        self, *, phase: str | int | None = None, kind: str | None = None
-    ) -> tuple[State, ...]:
+    def list(self, *, phase: str | int | None = None, kind: str | None = None) -> tuple[State, ...]:
         """Returns the states, by phase and name; named checkpoints are not among them."""
         chosen = None if phase is None else phase_name(phase)
         found = self._store.list(phase=chosen, kind=kind)
@@ -253,7 +251,9 @@ class StateManager:
     def migrate(
         self, *, phase: str | int, name: str, to_phase: str | int, new_name: str | None = None
     ) -> State:
-        """Takes a state over into a later phase, verified, with its lineage; repeating it does nothing.
+        """Takes a state over into a later phase, verified; repeating it does nothing.
+
+        The content is shared, not copied; the new state names the old one as its parent.
 
         Args:
             phase: Where it is.
@@ -315,7 +315,7 @@ class StateManager:
             bytes=sum(file.size for state in states for file in state.files.values()),
         )
 
-    def generations(self) -> list[Generation]:
+    def generations(self) -> Sequence[Generation]:
         """Returns the generations kept, oldest first."""
         return self._store.generations()
 

@@ -1,4 +1,4 @@
-"""What a state may hold, as files and back: bytes, text, JSON, trees of tensors, files, directories.
+"""What a state may hold, as files and back: bytes, text, trees of tensors, files, directories.
 
 JSON and safetensors only: reading a state never runs code. A tree (a `state_dict`, an optimizer's
 state) is a JSON skeleton beside one safetensors file; what JSON cannot say (integer keys, tuples,
@@ -98,8 +98,8 @@ def decode(encoding: str, names: tuple[str, ...], read: Callable[[str], bytes]) 
         return read(DATA).decode()
     if encoding not in ("json", "tree"):
         raise StateError(
-            f"A state is encoded as {encoding!r}, which this version does not know; expected bytes, "
-            "text, json, tree, file or directory: use the version that wrote it."
+            f"A state is encoded as {encoding!r}, which this version does not know; expected "
+            "bytes, text, json, tree, file or directory: use the version that wrote it."
         )
     skeleton = json.loads(read(DATA))
     return skeleton if encoding == "json" else _up(skeleton, _read_leaves(names, read))
@@ -142,8 +142,8 @@ def _down(value: object, leaves: _Leaves, where: str, depth: int) -> Any:  # noq
     leaf = _leaf(value, leaves)
     if leaf is None:
         raise StateError(
-            f"The value at {where} is a {type(value).__name__}, which a state cannot hold; expected "
-            "JSON values, tensors or arrays (nothing is pickled)."
+            f"The value at {where} is a {type(value).__name__}, which a state cannot hold; "
+            "expected JSON values, tensors or arrays (nothing is pickled)."
         )
     return leaf
 
@@ -153,7 +153,10 @@ def _down_mapping(value: Mapping[Any, Any], leaves: _Leaves, where: str, depth: 
     if plain:
         return {k: _down(v, leaves, f"{where}[{k!r}]", depth + 1) for k, v in value.items()}
     pairs = [
-        [_down(k, leaves, f"key of {where}", depth + 1), _down(v, leaves, f"{where}[{k!r}]", depth + 1)]
+        [
+            _down(k, leaves, f"key of {where}", depth + 1),
+            _down(v, leaves, f"{where}[{k!r}]", depth + 1),
+        ]
         for k, v in value.items()
     ]
     return {_PAIRS: pairs}

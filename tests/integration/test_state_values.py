@@ -46,7 +46,8 @@ def test_trees_come_back_as_they_were(tree: object) -> None:
 @pytest.mark.parametrize("data", [b"", b"\0\xff", "", "ternär", {}, [], None, 0, False])
 def test_plain_values_come_back(data: object) -> None:
     returned = round_trip(data)
-    assert returned == data and type(returned) is type(data)
+    assert returned == data
+    assert type(returned) is type(data)
 
 
 def test_an_optimizer_comes_back_bit_for_bit() -> None:
@@ -67,19 +68,27 @@ def test_an_optimizer_comes_back_bit_for_bit() -> None:
 
 def test_tied_and_strided_tensors_and_arrays_come_back() -> None:
     weight = torch.arange(6.0).reshape(2, 3)
-    data = {"a": weight, "b": weight, "t": weight.t(), "n": np.arange(6).reshape(2, 3).T, "s": np.float32(2)}
+    data = {
+        "a": weight,
+        "b": weight,
+        "t": weight.t(),
+        "n": np.arange(6).reshape(2, 3).T,
+        "s": np.float32(2),
+    }
     returned = round_trip(data)
     assert isinstance(returned, dict)
     for name in ("a", "b", "t"):
         assert torch.equal(returned[name], data[name])
     assert np.array_equal(returned["n"], data["n"])
-    assert returned["s"] == 2 and returned["s"].dtype == np.float32
+    assert returned["s"] == 2
+    assert returned["s"].dtype == np.float32
 
 
 def test_floats_json_has_no_word_for_come_back() -> None:
     returned = round_trip([math.inf, -math.inf, math.nan])
     assert isinstance(returned, list)
-    assert returned[:2] == [math.inf, -math.inf] and math.isnan(returned[2])
+    assert returned[:2] == [math.inf, -math.inf]
+    assert math.isnan(returned[2])
 
 
 def test_files_and_directories(tmp_path: Path) -> None:
@@ -105,5 +114,5 @@ def test_what_cannot_be_held_is_refused_with_its_place(tmp_path: Path) -> None:
         nested = [nested]
     with pytest.raises(StateError, match="64 levels"):
         encode(nested)
-    with pytest.raises(StateError, match="newer|does not know"):
+    with pytest.raises(StateError, match="does not know"):
         decode("zstd", ("data",), lambda _: b"")
