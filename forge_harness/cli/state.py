@@ -90,8 +90,8 @@ def ls_command(root: Path, phase: str | None, kind: str | None, as_json: bool) -
 @state_group.command(
     "show", epilog=examples("forge-harness state show phase5 digits/step-322 --root states")
 )
-@click.argument("phase")
-@click.argument("name")
+@click.argument("phase", metavar="PHASE")
+@click.argument("name", metavar="NAME")
 @click.option("--generation", type=int, help="As it was then (default: now).")
 @_root_option
 @json_option
@@ -139,8 +139,8 @@ def save_command(root: Path, source: Path, phase: str, kind: str, name: str) -> 
 @state_group.command(
     "get", epilog=examples("forge-harness state get phase5 digits --out copy --root states")
 )
-@click.argument("phase")
-@click.argument("name")
+@click.argument("phase", metavar="PHASE")
+@click.argument("name", metavar="NAME")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="New directory.")
 @click.option("--generation", type=int, help="As it was then (default: now).")
 @_root_option
@@ -187,7 +187,7 @@ def _verified(report: VerifyReport) -> str:
     "checkpoint",
     epilog=examples("forge-harness state checkpoint before-tuning --root states"),
 )
-@click.argument("label")
+@click.argument("label", metavar="LABEL")
 @_root_option
 def checkpoint_command(root: Path, label: str) -> int:
     """Name the current state of everything; `restore` finds it, `gc` keeps it."""
@@ -250,8 +250,8 @@ def gc_command(root: Path, retain: int | None, grace_s: float, as_json: bool) ->
         "forge-harness state migrate --schema --root states",
     ),
 )
-@click.argument("phase", required=False)
-@click.argument("name", required=False)
+@click.argument("phase", metavar="[PHASE]", required=False)
+@click.argument("name", metavar="[NAME]", required=False)
 @click.option("--to", "to_phase", help="Phase that takes the state over.")
 @click.option("--new-name", help="Of the state there (default: the same).")
 @click.option("--schema", is_flag=True, help="Bring an old store to this version's schema.")

@@ -230,8 +230,9 @@ def _resumed(
     options: TrainOptions,
     parts: Mapping[str, Any],
 ) -> QATSession:
+    newest = keeper.newest()
     parts = {**parts, "build_model": parts["build_model"] or directory.build_model()}
-    session = resume_session(task, options, keeper.newest(), **parts)
+    session = resume_session(task, options, newest, **parts)
     # Steps after the checkpoint are made again; their lines would be there twice.
     lines = (directory.path / STEPS).read_bytes().splitlines(keepends=True)
     write_durably(directory.path / STEPS, b"".join(lines[: session.step_index]))
