@@ -114,6 +114,24 @@ class DamagedStateError(StateError):
         self.digest = digest
 
 
+class SecurityError(UsageError):
+    """A key, token, permission or signature does not allow what was asked."""
+
+
+class MissingKeyError(SecurityError):
+    """A key that is needed is not there."""
+
+
+class WrongKeyError(SecurityError):
+    """The content is sealed under a key the keyring does not have."""
+
+
+class DamagedSealError(SecurityError):
+    """Sealed content was changed, cut off, or is not what it is taken for."""
+
+    exit_code = ExitCode.VERIFICATION_FAILED
+
+
 class NothingCollectedError(ForgeError):
     """A selection matched no check."""
 
