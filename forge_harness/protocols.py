@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +23,7 @@ __all__ = [
     "BuildsModel",
     "Checkpoints",
     "Configures",
+    "ContentSealer",
     "DataInfo",
     "ExportsWeights",
     "HoldsCheckpoint",
@@ -40,6 +41,7 @@ __all__ = [
     "ResolvedConfig",
     "ScheduleSpec",
     "ScheduleStep",
+    "SealsContent",
     "StepRecord",
     "TrainOptions",
     "TrainingSession",
@@ -515,6 +517,60 @@ class Configures(Protocol):
         ...
 
 
+class ContentSealer(Protocol):
+    """Encrypts contents with authentication, each bound to a context."""
+
+    @property
+    def head_bytes(self) -> int:
+        """Bytes at the start of a sealed content that a change of key rewrites."""
+        ...
+
+    def seal(self, source: BinaryIO, target: BinaryIO, *, context: bytes = b"") -> None:
+        """Reads `source` to its end and writes the sealed form to `target`."""
+        ...
+
+    def unseal(self, source: BinaryIO, target: BinaryIO, *, context: bytes = b"") -> None:
+        """Writes the plaintext; raises when the sealed form is not what `seal` wrote."""
+        ...
+
+    def seal_bytes(self, data: bytes, *, context: bytes = b"") -> bytes:
+        """The sealed form of a short content."""
+        ...
+
+    def unseal_bytes(self, data: bytes, *, context: bytes = b"") -> bytes:
+        """The content; raises as `unseal` does."""
+        ...
+
+    def segment_starts(self, length: int) -> Sequence[int]:
+        """Offsets at which the segments of a sealed form of `length` bytes start."""
+        ...
+
+    def is_sealed(self, path: Path) -> bool:
+        """Whether a file has the form of a sealed content."""
+        ...
+
+    def rewrap_file(self, path: Path) -> bool:
+        """Puts a sealed file under the newest key in place; whether anything had to change."""
+        ...
+
+
+@runtime_checkable
+class SealsContent(Protocol):
+    """Encrypts what is kept, under keys that rotate."""
+
+    def content_sealer(self) -> ContentSealer:
+        """The sealer; a rotation reaches it without a new one."""
+        ...
+
+    def rotate_seal_key(self) -> None:
+        """New contents are sealed under a new key; what is sealed already stays readable."""
+        ...
+
+    def destroy_old_seal_keys(self) -> None:
+        """Forgets every key but the newest; what is still under them can never be read again."""
+        ...
+
+
 CAPABILITIES: dict[str, type] = {
     protocol.__name__: protocol
     for protocol in (
@@ -532,6 +588,7 @@ CAPABILITIES: dict[str, type] = {
         TrainsDistributed,
         MeasuresQuality,
         Configures,
+        SealsContent,
     )
 }
 """Capability name -> protocol, in the order `doctor` prints them."""

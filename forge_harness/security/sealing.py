@@ -26,6 +26,11 @@ class KeyringSealer:
     def __init__(self, keyring: Keyring | Callable[[], Keyring]) -> None:
         self._keyring = keyring if callable(keyring) else lambda: keyring
 
+    @property
+    def head_bytes(self) -> int:
+        """Bytes at the start that `rewrap_file` may rewrite; the rest never changes."""
+        return HEAD_BYTES
+
     def seal(self, source: BinaryIO, target: BinaryIO, *, context: bytes = b"") -> None:
         """Seals a stream to its end.
 
@@ -97,6 +102,16 @@ class KeyringSealer:
         """Puts a sealed file under the active key in place (see `envelope.rewrap_file`)."""
         return envelope.rewrap_file(path, self._keyring())
 
+    def segment_starts(self, length: int) -> tuple[int, ...]:
+        """Returns the offsets at which the segments of `length` sealed bytes start."""
+        later = range(HEAD_BYTES + segments.SEGMENT_BYTES, length, segments.SEGMENT_BYTES)
+        return (HEAD_BYTES + segments.HEADER_BYTES, *later)
+
+    def is_sealed(self, path: Path) -> bool:
+        """Whether a file says that it is sealed; what it holds is not looked at."""
+        with path.open("rb") as stream:
+            return stream.read(len(envelope.MAGIC)) == envelope.MAGIC
+
     def rewrap_bytes(self, data: bytes) -> bytes | None:
         """Returns a sealed string under the active key alone, or None when it is already.
 
@@ -106,12 +121,6 @@ class KeyringSealer:
         """
         heads = envelope.rewrapped(envelope.Head.parse(data[:HEAD_BYTES]), self._keyring())
         return None if heads is None else heads[1].encode() + data[HEAD_BYTES:]
-
-
-def is_sealed(path: Path) -> bool:
-    """Whether a file says that it is sealed; what it holds is not looked at."""
-    with path.open("rb") as stream:
-        return stream.read(len(envelope.MAGIC)) == envelope.MAGIC
 
 
 def key_ids(path: Path) -> tuple[str, ...]:

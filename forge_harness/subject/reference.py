@@ -21,6 +21,7 @@ from forge_harness.model.packed_model import pack_model
 from forge_harness.protocols import (
     Arm,
     Batch,
+    ContentSealer,
     DataInfo,
     ModelSpec,
     Precision,
@@ -32,6 +33,8 @@ from forge_harness.protocols import (
     TrainingSession,
     TrainOptions,
 )
+from forge_harness.security.keys import Keyring
+from forge_harness.security.sealing import KeyringSealer
 
 Split = Literal["train", "validation"]
 TASKS = ("digits", "bytes")
@@ -46,6 +49,7 @@ class ReferenceSubject:
     """Offers every capability of `forge_harness.protocols`."""
 
     name = "reference"
+    _keyring: Keyring | None = None
 
     def __deepcopy__(self, memo: dict[int, object]) -> ReferenceSubject:
         # Models may hold bound methods of the subject; copying a model must not copy it.
@@ -264,6 +268,30 @@ class ReferenceSubject:
         return lambda q: kernels.ternary_matmul(q, packed, backend=backend, path=path)
 
     # How overrides reach the models and sessions
+
+    # SealsContent
+
+    def content_sealer(self) -> ContentSealer:
+        """See `SealsContent.content_sealer`."""
+        return KeyringSealer(self._keys)
+
+    def rotate_seal_key(self) -> None:
+        """See `SealsContent.rotate_seal_key`."""
+        self._keyring = self._keys().rotated()
+
+    def destroy_old_seal_keys(self) -> None:
+        """See `SealsContent.destroy_old_seal_keys`."""
+        keyring = self._keys()
+        for key_id in keyring.usable_ids():
+            if key_id != keyring.active_id():
+                keyring = keyring.destroyed(key_id)
+        self._keyring = keyring
+
+    def _keys(self) -> Keyring:
+        """The keyring of this subject: made when first asked for, kept nowhere."""
+        if self._keyring is None:
+            self._keyring = Keyring.new()
+        return self._keyring
 
     def _op(self) -> quant.TernaryLinearOp:
         # The function itself where it is not overridden: packed layers know that one.

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from forge_harness.errors import DamagedSealError, WrongKeyError
 from forge_harness.security import envelope
 from forge_harness.security.keys import Keyring
-from forge_harness.security.sealing import HEAD_BYTES, KeyringSealer, is_sealed, key_ids
+from forge_harness.security.sealing import HEAD_BYTES, KeyringSealer, key_ids
 
 KEYRING = Keyring.new()
 SEALER = KeyringSealer(KEYRING)
@@ -63,8 +63,8 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     plain, sealed, back = tmp_path / "plain", tmp_path / "sealed", tmp_path / "back"
     plain.write_bytes(os.urandom(3_000_000))
     SEALER.seal_file(plain, sealed)
-    assert is_sealed(sealed)
-    assert not is_sealed(plain)
+    assert SEALER.is_sealed(sealed)
+    assert not SEALER.is_sealed(plain)
     SEALER.unseal_file(sealed, back)
     assert back.read_bytes() == plain.read_bytes()
     assert back.stat().st_mode & 0o077 == 0
