@@ -29,6 +29,7 @@ COMMANDS = {
     "export": ("export:export_command", "Write packages for phase 6, judged from their files."),
     "convert": ("convert:convert_command", "Write a checkpoint in another format."),
     "state": ("state:state_group", "Keep the states of the phases: list, verify, restore."),
+    "keys": ("keys:keys_group", "Make, rotate and list the keys that seal and sign."),
     "config": ("config:config_group", "Show or check the configuration, print its schema."),
 }
 """Command -> (module:object under forge_harness.cli, one line of help), in the order of use."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from forge_harness.integration.state_manager import StateManager
     from forge_harness.state import State, VerifyReport
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 _SHORT = 12
 
 
@@ -33,7 +33,18 @@ def state_group() -> None:
     """Keep the states of the phases: durable, verified, with their history."""
 
 
-def _root_option(command: _Command) -> _Command:
+def _root_option(command: Callable[..., int]) -> Callable[..., int]:
+    """Adds --root and --keys, and hands the command a function that opens the store."""
+
+    @functools.wraps(command)
+    def with_store(*, root: Path, keys: str | None, **given: Any) -> int:  # noqa: ANN401
+        return command(store=_Opener(root, keys), **given)
+
+    with_keys = click.option(
+        "--keys",
+        metavar="SOURCE",
+        help="Keyring the store is sealed with: FILE, env:NAME or command:...",
+    )(with_store)
     return click.option(
         "--root",
         required=True,
@@ -42,13 +53,25 @@ def _root_option(command: _Command) -> _Command:
         type=click.Path(path_type=Path),
         metavar="DIR",
         help="Directory of the store.",
-    )(command)
+    )(with_keys)
 
 
-def _open(root: Path, *, create: bool = False) -> StateManager:
-    from forge_harness.integration.state_manager import StateManager
+@dataclass(frozen=True)
+class _Opener:
+    """Opens the store the options name."""
 
-    return StateManager(root, create=create)
+    root: Path
+    keys: str | None
+
+    def __call__(self, *, create: bool = False) -> StateManager:
+        from forge_harness.integration.state_manager import StateManager
+
+        if self.keys is None:
+            return StateManager(self.root, create=create)
+        from forge_harness.security.key_sources import load_keyring
+        from forge_harness.security.sealing import KeyringSealer
+
+        return StateManager(self.root, create=create, sealer=KeyringSealer(load_keyring(self.keys)))
 
 
 @state_group.command(
@@ -62,9 +85,9 @@ def _open(root: Path, *, create: bool = False) -> StateManager:
 @click.option("--kind", help="Only of this kind.")
 @_root_option
 @json_option
-def ls_command(root: Path, phase: str | None, kind: str | None, as_json: bool) -> int:
+def ls_command(store: _Opener, phase: str | None, kind: str | None, as_json: bool) -> int:
     """List the states and what they add up to."""
-    with _open(root) as manager:
+    with store() as manager:
         states = manager.list(phase=phase, kind=kind)
         summary = manager.summary()
     if as_json:
@@ -95,9 +118,11 @@ def ls_command(root: Path, phase: str | None, kind: str | None, as_json: bool) -
 @click.option("--generation", type=int, help="As it was then (default: now).")
 @_root_option
 @json_option
-def show_command(root: Path, phase: str, name: str, generation: int | None, as_json: bool) -> int:
+def show_command(
+    store: _Opener, phase: str, name: str, generation: int | None, as_json: bool
+) -> int:
     """Show one state: files with digests, metadata, where it comes from."""
-    with _open(root) as manager:
+    with store() as manager:
         state = manager.get(phase=phase, name=name, generation=generation)
     if as_json:
         echo_json(asdict(state))
@@ -126,9 +151,9 @@ def show_command(root: Path, phase: str, name: str, generation: int | None, as_j
 @click.option("--kind", required=True, help="Kind of state; an unknown one lists the known.")
 @click.option("--name", required=True, help="Of the state.")
 @_root_option
-def save_command(root: Path, source: Path, phase: str, kind: str, name: str) -> int:
+def save_command(store: _Opener, source: Path, phase: str, kind: str, name: str) -> int:
     """Save the file or directory PATH; exit code 0 means that it is on disk."""
-    with _open(root, create=True) as manager:
+    with store(create=True) as manager:
         state = manager.save(phase=phase, kind=kind, name=name, data=source)
     click.echo(
         f"{state.phase}/{state.name}: generation {state.generation}, {_size(state):,} bytes."
@@ -144,9 +169,9 @@ def save_command(root: Path, source: Path, phase: str, kind: str, name: str) -> 
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="New directory.")
 @click.option("--generation", type=int, help="As it was then (default: now).")
 @_root_option
-def get_command(root: Path, phase: str, name: str, out: Path, generation: int | None) -> int:
+def get_command(store: _Opener, phase: str, name: str, out: Path, generation: int | None) -> int:
     """Write a state's files into a new directory, verified; all of them or none."""
-    with _open(root) as manager:
+    with store() as manager:
         manager.copy_out(out, phase=phase, name=name, generation=generation)
     click.echo(f"{out}: written and verified.")
     return ExitCode.PASS
@@ -162,9 +187,9 @@ def get_command(root: Path, phase: str, name: str, out: Path, generation: int | 
 @click.option("--shallow", is_flag=True, help="Index and manifests only, not every content.")
 @_root_option
 @json_option
-def verify_command(root: Path, shallow: bool, as_json: bool) -> int:
+def verify_command(store: _Opener, shallow: bool, as_json: bool) -> int:
     """Recompute every digest; exit code 8 when something is not what was acknowledged."""
-    with _open(root) as manager:
+    with store() as manager:
         report = manager.verify(deep=not shallow)
     if as_json:
         echo_json(asdict(report))
@@ -189,9 +214,9 @@ def _verified(report: VerifyReport) -> str:
 )
 @click.argument("label", metavar="LABEL")
 @_root_option
-def checkpoint_command(root: Path, label: str) -> int:
+def checkpoint_command(store: _Opener, label: str) -> int:
     """Name the current state of everything; `restore` finds it, `gc` keeps it."""
-    with _open(root) as manager:
+    with store() as manager:
         generation = manager.checkpoint(label)
     click.echo(f"Checkpoint {label}: generation {generation.number}.")
     return ExitCode.PASS
@@ -206,9 +231,9 @@ def checkpoint_command(root: Path, label: str) -> int:
 )
 @click.argument("target", metavar="CHECKPOINT|GENERATION")
 @_root_option
-def restore_command(root: Path, target: str) -> int:
+def restore_command(store: _Opener, target: str) -> int:
     """Make everything what it was then, as a new generation; nothing is forgotten."""
-    with _open(root) as manager:
+    with store() as manager:
         generation = manager.restore(target)
     click.echo(f"Restored {target} as generation {generation.number}.")
     return ExitCode.PASS
@@ -229,9 +254,9 @@ def restore_command(root: Path, target: str) -> int:
 )
 @_root_option
 @json_option
-def gc_command(root: Path, retain: int | None, grace_s: float, as_json: bool) -> int:
+def gc_command(store: _Opener, retain: int | None, grace_s: float, as_json: bool) -> int:
     """Free what no retained generation and no checkpoint needs."""
-    with _open(root) as manager:
+    with store() as manager:
         report = manager.collect(retain=retain, grace_s=grace_s)
     if as_json:
         echo_json(asdict(report))
@@ -257,7 +282,7 @@ def gc_command(root: Path, retain: int | None, grace_s: float, as_json: bool) ->
 @click.option("--schema", is_flag=True, help="Bring an old store to this version's schema.")
 @_root_option
 def migrate_command(
-    root: Path,
+    store: _Opener,
     phase: str | None,
     name: str | None,
     to_phase: str | None,
@@ -271,13 +296,13 @@ def migrate_command(
     if schema:
         if phase or name or to_phase:
             raise UsageError("--schema migrates the store itself; leave PHASE, NAME and --to out.")
-        with _open(root) as manager:
+        with store() as manager:
             count = len(manager.generations())
-        click.echo(f"{root}: schema is current, {count} generations.")
+        click.echo(f"{store.root}: schema is current, {count} generations.")
         return ExitCode.PASS
     if phase is None or name is None or to_phase is None:
         raise UsageError("Name PHASE, NAME and --to PHASE, or give --schema.")
-    with _open(root) as manager:
+    with store() as manager:
         state = manager.migrate(phase=phase, name=name, to_phase=to_phase, new_name=new_name)
     click.echo(
         f"{state.phase}/{state.name}: generation {state.generation}, made from {_parents(state)}."

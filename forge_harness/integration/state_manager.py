@@ -302,6 +302,10 @@ class StateManager:
             retain=retain, keep=tuple(self.checkpoints().values()), grace_s=grace_s
         )
 
+    def rewrap(self) -> tuple[int, int]:
+        """Puts everything sealed under the keyring's newest key: (changed, sealed)."""
+        return self._store.rewrap()
+
     def summary(self) -> StateSummary:
         """Returns what the store holds now, by phase and kind."""
         states = self.list()

@@ -36,8 +36,10 @@ class Staged:
     size: int
     prefixes: bytes
     name: str
-    """SHA-256 of the bytes in the file."""
+    """SHA-256 of the bytes in the file, without `head` at its start."""
     stored_size: int
+    head: int
+    """Bytes at the start that a change of key rewrites."""
 
 
 class Blobs:
@@ -91,10 +93,10 @@ class Blobs:
                 write_all(self.fs, handle, memoryview(chunk))
             digest = hashing.finish()
         plain = digest.hexdigest
-        return Staged(temp, plain, digest.size, digest.prefixes, plain, digest.size)
+        return Staged(temp, plain, digest.size, digest.prefixes, plain, digest.size, 0)
 
     def _fill_sealed(self, sealer: Sealer, handle: int, temp: Path, source: bytes | Path) -> Staged:
-        target = _Target(self.fs, handle)
+        target = _Target(self.fs, handle, sealer.head_bytes)
         with contextlib.closing(_Source(chunks(source))) as raw:
             sealer.seal(
                 cast(BinaryIO, io.BufferedReader(raw, CHUNK_BYTES)),
@@ -103,7 +105,9 @@ class Blobs:
             )
         plain = raw.digest
         name = target.hash.hexdigest()
-        return Staged(temp, plain.hexdigest, plain.size, plain.prefixes, name, target.size)
+        return Staged(
+            temp, plain.hexdigest, plain.size, plain.prefixes, name, target.size, sealer.head_bytes
+        )
 
     def sync(self, handle: int) -> None:
         """Makes a temporary file durable before it takes its name."""
@@ -126,7 +130,7 @@ class Blobs:
         for item in staged:
             target = self.path(item.name)
             self._make_directory(target.parent)
-            if self.fs.exists(target) and self.stored_digest(item.name) == item.name:
+            if self.fs.exists(target) and self.stored_digest(item.name, item.head) == item.name:
                 self.adopt(target)
                 self.discard(item.temp)
             else:
@@ -179,10 +183,11 @@ class Blobs:
         except FileNotFoundError:
             return None
 
-    def stored_digest(self, name: str) -> str:
-        """Returns the SHA-256 of the bytes of a file; equal to its name unless it is damaged."""
+    def stored_digest(self, name: str, head: int = 0) -> str:
+        """Returns the SHA-256 of a file after its head; equal to its name unless it is damaged."""
         digest = StreamDigest()
         with self.reading(name) as stream:
+            stream.read(head)
             while chunk := stream.read(CHUNK_BYTES):
                 digest.update(chunk)
         return digest.hexdigest
@@ -258,16 +263,16 @@ class _Source(io.RawIOBase):
 
 
 class _Target:
-    """Writes to an open file and hashes what it writes."""
+    """Writes to an open file and hashes what it writes after the head."""
 
-    def __init__(self, fs: Fs, handle: int) -> None:
-        self._fs, self._handle = fs, handle
+    def __init__(self, fs: Fs, handle: int, head: int) -> None:
+        self._fs, self._handle, self._head = fs, handle, head
         self.hash = hashlib.sha256()
         self.size = 0
 
     def write(self, data: bytes | memoryview) -> int:
         view = memoryview(data).cast("B")
-        self.hash.update(view)
+        self.hash.update(view[max(0, self._head - self.size) :])
         write_all(self._fs, self._handle, view)
         self.size += len(view)
         return len(view)

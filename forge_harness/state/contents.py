@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
@@ -111,7 +111,7 @@ class Contents:
                 content=None,
                 stored=item.name,
                 stored_size=item.stored_size,
-                sealed=self.blobs.sealer is not None,
+                sealed=self._sealed(),
                 created_at=now,
                 collected_at=None,
             )
@@ -126,12 +126,45 @@ class Contents:
             size=len(content),
             prefixes=b"",
             content=stored,
-            stored=sha256_hex(stored),
+            stored=sha256_hex(stored[self._head() :]),
             stored_size=len(stored),
-            sealed=sealer is not None,
+            sealed=self._sealed(),
             created_at=now,
             collected_at=None,
         )
+
+    def _head(self) -> int:
+        return 0 if self.blobs.sealer is None else self.blobs.sealer.head_bytes
+
+    def _sealed(self) -> int:
+        return 0 if self.blobs.sealer is None else 1 + self._head()
+
+    def rewrap(self) -> tuple[int, int]:
+        """Puts every sealed content under the sealer's newest key; the caller holds the lock.
+
+        Returns:
+            How many changed, and how many there are.
+
+        Raises:
+            ForgeError: One does not open under the sealer's keys.
+        """
+        sealer, changed, total = self.blobs.sealer, 0, 0
+        assert sealer is not None
+        for stored in self.index.objects():
+            if not stored.sealed or stored.collected_at is not None:
+                continue
+            total += 1
+            if stored.content is None:
+                changed += sealer.rewrap_file(self.blobs.path(stored.stored))
+                continue
+            whole = self.index.object(stored.digest)
+            assert whole is not None
+            assert whole.content is not None
+            again = sealer.rewrap_bytes(whole.content)
+            if again is not None:
+                self.index.put_objects([replace(whole, content=again)])
+                changed += 1
+        return changed, total
 
     def _is_good(self, ref: BlobRef) -> bool:
         """Whether the store holds a content whole; a damaged one goes to quarantine."""
@@ -198,7 +231,7 @@ class Contents:
             return StoredObject(
                 digest=ref.digest,
                 size=size,
-                sealed=False,
+                sealed=0,
                 stored=ref.digest,
                 stored_size=size,
                 created_at=0.0,
@@ -240,10 +273,10 @@ class Contents:
             OSError: The file cannot be read.
         """
         if stored.content is not None:
-            return sha256_hex(stored.content) == stored.stored
+            return sha256_hex(stored.content[_head_of(stored) :]) == stored.stored
         if self.blobs.stored_size(stored.stored) != stored.stored_size:
             return False
-        return self.blobs.stored_digest(stored.stored) == stored.stored
+        return self.blobs.stored_digest(stored.stored, _head_of(stored)) == stored.stored
 
     # Damage
 
@@ -328,3 +361,7 @@ class _TargetError(Exception):
 class _Nowhere:
     def write(self, data: bytes) -> int:
         return len(data)
+
+
+def _head_of(stored: StoredObject) -> int:
+    return max(0, stored.sealed - 1)

@@ -27,9 +27,11 @@ class StoredObject:
     digest: str
     """SHA-256 of the plaintext."""
     size: int
-    sealed: bool
+    sealed: int
+    """0: not sealed; n: sealed, and a change of key rewrites the first n - 1 bytes."""
     stored: str
-    """SHA-256 of the bytes as they lie on disk; the name of the file, when a file holds them."""
+    """SHA-256 of the bytes as they lie on disk, without the ones a change of key rewrites; the name
+    of the file, when a file holds them."""
     stored_size: int
     created_at: float
     """Seconds since the epoch."""
@@ -213,7 +215,7 @@ def _stored_object(row: tuple[object, ...]) -> StoredObject:
         content=content if isinstance(content, bytes) else None,
         stored=str(stored),
         stored_size=int(stored_size),  # type: ignore[call-overload]
-        sealed=bool(sealed),
+        sealed=int(sealed),  # type: ignore[call-overload]
         created_at=float(created_at),  # type: ignore[arg-type]
         collected_at=None if collected_at is None else str(collected_at),
     )

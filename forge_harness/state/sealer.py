@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import BinaryIO, Protocol
 
 
@@ -10,6 +11,10 @@ class Sealer(Protocol):
 
     `context` is bound: what was sealed under one context does not open under another.
     """
+
+    @property
+    def head_bytes(self) -> int:
+        """Bytes at the start of what is sealed that a change of key rewrites; the rest stays."""
 
     def seal(self, source: BinaryIO, target: BinaryIO, *, context: bytes = b"") -> None:
         """Reads `source` to its end and writes the sealed form to `target`."""
@@ -22,3 +27,9 @@ class Sealer(Protocol):
 
     def unseal_bytes(self, data: bytes, *, context: bytes = b"") -> bytes:
         """Returns what was sealed."""
+
+    def rewrap_file(self, path: Path) -> bool:
+        """Puts a sealed file under the newest key in place; whether anything had to change."""
+
+    def rewrap_bytes(self, data: bytes) -> bytes | None:
+        """Returns a sealed string under the newest key; None when it is already."""

@@ -367,6 +367,26 @@ class Store:
                 self._contents(), self._history, retain=retain, keep=keep, grace_s=grace_s
             )
 
+    def rewrap(self) -> tuple[int, int]:
+        """Puts every sealed content under the sealer's newest key, in place; readers may read on.
+
+        Killed at any moment, everything still opens, and a repetition completes it.
+
+        Returns:
+            How many contents changed, and how many are sealed.
+
+        Raises:
+            StateError: The store was opened without a sealer.
+            ForgeError: A content does not open under the sealer's keys.
+        """
+        with self._mutex, _reported(f"{self.root} is not all under the new key"), self.writing():
+            self._check_writable()
+            if self._blobs.sealer is None:
+                raise StateError(f"{self.root} was opened without a key. Give the keyring.")
+            self._refresh()
+            with self._opened().transaction():
+                return self._contents().rewrap()
+
     # Inside
 
     def _start(self, version: int) -> None:

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from forge_harness import StateManager
-from forge_harness.errors import DamagedStateError, StateError, UnknownStateError
+from forge_harness.errors import DamagedStateError, StateError, UnknownStateError, WrongKeyError
 from forge_harness.integration.state_kinds import StateKind
 from forge_harness.integration.state_manager import StateInput
+from forge_harness.security.keys import Keyring
+from forge_harness.security.sealing import HEAD_BYTES, KeyringSealer
 
 
 @pytest.fixture
@@ -173,3 +175,69 @@ def test_a_missing_store_is_not_made_when_it_should_be_there(tmp_path: Path) -> 
     with pytest.raises(StateError):
         StateManager(tmp_path / "none", create=False)
     assert not (tmp_path / "none").exists()
+
+
+def sealed_manager(root: Path, keyring: Keyring) -> StateManager:
+    return StateManager(root, sealer=KeyringSealer(keyring))
+
+
+def test_a_sealed_store_changes_its_key_without_rewriting_contents(tmp_path: Path) -> None:
+    root, before = tmp_path / "states", Keyring.new()
+    big, small = b"model weights" * 100_000, b"a few secret bytes"
+    with sealed_manager(root, before) as manager:
+        manager.save(phase=5, kind="model", name="big", data=big)
+        manager.save(phase=5, kind="config", name="small", data=small)
+    for path in root.rglob("*"):
+        if path.is_file():
+            assert not any(needle in path.read_bytes() for needle in (big[:64], small)), path
+    (blob,) = (path for path in (root / "objects").rglob("*") if path.is_file())
+    body = blob.read_bytes()[HEAD_BYTES:]
+    after = before.rotated()
+    with sealed_manager(root, after) as manager:
+        assert manager.rewrap() == (2, 2)
+        assert manager.rewrap() == (0, 2)
+        assert manager.verify().ok
+    assert blob.read_bytes()[HEAD_BYTES:] == body
+    with sealed_manager(root, after.destroyed(before.active_id())) as manager:
+        assert manager.load(phase=5, name="big") == big
+        assert manager.load(phase=5, name="small") == small
+    with StateManager(root) as manager:  # no key: everything is checked as it lies on disk
+        assert manager.verify().ok
+
+
+def test_without_or_with_another_key_nothing_is_read_or_written(tmp_path: Path) -> None:
+    root = tmp_path / "states"
+    with sealed_manager(root, Keyring.new()) as manager:
+        manager.save(phase=5, kind="model", name="m", data=b"m" * 100_000)
+    with StateManager(root) as manager:
+        with pytest.raises(StateError, match="sealed and the store was opened without a key"):
+            manager.load(phase=5, name="m")
+        with pytest.raises(StateError, match="nothing is written in the clear"):
+            manager.save(phase=5, kind="model", name="n", data=b"n")
+        with pytest.raises(StateError, match="opened without a key"):
+            manager.rewrap()
+    with sealed_manager(root, Keyring.new()) as manager:
+        with pytest.raises(WrongKeyError, match="the keyring has"):
+            manager.load(phase=5, name="m")
+        with pytest.raises(WrongKeyError):
+            manager.rewrap()
+    assert not any((root / "quarantine").iterdir())
+
+
+def test_a_flipped_bit_of_a_sealed_content_is_found_with_and_without_the_key(
+    tmp_path: Path,
+) -> None:
+    root, keyring = tmp_path / "states", Keyring.new()
+    with sealed_manager(root, keyring) as manager:
+        manager.save(phase=5, kind="model", name="m", data=b"m" * 100_000)
+    (blob,) = (path for path in (root / "objects").rglob("*") if path.is_file())
+    content = bytearray(blob.read_bytes())
+    content[50_000] ^= 1
+    blob.chmod(0o600)
+    blob.write_bytes(content)
+    with StateManager(root) as manager:
+        assert not manager.verify().ok
+    with sealed_manager(root, keyring) as manager:
+        assert not manager.verify().ok
+        with pytest.raises(DamagedStateError):
+            manager.load(phase=5, name="m")

@@ -112,7 +112,7 @@ def with_sealer(sealer):
     [
         (Positionless, "moved_opened is"),
         (Fileless, "spliced"),
-        (Endless, "cut_opened is"),
+        (Endless, "segment 12 dropped"),
         (Contextless, "other_context_refused is False"),
         (Unauthenticated, "opened as something else"),
         (WholeFile, "segments is 1"),
