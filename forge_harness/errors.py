@@ -132,6 +132,20 @@ class DamagedSealError(SecurityError):
     exit_code = ExitCode.VERIFICATION_FAILED
 
 
+class TokenError(SecurityError):
+    """A token is none, unknown, expired, revoked or meant for somebody else."""
+
+
+class AccessDeniedError(SecurityError):
+    """A role does not have the permission."""
+
+
+class AuditError(SecurityError):
+    """The audit log takes no record, so what was to be recorded must not be done."""
+
+    exit_code = ExitCode.INTERNAL_ERROR
+
+
 class NothingCollectedError(ForgeError):
     """A selection matched no check."""
 
