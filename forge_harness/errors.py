@@ -140,6 +140,12 @@ class AccessDeniedError(SecurityError):
     """A role does not have the permission."""
 
 
+class SignatureError(SecurityError):
+    """A signature is missing, not of a pinned key, or over something else."""
+
+    exit_code = ExitCode.VERIFICATION_FAILED
+
+
 class AuditError(SecurityError):
     """The audit log takes no record, so what was to be recorded must not be done."""
 

@@ -22,7 +22,7 @@ COMMANDS = {
     "gate": ("gate:gate_command", "Exit by the verdict of a run; for CI."),
     "report": ("report:report_command", "Write the reports of a run again."),
     "explain": ("explain:explain_command", "Show which checks cost how many points."),
-    "verify": ("verify:verify_command", "Recompute everything a run claims."),
+    "verify": ("verify:verify_command", "Recompute what a run claims, or a signature."),
     "train": ("train:train_command", "Train a reference model."),
     "bench": ("bench:bench_group", "Measure speed against ceilings and peers."),
     "inspect": ("inspect:inspect_command", "Say what a checkpoint is and whether it is sound."),
@@ -30,6 +30,8 @@ COMMANDS = {
     "convert": ("convert:convert_command", "Write a checkpoint in another format."),
     "state": ("state:state_group", "Keep the states of the phases: list, verify, restore."),
     "keys": ("keys:keys_group", "Make, rotate and list the keys that seal and sign."),
+    "sign": ("sign:sign_command", "Sign a package: every file, by name and digest."),
+    "audit": ("audit:audit_group", "Read and verify an audit log."),
     "config": ("config:config_group", "Show or check the configuration, print its schema."),
 }
 """Command -> (module:object under forge_harness.cli, one line of help), in the order of use."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from forge_harness.cli.options import examples, json_option
+from forge_harness.cli.options import examples, json_option, keys_option
 from forge_harness.cli.terminal import echo_json, table
 from forge_harness.errors import ExitCode, UsageError
 
@@ -40,11 +40,7 @@ def _root_option(command: Callable[..., int]) -> Callable[..., int]:
     def with_store(*, root: Path, keys: str | None, **given: Any) -> int:  # noqa: ANN401
         return command(store=_Opener(root, keys), **given)
 
-    with_keys = click.option(
-        "--keys",
-        metavar="SOURCE",
-        help="Keyring the store is sealed with: FILE, env:NAME or command:...",
-    )(with_store)
+    with_keys = keys_option(required=False)(with_store)
     return click.option(
         "--root",
         required=True,

@@ -193,7 +193,8 @@ class AuditFile:
                 self._connection.execute("PRAGMA synchronous = FULL")
         except sqlite3.Error as error:
             raise AuditError(
-                f"{str(self.path)!r} is no audit log, or it is damaged ({error}); name another file."
+                f"{str(self.path)!r} is no audit log, or it is damaged ({error}); name another "
+                "file."
             ) from error
 
     def _create(self) -> None:

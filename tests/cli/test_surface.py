@@ -21,7 +21,10 @@ SURFACE = {
     "gate": "--fail-on DIR",
     "report": "--format --out DIR",
     "explain": "--json --limit --target DIR",
-    "verify": "--json DIR",
+    "verify": "--json --key --signature --threshold DIR",
+    "sign": "--keys --openssf --openssf-key --public --signature DIR",
+    "audit tail": "--count --json FILE",
+    "audit verify": "--heads --json --keys --newest FILE",
     "train": "--accumulation --batch-size --checkpoint-every --compute --config --from-checkpoint"
     " --learning-rate --out --precision --resume --seed --state --steps --task",
     "bench lm": "--json --layers --prompt --rounds --threads --width",
