@@ -74,6 +74,46 @@ class DamagedCheckpointError(CheckpointError):
         self.tensor = tensor
 
 
+class StateError(UsageError):
+    """The state store cannot do what was asked; what it already holds is untouched."""
+
+
+class ConflictError(StateError):
+    """The store has moved on since the generation a commit was based on."""
+
+
+class UnknownStateError(StateError):
+    """No such state, file or generation in the store, or its content was collected."""
+
+
+class StoreLockedError(StateError):
+    """Another process holds the store's lock for longer than the caller would wait."""
+
+
+class NotAStoreError(StateError):
+    """A directory holds something else than a state store, or lies where none is safe."""
+
+
+class NewerSchemaError(StateError):
+    """The store was written by a newer release than this one."""
+
+
+class DamagedStateError(StateError):
+    """What the store holds is not what was committed; it is never returned as if it were.
+
+    Attributes:
+        path: File at fault, or "".
+        digest: SHA-256 of the content that is lost, or "".
+    """
+
+    exit_code = ExitCode.VERIFICATION_FAILED
+
+    def __init__(self, message: str, *, path: str = "", digest: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+        self.digest = digest
+
+
 class NothingCollectedError(ForgeError):
     """A selection matched no check."""
 

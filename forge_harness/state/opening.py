@@ -1,0 +1,146 @@
+"""What a directory is before it is opened as a store; nothing here changes one that is not ours."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from pathlib import Path
+
+from forge_harness.errors import (
+    DamagedStateError,
+    NewerSchemaError,
+    NotAStoreError,
+    StateError,
+    UnknownStateError,
+)
+from forge_harness.probes.filesystem import file_system_type, is_network
+
+from .fs import Fs
+from .schema import APPLICATION_ID, VERSION, read_header
+
+INDEX = "index.db"
+NAMES = frozenset(
+    {"objects", "tmp", "quarantine", "backups", "keys", "lock"}
+    | {INDEX, f"{INDEX}-wal", f"{INDEX}-shm", f"{INDEX}-journal"}
+)
+"""What a store may hold before it has an index."""
+
+
+def examine(root: Path, *, create: bool) -> int:
+    """Returns the schema of the store in a directory; 0 where one may be made.
+
+    Raises:
+        UnknownStateError: There is none and none may be made.
+        NotAStoreError: Something else is there, or the file system is on another machine.
+        NewerSchemaError: A newer release wrote it.
+        DamagedStateError: The index is gone or is no database any more.
+        StateError: It cannot be looked at.
+    """
+    try:
+        _refuse_network(root)
+        if not root.is_dir():
+            if root.exists() or root.is_symlink():
+                raise NotAStoreError(f"{root} is not a directory; expected one for a state store.")
+            version = 0
+        else:
+            version = _version(root)
+    except OSError as error:
+        raise StateError(
+            f"{root} cannot be looked at: {error.strerror}. Check its permissions."
+        ) from error
+    if version == 0 and not create:
+        raise UnknownStateError(
+            f"There is no state store at {root}. Check the path, or commit something first."
+        )
+    return version
+
+
+def check_version(root: Path, version: int) -> None:
+    """Refuses what a newer release wrote.
+
+    Raises:
+        NewerSchemaError: With both versions.
+    """
+    if version > VERSION:
+        raise NewerSchemaError(
+            f"The state store at {root} has schema {version}; this release reads up to {VERSION}. "
+            "Upgrade bitnet-forge-harness."
+        )
+
+
+def make_directories(root: Path, fs: Fs) -> None:
+    """Makes a directory and its missing parents, durably.
+
+    Raises:
+        OSError: The file system refused.
+    """
+    missing = []
+    path = root.absolute()
+    while not path.exists():
+        missing.append(path)
+        path = path.parent
+    for directory in reversed(missing):
+        with contextlib.suppress(FileExistsError):  # Another process does the same.
+            fs.mkdir(directory)
+        fs.fsync_dir(directory.parent)
+
+
+def _refuse_network(root: Path) -> None:
+    path = root.absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    kind = file_system_type(path)
+    if is_network(kind):
+        raise NotAStoreError(
+            f"{root} is on a {kind} file system, where locks and renames of two machines do not "
+            "exclude each other; expected a local disk. Choose another directory."
+        )
+
+
+def _version(root: Path) -> int:
+    path = root / INDEX
+    header = read_header(path)
+    if header is None or (header.is_sqlite and header.application_id == 0):
+        return _unfinished(root, path)
+    if not header.is_sqlite:
+        if (root / "objects").is_dir():
+            raise DamagedStateError(
+                f"The index {path} is damaged: it does not begin like a database. Restore it from "
+                "backups/ or from a copy of the store; the contents in objects/ are untouched.",
+                path=str(path),
+            )
+        raise NotAStoreError(f"{path} is not an index of a state store. Choose another directory.")
+    if header.application_id != APPLICATION_ID:
+        raise NotAStoreError(
+            f"{path} is a database of another application (id {header.application_id:#x}). Choose "
+            "another directory."
+        )
+    check_version(root, header.version)
+    return header.version
+
+
+def _unfinished(root: Path, path: Path) -> int:
+    """The schema of an index whose file says nothing yet: what the write-ahead log says."""
+    wal = path.with_name(f"{path.name}-wal")
+    if path.exists() and wal.exists() and wal.stat().st_size:
+        # Read-only: a log that turns out to be of a newer release must stay as it is.
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as opened:
+            version = int(opened.execute("PRAGMA user_version").fetchone()[0])
+            tables = opened.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        check_version(root, version)
+        if version or tables:
+            return version
+    foreign = sorted(entry.name for entry in root.iterdir() if entry.name not in NAMES)
+    if foreign:
+        raise NotAStoreError(
+            f"{root} holds {foreign[0]!r} and no state store; expected an empty directory or one. "
+            "Choose another directory."
+        )
+    objects = root / "objects"
+    if objects.is_dir() and any(objects.iterdir()):
+        raise DamagedStateError(
+            f"The index {path} is missing while {objects} holds contents. Restore it from a copy "
+            "of the store.",
+            path=str(path),
+        )
+    return 0
