@@ -59,7 +59,7 @@ def _commit(store: Store, round_: int, options: argparse.Namespace) -> None:
     states = workload.states(options.seed, round_, options.shape, prefix=options.prefix)
     say(f"begin {round_}")
     try:
-        generation = store.commit(states, note=f"round {round_}")
+        generation = store.commit(states, note=f"{options.prefix}round {round_}")
     except Exception as error:
         say(f"error {round_} {_what(error)}")
     else:

@@ -59,7 +59,7 @@ def strike_all(
             points = enumerate_points(scene, template, workspace, opener, tally.seed)
             tally.points += len(points) * len(faults)
             trials += [(scene, template, point, fault) for point in points for fault in faults]
-        chosen = _sample(trials, limit, tally.seed)
+        chosen = sample(trials, limit, tally.seed)
         tally.points_tried += len(chosen)
         for index, (scene, template, point, fault) in enumerate(chosen):
             where = f"{scene.name}, {fault.name} at {point.name} #{point.nth}"
@@ -113,7 +113,8 @@ def _failed_sync(
     return judge(opener, after, session, seed=seed, shape=scene.shape)
 
 
-def _sample(trials: Sequence[_T], limit: int, seed: int) -> list[_T]:
+def sample(trials: Sequence[_T], limit: int, seed: int) -> list[_T]:
+    """Returns all trials, or `limit` of them drawn from the seed, in order."""
     if not limit or limit >= len(trials):
         return list(trials)
     chosen = sorted(random.Random(seed).sample(range(len(trials)), limit))

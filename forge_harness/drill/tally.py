@@ -32,6 +32,10 @@ class NotMeasured(Exception):
     """A campaign cannot run on this machine; the message is the reason."""
 
 
+class Enough(Exception):
+    """A campaign that was to stop at the first thing that goes wrong has found it."""
+
+
 class Result(StrEnum):
     """What was found after one fault."""
 
@@ -110,13 +114,15 @@ class Tally:
     Args:
         name: The campaign.
         seed: What every random choice came from.
+        stop_early: Whether the first thing that goes wrong ends the campaign.
     """
 
-    def __init__(self, name: str, seed: int) -> None:
+    def __init__(self, name: str, seed: int, *, stop_early: bool = False) -> None:
         self.name = name
         self.seed = seed
         self.points = 0
         self.points_tried = 0
+        self._stop_early = stop_early
         self.details: Counter[str] = Counter()
         self._results: Counter[Result] = Counter()
         self._acknowledged = 0
@@ -130,8 +136,12 @@ class Tally:
         """Trials so far that broke the promise."""
         return sum(self._results[result] for result in BAD)
 
-    def add(self, finding: Finding, *, where: str) -> Finding:
-        """Counts a trial; `where` says which, and is kept when it went wrong."""
+    def add(self, finding: Finding, *, where: str) -> None:
+        """Counts a trial; `where` says which, and is kept when it went wrong.
+
+        Raises:
+            Enough: It went wrong and the campaign was to stop then.
+        """
         self._results[finding.result] += 1
         self.details[finding.result.value] += 1
         self._acknowledged += finding.acknowledged
@@ -140,7 +150,8 @@ class Tally:
             self._recovery.append(finding.recovery_s)
         if finding.result in BAD and len(self._findings) < _FINDINGS:
             self._findings.append(f"{where}: {finding.result.value}: {finding.message}")
-        return finding
+        if self._stop_early and self.bad:
+            raise Enough
 
     def miss(self, where: str) -> None:
         """Notes a trial whose fault never struck: it proved nothing."""

@@ -24,10 +24,14 @@ SHAPES: Mapping[str, Mapping[str, Mapping[str, int]]] = {
         "metrics": {"data": 120},
         "optimizer": {"data": 3_000, "empty": 0},
         "weights": {"data": 70_000},
+        "teacher": {"data": 40_000},
     },
     "large": {"metrics": {"data": 120}, "weights": {"data": 5 << 20}},
 }
 """Name of a workload -> state name -> file -> bytes. `large` exceeds one 4 MiB chunk."""
+
+SAME = ("teacher",)
+"""States whose content is the same in every round: committing it again must not harm it."""
 
 View = dict[str, str]
 """`phase/name/file` -> SHA-256 of the content."""
@@ -48,7 +52,7 @@ def states(seed: int, round_: int, shape: str, *, prefix: str = "") -> list[NewS
             kind=KIND,
             name=prefix + name,
             files={
-                file: content(seed, round_, f"{prefix}{name}/{file}", size)
+                file: _content(seed, round_, prefix, name, file, size)
                 for file, size in files.items()
             },
             metadata={"round": round_},
@@ -62,13 +66,11 @@ def view(seed: int, round_: int, shape: str, *, prefix: str = "") -> View:
     if round_ < 0:
         return {}
     shown = {
-        f"{PHASE}/{prefix}{name}/{file}": digest(
-            content(seed, round_, f"{prefix}{name}/{file}", size)
-        )
+        f"{PHASE}/{prefix}{name}/{file}": digest(_content(seed, round_, prefix, name, file, size))
         for name, files in _files(round_, shape)
         for file, size in files.items()
     }
-    kept = content(seed, 0, f"{prefix}{KEPT}/data", 500)
+    kept = _content(seed, 0, prefix, KEPT, "data", 500)
     return {**shown, f"{PHASE}/{prefix}{KEPT}/data": digest(kept)}
 
 
@@ -89,6 +91,10 @@ def _files(round_: int, shape: str) -> Iterator[tuple[str, Mapping[str, int]]]:
     yield from SHAPES[shape].items()
     if round_ == 0:
         yield KEPT, {"data": 500}
+
+
+def _content(seed: int, round_: int, prefix: str, name: str, file: str, size: int) -> bytes:
+    return content(seed, 0 if name in SAME else round_, f"{prefix}{name}/{file}", size)
 
 
 def digest(data: bytes) -> str:
