@@ -28,6 +28,7 @@ __all__ = [
     "ExportsWeights",
     "HoldsCheckpoint",
     "InfersPacked",
+    "KeepsState",
     "LoadsData",
     "MeasuresQuality",
     "ModelSpec",
@@ -43,6 +44,7 @@ __all__ = [
     "ScheduleStep",
     "SealsContent",
     "StepRecord",
+    "StoreSpec",
     "TrainOptions",
     "TrainingSession",
     "Trains",
@@ -460,6 +462,26 @@ class MeasuresQuality(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSpec:
+    """How other processes open a state store, and which old ones it must still read."""
+
+    opener: str
+    """`module:attribute`, importable in a fresh process: called as `opener(root, **options)` with
+    the options of `forge_harness.state.Store.open`, it returns a store with the same methods."""
+    old_stores: Path | None = None
+    """Directory of stores as earlier releases wrote them; None when there was no earlier one."""
+
+
+@runtime_checkable
+class KeepsState(Protocol):
+    """Keeps the states of all phases in a store that other processes can open too."""
+
+    def state_store(self) -> StoreSpec:
+        """Returns how the store is opened; crash campaigns kill processes that use it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationInfo:
     """The quantization a configuration states, to be held against the weights."""
 
@@ -587,6 +609,7 @@ CAPABILITIES: dict[str, type] = {
         MultipliesTernary,
         TrainsDistributed,
         MeasuresQuality,
+        KeepsState,
         Configures,
         SealsContent,
     )

@@ -25,6 +25,7 @@ COMMANDS = {
     "verify": ("verify:verify_command", "Recompute what a run claims, or a signature."),
     "train": ("train:train_command", "Train a reference model."),
     "bench": ("bench:bench_group", "Measure speed against ceilings and peers."),
+    "drill": ("drill:drill_group", "Put faults in on purpose: crash a state store."),
     "inspect": ("inspect:inspect_command", "Say what a checkpoint is and whether it is sound."),
     "export": ("export:export_command", "Write packages for phase 6, judged from their files."),
     "convert": ("convert:convert_command", "Write a checkpoint in another format."),

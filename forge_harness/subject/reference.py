@@ -18,6 +18,7 @@ from forge_harness import config, kernels, quant, training
 from forge_harness.model import BitLinear, ByteLM, DigitsModel
 from forge_harness.model.bitlinear import LinearFunction
 from forge_harness.model.packed_model import pack_model
+from forge_harness.paths import fixtures_dir
 from forge_harness.protocols import (
     Arm,
     Batch,
@@ -30,6 +31,7 @@ from forge_harness.protocols import (
     ResolvedConfig,
     ScheduleSpec,
     ScheduleStep,
+    StoreSpec,
     TrainingSession,
     TrainOptions,
 )
@@ -217,6 +219,14 @@ class ReferenceSubject:
     def quality_run(self, task: str, arm: Arm, seed: int, profile: str) -> Sequence[QualityRun]:
         """See `MeasuresQuality.quality_run`."""
         return training.quality_run(task, arm, seed, profile, **self._parts(own_loss=False))
+
+    # KeepsState
+
+    def state_store(self) -> StoreSpec:
+        """See `KeepsState.state_store`."""
+        return StoreSpec(
+            opener="forge_harness.state:Store.open", old_stores=fixtures_dir() / "state"
+        )
 
     # Configures
 
