@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sqlite3
+import tempfile
 from pathlib import Path
 
 from forge_harness.errors import (
@@ -104,7 +106,13 @@ def _refuse_network(root: Path) -> None:
 def _version(root: Path) -> int:
     path = root / INDEX
     header = read_header(path)
-    if header is None or (header.is_sqlite and header.application_id == 0):
+    # A power cut during creation may leave a torn first page, and the journal that undoes it.
+    undone = path.with_name(f"{INDEX}-journal").exists()
+    if (
+        header is None
+        or (header.is_sqlite and header.application_id == 0)
+        or (not header.is_sqlite and undone)
+    ):
         return _unfinished(root, path)
     if not header.is_sqlite:
         if (root / "objects").is_dir():
@@ -152,23 +160,28 @@ def _unfinished(root: Path, path: Path) -> int:
 
 
 def _read_index(path: Path) -> tuple[int, int, int]:
-    """Schema, application and number of tables, the write-ahead log included."""
-    # Read-only: what turns out to be another application's or a newer release's stays as it is.
-    try:
-        with contextlib.closing(
-            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-        ) as c:
-            version, application_id, tables = (
-                int(c.execute(query).fetchone()[0])
-                for query in (
-                    "PRAGMA user_version",
-                    "PRAGMA application_id",
-                    "SELECT count(*) FROM sqlite_master",
+    """Schema, application and number of tables, what its logs would make of it included.
+
+    On a copy: what turns out to be another application's or a newer release's stays as it is, and a
+    transaction that was cut off can be rolled back only where one may write.
+    """
+    with tempfile.TemporaryDirectory(prefix="forge-index-") as scratch:
+        for suffix in ("", "-wal", "-journal"):
+            if (part := path.with_name(path.name + suffix)).exists():
+                shutil.copyfile(part, Path(scratch) / part.name)
+        try:
+            with contextlib.closing(sqlite3.connect(Path(scratch) / path.name)) as c:
+                version, application_id, tables = (
+                    int(c.execute(query).fetchone()[0])
+                    for query in (
+                        "PRAGMA user_version",
+                        "PRAGMA application_id",
+                        "SELECT count(*) FROM sqlite_master",
+                    )
                 )
-            )
-    except sqlite3.DatabaseError as error:
-        raise DamagedStateError(
-            f"The index {path} is damaged: {error}. Restore it from a copy of the store.",
-            path=str(path),
-        ) from error
+        except sqlite3.DatabaseError as error:
+            raise DamagedStateError(
+                f"The index {path} is damaged: {error}. Restore it from a copy of the store.",
+                path=str(path),
+            ) from error
     return version, application_id, tables
