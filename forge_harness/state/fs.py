@@ -44,7 +44,7 @@ class Fs(Protocol):
         """Returns whether anything has this name."""
 
     def names(self, path: Path) -> list[str]:
-        """Returns the names in a directory, sorted."""
+        """Returns the names in a directory, sorted; none when there is no such directory."""
 
     def rename(self, source: Path, target: Path) -> None:
         """Moves a file to a free name; FileExistsError when the name is taken."""
@@ -100,7 +100,10 @@ class RealFs:
 
     def names(self, path: Path) -> list[str]:
         """See `Fs`."""
-        return sorted(os.listdir(path))
+        try:
+            return sorted(os.listdir(path))
+        except FileNotFoundError:
+            return []
 
     def rename(self, source: Path, target: Path) -> None:
         """See `Fs`. Two writers cannot both see a free name: the caller holds the store's lock."""

@@ -405,6 +405,8 @@ class Store:
             else:
                 self._index = self.make_index(read_only=self.read_only)
             if not self.read_only:
+                # A copy may have come without the empty ones (git keeps none).
+                self._blobs.create()
                 # Whoever made the index and the directories may have been killed before this.
                 fs.fsync_dir(self.root)
             # Read before the index: a commit of another process must not look like a lost one.
