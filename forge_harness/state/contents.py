@@ -20,6 +20,10 @@ INLINE_BYTES = 32 << 10
 """Contents up to this length live in the index: no file, no rename, no fsync of their own."""
 
 
+class NotHeldError(UnknownStateError):
+    """The index has never heard of a content."""
+
+
 class Sink(Protocol):
     """Where verified-while-written plaintext goes."""
 
@@ -77,18 +81,15 @@ class Contents:
         for staged in prepared.staged.values():
             self.blobs.discard(staged.temp)
 
-    def publish(self, prepared: Prepared) -> list[StoredObject]:
-        """Makes contents durable in their final place; the index does not know them yet.
-
-        The caller holds the exclusive lock.
+    def plan(self, prepared: Prepared) -> tuple[list[Staged], list[StoredObject]]:
+        """Finds out which contents are new; the caller holds the exclusive lock.
 
         Returns:
-            Rows the index must take in the transaction that refers to them.
+            Files to publish, and rows the index must take in the transaction that refers to them.
 
         Raises:
             UnknownStateError: A content that should be held is not.
             DamagedStateError: A content that should be held is damaged.
-            OSError: The file system refused.
         """
         for ref in prepared.held.values():
             if ref.digest not in prepared.inline and ref.digest not in prepared.staged:
@@ -102,8 +103,7 @@ class Contents:
         fresh = [
             s for s in prepared.staged.values() if not self._is_good(BlobRef(s.digest, s.size))
         ]
-        self.blobs.publish(fresh)
-        return rows + [
+        return fresh, rows + [
             StoredObject(
                 digest=item.digest,
                 size=item.size,
@@ -178,8 +178,12 @@ class Contents:
             raise error.cause from error
         except (OSError, ForgeError) as error:
             raise self._unreadable(ref, stored, error, quarantine=quarantine) from error
-        if (digest.hexdigest, digest.size) != (ref.digest, ref.size):
+        if not self.agrees(ref, digest):
             raise self._damaged(ref, stored, _where(ref, stored, digest), quarantine=quarantine)
+
+    def agrees(self, ref: BlobRef, found: StreamDigest) -> bool:
+        """Returns whether what was read is what was committed."""
+        return (found.hexdigest, found.size) == (ref.digest, ref.size)
 
     def locate(self, ref: BlobRef) -> StoredObject:
         """Returns where a content is.
@@ -191,7 +195,7 @@ class Contents:
         if stored is None:
             size = self.blobs.stored_size(ref.digest)
             if size is None:
-                raise UnknownStateError(
+                raise NotHeldError(
                     f"The store does not hold content {ref.digest}. Commit it as bytes or a file."
                 )
             # The row is damaged, and unsealed contents are found by their digest alone.

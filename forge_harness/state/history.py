@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from forge_harness.errors import UnknownStateError
 
+from .head import HEAD, Head
 from .manifest import Key, Manifest, parse
 from .records import Generation, Problem, State
 
@@ -76,6 +77,30 @@ class History:
     def current(self) -> Generation | None:
         """The newest generation that counts."""
         return None if self._current is None else self._manifests[self._current].generation
+
+    def lacks(self, head: Head) -> Head | None:
+        """Returns the note when the generation it names is not in the index, else None."""
+        if head.number == 0 or head.digest in self._numbers:
+            return None
+        # A damaged one is there and was reported as such.
+        if head.number <= self.last_number and head.number not in self._manifests:
+            return None
+        return head
+
+    def report(self, head: Head, losses: Iterable[str]) -> None:
+        """Adds to the problems what the note beside the index tells."""
+        if not head.is_legible:
+            self.problems.append(Problem(HEAD, "the note of the newest generation is damaged"))
+        if self.lacks(head):
+            losses = [*losses, f"{head.number} {head.digest}"]
+        for loss in losses:
+            self.problems.append(
+                Problem(
+                    f"generation {loss.partition(' ')[0]}",
+                    "it was acknowledged and is not in the index; the index or its write-ahead log "
+                    f"was damaged or replaced (manifest {loss.partition(' ')[2]})",
+                )
+            )
 
     @property
     def fell_back(self) -> bool:

@@ -83,6 +83,19 @@ class Index:
                         self.connection.execute("ROLLBACK")
                 raise
 
+    @contextlib.contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        """Keeps commits of others from showing up between two queries."""
+        with self.translated():
+            inside = self.connection.in_transaction
+            if not inside:
+                self.connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                if not inside and self.connection.in_transaction:
+                    self.connection.execute("COMMIT")
+
     def create_layout(self) -> None:
         """Makes the tables when a kill, or nobody, left the file without them."""
         with self.transaction():
@@ -91,7 +104,7 @@ class Index:
 
     def rows_after(self, number: int) -> list[Row]:
         """Returns the generations beyond `number`, oldest first, whatever state they are in."""
-        with self.translated():
+        with self._snapshot():
             first = self._manifests("generation", number)
             second = self._manifests("generation_copy", number)
         return [

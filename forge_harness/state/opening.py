@@ -16,11 +16,12 @@ from forge_harness.errors import (
 from forge_harness.probes.filesystem import file_system_type, is_network
 
 from .fs import Fs
+from .head import HEAD, LOSSES, read_head
 from .schema import APPLICATION_ID, VERSION, read_header
 
 INDEX = "index.db"
 NAMES = frozenset(
-    {"objects", "tmp", "quarantine", "backups", "keys", "lock"}
+    {"objects", "tmp", "quarantine", "backups", "keys", "lock", HEAD, LOSSES}
     | {INDEX, f"{INDEX}-wal", f"{INDEX}-shm", f"{INDEX}-journal"}
 )
 """What a store may hold before it has an index."""
@@ -79,6 +80,9 @@ def make_directories(root: Path, fs: Fs) -> None:
     while not path.exists():
         missing.append(path)
         path = path.parent
+    # Whoever made the first one that is there may have been killed before its name was durable.
+    with contextlib.suppress(PermissionError):
+        fs.fsync_dir(path.parent)
     for directory in reversed(missing):
         with contextlib.suppress(FileExistsError):  # Another process does the same.
             fs.mkdir(directory)
@@ -120,27 +124,51 @@ def _version(root: Path) -> int:
 
 
 def _unfinished(root: Path, path: Path) -> int:
-    """The schema of an index whose file says nothing yet: what the write-ahead log says."""
-    wal = path.with_name(f"{path.name}-wal")
-    if path.exists() and wal.exists() and wal.stat().st_size:
-        # Read-only: a log that turns out to be of a newer release must stay as it is.
-        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as opened:
-            version = int(opened.execute("PRAGMA user_version").fetchone()[0])
-            tables = opened.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        check_version(root, version)
-        if version or tables:
+    """The schema of an index whose file does not name its application: what SQLite makes of it."""
+    if path.exists() and path.stat().st_size:
+        version, application_id, tables = _read_index(path)
+        if application_id == APPLICATION_ID:
+            check_version(root, version)
             return version
+        if version or tables:
+            raise NotAStoreError(
+                f"{path} is a database of another application (id {application_id:#x}). Choose "
+                "another directory."
+            )
     foreign = sorted(entry.name for entry in root.iterdir() if entry.name not in NAMES)
     if foreign:
         raise NotAStoreError(
             f"{root} holds {foreign[0]!r} and no state store; expected an empty directory or one. "
             "Choose another directory."
         )
-    objects = root / "objects"
-    if objects.is_dir() and any(objects.iterdir()):
+    objects, head = root / "objects", read_head(root)
+    if head.number or not head.is_legible or (objects.is_dir() and any(objects.iterdir())):
         raise DamagedStateError(
-            f"The index {path} is missing while {objects} holds contents. Restore it from a copy "
-            "of the store.",
+            f"The index {path} is missing or empty, and the store had generation {head.number}. "
+            "Restore it from a copy of the store; nothing was changed.",
             path=str(path),
         )
     return 0
+
+
+def _read_index(path: Path) -> tuple[int, int, int]:
+    """Schema, application and number of tables, the write-ahead log included."""
+    # Read-only: what turns out to be another application's or a newer release's stays as it is.
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        ) as c:
+            version, application_id, tables = (
+                int(c.execute(query).fetchone()[0])
+                for query in (
+                    "PRAGMA user_version",
+                    "PRAGMA application_id",
+                    "SELECT count(*) FROM sqlite_master",
+                )
+            )
+    except sqlite3.DatabaseError as error:
+        raise DamagedStateError(
+            f"The index {path} is damaged: {error}. Restore it from a copy of the store.",
+            path=str(path),
+        ) from error
+    return version, application_id, tables

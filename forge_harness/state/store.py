@@ -16,8 +16,9 @@ compared with its digest when it is read.
 from __future__ import annotations
 
 import contextlib
+import io
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -33,9 +34,10 @@ from forge_harness.errors import (
 )
 
 from . import collecting, manifest, verifying
-from .blobs import Blobs
-from .contents import Contents, Prepared
+from .blobs import Blobs, Staged
+from .contents import Contents, NotHeldError, Prepared, Sink
 from .fs import Fs, RealFs
+from .head import LOSSES, Head, add_loss, read_head, read_losses, write_head
 from .history import History, states_of
 from .index import Index
 from .lock import StoreLock
@@ -65,6 +67,8 @@ class Store:
         self._timeout_s = lock_timeout_s
         self._blobs = self.make_blobs(fs, sealer)
         self._history = History()
+        self._lost: Head | None = None
+        self._losses: list[str] = []
         self._index: Index | None = None
 
     @classmethod
@@ -147,15 +151,19 @@ class Store:
         """Returns the lock a reader holds."""
         return self._lock.shared()
 
-    def publish(self, contents: Contents, prepared: Prepared, record: Any) -> None:  # noqa: ANN401
+    def make_index(self, *, read_only: bool) -> Index:
+        """Returns the open index."""
+        return Index(self.root / INDEX, read_only=read_only, timeout_s=self._timeout_s)
+
+    def publish(self, files: Sequence[Staged], record: Callable[[], None]) -> None:
         """Makes contents durable, then records them and the generation that has them.
 
         Args:
-            contents: Where they go.
-            prepared: What goes there.
-            record: Takes the rows of the contents; its transaction is on disk when it returns.
+            files: New contents, under temporary names.
+            record: Writes the rows; its transaction is on disk when it returns.
         """
-        record(contents.publish(prepared))
+        self._blobs.publish(files)
+        record()
 
     # Reading
 
@@ -223,7 +231,9 @@ class Store:
         """
         ref = self._file(state, file)
         with self.reading():
-            return self._contents().read(ref, quarantine=not self.read_only)
+            buffer = io.BytesIO()
+            self._copy(ref, buffer)
+            return buffer.getvalue()
 
     def copy_to(self, state: State, file: str, target: Path) -> None:
         """Copies a file of a state; `target` appears, durable, when all of it was verified.
@@ -241,7 +251,7 @@ class Store:
             staged_file(target) as partial,
             partial.open("wb") as stream,
         ):
-            self._contents().copy(ref, stream, quarantine=not self.read_only)
+            self._copy(ref, stream)
 
     # Writing
 
@@ -332,11 +342,11 @@ class Store:
         """
         with self.reading():
             # A new connection: the open one would answer from pages it read before they rotted.
-            index = Index(self.root / INDEX, read_only=True, timeout_s=self._timeout_s)
+            index = self.make_index(read_only=True)
             with contextlib.closing(index):
                 contents = self.make_contents(index)
                 return verifying.verify(
-                    contents, deep=deep, quarantine=quarantine and not self.read_only
+                    contents, self.root, deep=deep, quarantine=quarantine and not self.read_only
                 )
 
     def collect(
@@ -358,11 +368,7 @@ class Store:
         with self._mutex, _reported(f"{self.root} was not collected"), self.writing():
             self._check_writable()
             self._refresh()
-            if self._history.damaged:
-                raise DamagedStateError(
-                    f"{self._history.damaged} generations of {self.root} do not verify, so what "
-                    "they need is not known; nothing was collected. Run a verification first."
-                )
+            self._check_complete()
             return collecting.collect(
                 self._contents(), self._history, retain=retain, keep=keep, grace_s=grace_s
             )
@@ -371,23 +377,24 @@ class Store:
 
     def _start(self, version: int) -> None:
         with _reported(f"The state store at {self.root} could not be opened"):
-            path = self.root / INDEX
-            if self.read_only:
-                self._index = Index(path, read_only=True, timeout_s=self._timeout_s)
-                self._refresh()
-                return
+            fs = self._blobs.fs
             if version < VERSION:
-                make_directories(self.root, self._blobs.fs)
+                make_directories(self.root, fs)
                 with self.writing():
-                    self._create_or_migrate(path)
-            if self._index is None:
-                self._index = Index(path, timeout_s=self._timeout_s)
+                    self._create_or_migrate(fs)
+            else:
+                self._index = self.make_index(read_only=self.read_only)
+            if not self.read_only:
+                # Whoever made the index and the directories may have been killed before this.
+                fs.fsync_dir(self.root)
+            # Read before the index: a commit of another process must not look like a lost one.
+            head = read_head(self.root)
             self._refresh()
+            self._compare(head)
 
-    def _create_or_migrate(self, path: Path) -> None:
-        fs = self._blobs.fs
+    def _create_or_migrate(self, fs: Fs) -> None:
         self._blobs.create()
-        self._index = Index(path, timeout_s=self._timeout_s)
+        self._index = self.make_index(read_only=False)
         with self._index.translated():
             version = version_of(self._index.connection)
         check_version(self.root, version)
@@ -396,8 +403,19 @@ class Store:
         elif version < VERSION:
             with self._index.translated():
                 migrate(self._index.connection, self.root, fs)
-        # Names of the index and the directories; contents come later and need both.
-        fs.fsync_dir(self.root)
+
+    def _compare(self, head: Head) -> None:
+        """Reports what was acknowledged and is not in the index."""
+        self._lost = self._history.lacks(head)
+        self._losses = read_losses(self.root)
+        self._history.report(head, self._losses)
+
+    def _note(self, number: int, digest: str) -> None:
+        """Notes a generation as acknowledged; what the last note named and is gone is kept."""
+        if self._lost is not None:
+            add_loss(self.root, self._lost)
+            self._losses, self._lost = read_losses(self.root), None
+        write_head(self.root, number, digest)
 
     def _opened(self) -> Index:
         if self._index is None:
@@ -421,6 +439,14 @@ class Store:
         if self.read_only:
             raise StateError(
                 f"The state store at {self.root} was opened read-only. Open it for writing."
+            )
+
+    def _check_complete(self) -> None:
+        if self._history.damaged or self._lost or self._losses:
+            raise DamagedStateError(
+                f"Generations of {self.root} are damaged or lost, so what they need is not known; "
+                f"nothing was collected. Verify the store, restore what is missing from a copy, "
+                f"then remove {self.root / LOSSES} where it is."
             )
 
     def _check_states(self, states: Sequence[NewState]) -> None:
@@ -466,19 +492,34 @@ class Store:
         text = manifest.build(number, parent_digest, note, _now(), changes)
         digest = sha256_hex(text)
 
-        def record(rows: Any) -> None:  # noqa: ANN401
+        contents = self._contents()
+        files, rows = contents.plan(prepared or Prepared())
+
+        def record() -> None:
             with index.transaction():
                 index.put_objects(rows)
                 index.insert_generation(
                     number, None if current is None else current.number, digest, text
                 )
 
-        self.publish(self._contents(), prepared or Prepared(), record)
+        self.publish(files, record)
         self._refresh()
+        self._note(number, digest)
         generation = self._history.current
         assert generation is not None
         assert generation.manifest_digest == digest
         return generation
+
+    def _copy(self, ref: BlobRef, target: Sink) -> None:
+        try:
+            self._contents().copy(ref, target, quarantine=not self.read_only)
+        except NotHeldError as error:
+            raise DamagedStateError(
+                f"The index {self.root / INDEX} has lost where content {ref.digest} is. Verify the "
+                "store, and restore the index from a copy.",
+                path=str(self.root / INDEX),
+                digest=ref.digest,
+            ) from error
 
     def _file(self, state: State, file: str) -> BlobRef:
         try:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from forge_harness.errors import DamagedStateError, ForgeError
 
 from .contents import Contents
+from .head import read_head, read_losses
 from .history import History
 from .index import StoredObject
 from .records import BlobRef, Problem, VerifyReport
 
 
-def verify(contents: Contents, *, deep: bool, quarantine: bool) -> VerifyReport:
+def verify(contents: Contents, root: Path, *, deep: bool, quarantine: bool) -> VerifyReport:
     """Returns what is there and what is wrong; see `Store.verify`."""
     index, blobs = contents.index, contents.blobs
     problems = [Problem(index.path.name, text) for text in index.integrity(deep=deep)]
     history = History()
+    head, losses = read_head(root), read_losses(root)
     history.extend(index.rows_after(0))
+    history.report(head, losses)
     problems += history.problems
     try:
         known = {stored.digest: stored for stored in index.objects()}
