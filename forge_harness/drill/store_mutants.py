@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from forge_harness.state import CollectReport, Fs, Generation, NewState, Store, VerifyReport
 from forge_harness.state.blobs import Blobs, Staged
-from forge_harness.state.contents import Contents, Prepared, Sink
+from forge_harness.state.contents import Contents, Sink
 from forge_harness.state.index import Index
 from forge_harness.state.migrations import STEPS
 from forge_harness.state.opening import INDEX
@@ -99,16 +99,9 @@ class _AlwaysRewrites(Contents):
 class _IndexFirst(Store):
     """Refers to contents before they are there."""
 
-    def publish(self, contents: Contents, prepared: Prepared, record: Any) -> None:  # noqa: ANN401
-        blobs: Any = contents.blobs
-        later: list[Staged] = []
-        blobs.publish, publish = later.extend, blobs.publish
-        try:
-            rows = contents.publish(prepared)
-        finally:
-            blobs.publish = publish
-        record(rows)
-        blobs.publish(later)
+    def publish(self, files: Sequence[Staged], record: Callable[[], None]) -> None:
+        record()
+        self._blobs.publish(files)
 
 
 class _NoLock(Store):
@@ -202,9 +195,9 @@ class _BlindVerify(Store):
 class _PiecemealMigration(Store):
     """Migrates statement by statement, each committed by itself."""
 
-    def _create_or_migrate(self, path: Path) -> None:
+    def _create_or_migrate(self, fs: Fs) -> None:
         self._blobs.create()
-        self._index = Index(path, timeout_s=self._timeout_s)
+        self._index = self.make_index(read_only=False)
         connection = self._index.connection
         if version_of(connection) == 0:
             self._index.create_layout()
