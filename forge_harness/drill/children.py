@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,7 +77,10 @@ def writer(root: Path, opener: str, **options: object) -> list[str]:
 def environment() -> dict[str, str]:
     """Returns the variables of a child: it imports what this process imports."""
     package = str(Path(forge_harness.__file__).resolve().parents[1])
-    paths = [package, *(path for path in sys.path if path and os.path.isdir(path))]
+    # The interpreter finds its own library without help; each place more costs system calls.
+    own = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib")}
+    own |= {os.path.join(path, "lib-dynload") for path in own}
+    paths = [package, *(path for path in sys.path if os.path.isdir(path) and path not in own)]
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "COVERAGE"))}
     return {**kept, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "PYTHONHASHSEED": "0"}
 

@@ -54,7 +54,8 @@ def _run_and_kill(
 ) -> None:
     running = []
     for prefix, session in zip(_PREFIXES, sessions, strict=True):
-        first = max(session.begun, default=-1) + 1
+        # Round 0 has a state no later one has, so it must be there before they begin.
+        first = max(session.begun) + 1 if session.acked else 0
         command = children.writer(
             root, opener, seed=seed, first=first, rounds=_ROUNDS, shape=_SHAPE, prefix=prefix
         )

@@ -151,8 +151,8 @@ def _newer_schema(trial: Trial) -> None:
 CAMPAIGNS: Mapping[str, Campaign] = {
     name: Campaign(name=name, title=title, run=run, quick=quick, full=full)
     for name, title, run, quick, full in (
-        ("kill", "killed at each write-class system call", _kill, 32, 0),
-        ("errors", "EIO, ENOSPC, EINTR and a disk that stays full at each call", _errors, 24, 0),
+        ("kill", "killed at each write-class system call", _kill, 24, 0),
+        ("errors", "EIO, ENOSPC, EINTR and a disk that stays full at each call", _errors, 16, 0),
         ("replay", "power cut before each call, on a simulated disk", _replay, 160, 0),
         ("power_cut", "power cut of an ext4 on a loop device", _power_cut, 5, 25),
         ("bit_flips", "one bit flipped in contents, index or log", _bit_flips, 400, 4000),

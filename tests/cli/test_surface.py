@@ -29,6 +29,7 @@ SURFACE = {
     " --learning-rate --out --precision --resume --seed --state --steps --task",
     "bench lm": "--json --layers --prompt --rounds --threads --width",
     "bench kernels": "--json --path --peers --plot --rounds --shape --threads --tokens",
+    "drill storage": "--campaign --json --mutants --opener --quick --quiet --seed --trials",
     "inspect": "--exclude --i2s-layout --json --matrix --quantize --scale-convention PATH",
     "export": "--allow-not-ready --exclude --fleet --format --i2s-layout --json --name --out"
     " --quantize --scale-convention SOURCE]...",
