@@ -28,6 +28,7 @@ COMMANDS = {
     "inspect": ("inspect:inspect_command", "Say what a checkpoint is and whether it is sound."),
     "export": ("export:export_command", "Write packages for phase 6, judged from their files."),
     "convert": ("convert:convert_command", "Write a checkpoint in another format."),
+    "scan": ("scan:scan_command", "Look for advisories, secrets, licenses and unsafe code."),
     "config": ("config:config_group", "Show or check the configuration, print its schema."),
 }
 """Command -> (module:object under forge_harness.cli, one line of help), in the order of use."""

@@ -31,6 +31,7 @@ SURFACE = {
     " --quantize --scale-convention SOURCE]...",
     "convert": "--exclude --gguf-scale --hf-scale --i2s-layout --json --master-dtype --no-compare"
     " --quantize --scale-convention --to DST SRC",
+    "scan": "--advisories --json --sbom PATH",
     "config show": "--config --json --origin",
     "config check": "--config",
     "config schema": "",
