@@ -33,6 +33,7 @@ COMMANDS = {
     "keys": ("keys:keys_group", "Make, rotate and list the keys that seal and sign."),
     "sign": ("sign:sign_command", "Sign a package: every file, by name and digest."),
     "audit": ("audit:audit_group", "Read and verify an audit log."),
+    "scan": ("scan:scan_command", "Look for advisories, secrets, licenses and unsafe code."),
     "config": ("config:config_group", "Show or check the configuration, print its schema."),
 }
 """Command -> (module:object under forge_harness.cli, one line of help), in the order of use."""

@@ -48,6 +48,7 @@ SURFACE = {
     "state restore": "--keys --root CHECKPOINT|GENERATION",
     "state gc": "--grace --json --retain --keys --root",
     "state migrate": "--new-name --keys --root --schema --to NAME PHASE",
+    "scan": "--advisories --json --sbom PATH",
     "config show": "--config --json --origin",
     "config check": "--config",
     "config schema": "",
