@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CAPABILITIES",
     "Arm",
+    "AuditWriter",
     "Batch",
     "BuildsModel",
     "Checkpoints",
@@ -28,6 +29,7 @@ __all__ = [
     "ExportsWeights",
     "HoldsCheckpoint",
     "InfersPacked",
+    "KeepsAuditLog",
     "KeepsState",
     "LoadsData",
     "MeasuresQuality",
@@ -43,6 +45,7 @@ __all__ = [
     "ScheduleSpec",
     "ScheduleStep",
     "SealsContent",
+    "SignsPackages",
     "StepRecord",
     "StoreSpec",
     "TrainOptions",
@@ -593,6 +596,48 @@ class SealsContent(Protocol):
         ...
 
 
+class AuditWriter(Protocol):
+    """An open audit log."""
+
+    def add(self, actor: str, action: str, resource: str) -> None:
+        """Records an action; returns once it is on disk, raises when it cannot be."""
+        ...
+
+    def close(self) -> None:
+        """Closes the log."""
+        ...
+
+
+@runtime_checkable
+class KeepsAuditLog(Protocol):
+    """Keeps a log of actions that shows when it was tampered with."""
+
+    def audit_log(self, path: Path) -> AuditWriter:
+        """Opens, or makes, the SQLite log at `path`; further files go beside it."""
+        ...
+
+    def audit_problems(self, path: Path) -> Sequence[str]:
+        """What a verification of the log finds; raises when it cannot be read at all."""
+        ...
+
+    def audited(self, path: Path, action: Callable[[], None]) -> None:
+        """Does `action` and records it in the log; without a record the action is not done."""
+        ...
+
+
+@runtime_checkable
+class SignsPackages(Protocol):
+    """Signs export packages, and holds packages against signatures with pinned keys."""
+
+    def sign_package(self, directory: Path) -> Path:
+        """Signs every file of a directory; returns the signature, which lies outside of it."""
+        ...
+
+    def check_package(self, directory: Path, signature: Path) -> None:
+        """Raises unless the directory is exactly what a pinned key signed."""
+        ...
+
+
 CAPABILITIES: dict[str, type] = {
     protocol.__name__: protocol
     for protocol in (
@@ -612,6 +657,8 @@ CAPABILITIES: dict[str, type] = {
         KeepsState,
         Configures,
         SealsContent,
+        KeepsAuditLog,
+        SignsPackages,
     )
 }
 """Capability name -> protocol, in the order `doctor` prints them."""

@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
 from torch import Tensor, nn
 
 from forge_harness import config, kernels, quant, training
@@ -21,6 +25,7 @@ from forge_harness.model.packed_model import pack_model
 from forge_harness.paths import fixtures_dir
 from forge_harness.protocols import (
     Arm,
+    AuditWriter,
     Batch,
     ContentSealer,
     DataInfo,
@@ -35,7 +40,8 @@ from forge_harness.protocols import (
     TrainingSession,
     TrainOptions,
 )
-from forge_harness.security.keys import Keyring
+from forge_harness.security import audit, signing
+from forge_harness.security.keys import Keyring, Purpose
 from forge_harness.security.sealing import KeyringSealer
 
 Split = Literal["train", "validation"]
@@ -297,6 +303,49 @@ class ReferenceSubject:
                 keyring = keyring.destroyed(key_id)
         self._keyring = keyring
 
+    # KeepsAuditLog, SignsPackages
+
+    def audit_log(self, path: Path) -> AuditWriter:
+        """See `KeepsAuditLog.audit_log`."""
+        return AuditedActions(self._audit(path))
+
+    def audit_problems(self, path: Path) -> Sequence[str]:
+        """See `KeepsAuditLog.audit_problems`."""
+        return audit.verify(
+            path, key=self._keys().active(Purpose.AUDIT), public_keys=[self._public_key()]
+        ).problems
+
+    def audited(self, path: Path, action: Callable[[], None]) -> None:
+        """See `KeepsAuditLog.audited`."""
+        with self._audit(path) as log:
+            log.record(
+                audit.AuditEvent(
+                    actor="subject",
+                    action="action.start",
+                    resource="action",
+                    decision=audit.Decision.ALLOW,
+                )
+            )
+            action()
+
+    def sign_package(self, directory: Path) -> Path:
+        """See `SignsPackages.sign_package`."""
+        return signing.sign_package(directory, [self._keys().active(Purpose.SIGN)])
+
+    def check_package(self, directory: Path, signature: Path) -> None:
+        """See `SignsPackages.check_package`."""
+        signing.verify_package(directory, [self._public_key()], signature=signature)
+
+    def _audit(self, path: Path) -> audit.AuditLog:
+        keys = self._keys()
+        return audit.AuditLog(
+            path, key=keys.active(Purpose.AUDIT), signing_key=keys.active(Purpose.SIGN)
+        )
+
+    def _public_key(self) -> Ed25519PublicKey:
+        seed = self._keys().active(Purpose.SIGN)
+        return Ed25519PrivateKey.from_private_bytes(seed).public_key()
+
     def _keys(self) -> Keyring:
         """The keyring of this subject: made when first asked for, kept nowhere."""
         if self._keyring is None:
@@ -330,6 +379,25 @@ class ReferenceSubject:
         if precision == "ternary":
             return self.build_model(task, seed=seed)
         return training.reference_model(task, seed, precision)
+
+
+class AuditedActions:
+    """An audit log behind `AuditWriter`."""
+
+    def __init__(self, log: audit.AuditLog) -> None:
+        self._log = log
+
+    def add(self, actor: str, action: str, resource: str) -> None:
+        """See `AuditWriter.add`."""
+        self._log.record(
+            audit.AuditEvent(
+                actor=actor, action=action, resource=resource, decision=audit.Decision.ALLOW
+            )
+        )
+
+    def close(self) -> None:
+        """See `AuditWriter.close`."""
+        self._log.close()
 
 
 def _declared_model(task: str) -> DigitsModel | ByteLM:

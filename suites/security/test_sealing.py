@@ -1,10 +1,14 @@
 """What is sealed cannot be changed unnoticed, and keys rotate without losing or rewriting it."""
 
+import base64
 import random
 import threading
 from itertools import pairwise
 
 import pytest
+
+from forge_harness.drill.target import open_store
+from forge_harness.state import NewState
 
 ROUND = 1 << 20
 CONTEXT = b"security suite"
@@ -194,3 +198,73 @@ class _Readers:
 
 def _differing(before, after):
     return abs(len(before) - len(after)) + sum(a != b for a, b in zip(before, after, strict=False))
+
+
+@pytest.mark.forge_check("security.encryption_at_rest")
+def test_encryption_at_rest(subject, evidence, tmp_path, forge_seed):
+    """Nothing of a content can be read from a sealed store; every file is sealed or known plain.
+
+    Oracle: bytes that occur in the contents and nowhere else, looked for in every file, as they are
+    and in hexadecimal and base64. Contents of both kinds, within the index and in files; one
+    committed twice, one removed, one collected. Without the key nothing is returned.
+    """
+    spec = subject.state_store()
+    generator = random.Random(forge_seed)
+    needles = [generator.randbytes(24) for _ in range(4)]
+    small, large, gone, again = (needle * 40 for needle in needles)
+    large *= 500
+    root = tmp_path / "store"
+    sealer = subject.content_sealer()
+    with open_store(spec.opener, root, sealer=sealer) as store:
+        for name, content in (("small", small), ("large", large), ("gone", gone * 500)):
+            store.commit([_new_state(name, content)])
+        store.commit([_new_state("again", again), _new_state("small", small)])
+        store.remove("phase5", "gone")
+        store.collect(retain=1, grace_s=0.0)
+        read = [store.read(store.get("phase5", name)) for name in ("small", "large", "again")]
+    evidence.equal("read_back", read == [small, large, again], expected=True, reason="with the key")
+    files = [path for path in sorted(root.rglob("*")) if path.is_file()]
+    leaks = [path.name for path in files if _holds_any(path.read_bytes(), needles)]
+    evidence.equal(
+        "files_with_plaintext",
+        len(leaks),
+        expected=0,
+        unit="files",
+        reason=f"of {len(files)}: {', '.join(leaks) or 'none'}",
+    )
+    plain = [p.relative_to(root).as_posix() for p in files if not sealer.is_sealed(p)]
+    unknown = [name for name in plain if name not in PLAINTEXT]
+    evidence.record("sealed_files", len(files) - len(plain), unit="files", reason="recognized")
+    evidence.equal(
+        "unlisted_plain_files",
+        len(unknown),
+        expected=0,
+        unit="files",
+        reason=f"names, kinds and digests only: {', '.join(unknown) or ', '.join(plain)}",
+    )
+    with open_store(spec.opener, root) as store:
+        closed = sum(_unreadable(store, name) for name in ("small", "large", "again"))
+    evidence.equal(
+        "closed_without_key", closed, expected=3, unit="contents", reason="refused, not returned"
+    )
+
+
+PLAINTEXT = {"index.db", "index.db-wal", "index.db-shm", "lock", "head", "losses"}
+"""Files of a store that are not sealed: names, kinds, metadata and digests are in the index."""
+
+
+def _new_state(name, content):
+    return NewState(phase="phase5", kind="model", name=name, files={"data": content})
+
+
+def _holds_any(content, needles):
+    forms = [form for n in needles for form in (n, n.hex().encode(), base64.b64encode(n)[:30])]
+    return any(form in content for form in forms)
+
+
+def _unreadable(store, name):
+    try:
+        store.read(store.get("phase5", name))
+    except Exception:
+        return True
+    return False
