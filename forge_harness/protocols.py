@@ -41,6 +41,7 @@ __all__ = [
     "QuantizationInfo",
     "Quantizes",
     "QuantizesParts",
+    "ReadsCheckpoints",
     "ResolvedConfig",
     "ScheduleSpec",
     "ScheduleStep",
@@ -596,6 +597,15 @@ class SealsContent(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsCheckpoints(Protocol):
+    """Reads checkpoints that come from outside."""
+
+    def read_checkpoint(self, path: Path) -> None:
+        """Opens a file or directory and reads every tensor; raises ForgeError to refuse it."""
+        ...
+
+
 class AuditWriter(Protocol):
     """An open audit log."""
 
@@ -656,6 +666,7 @@ CAPABILITIES: dict[str, type] = {
         MeasuresQuality,
         KeepsState,
         Configures,
+        ReadsCheckpoints,
         SealsContent,
         KeepsAuditLog,
         SignsPackages,

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 from torch import Tensor, nn
 
 from forge_harness import config, kernels, quant, training
+from forge_harness.formats.detect import open_checkpoint
 from forge_harness.model import BitLinear, ByteLM, DigitsModel
 from forge_harness.model.bitlinear import LinearFunction
 from forge_harness.model.packed_model import pack_model
@@ -302,6 +303,16 @@ class ReferenceSubject:
             if key_id != keyring.active_id():
                 keyring = keyring.destroyed(key_id)
         self._keyring = keyring
+
+    # ReadsCheckpoints
+
+    def read_checkpoint(self, path: Path) -> None:
+        """See `ReadsCheckpoints.read_checkpoint`."""
+        with open_checkpoint(path) as opened:
+            for name in opened.ternary_names():
+                opened.ternary(name)
+            for name in opened.plain_names():
+                opened.plain(name)
 
     # KeepsAuditLog, SignsPackages
 
