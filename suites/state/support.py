@@ -12,8 +12,6 @@ import pytest
 from forge_harness.drill.storage import run_campaign
 from forge_harness.drill.tally import CampaignReport, Status
 
-_LOSSES = ("lost", "torn", "silent", "unrecoverable")
-
 
 def campaign(
     name: str, subject: Any, evidence: Any, *, profile: str, seed: int, trials: int | None = None
@@ -41,21 +39,27 @@ def record(report: CampaignReport, evidence: Any) -> None:
     if report.points:
         tried = f"{report.points_tried} of {report.points} points tried"
         evidence.record(f"{name}_points", report.points, unit="points", reason=tried)
-    for what, count in (
-        ("acknowledged", report.acknowledged),
-        ("in_doubt", report.in_doubt),
-        ("orphans", report.orphans),
-    ):
-        if report.acknowledged:
-            evidence.record(f"{name}_{what}", count, reason="over all trials")
+    counts = {
+        f"{name}_acknowledged": report.acknowledged,
+        f"{name}_in_doubt": report.in_doubt,
+        f"{name}_orphans": report.orphans,
+    }
+    for what, count in counts.items() if report.acknowledged else ():
+        evidence.record(what, count, reason="over all trials")
     if report.recovery_max_s is not None:
         evidence.record(
             f"{name}_recovery_max", report.recovery_max_s, unit="s", reason="first open after it"
         )
-    for what in _LOSSES:
+    losses = {
+        f"{name}_lost": report.lost,
+        f"{name}_torn": report.torn,
+        f"{name}_silent": report.silent,
+        f"{name}_unrecoverable": report.unrecoverable,
+    }
+    for what, count in losses.items():
         evidence.equal(
-            f"{name}_{what}",
-            getattr(report, what),
+            what,
+            count,
             expected=0,
             unit="trials",
             reason=report.reason or "every state compared with what was committed",
