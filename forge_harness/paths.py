@@ -29,3 +29,12 @@ def suites_dir() -> Path:
 def fixtures_dir() -> Path:
     """Returns the directory of the data the suites use."""
     return data_dir("fixtures")
+
+
+def own_sources() -> tuple[Path, ...]:
+    """Returns the directories of the harness's own code: package, kernels and suites."""
+    suites, kernels = suites_dir(), _PACKAGE.parent / "kernels"
+    if not (kernels / "forge_kernels").is_dir():
+        kernels = _PACKAGE.parent / "forge_kernels"
+    beside = () if suites.is_relative_to(_PACKAGE) else (suites,)
+    return (_PACKAGE, kernels, *beside)

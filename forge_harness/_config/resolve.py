@@ -27,7 +27,9 @@ from forge_harness.canonical import digest_of
 from forge_harness.errors import ConfigError
 
 PATH_KEYS = ("run.run_dir", "run.policy", "run.waivers", "paths.runs", "paths.state")
-"""Keys that hold one path; run.suite_paths holds several."""
+"""Keys that hold one path."""
+PATH_LIST_KEYS = ("run.suite_paths", "paths.sources")
+"""Keys that hold several."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class LoadedConfig:
         values = self.values()
         if absolute:
             values |= {key: str(self.path(key) or "") for key in PATH_KEYS}
-            values["run.suite_paths"] = [str(path) for path in self.suite_paths()]
+            values |= {key: [str(path) for path in self.paths(key)] for key in PATH_LIST_KEYS}
         return toml_sections(values)
 
     def path(self, key: str) -> Path | None:
@@ -83,10 +85,13 @@ class LoadedConfig:
         text = self.values()[key]
         return self._absolute(key, text) if text else None
 
+    def paths(self, key: str) -> tuple[Path, ...]:
+        """Returns a list of paths made absolute, as `path` does."""
+        return tuple(self._absolute(key, text) for text in self.values()[key])
+
     def suite_paths(self) -> tuple[Path, ...]:
         """Returns run.suite_paths made absolute, as `path` does."""
-        texts = self.config.run.suite_paths
-        return tuple(self._absolute("run.suite_paths", text) for text in texts)
+        return self.paths("run.suite_paths")
 
     def _absolute(self, key: str, text: str) -> Path:
         beside_file = self.file is not None and self.origin(key) == "file"

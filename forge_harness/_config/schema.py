@@ -162,6 +162,8 @@ class PathsConfig(BaseModel):
     """Directory under which runs without an explicit run_dir are made."""
     state: str = ""
     """Directory of the state store that keeps finished runs. Empty: none is kept."""
+    sources: _Names = ()
+    """Directories or files of code the Power of Ten is counted over. Empty: the harness's own."""
 
 
 class HarnessConfig(BaseModel):

@@ -34,6 +34,10 @@ COMMANDS = {
     "sign": ("sign:sign_command", "Sign a package: every file, by name and digest."),
     "audit": ("audit:audit_group", "Read and verify an audit log."),
     "scan": ("scan:scan_command", "Look for advisories, secrets, licenses and unsafe code."),
+    "power-of-ten": (
+        "power_of_ten:power_of_ten_command",
+        "Count the Power of Ten, adapted, over a source tree.",
+    ),
     "config": ("config:config_group", "Show or check the configuration, print its schema."),
 }
 """Command -> (module:object under forge_harness.cli, one line of help), in the order of use."""

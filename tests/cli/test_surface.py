@@ -48,6 +48,7 @@ SURFACE = {
     "state restore": "--keys --root CHECKPOINT|GENERATION",
     "state gc": "--grace --json --retain --keys --root",
     "state migrate": "--new-name --keys --root --schema --to NAME PHASE",
+    "power-of-ten": "--at-least --explain --json --waivers PATH]...",
     "scan": "--advisories --json --sbom PATH",
     "config show": "--config --json --origin",
     "config check": "--config",

@@ -1,0 +1,266 @@
+"""Counts over a Python file, from its syntax tree."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tokenize
+from collections.abc import Callable, Iterator, Sequence
+from io import StringIO
+
+from .measures import Count, Place
+from .rules import CHAIN_LENGTH, CHECKED_LINES, CHECKS_A_FUNCTION, FUNCTION_LINES
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+_ENDLESS = frozenset({"itertools.count", "itertools.cycle", "count", "cycle"})
+_BOUNDED = {"Queue": "maxsize", "LifoQueue": "maxsize", "deque": "maxlen", "lru_cache": "maxsize"}
+_UNBOUNDED = frozenset({"SimpleQueue", "cache"})
+_RUN_TIME_CODE = frozenset({"eval", "exec", "compile", "__import__"})
+_UNSAFE = frozenset({"ctypes", "cffi", "pickle", "marshal", "mmap", "shelve", "dill"})
+_SILENCED = re.compile(r"#\s*(noqa|type:\s*ignore)(?!\s*[:\[(])\s*($|[^:\[])")
+_SUPPRESSION = re.compile(r"#\s*(noqa|type:\s*ignore|nosec)")
+
+
+def count_python(file: str, text: str) -> list[Count]:
+    """Returns the counts of every rule that can be read from the source.
+
+    Args:
+        file: Name for the places.
+        text: Its content.
+
+    Raises:
+        SyntaxError: It is no Python this interpreter can parse.
+    """
+    tree = ast.parse(text, filename=file)
+    functions = [node for node in ast.walk(tree) if isinstance(node, Function)]
+    at = _Places(file)
+    return [
+        Count(1, "functions without recursion", len(functions), tuple(_recursion(tree, at))),
+        Count(2, "loops with a bound", *_loops(tree, at)),
+        Count(3, "queues and caches with a bound", *_containers(tree, at)),
+        Count(4, "functions of 60 lines", len(functions), tuple(_long(functions, at))),
+        Count(5, "checks", *_checks(functions, at)),
+        Count(6, "module-level names that stay", *_scope(tree, at)),
+        Count(7, "errors and results used", *_dropped(tree, at)),
+        Count(8, "calls and imports that make no code", *_run_time_code(tree, at)),
+        Count(9, "references", *_references(tree, at)),
+        Count(10, "suppressions with a code", *_suppressions(text, at)),
+    ]
+
+
+class _Places:
+    def __init__(self, file: str) -> None:
+        self._file = file
+
+    def __call__(self, line: int, what: str) -> Place:
+        return Place(self._file, line, what)
+
+
+def _name(node: ast.expr) -> str:
+    """`a.b.c` of a chain of names; "" when it starts with something else."""
+    parts = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""
+
+
+def _calls(node: ast.AST) -> Iterator[ast.Call]:
+    return (inner for inner in ast.walk(node) if isinstance(inner, ast.Call))
+
+
+def _recursion(tree: ast.Module, at: _Places) -> Iterator[Place]:
+    """Functions of the file that reach themselves through calls within the file."""
+    defined = _defined(tree)
+    calls = {key: _called(key, node, defined) for key, node in defined.items()}
+    for key, node in defined.items():
+        if key in _reachable(calls, key):
+            yield at(node.lineno, f"{key[-1]} calls itself, directly or through others")
+
+
+def _defined(tree: ast.Module) -> dict[tuple[str, ...], Function]:
+    """Functions by (class, name) or (name,); nested ones count as part of their outer one."""
+    found: dict[tuple[str, ...], Function] = {}
+    for node in tree.body:
+        if isinstance(node, Function):
+            found[(node.name,)] = node
+        elif isinstance(node, ast.ClassDef):
+            methods = (inner for inner in node.body if isinstance(inner, Function))
+            found |= {(node.name, method.name): method for method in methods}
+    return found
+
+
+def _called(
+    key: tuple[str, ...], node: Function, defined: dict[tuple[str, ...], Function]
+) -> set[tuple[str, ...]]:
+    found: set[tuple[str, ...]] = set()
+    for call in _calls(node):
+        name = _name(call.func)
+        if (name,) in defined:
+            found.add((name,))
+        elif name.startswith(("self.", "cls.")) and len(key) == 2:
+            found.add((key[0], name.partition(".")[2]))
+    return found & defined.keys()
+
+
+def _reachable(
+    calls: dict[tuple[str, ...], set[tuple[str, ...]]], start: tuple[str, ...]
+) -> set[tuple[str, ...]]:
+    seen: set[tuple[str, ...]] = set()
+    waiting = list(calls[start])
+    while waiting:
+        key = waiting.pop()
+        if key not in seen:
+            seen.add(key)
+            waiting.extend(calls[key])
+    return seen
+
+
+def _loops(tree: ast.Module, at: _Places) -> tuple[int, tuple[Place, ...]]:
+    total, places = 0, []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.While):
+            total += 1
+            if isinstance(node.test, ast.Constant) and node.test.value:
+                places.append(at(node.lineno, "`while True` shows no bound"))
+        elif isinstance(node, ast.For | ast.AsyncFor):
+            total += 1
+            called = _name(node.iter.func) if isinstance(node.iter, ast.Call) else ""
+            if called in _ENDLESS or (called == "iter" and len(node.iter.args) == 2):  # type: ignore[attr-defined]
+                places.append(at(node.lineno, f"iterates over {called}, which has no end"))
+    return total, tuple(places)
+
+
+def _containers(tree: ast.Module, at: _Places) -> tuple[int, tuple[Place, ...]]:
+    total, places = 0, []
+    for call in _calls(tree):
+        name = _name(call.func).rpartition(".")[2]
+        if name in _UNBOUNDED or name in _BOUNDED:
+            total += 1
+            if not _has_bound(call, name):
+                places.append(at(call.lineno, f"{name} without a bound"))
+    return total, tuple(places)
+
+
+def _has_bound(call: ast.Call, name: str) -> bool:
+    if name in _UNBOUNDED:
+        return False
+    given = [k.value for k in call.keywords if k.arg == _BOUNDED[name]]
+    given += call.args[1:2] if name == "deque" else call.args[:1]
+    return any(not (isinstance(v, ast.Constant) and not v.value) for v in given)
+
+
+def _lines(node: Function) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def _long(functions: Sequence[Function], at: _Places) -> Iterator[Place]:
+    for node in functions:
+        if (lines := _lines(node)) > FUNCTION_LINES:
+            yield at(node.lineno, f"{node.name} has {lines} lines")
+
+
+def _checks(functions: Sequence[Function], at: _Places) -> tuple[int, tuple[Place, ...]]:
+    """Checks wanted, and one place for each that is missing over the whole file."""
+    wanted = found = 0
+    missing: list[Place] = []
+    for node in functions:
+        if _lines(node) <= CHECKED_LINES:
+            continue
+        wanted += CHECKS_A_FUNCTION
+        checks = sum(isinstance(inner, ast.Assert | ast.Raise) for inner in ast.walk(node))
+        found += checks
+        place = at(node.lineno, f"{node.name} checks {'one thing' if checks else 'nothing'}")
+        missing += [place] * max(0, CHECKS_A_FUNCTION - checks)
+    # On average: one function's third check stands for another's first.
+    return wanted, tuple(missing[: max(0, wanted - found)])
+
+
+def _scope(tree: ast.Module, at: _Places) -> tuple[int, tuple[Place, ...]]:
+    total, places = 0, []
+    for node in tree.body:
+        if isinstance(node, ast.Assign):
+            targets, value = node.targets, node.value
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            targets, value = [node.target], node.value
+        else:
+            continue
+        for target in (t for t in targets if isinstance(t, ast.Name)):
+            total += 1
+            constant = target.id.strip("_").isupper() or target.id == "__all__"
+            if isinstance(value, ast.List | ast.Dict | ast.Set) and not constant:
+                places.append(at(node.lineno, f"{target.id} is mutable and global"))
+    changes = [node for node in ast.walk(tree) if isinstance(node, ast.Global)]
+    places += [at(node.lineno, f"global {', '.join(node.names)}") for node in changes]
+    return total + len(changes), tuple(places)
+
+
+def _dropped(tree: ast.Module, at: _Places) -> tuple[int, tuple[Place, ...]]:
+    total, places = 0, []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler):
+            total += 1
+            kind = "" if node.type is None else _name(node.type)
+            silent = all(isinstance(inner, ast.Pass | ast.Continue) for inner in node.body)
+            if node.type is None or (silent and kind in ("Exception", "BaseException")):
+                places.append(at(node.lineno, f"except {kind or 'everything'} drops the error"))
+        elif isinstance(node, ast.Call) and _name(node.func) == "subprocess.run":
+            total += 1
+            if not any(keyword.arg in ("check", None) for keyword in node.keywords):
+                places.append(at(node.lineno, "subprocess.run without check="))
+    return total, tuple(places)
+
+
+def _run_time_code(tree: ast.Module, at: _Places) -> tuple[int, tuple[Place, ...]]:
+    total, places = 0, []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            total += 1
+            if node.func.id in _RUN_TIME_CODE:
+                places.append(at(node.lineno, f"{node.func.id} makes code at run time"))
+        elif isinstance(node, ast.ImportFrom):
+            total += 1
+            if any(alias.name == "*" for alias in node.names):
+                places.append(at(node.lineno, f"imports all of {node.module}"))
+    return total, tuple(places)
+
+
+def _references(tree: ast.Module, at: _Places) -> tuple[int, tuple[Place, ...]]:
+    total, places = 0, []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            total += 1
+            for alias in node.names:
+                if alias.name.partition(".")[0] in _UNSAFE:
+                    places.append(at(node.lineno, f"imports {alias.name}"))
+    chains = list(_chains(tree))
+    long = [node for node in chains if _name(node).count(".") >= CHAIN_LENGTH]
+    places += [at(node.lineno, f"{_name(node)} goes through many objects") for node in long]
+    return total + len(chains), tuple(places)
+
+
+def _chains(tree: ast.Module) -> Iterator[ast.Attribute]:
+    """The outermost attribute of each chain."""
+    inner = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and id(node) not in inner and _name(node):
+            yield node
+
+
+def _suppressions(text: str, at: _Places) -> tuple[int, tuple[Place, ...]]:
+    total, places = 0, []
+    for token in _comments(text):
+        if _SUPPRESSION.search(token.string):
+            total += 1
+            if _SILENCED.search(token.string):
+                places.append(at(token.start[0], "silences everything on its line"))
+    return total, tuple(places)
+
+
+def _comments(text: str) -> Iterator[tokenize.TokenInfo]:
+    readline: Callable[[], str] = StringIO(text).readline
+    return (t for t in tokenize.generate_tokens(readline) if t.type == tokenize.COMMENT)

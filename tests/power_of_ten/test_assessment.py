@@ -1,0 +1,133 @@
+"""Scores over trees whose counts are known by hand."""
+
+from datetime import date
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forge_harness.errors import ConfigError, UsageError
+from forge_harness.power_of_ten import Waiver, assess, assessment, load_waivers
+
+RECURSIVE = "def f(n):\n    return f(n - 1)\n\n\ndef g():\n    return 1\n"
+TODAY = date(2026, 1, 15)
+
+
+def tree(folder, **files):
+    for name, text in files.items():
+        (folder / f"{name}.py").write_text(text, encoding="utf-8")
+    return folder
+
+
+def waiver(**changes):
+    defaults = {"rule": 1, "file": "a.py", "owner": "me", "expires": TODAY, "reason": "known"}
+    return Waiver(**{**defaults, **changes})
+
+
+def score(root, rule=1, **options):
+    return assess([root], today=TODAY, **options).rules[rule - 1].score
+
+
+def test_a_rule_is_one_minus_broken_over_opportunities(tmp_path):
+    assert score(tree(tmp_path, a=RECURSIVE)) == Fraction(1, 2)
+
+
+def test_a_waived_place_costs_half_until_its_last_day(tmp_path):
+    root = tree(tmp_path, a=RECURSIVE)
+    assert score(root, waivers=[waiver()]) == Fraction(3, 4)
+    assert score(root, waivers=[waiver(expires=date(2026, 1, 14))]) == Fraction(1, 2)
+    assert score(root, waivers=[waiver(file="b.py")]) == Fraction(1, 2)
+    assert score(root, waivers=[waiver(rule=2)]) == Fraction(1, 2)
+
+
+def test_a_rule_without_an_opportunity_is_not_applicable(tmp_path):
+    found = assess([tree(tmp_path, a="x = 1\n")])
+    assert found.rules[2].score is None
+    performance = next(c for c in found.categories if c.name == "Performance")
+    assert performance.score is None
+
+
+def test_an_empty_tree_has_no_score(tmp_path):
+    found = assess([tmp_path])
+    assert (found.files, found.mean, found.lowest) == (0, None, None)
+
+
+def test_a_file_that_cannot_be_parsed_scores_zero_for_every_rule(tmp_path):
+    found = assess([tree(tmp_path, a="def f(:\n")])
+    assert [rule.score for rule in found.rules] == [0] * 10
+    assert "a.py:0: not counted" in found.unreadable[0].sentence()
+
+
+def test_a_missing_tool_scores_zero(tmp_path, monkeypatch):
+    root = tree(tmp_path, a="x = 1\n")
+    assert score(root, 10) == 1
+    monkeypatch.setattr(assessment, "find_tool", lambda name: None)
+    found = assess([root]).rules[9]
+    assert found.score == 0
+    assert [m.missing for m in found.measures if m.tool == "ruff"] == ["not installed"]
+
+
+def test_a_tool_that_fails_scores_zero(tmp_path):
+    root = tree(tmp_path, a="x = 1\n")
+    (tmp_path / "ruff.toml").write_text("no such option = 1\n")
+    found = assess([root]).rules[9]
+    assert found.score == 0
+    assert [m.exit_code for m in found.measures if m.missing] == [2]
+
+
+def test_a_warning_of_the_trees_own_configuration_counts_once_a_file(tmp_path):
+    root = tree(tmp_path, a="import os\nimport sys\n", b="x = 1\n")
+    found = assess([root]).rules[9]
+    assert found.score == Fraction(1, 2)
+    assert "imported but unused" in found.places[0].what
+
+
+def test_trees_are_counted_as_one(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    roots = [tree(tmp_path / "one", a=RECURSIVE), tree(tmp_path / "two", b=RECURSIVE)]
+    found = assess(roots)
+    assert found.files == 2
+    assert (found.rules[0].opportunities, found.rules[0].score) == (4, Fraction(1, 2))
+
+
+def test_no_such_tree_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="nowhere"):
+        assess([tmp_path / "nowhere"])
+
+
+def test_the_digest_is_of_the_places(tmp_path):
+    root = tree(tmp_path, a=RECURSIVE)
+    first = assess([root]).digest()
+    assert assess([root]).digest() == first
+    tree(tmp_path, a="\n" + RECURSIVE)
+    assert assess([root]).digest() != first
+
+
+@given(broken=st.lists(st.booleans(), min_size=1, max_size=12))
+def test_scores_stay_between_zero_and_one(broken, tmp_path_factory):
+    functions = [
+        f"def f{i}(n):\n    return {f'f{i}(n)' if bad else 'n'}\n" for i, bad in enumerate(broken)
+    ]
+    root = tree(tmp_path_factory.mktemp("tree"), a="\n\n".join(functions))
+    assert score(root) == 1 - Fraction(sum(broken), len(broken))
+
+
+def test_waivers_are_read_from_a_file(tmp_path):
+    file = tmp_path / "waivers.toml"
+    text = '[[waiver]]\nrule = 4\nfile = "a.py"\nowner = "me"\nexpires = 2026-02-01\nreason = "x"\n'
+    file.write_text(text)
+    assert load_waivers(file) == [
+        waiver(rule=4, expires=date(2026, 2, 1), reason="x"),
+    ]
+    for before, after in [
+        ("rule = 4", "rule = 11"),
+        ("2026-02-01", '"soon"'),
+        ('owner = "me"', 'owner = ""'),
+        ('reason = "x"\n', ""),
+        ("[[waiver]]", "[[waiver"),
+    ]:
+        file.write_text(text.replace(before, after))
+        with pytest.raises(ConfigError):
+            load_waivers(file)

@@ -1,0 +1,98 @@
+"""Each rule finds what it is there for, and leaves alone what it is not."""
+
+import textwrap
+
+import pytest
+
+from forge_harness.power_of_ten.python_source import count_python
+
+
+def counts(code, rule):
+    found = count_python("a.py", textwrap.dedent(code))
+    return next(count for count in found if count.rule == rule)
+
+
+def long_function(lines):
+    return "def f():\n" + "    x = 1\n" * (lines - 1)
+
+
+BROKEN = [
+    (1, "def f():\n    f()\n"),
+    (1, "def f():\n    g()\ndef g():\n    f()\n"),
+    (1, "class A:\n    def f(self):\n        self.g()\n    def g(self):\n        self.f()\n"),
+    (2, "while True:\n    pass\n"),
+    (2, "while 1:\n    pass\n"),
+    (2, "import itertools\nfor i in itertools.count():\n    pass\n"),
+    (2, "for line in iter(read, b''):\n    pass\n"),
+    (3, "import queue\nq = queue.Queue()\n"),
+    (3, "q = deque([])\n"),
+    (3, "q = deque(maxlen=None)\n"),
+    (3, "q = Queue(0)\n"),
+    (3, "@cache()\ndef f(): ...\n"),
+    (4, long_function(61)),
+    (5, long_function(6)),
+    (6, "cases = []\n"),
+    (6, "def f():\n    global x\n"),
+    (7, "try:\n    f()\nexcept:\n    log()\n"),
+    (7, "try:\n    f()\nexcept Exception:\n    pass\n"),
+    (7, "subprocess.run(['ls'])\n"),
+    (8, "eval('1')\n"),
+    (8, "exec(code)\n"),
+    (8, "from os import *\n"),
+    (9, "import ctypes\n"),
+    (9, "import pickle as p\n"),
+    (9, "a.b.c.d.e = 1\n"),
+    (10, "x = 1  # noqa\n"),
+    (10, "x = f()  # type: ignore\n"),
+]
+KEPT = [
+    (1, "def f():\n    g()\ndef g():\n    pass\n"),
+    (1, "class A:\n    def f(self):\n        other.f()\n"),
+    (2, "while waiting:\n    pass\n"),
+    (2, "for i in range(3):\n    pass\n"),
+    (2, "for i in iter(items):\n    pass\n"),
+    (3, "q = Queue(maxsize=4)\n"),
+    (3, "q = deque(items, 4)\n"),
+    (3, "q = deque(maxlen=size)\n"),
+    (4, long_function(60)),
+    (5, long_function(5)),
+    (
+        5,
+        "def f(x):\n    assert x\n    if x:\n        raise ValueError\n    y = x\n    return y\n",
+    ),
+    (6, "CASES = []\n"),
+    (6, "__all__ = ['a']\n"),
+    (6, "name = 'a'\n"),
+    (7, "try:\n    f()\nexcept KeyError:\n    pass\n"),
+    (7, "subprocess.run(['ls'], check=False)\n"),
+    (7, "subprocess.run(['ls'], **options)\n"),
+    (8, "model.eval()\n"),
+    (8, "re.compile('a')\n"),
+    (9, "import json\na.b.c.d = 1\n"),
+    (10, "x = 1  # noqa: E501\n"),
+    (10, "x = f()  # type: ignore[no-untyped-call]\n"),
+    (10, "x = '# noqa'\n"),
+]
+
+
+@pytest.mark.parametrize(("rule", "code"), BROKEN)
+def test_a_broken_rule_is_found(rule, code):
+    count = counts(code, rule)
+    assert 0 < len(count.places) <= count.opportunities
+    assert all(place.file == "a.py" and place.line >= 1 for place in count.places)
+
+
+@pytest.mark.parametrize(("rule", "code"), KEPT)
+def test_a_kept_rule_is_left_alone(rule, code):
+    assert counts(code, rule).places == ()
+
+
+def test_checks_are_counted_on_average():
+    checked = "def g(x):\n" + "    assert x\n" * 4 + "    return x\n"
+    count = counts(long_function(6) + checked, 5)
+    assert (count.opportunities, len(count.places)) == (4, 0)
+
+
+def test_code_that_cannot_be_parsed_is_no_code():
+    with pytest.raises(SyntaxError):
+        count_python("a.py", "def f(:\n")
