@@ -9,6 +9,7 @@ import pytest
 
 from forge_harness._pytest.marks import UNKNOWN_CHECK, CheckMark
 from forge_harness._pytest.outcomes import Attempt, first_line, item_record, tail
+from forge_harness.probes.masking import Masker
 from forge_harness.types import Outcome
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Collector:
         self._retries: dict[str, int] = {}
         self._retried: set[str] = set()
         self._checks: dict[str, str] = {}
+        self._masker = Masker()
         self.records: dict[str, ItemRecord] = {}
         self.collection_errors: dict[str, str] = {}
 
@@ -110,6 +112,7 @@ class Collector:
         self._give(_bare(report.nodeid, UNKNOWN_CHECK, Outcome.ERROR, reason, report.longreprtext))
 
     def _give(self, record: ItemRecord) -> None:
+        record = _without_credentials(record, self._masker)
         self.records[record.nodeid] = record
         self._receive(record)
 
@@ -120,3 +123,19 @@ def _bare(nodeid: str, check: str, outcome: Outcome, reason: str, log: str = "")
     return ItemRecord(
         nodeid=nodeid, check=check, outcome=outcome, reason=reason, duration_s=0.0, log=tail(log)
     )
+
+
+def _without_credentials(record: ItemRecord, masker: Masker) -> ItemRecord:
+    evidence = [
+        value.model_copy(
+            update={
+                "reason": masker.text(value.reason),
+                "value": masker.text(value.value) if isinstance(value.value, str) else value.value,
+                "limit": masker.text(value.limit) if isinstance(value.limit, str) else value.limit,
+            }
+        )
+        for value in record.evidence
+    ]
+    log = None if record.log is None else masker.text(record.log)
+    update = {"reason": masker.text(record.reason), "log": log, "evidence": evidence}
+    return record.model_copy(update=update)

@@ -13,6 +13,7 @@ import click
 
 from forge_harness import __version__
 from forge_harness.errors import ExitCode, ForgeError, unknown_choice
+from forge_harness.probes.masking import Masker
 
 COMMANDS = {
     "init": ("init:init_command", "Write forge.toml, an example check and a CI workflow."),
@@ -121,7 +122,7 @@ def _internal_error(error: Exception) -> int:
 
 
 def _say(sentence: str, code: ExitCode) -> int:
-    click.echo(sentence, err=True)
+    click.echo(Masker().text(sentence), err=True)
     return code
 
 

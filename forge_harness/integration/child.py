@@ -14,23 +14,30 @@ from types import FrameType
 from typing import BinaryIO
 
 from forge_harness.integration import lifeline
+from forge_harness.probes.masking import Masker, settled
 from forge_harness.rundir import is_full
 
 _TERM_GRACE_S = 2.0
 _READ_BYTES = 1 << 16
 _LINES = 1000
+_LONGEST_WAIT_BYTES = 1 << 20
 # What a user sets for their own pytest runs must not change what a validation does.
 _NOT_INHERITED = ("PYTEST_ADDOPTS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD", "PYTEST_XDIST_WORKER")
 
 
 class Log:
-    """Appends output to a file, and keeps its end; a full disk ends the file, not the run."""
+    """Appends output to a file, and keeps its end; a full disk ends the file, not the run.
+
+    Credentials are masked; what could be half of one is kept back until more comes, or `flush`.
+    """
 
     def __init__(self, path: Path | None, *, keep: int = 8192) -> None:
         self._path = path
         self._keep = keep
-        self.tail = b""
+        self._masker = Masker()
+        self._tail = b""
         self._line = b""
+        self._waiting = b""
         self._lines: list[str] = []
         self.saw_internal_error = False
         if path is not None:
@@ -39,14 +46,28 @@ class Log:
 
     def write(self, data: bytes) -> None:
         """Appends bytes."""
-        window = self.tail[-16:] + data
+        window = self._tail[-16:] + data
         self.saw_internal_error = self.saw_internal_error or b"INTERNALERROR>" in window
-        self.tail = (self.tail + data)[-self._keep :]
+        self._tail = (self._tail + data)[-self._keep :]
         *whole, self._line = (self._line + data).split(b"\n")
         self._line = self._line[-self._keep :]
         self._lines = [*self._lines, *(line.decode("utf-8", "replace") for line in whole)][-_LINES:]
-        if self._path is None:
+        self._waiting += data
+        settled_bytes = settled(self._waiting)
+        self._append(self._waiting[:settled_bytes])
+        self._waiting = self._waiting[settled_bytes:]
+        if len(self._waiting) > _LONGEST_WAIT_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what was kept back."""
+        self._append(self._waiting)
+        self._waiting = b""
+
+    def _append(self, data: bytes) -> None:
+        if self._path is None or not data:
             return
+        data = self._masker.data(data)
         try:
             with self._path.open("ab") as stream:
                 stream.write(data)
@@ -62,8 +83,12 @@ class Log:
 
     def last_line(self) -> str:
         """Returns the last line that is not empty."""
-        lines = self.tail.decode("utf-8", errors="replace").strip().splitlines()
+        lines = self.tail().strip().splitlines()
         return lines[-1].strip() if lines else ""
+
+    def tail(self) -> str:
+        """Returns the end of the output."""
+        return self._masker.text(self._tail.decode("utf-8", errors="replace"))
 
 
 class Child:
@@ -115,6 +140,7 @@ class Child:
             self._signal(signal.SIGKILL)
             self._process.wait()
         self._drain(0.0)
+        self._log.flush()
         self._selector.close()
         self._output.close()
         os.close(self._lifeline)

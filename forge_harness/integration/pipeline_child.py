@@ -16,6 +16,7 @@ from typing import Any
 
 from forge_harness.errors import ForgeError
 from forge_harness.integration import lifeline
+from forge_harness.probes.masking import Masker
 
 PROGRESS = "forge-progress "
 """Start of a line on standard output that says how far the study is."""
@@ -51,7 +52,7 @@ def study(spec: str, out: Path, profile: str, workers: int) -> None:
 def write_error(out: Path, reason: str) -> None:
     """Leaves the reason where the result was to be."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"error": reason}), encoding="utf-8")
+    out.write_text(json.dumps({"error": Masker().text(reason)}), encoding="utf-8")
 
 
 def main(arguments: list[str]) -> int:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from forge_harness.environment import collect_environment
 from forge_harness.policy import Policy
+from forge_harness.probes.masking import Masker
 from forge_harness.record import ItemRecord, RunRecord, SubjectRecord, Waiver
 from forge_harness.rundir import DiskFullError, RunDirectory
 from forge_harness.scoring import RunContext, Scope, assemble
@@ -40,9 +41,9 @@ def new_context(
         run_id=f"{stamp}-{uuid.uuid4().hex[:8]}",
         subject=subject,
         environment=collect_environment() if environment is None else environment,
-        declared=declared,
+        declared={key: Masker().text(value) for key, value in declared.items()},
         seed=seed,
-        command=command,
+        command=[Masker().text(argument) for argument in command],
         started_at=started,
     )
 

@@ -221,7 +221,7 @@ def _run(command: list[str], log: Log, timeout_s: float) -> int | None:
 
 def _end(log: Log) -> str:
     """Returns the last lines the process wrote, as a sentence."""
-    lines = log.tail.decode("utf-8", "replace").strip().splitlines()[-3:]
+    lines = log.tail().strip().splitlines()[-3:]
     return f" It wrote: {' / '.join(line.strip() for line in lines)}" if lines else ""
 
 

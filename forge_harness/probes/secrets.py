@@ -7,8 +7,9 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 
-_NAMES = re.compile(r"(secret|passw(or)?d|api_?key|access_?key|private_?key|(^|[._])token$)", re.I)
-_FORMS = {
+NAMES = re.compile(r"(secret|passw(or)?d|api_?key|access_?key|private_?key|(^|[._])token$)", re.I)
+"""Names of settings that hold a credential."""
+FORMS = {
     "AWS access key": re.compile(r"\bAKIA[0-9A-Z]{16}\b"),
     "GitHub token": re.compile(r"\bgh[pousr]_[A-Za-z0-9]{36,}\b"),
     "Hugging Face token": re.compile(r"\bhf_[A-Za-z0-9]{30,}\b"),
@@ -17,7 +18,7 @@ _FORMS = {
     "JSON web token": re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\b"),
     "password in a URL": re.compile(r"\b[a-z][a-z0-9+]*://[^/\s:@]+:[^/\s:@]+@"),
 }
-FORM_NAMES = tuple(_FORMS)
+FORM_NAMES = tuple(FORMS)
 _OPAQUE = re.compile(r"^[A-Za-z0-9+/=_-]{32,}$")
 _ENTROPY_BITS = 4.0
 """A character: random base64 of 32 has about 4.5, hexadecimal 3.7, words and names below 4."""
@@ -60,11 +61,11 @@ def in_line(line: str) -> str | None:
     Stricter than for configuration values, since source is full of long words: what stands for a
     value elsewhere (`{user}`, `$TOKEN`, `<key>`) is none, and a random text has cases and digits.
     """
-    for name, form in _FORMS.items():
+    for name, form in FORMS.items():
         if (match := form.search(line)) and not _VARIABLE.search(match.group()):
             return f"has the form of a {name}"
     for key, value in _ASSIGNED.findall(line):
-        named = _NAMES.search(key)
+        named = NAMES.search(key)
         short = named and named.group().lower().endswith("token") and len(value) < _SHORTEST_TOKEN
         if named and not short:
             return "is assigned to a name of a credential"
@@ -76,9 +77,9 @@ def in_line(line: str) -> str | None:
 
 
 def _why(key: str, text: str) -> str | None:
-    if _NAMES.search(key):
+    if NAMES.search(key):
         return "the key names a credential"
-    for name, form in _FORMS.items():
+    for name, form in FORMS.items():
         if form.search(text):
             return f"has the form of a {name}"
     if _OPAQUE.match(text) and _entropy(text) > _ENTROPY_BITS:
