@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,13 +35,27 @@ def state_group() -> None:
 
 
 def _root_option(command: Callable[..., int]) -> Callable[..., int]:
-    """Adds --root and --keys, and hands the command a function that opens the store."""
+    """Adds --root, --keys and --audit, and hands the command a function that opens the store."""
 
     @functools.wraps(command)
-    def with_store(*, root: Path, keys: str | None, **given: Any) -> int:  # noqa: ANN401
-        return command(store=_Opener(root, keys), **given)
+    def with_store(
+        *,
+        root: Path,
+        keys: str | None,
+        audit: Path | None,
+        **given: Any,  # noqa: ANN401 - the command's own options
+    ) -> int:
+        return command(store=_Opener(root, keys, audit), **given)
 
-    with_keys = keys_option(required=False)(with_store)
+    with_audit = click.option(
+        "--audit",
+        envvar="FORGE_HARNESS_STATE_AUDIT",
+        show_envvar=True,
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Audit log that records every change before it is done; needs --keys.",
+    )(with_store)
+    with_keys = keys_option(required=False)(with_audit)
     return click.option(
         "--root",
         required=True,
@@ -58,16 +73,33 @@ class _Opener:
 
     root: Path
     keys: str | None
+    audit: Path | None
 
-    def __call__(self, *, create: bool = False) -> StateManager:
+    @contextmanager
+    def __call__(self, *, create: bool = False) -> Iterator[StateManager]:
         from forge_harness.integration.state_manager import StateManager
 
+        if self.keys is None and self.audit is not None:
+            raise UsageError(
+                f"--audit {str(self.audit)!r} needs --keys, which chain and sign its records."
+            )
         if self.keys is None:
-            return StateManager(self.root, create=create)
+            with StateManager(self.root, create=create) as manager:
+                yield manager
+            return
+        from forge_harness.security.audit import AuditLog
         from forge_harness.security.key_sources import load_keyring
         from forge_harness.security.sealing import KeyringSealer
 
-        return StateManager(self.root, create=create, sealer=KeyringSealer(load_keyring(self.keys)))
+        keyring = load_keyring(self.keys)
+        with ExitStack() as stack:
+            log = None
+            if self.audit is not None:
+                log = stack.enter_context(AuditLog.of_keyring(self.audit, keyring))
+            sealer = KeyringSealer(keyring)
+            yield stack.enter_context(
+                StateManager(self.root, create=create, sealer=sealer, audit=log)
+            )
 
 
 @state_group.command(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from getpass import getuser
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from forge_harness.durable import staged_directory
 from forge_harness.errors import StateError, UnknownStateError, unknown_choice
+from forge_harness.security.audit_events import AuditEvent, Decision
 from forge_harness.state import CollectReport, Generation, NewState, State, Store, VerifyReport
 
 from .state_kinds import (
@@ -25,6 +28,7 @@ from .state_kinds import (
 from .state_values import decode, encode
 
 if TYPE_CHECKING:
+    from forge_harness.security.audit import AuditLog
     from forge_harness.state import Sealer
 
 ENCODING, MIGRATED_FROM = "encoding", "migrated_from"
@@ -77,8 +81,13 @@ class StateManager:
         sealer: Encrypts what is written; the same keys must be given on every opening.
         create: Whether a missing store is made.
         open_store: Opens a store at a path; None: `Store.open` with the arguments above.
+        audit: Log in which every change, and every copy that leaves the store, is recorded before
+            it is done, and once more if it ends with an error. The caller closes it.
+        actor: Who is recorded.
 
     Raises:
+        AuditError: Of every method that changes or copies out: it cannot be recorded, so nothing
+            was done.
         StateError: The directory holds something else, a newer schema, or is on a network file
             system; or the store is locked.
     """
@@ -91,8 +100,11 @@ class StateManager:
         sealer: Sealer | None = None,
         create: bool = True,
         open_store: Callable[[Path], Store] | None = None,
+        audit: AuditLog | None = None,
+        actor: str = "",
     ) -> None:
         self.root = Path(root)
+        self._audit, self._actor = audit, actor or getuser()
         self.kinds = {**KINDS, **{kind.name: kind for kind in kinds}}
         if open_store is None:
             self._store = Store.open(self.root, create=create, sealer=sealer)
@@ -152,7 +164,8 @@ class StateManager:
             StateError: As for `save`.
         """
         states = [self._new(given) for given in inputs]
-        self._store.commit(states, note=note)
+        with self._recorded("state.save", *(f"{state.phase}/{state.name}" for state in states)):
+            self._store.commit(states, note=note)
         return tuple(self._store.get(state.phase, state.name) for state in states)
 
     def load(self, *, phase: str | int, name: str, generation: int | None = None) -> Any:  # noqa: ANN401
@@ -187,7 +200,10 @@ class StateManager:
         """
         state = self.get(phase=phase, name=name, generation=generation)
         try:
-            with staged_directory(target) as stage:
+            with (
+                self._recorded("state.copy_out", f"{state.phase}/{name}"),
+                staged_directory(target) as stage,
+            ):
                 for file in state.files:
                     self._store.copy_to(state, file, stage / file)
         except FileExistsError as error:
@@ -206,7 +222,9 @@ class StateManager:
         Raises:
             UnknownStateError: There is none of that name.
         """
-        return self._store.remove(phase_name(phase), name)
+        state = self.get(phase=phase, name=name)
+        with self._recorded("state.remove", f"{state.phase}/{name}"):
+            return self._store.remove(state.phase, name)
 
     def verify(self, *, deep: bool = True) -> VerifyReport:
         """Returns what is wrong with the store; deep reads and hashes every content."""
@@ -225,7 +243,8 @@ class StateManager:
         mark = NewState(
             phase=MARKS, kind=_MARK, name=label, files={}, metadata={_MARK: current.number}
         )
-        self._store.commit([mark], note=f"checkpoint {label}")
+        with self._recorded("state.checkpoint", label):
+            self._store.commit([mark], note=f"checkpoint {label}")
         return current
 
     def checkpoints(self) -> dict[str, int]:
@@ -246,7 +265,8 @@ class StateManager:
             if target not in marks and not target.isdecimal():
                 raise UnknownStateError(unknown_choice("checkpoint", target, marks))
             target = marks.get(target) or int(target)
-        return self._store.restore(target, keep_phases=(MARKS,))
+        with self._recorded("state.restore", str(target)):
+            return self._store.restore(target, keep_phases=(MARKS,))
 
     def migrate(
         self, *, phase: str | int, name: str, to_phase: str | int, new_name: str | None = None
@@ -288,7 +308,8 @@ class StateManager:
             metadata={**state.metadata, MIGRATED_FROM: f"{source}/{name}"},
             parents=(state.id,),
         )
-        self._store.commit([moved], note=f"migrate {source}/{name} to {destination}/{title}")
+        with self._recorded("state.migrate", f"{source}/{name}", f"{destination}/{title}"):
+            self._store.commit([moved], note=f"migrate {source}/{name} to {destination}/{title}")
         return self._store.get(destination, title)
 
     def collect(self, *, retain: int | None = None, grace_s: float = 3600.0) -> CollectReport:
@@ -298,13 +319,15 @@ class StateManager:
             retain: Newest generations to keep; None: all.
             grace_s: Age in seconds below which nothing is freed.
         """
-        return self._store.collect(
-            retain=retain, keep=tuple(self.checkpoints().values()), grace_s=grace_s
-        )
+        with self._recorded("state.collect", str(self.root)):
+            return self._store.collect(
+                retain=retain, keep=tuple(self.checkpoints().values()), grace_s=grace_s
+            )
 
     def rewrap(self) -> tuple[int, int]:
         """Puts everything sealed under the keyring's newest key: (changed, sealed)."""
-        return self._store.rewrap()
+        with self._recorded("state.rewrap", str(self.root)):
+            return self._store.rewrap()
 
     def summary(self) -> StateSummary:
         """Returns what the store holds now, by phase and kind."""
@@ -322,6 +345,27 @@ class StateManager:
     def generations(self) -> Sequence[Generation]:
         """Returns the generations kept, oldest first."""
         return self._store.generations()
+
+    @contextmanager
+    def _recorded(self, action: str, *resources: str) -> Iterator[None]:
+        if self._audit is None:
+            yield
+            return
+        event = AuditEvent(
+            actor=self._actor,
+            action=action,
+            resource=", ".join(resources),
+            decision=Decision.ALLOW,
+            detail={"store": str(self.root)},
+        )
+        # Before it is done: what cannot be recorded must not happen.
+        self._audit.record(event)
+        try:
+            yield
+        except BaseException as error:
+            failed = {**event.detail, "error": f"{type(error).__name__}: {error}"}
+            self._audit.record(replace(event, decision=Decision.ERROR, detail=failed))
+            raise
 
     def _new(self, given: StateInput) -> NewState:
         phase = phase_name(given.phase)

@@ -25,6 +25,7 @@ from forge_harness.errors import AuditError
 from .audit_events import AuditEvent, AuditRecord, Decision, completed, genesis, mac_of
 from .audit_file import AuditFile
 from .audit_heads import Head, HeadFile, is_signed_by, parse_head
+from .keys import Keyring, Purpose
 
 __all__ = ["AuditEvent", "AuditLog", "AuditRecord", "AuditReport", "Decision", "verify"]
 
@@ -63,6 +64,18 @@ class AuditLog:
         self._closed = False
         self._headed_at = 0.0
         self._headed_number = -1
+
+    @classmethod
+    def of_keyring(cls, path: Path, keyring: Keyring) -> AuditLog:
+        """Opens a log with a keyring's active keys for audit and signatures.
+
+        Raises:
+            MissingKeyError: The keyring has none.
+            AuditError: The file cannot be opened, or is no audit log.
+        """
+        return cls(
+            path, key=keyring.active(Purpose.AUDIT), signing_key=keyring.active(Purpose.SIGN)
+        )
 
     def __enter__(self) -> AuditLog:
         return self

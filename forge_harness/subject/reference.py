@@ -348,10 +348,7 @@ class ReferenceSubject:
         signing.verify_package(directory, [self._public_key()], signature=signature)
 
     def _audit(self, path: Path) -> audit.AuditLog:
-        keys = self._keys()
-        return audit.AuditLog(
-            path, key=keys.active(Purpose.AUDIT), signing_key=keys.active(Purpose.SIGN)
-        )
+        return audit.AuditLog.of_keyring(path, self._keys())
 
     def _public_key(self) -> Ed25519PublicKey:
         seed = self._keys().active(Purpose.SIGN)

@@ -8,7 +8,10 @@ from click.testing import CliRunner, Result
 
 from forge_harness import StateManager
 from forge_harness.cli.state import state_group
-from forge_harness.errors import ForgeError
+from forge_harness.errors import ForgeError, UsageError
+from forge_harness.security.audit_file import AuditFile
+from forge_harness.security.key_sources import write_keyring
+from forge_harness.security.keys import Keyring
 
 
 @pytest.fixture
@@ -86,3 +89,22 @@ def test_nothing_is_made_by_looking(tmp_path: Path) -> None:
         assert isinstance(result.exception, ForgeError)
         assert "There is no state store" in str(result.exception)
     assert not (tmp_path / "none").exists()
+
+
+def test_changes_are_recorded_in_the_audit_log(root: Path, tmp_path: Path) -> None:
+    keys, log = tmp_path / "keys.json", tmp_path / "audit.db"
+    write_keyring(keys, Keyring.new())
+    run(root, "checkpoint", "first", "--keys", str(keys), "--audit", str(log))
+    file = AuditFile(log, read_only=True)
+    try:
+        (record,) = file.newest(5)
+    finally:
+        file.close()
+    assert (record.event.action, record.event.resource) == ("state.checkpoint", "first")
+
+
+def test_an_audit_log_without_keys_is_refused(root: Path, tmp_path: Path) -> None:
+    done = run(root, "checkpoint", "first", "--audit", str(tmp_path / "audit.db"))
+    assert isinstance(done.exception, UsageError)
+    assert "needs --keys" in str(done.exception)
+    assert not (tmp_path / "audit.db").exists()

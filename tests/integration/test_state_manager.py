@@ -6,9 +6,16 @@ import pytest
 import torch
 
 from forge_harness import StateManager
-from forge_harness.errors import DamagedStateError, StateError, UnknownStateError, WrongKeyError
+from forge_harness.errors import (
+    AuditError,
+    DamagedStateError,
+    StateError,
+    UnknownStateError,
+    WrongKeyError,
+)
 from forge_harness.integration.state_kinds import StateKind
 from forge_harness.integration.state_manager import StateInput
+from forge_harness.security.audit import AuditLog
 from forge_harness.security.keys import Keyring
 from forge_harness.security.sealing import HEAD_BYTES, KeyringSealer
 
@@ -241,3 +248,70 @@ def test_a_flipped_bit_of_a_sealed_content_is_found_with_and_without_the_key(
         assert not manager.verify().ok
         with pytest.raises(DamagedStateError):
             manager.load(phase=5, name="m")
+
+
+@pytest.fixture
+def audited(tmp_path: Path):
+    keyring = Keyring.new()
+    log = AuditLog.of_keyring(tmp_path / "audit.db", keyring)
+    options = {"sealer": KeyringSealer(keyring), "audit": log, "actor": "ann"}
+    with log, StateManager(tmp_path / "states", **options) as manager:
+        yield manager, log
+
+
+def recorded(log: AuditLog) -> list[tuple[str, str, str]]:
+    return [(r.event.action, r.event.resource, r.event.decision) for r in log.tail(100)]
+
+
+def test_every_change_and_every_copy_is_in_the_audit_log(audited, tmp_path: Path) -> None:
+    manager, log = audited
+    manager.save(phase=4, kind="config", name="c", data={"a": 1})
+    manager.checkpoint("first")
+    manager.migrate(phase=4, name="c", to_phase=5)
+    manager.copy_out(tmp_path / "copy", phase=5, name="c")
+    manager.remove(phase=4, name="c")
+    manager.restore("first")
+    manager.collect(retain=1)
+    manager.rewrap()
+    store = str(tmp_path / "states")
+    assert recorded(log) == [
+        ("state.save", "phase4/c", "allow"),
+        ("state.checkpoint", "first", "allow"),
+        ("state.migrate", "phase4/c, phase5/c", "allow"),
+        ("state.copy_out", "phase5/c", "allow"),
+        ("state.remove", "phase4/c", "allow"),
+        ("state.restore", "1", "allow"),
+        ("state.collect", store, "allow"),
+        ("state.rewrap", store, "allow"),
+    ]
+    assert {r.event.actor for r in log.tail(100)} == {"ann"}
+
+
+def test_what_ended_with_an_error_is_recorded_as_such(audited, tmp_path: Path) -> None:
+    manager, log = audited
+    manager.save(phase=4, kind="config", name="c", data={"a": 1})
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "mine").touch()
+    with pytest.raises(StateError):
+        manager.copy_out(tmp_path / "copy", phase=4, name="c")
+    assert recorded(log)[1:] == [
+        ("state.copy_out", "phase4/c", "allow"),
+        ("state.copy_out", "phase4/c", "error"),
+    ]
+
+
+def test_what_cannot_be_recorded_is_not_done(audited) -> None:
+    manager, log = audited
+    manager.save(phase=4, kind="config", name="c", data={"a": 1})
+    log.close()
+    before = manager.summary()
+    for act in (
+        lambda: manager.save(phase=4, kind="config", name="d", data={"a": 2}),
+        lambda: manager.checkpoint("first"),
+        lambda: manager.remove(phase=4, name="c"),
+        lambda: manager.migrate(phase=4, name="c", to_phase=5),
+        lambda: manager.collect(retain=1),
+    ):
+        with pytest.raises(AuditError):
+            act()
+    assert manager.summary() == before

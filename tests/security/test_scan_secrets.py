@@ -92,8 +92,8 @@ def test_a_scanner_that_lost_a_form_is_no_scan(form, tmp_path, monkeypatch):
     if form == "entropy":
         monkeypatch.setattr(secrets, "_ENTROPY_BITS", 99.0)
     else:
-        left = {k: v for k, v in secrets._FORMS.items() if k != form}
-        monkeypatch.setattr(secrets, "_FORMS", left)
+        left = {k: v for k, v in secrets.FORMS.items() if k != form}
+        monkeypatch.setattr(secrets, "FORMS", left)
     scan = scan_secrets.scan(tmp_path)
     assert scan.state == "not scanned"
     assert "did not find its canary" in scan.why_not
