@@ -43,7 +43,7 @@ def checks(
 ) -> None:
     """List every check id of the catalogue, and how many tests it has.
 
-    An id without a test is not measured.
+    An id without a test is not measured, unless it is computed from the checks of a suite.
     """
     from forge_harness.cli.collect import collected_marks
     from forge_harness.selection import inline_from, refuse_unknown, with_inline
@@ -62,7 +62,7 @@ def checks(
         echo_json([_entry(entry, tests) for entry in wanted])
         return
     click.echo(_checks_table(wanted, tests))
-    with_test = sum(1 for entry in wanted if tests[entry.id])
+    with_test = sum(1 for entry in wanted if tests[entry.id] or entry.measures_suite)
     click.echo(f"\n{len(wanted)} checks, {with_test} with a test. Policy {policy.digest}")
 
 
@@ -81,12 +81,16 @@ def _checks_table(entries: Sequence[CatalogueEntry], tests: Counter[str]) -> str
             entry.severity,
             entry.component,
             "all" if len(entry.profiles) == len(PROFILES) else ",".join(entry.profiles),
-            tests[entry.id] or "none",
+            _shown_tests(entry, tests),
             entry.title,
         )
         for entry in entries
     ]
     return table(("check", "severity", "component", "profiles", "tests", "proves"), rows)
+
+
+def _shown_tests(entry: CatalogueEntry, tests: Counter[str]) -> str:
+    return "computed" if entry.measures_suite else str(tests[entry.id] or "none")
 
 
 @list_group.command(epilog=examples("forge-harness list suites"))

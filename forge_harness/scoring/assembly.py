@@ -22,6 +22,7 @@ from forge_harness.record import (
     SuiteRecord,
     Waiver,
 )
+from forge_harness.scoring.derived import derived_items, without_derived
 from forge_harness.scoring.rollup import RolledUp, roll_up, unique
 from forge_harness.scoring.score import Score, SuiteScore, credit_of, score
 from forge_harness.scoring.verdict import decide
@@ -115,7 +116,11 @@ def assemble(
         state_reason: Why not, in one clause.
     """
     entries = entries_in_scope(policy, scope)
+    items = without_derived(items)
     checks = _checks(policy, entries, items, waivers, scope, context)
+    if derived := derived_items(policy, scope.profile, checks):
+        items = [*items, *derived]
+        checks = _checks(policy, entries, items, waivers, scope, context)
     known = {entry.id for entry in entries}
     unscored = unique(item for item in items if item.check not in known)
     scored = score(policy, [credit_of(check) for check in checks])

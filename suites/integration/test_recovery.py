@@ -211,7 +211,7 @@ def test_gate_failure(subject, policy, evidence, tmp_path):
     subject.export_package(untrained, tmp_path / "trained")
     exported = preparer.export(tmp_path / "trained", ready)
     evidence.equal(
-        "recovered", exported.readiness.status, expected="READY", reason="trained, same call"
+        "exported_then", exported.readiness.status, expected="READY", reason="trained, same call"
     )
 
 
