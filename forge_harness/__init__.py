@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from forge_harness.errors import UsageError as UsageError
     from forge_harness.errors import VerificationError as VerificationError
     from forge_harness.evidence import Evidence as Evidence
+    from forge_harness.integration.mlops_coordinator import MLOpsCoordinator as MLOpsCoordinator
     from forge_harness.integration.phase4_connector import Phase4Connector as Phase4Connector
     from forge_harness.integration.phase6_preparer import Phase6Preparer as Phase6Preparer
     from forge_harness.integration.pipeline_validator import PipelineValidator as PipelineValidator
@@ -42,6 +43,7 @@ _HOMES = {
     "Evidence": "evidence",
     "ExitCode": "errors",
     "ForgeError": "errors",
+    "MLOpsCoordinator": "integration.mlops_coordinator",
     "NonFiniteError": "errors",
     "NonTernaryCodeError": "errors",
     "NothingCollectedError": "errors",
@@ -69,6 +71,7 @@ __all__ = [
     "Evidence",
     "ExitCode",
     "ForgeError",
+    "MLOpsCoordinator",
     "NonFiniteError",
     "NonTernaryCodeError",
     "NothingCollectedError",

@@ -74,6 +74,10 @@ class DamagedCheckpointError(CheckpointError):
         self.tensor = tensor
 
 
+class RegistryError(UsageError):
+    """The model registry does not have, or does not take, what was asked."""
+
+
 class StateError(UsageError):
     """The state store cannot do what was asked; what it already holds is untouched."""
 

@@ -17,6 +17,7 @@ FROZEN = [
     "Evidence",
     "ExitCode",
     "ForgeError",
+    "MLOpsCoordinator",
     "NonFiniteError",
     "NonTernaryCodeError",
     "NothingCollectedError",

@@ -1,0 +1,272 @@
+"""`MLOpsCoordinator` trains under a tracker and keeps a registry of what it trained.
+
+    with MLOpsCoordinator(Path("mlops")) as coordinator:
+        trained = coordinator.train("digits", TrainOptions(seed=1), Path("runs/digits"))
+        version = coordinator.register(Path("exports/digits"), name="digits", run_id=trained.run_id)
+        coordinator.promote("digits", version.version, alias="champion")
+        coordinator.fetch("digits", "champion", Path("served"))
+
+Tracking and registry are MLflow's, over SQLite, so its own interface shows them
+(`mlflow ui --backend-store-uri sqlite:///mlops/mlflow.db`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from forge_harness import __version__
+from forge_harness.canonical import canonical_json, tree_digest
+from forge_harness.durable import staged_directory
+from forge_harness.errors import (
+    CheckpointError,
+    DamagedCheckpointError,
+    RegistryError,
+)
+from forge_harness.formats.manifest import verify_manifest
+from forge_harness.training.runner import train_to_directory
+
+from .experiments import MetricSummary, StepLog, Tracker
+from .readiness import present_fields
+
+if TYPE_CHECKING:
+    from forge_harness.integration.quality_coordinator import QualityCoordinator
+    from forge_harness.protocols import TrainOptions
+
+_DIGEST, _METRICS, _LINEAGE = "forge.digest", "forge.metrics", "forge.lineage"
+_PACKAGE = "package"
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedRun:
+    """A training run as the tracker has it.
+
+    Attributes:
+        run_id: Of the tracker.
+        status: `FINISHED`, `FAILED`, `KILLED` or `RUNNING`.
+        directory: What `forge-harness train` writes; "" for a run of another machine.
+        metrics: Name -> held-out quality; empty while it runs.
+        digest: `sha256:<hex>` of the packaged weights; "" without any.
+    """
+
+    run_id: str
+    status: str
+    directory: str
+    metrics: Mapping[str, float]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredVersion:
+    """One version of a model in the registry.
+
+    Attributes:
+        name: Of the model.
+        version: From 1.
+        digest: `sha256:<hex>` over names and contents of its files.
+        metrics: As `metrics.json` of the package states them.
+        lineage: As `lineage.json` states it.
+        run_id: Run it was trained in; "" when not told.
+        aliases: Names that point to it.
+    """
+
+    name: str
+    version: int
+    digest: str
+    metrics: Mapping[str, Any]
+    lineage: Mapping[str, Any]
+    run_id: str
+    aliases: tuple[str, ...]
+
+
+class MLOpsCoordinator:
+    """Training automation, experiment tracking and the model registry.
+
+    Args:
+        root: Directory of database and artifacts; made when it is not there.
+        quality: Decides what may be promoted, from the metrics of the version; None: the caller
+            does.
+    """
+
+    def __init__(self, root: Path | str, *, quality: QualityCoordinator | None = None) -> None:
+        self.root = Path(root)
+        self._tracker = Tracker(self.root)
+        self._quality = quality
+
+    def __enter__(self) -> MLOpsCoordinator:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the database."""
+        self._tracker.close()
+
+    def train(
+        self,
+        task: str,
+        options: TrainOptions,
+        out: Path,
+        *,
+        experiment: str = "forge",
+        **parts: Any,  # noqa: ANN401 - the options of `train_to_directory`
+    ) -> TrackedRun:
+        """Trains into a directory, with options, every step and the held-out quality tracked.
+
+        Args:
+            task: `digits` or `bytes`, a variant allowed.
+            options: Of the session.
+            out: New directory, as for `forge-harness train`.
+            experiment: What the run is listed under.
+            parts: Further options of `forge_harness.training.train_to_directory`.
+
+        Raises:
+            ForgeError: Training failed; the run is recorded as such before it is raised.
+        """
+        stated = {"task": task, **asdict(options), "harness_version": __version__}
+        run_id = self._tracker.begin(experiment, stated, {"forge.directory": str(out.resolve())})
+        log = StepLog(self._tracker, run_id)
+        try:
+            result = train_to_directory(task, out, options, on_step=log.add, **parts)
+            digest = tree_digest(out / _PACKAGE) if (out / _PACKAGE).is_dir() else ""
+            metrics = {key: value for key, value in result.items() if isinstance(value, float)}
+        except BaseException as error:
+            log.flush()
+            killed = not isinstance(error, Exception)
+            self._tracker.end(run_id, "KILLED" if killed else "FAILED", error=str(error))
+            raise
+        log.flush()
+        self._tracker.end(run_id, "FINISHED", metrics=metrics, tags={_DIGEST: digest})
+        return self.run(run_id)
+
+    def run(self, run_id: str) -> TrackedRun:
+        """Returns a run.
+
+        Raises:
+            RegistryError: There is none of that id.
+        """
+        found = self._tracker.run(run_id)
+        return TrackedRun(
+            run_id=run_id,
+            status=found.status,
+            directory=found.tags.get("forge.directory", ""),
+            metrics=found.final,
+            digest=found.tags.get(_DIGEST, ""),
+        )
+
+    def monitor(self, run_id: str) -> Mapping[str, MetricSummary]:
+        """Returns what the steps of a run reported: count, newest, mean, deviation, by name.
+
+        Raises:
+            RegistryError: There is none of that id.
+        """
+        return self._tracker.history(run_id)
+
+    def register(self, package: Path, *, name: str, run_id: str = "") -> RegisteredVersion:
+        """Copies an export package into the registry as the next version of a model.
+
+        Args:
+            package: Written by `Phase6Preparer.export` or `forge-harness export`.
+            name: Of the model.
+            run_id: Run it was trained in.
+
+        Raises:
+            DamagedCheckpointError: The package is not what its manifest says.
+            RegistryError: It states no metrics, or one that is not finite.
+        """
+        verify_manifest(package)
+        fields = present_fields(package)
+        metrics = {
+            key: entry["value"] if isinstance(entry, Mapping) else entry
+            for key, entry in fields.get("metrics.json", {}).items()
+        }
+        if not metrics:
+            raise RegistryError(f"{str(package)!r} states no metrics; export it first.")
+        try:
+            stated = canonical_json(metrics).decode()
+        except ValueError as error:
+            raise RegistryError(
+                f"{str(package)!r} states a metric that is not finite ({error}); measure it again."
+            ) from error
+        digest = tree_digest(package)
+        tags = {
+            _DIGEST: digest,
+            _METRICS: stated,
+            _LINEAGE: canonical_json(fields.get("lineage.json", {})).decode(),
+        }
+        version = self._tracker.add_version(name, package, run_id, tags)
+        if tree_digest(self._tracker.stored(name, version)) != digest:
+            raise DamagedCheckpointError(
+                f"Version {version} of {name!r} is not stored as it was given; register it again."
+            )
+        return self.version(name, version)
+
+    def version(self, name: str, which: str | int) -> RegisteredVersion:
+        """Returns a version by number or alias.
+
+        Raises:
+            RegistryError: There is none; names what there is.
+        """
+        found = self._tracker.version(name, which)
+        return RegisteredVersion(
+            name=name,
+            version=found.number,
+            digest=found.tags.get(_DIGEST, ""),
+            metrics=json.loads(found.tags.get(_METRICS, "{}")),
+            lineage=json.loads(found.tags.get(_LINEAGE, "{}")),
+            run_id=found.run_id,
+            aliases=found.aliases,
+        )
+
+    def promote(self, name: str, version: int, *, alias: str = "champion") -> RegisteredVersion:
+        """Points an alias to a version, if it passes the gates its metrics speak to.
+
+        Raises:
+            RegistryError: There is no such version, or a gate fails; the alias stays where it is.
+        """
+        chosen = self.version(name, version)
+        if self._quality is not None:
+            for metric in sorted(set(self._quality.gates()) & chosen.metrics.keys()):
+                decided = self._quality.evaluate_gate(metric, chosen.metrics[metric])
+                if not decided.passed:
+                    raise RegistryError(
+                        f"Version {version} of {name!r} is not promoted to {alias!r}: gate "
+                        f"{metric}: {decided.reason or 'not passed'}."
+                    )
+        self._tracker.point(name, alias, chosen.version)
+        return self.version(name, version)
+
+    def fetch(self, name: str, which: str | int, destination: Path) -> RegisteredVersion:
+        """Copies a version's files into a new directory, verified; all of them or none.
+
+        Raises:
+            RegistryError: There is no such version.
+            CheckpointError: The destination is in use.
+            DamagedCheckpointError: The stored files are not those that were registered.
+        """
+        found = self.version(name, which)
+        source = self._tracker.stored(name, found.version)
+        try:
+            with staged_directory(destination) as stage:
+                for file in sorted(path for path in source.rglob("*") if path.is_file()):
+                    target = stage / file.relative_to(source)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(file.read_bytes())
+                if tree_digest(stage) != found.digest:
+                    raise DamagedCheckpointError(
+                        f"Version {found.version} of {name!r} is not what was registered: its "
+                        f"files no longer have digest {found.digest}; register it again."
+                    )
+        except FileExistsError as error:
+            raise CheckpointError(f"{error}; name a new directory.") from error
+        return found
