@@ -1,0 +1,205 @@
+"""Scenario 1 of the specification: one model through all six components, and the registry alone."""
+
+import json
+import shutil
+
+import pytest
+
+from forge_harness.canonical import file_sha256, tree_digest
+from forge_harness.errors import CheckpointError, RegistryError
+from forge_harness.finish import finish_run
+from forge_harness.formats.manifest import write_manifest
+from forge_harness.integration import mlops_coordinator as mlops_module
+from forge_harness.integration import phase4_connector as connector_module
+from forge_harness.integration import phase6_preparer as preparer_module
+from forge_harness.integration import pipeline_validator as validator_module
+from forge_harness.integration import quality_coordinator as quality_module
+from forge_harness.integration import state_manager as manager_module
+from forge_harness.paths import fixtures_dir
+from forge_harness.protocols import TrainOptions
+from forge_harness.scoring import verify_run
+
+STEPS = 120
+VALIDATED = ("configuration.digest_stable", "data.label_or_token_range")
+FLIPS = 3e-5
+"""A forward in another batch size rounds differently: the held-out loss moves by 6e-6 at most."""
+
+
+@pytest.mark.forge_check("integration.scenario_workflow")
+def test_scenario_workflow(policy, evidence, tmp_path, forge_seed):
+    """A phase-4 checkpoint is loaded, trained, validated, gated, handed on, and kept.
+
+    Seven steps through six components, each on what the one before left. Oracles: digests by
+    hashlib along the whole way (what arrives in phase 6, in the registry and in the store is what
+    was exported, and names the checkpoint it came from), metrics of tracker, package and registry
+    against each other, and the run directory by recomputation.
+    """
+    source = fixtures_dir() / "models" / "v1.0"
+    before = tree_digest(source)
+    coordinator = quality_module.QualityCoordinator(policy)
+    connector = connector_module.Phase4Connector()
+    loaded = connector.load(source)
+    configuration = connector.configure_qat(source)
+    evidence.record("loaded", len(loaded.ternary), unit="weights", reason="ternary, of phase 4")
+    evidence.record("configured", configuration.granularity, reason=f"for {configuration.task}")
+
+    with mlops_module.MLOpsCoordinator(tmp_path / "mlops", quality=coordinator) as mlops:
+        options = TrainOptions(steps=STEPS, seed=forge_seed)
+        run = mlops.train(configuration.task, options, tmp_path / "run", from_checkpoint=source)
+        evidence.equal("training", run.status, expected="FINISHED", reason="as the tracker has it")
+        evidence.equal(
+            "steps_tracked",
+            mlops.monitor(run.run_id)["loss"].count,
+            expected=STEPS,
+            unit="steps",
+            reason="losses in the tracker",
+        )
+        _validated(evidence, tmp_path / "validation", forge_seed)
+        accuracy = coordinator.evaluate_gate("accuracy", run.metrics["accuracy"])
+        evidence.equal("gate", accuracy.passed, expected=True, reason=f"accuracy {accuracy.value}")
+
+        preparer = preparer_module.Phase6Preparer()
+        lineage = {"parent_digest": before, "run_id": run.run_id}
+        package = preparer.export(tmp_path / "run", tmp_path / "package", lineage=lineage).path
+        (tmp_path / "inbox").mkdir()
+        handoff = preparer.hand_off(package, tmp_path / "inbox")
+        version = mlops.register(package, name="workflow", run_id=run.run_id)
+        promoted = mlops.promote("workflow", version.version)
+
+    with manager_module.StateManager(tmp_path / "states") as states:
+        kept = states.save(phase=5, kind="package", name="workflow", data=package)
+        states.checkpoint("handed-off")
+        moved = states.migrate(phase=5, name="workflow", to_phase=6)
+        evidence.equal("store_sound", states.verify().ok, expected=True, reason="after migration")
+        states.copy_out(tmp_path / "restored", phase=6, name="workflow")
+
+    stated = json.loads((package / "metrics.json").read_text())
+    exported = _digests(package)
+    broken = {
+        "the source changed": tree_digest(source) != before,
+        "lineage names another source": version.lineage.get("parent_digest") != before,
+        "lineage names another run": version.lineage.get("run_id") != run.run_id,
+        "the weights are not the trained ones": tree_digest(tmp_path / "run" / "package")
+        != run.digest,
+        "phase 6 has other files": _digests(handoff.path) != exported,
+        "the registry has another digest": version.digest != tree_digest(package),
+        "the store has other files": _digests(tmp_path / "restored") != exported,
+        "the migrated state names another parent": moved.parents != (kept.id,),
+        "the package states another accuracy": abs(
+            stated["accuracy"]["value"] - run.metrics["accuracy"]
+        )
+        > FLIPS,
+        "the registry states another accuracy": version.metrics["accuracy"]
+        != stated["accuracy"]["value"],
+        "the promoted version is another": "champion" not in promoted.aliases,
+    }
+    wrong = [what for what, is_wrong in broken.items() if is_wrong]
+    evidence.equal(
+        "broken_links",
+        len(wrong),
+        expected=0,
+        unit="links",
+        reason="; ".join(wrong) or f"all {len(broken)} between the six components hold",
+    )
+
+
+def _validated(evidence, run_dir, seed):
+    validator = validator_module.PipelineValidator(
+        checks=VALIDATED, seed=seed, command=["workflow"]
+    )
+    record = validator.validate(run_dir)
+    finish_run(run_dir, record, validator.policy, ("json",))
+    outcomes = {check.id: str(check.outcome) for check in record.checks}
+    evidence.equal(
+        "validated",
+        sorted(outcomes.values()) == ["pass"] * len(VALIDATED),
+        expected=True,
+        reason=", ".join(f"{check} {outcome}" for check, outcome in outcomes.items()),
+    )
+    problems = [problem.sentence() for problem in verify_run(run_dir)]
+    evidence.equal(
+        "run_recomputed", len(problems), expected=0, reason="; ".join(problems[:2]) or "it verifies"
+    )
+
+
+def _digests(folder):
+    return {
+        str(path.relative_to(folder)): file_sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.forge_check("integration.registry_round_trip")
+def test_registry_round_trip(evidence, tmp_path):
+    """What the registry gives out is what it was given, by file, metric and lineage; nothing else.
+
+    Two versions of one name, fetched by number and by alias from a registry opened anew. Oracle:
+    sha256 of every file by hashlib, the JSON of the package. Refused: a damaged package, a metric
+    that is not finite, a stored file that was changed afterwards.
+    """
+    first = preparer_module.Phase6Preparer().export(
+        fixtures_dir() / "models" / "v1.0", tmp_path / "first"
+    )
+    second = _restated(first.path, tmp_path / "second", lineage={"note": "second"})
+    with mlops_module.MLOpsCoordinator(tmp_path / "mlops") as mlops:
+        for package in (first.path, second):
+            mlops.register(package, name="model")
+        mlops.promote("model", 2)
+        refused = [
+            name
+            for name, package in (
+                ("a damaged package", _damaged(first.path, tmp_path / "damaged")),
+                ("a metric that is not finite", _not_finite(first.path, tmp_path / "nan")),
+            )
+            if _refused(lambda package=package: mlops.register(package, name="model"))
+        ]
+    evidence.equal("refused", len(refused), expected=2, unit="packages", reason=", ".join(refused))
+    wrong = []
+    with mlops_module.MLOpsCoordinator(tmp_path / "mlops") as mlops:
+        for which, package in ((1, first.path), (2, second), ("champion", second)):
+            target = tmp_path / f"fetched-{which}"
+            version = mlops.fetch("model", which, target)
+            metrics = json.loads((package / "metrics.json").read_text())
+            lineage = json.loads((package / "lineage.json").read_text())
+            wrong += [f"files of {which}"] * (_digests(target) != _digests(package))
+            wrong += [f"lineage of {which}"] * (version.lineage != lineage)
+            wrong += [f"metrics of {which}"] * (
+                version.metrics != {name: entry["value"] for name, entry in metrics.items()}
+            )
+        evidence.equal(
+            "differences", len(wrong), expected=0, reason=", ".join(wrong) or "3 fetched, by file"
+        )
+        for file in (tmp_path / "mlops").rglob("model.safetensors"):
+            file.write_bytes(file.read_bytes()[:-1] + b"\0\1")
+        given_out = not _refused(lambda: mlops.fetch("model", 1, tmp_path / "changed"))
+    evidence.equal("changed_given_out", given_out, expected=False, reason="changed after it was in")
+
+
+def _restated(package, target, *, lineage=None, metrics=None):
+    shutil.copytree(package, target)
+    for name, changes in (("lineage.json", lineage), ("metrics.json", metrics)):
+        if changes:
+            stated = json.loads((target / name).read_text()) | changes
+            (target / name).write_text(json.dumps(stated))
+    (target / "manifest.json").unlink()
+    write_manifest(target)
+    return target
+
+
+def _damaged(package, target):
+    shutil.copytree(package, target)
+    (target / "model.safetensors").write_bytes(b"none")
+    return target
+
+
+def _not_finite(package, target):
+    return _restated(package, target, metrics={"loss": {"value": float("nan"), "unit": "1"}})
+
+
+def _refused(act):
+    try:
+        act()
+    except (CheckpointError, RegistryError):
+        return True
+    return False
