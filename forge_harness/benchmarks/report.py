@@ -16,6 +16,7 @@ from forge_harness.model.throughput import CONTENDERS
 
 from .language_model import Measured
 from .products import PEERS, Row
+from .storage import StorageMeasured
 
 SCHEMA = "forge-bench/1"
 
@@ -47,6 +48,33 @@ def language_model_table(found: Measured) -> str:
             f"{found.parameters:,} parameters; packed against the model it was packed from: "
             f"largest difference {found.difference:.1e} of the largest logit, same most likely "
             f"token at {100 * found.same_tokens:.1f} % of positions.",
+        )
+    )
+
+
+def storage_table(found: StorageMeasured) -> str:
+    """Returns rates, what they are held against, and how many times longer ours takes."""
+    lines = [["what", "ours", "", "against", "theirs", "takes x"]]
+    for row in found.rows:
+        times = row.times
+        ratio = "-" if times is None else f"{times[0]:.2f} [{times[1]:.2f}, {times[2]:.2f}]"
+        lines.append(
+            [
+                row.name,
+                f"{row.rate:,.0f}",
+                row.unit,
+                row.baseline,
+                f"{row.baseline_rate:,.0f}",
+                ratio,
+            ]
+        )
+    seconds = sorted(found.open_seconds)
+    return "\n".join(
+        (
+            _aligned(lines, left=1),
+            f"A store of {found.states:,} states whose writer went away opens and lists in "
+            f"{seconds[len(seconds) // 2]:.3f} s (slowest {seconds[-1]:.3f} s). Files in "
+            f"{found.file_system}.",
         )
     )
 

@@ -122,6 +122,51 @@ def lm_command(
     return ExitCode.PASS
 
 
+@bench_group.command(
+    "store",
+    epilog=examples(
+        "forge-harness bench store",
+        "forge-harness bench store --dir /data --blob-mib 256 --json store.json",
+    ),
+)
+@click.option(
+    "--dir",
+    "place",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    default=Path(),
+    help="A directory on the disk to measure (default: here).",
+)
+@click.option("--blob-mib", default=1024, type=click.IntRange(min=1), help="Large content.")
+@click.option("--states", default=10_000, type=click.IntRange(min=1), help="In the opened store.")
+@click.option("--rounds", default=7, type=click.IntRange(min=6), help="Turns of a candidate.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything here.")
+def store_command(
+    place: Path, blob_mib: int, states: int, rounds: int, json_file: Path | None
+) -> int:
+    """Time the state store against the least a durable store can do on this disk.
+
+    Commits against bare SQLite transactions, a large content against write, fsync and sha256 of the
+    same bytes, sealing against AES-256-GCM in memory; each pair takes turns.
+    """
+    from dataclasses import asdict
+
+    from forge_harness.benchmarks import report, storage
+
+    started = datetime.now(UTC)
+    found = storage.measure(
+        place,
+        blob_bytes=blob_mib << 20,
+        states=states,
+        rounds=rounds,
+        told=lambda what: click.echo(what, err=True),
+    )
+    click.echo(report.storage_table(found))
+    if json_file is not None:
+        content = {**report.heading("store", started), **asdict(found)}
+        write_durably(json_file, canonical_json(content))
+    return ExitCode.PASS
+
+
 def _cases(
     sizes: list[tuple[int, int]], tokens: tuple[int, ...], threads: tuple[int, ...]
 ) -> list[Case]:

@@ -50,3 +50,18 @@ def test_a_language_model_is_timed_and_compared(tmp_path):
 def test_a_width_without_whole_heads_is_named():
     result = CliRunner().invoke(bench_group, ["lm", "--width", "100"])
     assert "--width 100 is no multiple of 64" in str(result.exception)
+
+
+def test_the_store_is_timed_against_what_it_is_built_on(tmp_path):
+    json_file = tmp_path / "store.json"
+    command = ["store", "--dir", str(tmp_path), "--blob-mib", "1", "--states", "50"]
+    command += ["--rounds", "6", "--json", str(json_file)]
+    result = CliRunner().invoke(bench_group, command, catch_exceptions=False)
+    assert result.exit_code == 0
+    document = json.loads(json_file.read_bytes())
+    names = [row["name"] for row in document["rows"]]
+    assert names[0] == "commit of one state of 1 KiB"
+    assert all(row["rate"] > 0 and row["times"][1] <= row["times"][2] for row in document["rows"])
+    assert len(document["open_seconds"]) == 6
+    assert "opens and lists" in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["store.json"]

@@ -15,6 +15,8 @@ from forge_harness.errors import (
     StateError,
     UnknownStateError,
 )
+from forge_harness.security.keys import Keyring
+from forge_harness.security.sealing import KeyringSealer
 from forge_harness.state import BlobRef, NewState, Store
 
 LARGE = os.urandom(9 << 20)
@@ -288,3 +290,28 @@ def test_threads_share_a_store(store: Store) -> None:
     assert failures == []
     assert store.current().number == 20  # type: ignore[union-attr]
     assert store.verify().ok
+
+
+def test_what_another_process_sealed_stops_a_writer_without_a_key(tmp_path):
+    def new(name):
+        return NewState(phase="phase5", kind="model", name=name, files={"data": name.encode()})
+
+    with Store.open(tmp_path / "store") as plain:
+        plain.commit([new("one")])
+        plain.commit([new("two")])
+        with Store.open(tmp_path / "store", sealer=KeyringSealer(Keyring.new())) as sealing:
+            sealing.commit([new("three")])
+        with pytest.raises(StateError, match="holds sealed contents"):
+            plain.commit([new("four")])
+
+
+def test_a_commit_does_not_look_through_all_contents(tmp_path):
+    with Store.open(tmp_path / "store") as store:
+        asked = []
+        store._opened().connection.set_trace_callback(asked.append)
+        for name in ("a", "b", "c"):
+            store.commit(
+                [NewState(phase="p", kind="model", name=name, files={"data": name.encode()})]
+            )
+        store._opened().connection.set_trace_callback(None)
+    assert sum("WHERE sealed" in query for query in asked) == 1
