@@ -64,14 +64,18 @@ class _Endpoint:
         exchange = Exchange(scope, receive, send)
         path = self._route.path
         self._metrics.received.labels(path).inc()
-        reply = await self._recorded(exchange, await self._reply(exchange))
-        exchange.is_closing |= self._health.state is State.DRAINING
+        reply = await self._reply(exchange)
+        events = reply.events
         try:
+            reply = await self._recorded(exchange, reply)
+            exchange.is_closing |= self._health.state is State.DRAINING
             if reply.outcome is not Outcome.CANCELLED:
                 await exchange.send(reply)
             if reply.events is not None:
                 await self._stream(exchange, reply)
         finally:
+            if events is not None:
+                events.close()
             seconds = time.monotonic() - exchange.started
             self._metrics.ended(path, reply.code or reply.status, reply.outcome, seconds)
 
@@ -115,9 +119,9 @@ class _Endpoint:
         assert reply.events is not None
         async for chunk in reply.events:
             await exchange.send_body(chunk, is_last=False)
-        await exchange.send_body(b"", is_last=True)
-        reply.events = None
+        # The end is recorded before it is told.
         await self._recorded(exchange, reply, ".end")
+        await exchange.send_body(b"", is_last=True)
 
 
 def _event(route: Route, exchange: Exchange, reply: Reply, suffix: str) -> AuditEvent:

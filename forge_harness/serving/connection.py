@@ -1,4 +1,4 @@
-"""Connections that are held to limits: slow headers, large headers, too many at once.
+"""Connections held to limits: slow or large headers, clients that stop reading, too many at once.
 
 uvicorn times an idle connection only after its first answer, so one that never completes its
 headers would hold a descriptor for ever.
@@ -27,6 +27,7 @@ class LimitedProtocol(HttpToolsProtocol):
     metrics: ClassVar[Metrics]
     _header_timer: TimerHandle | None = None
     _header_bytes = 0
+    _write_timer: TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Counts the connection and starts waiting for headers."""
@@ -40,6 +41,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stops waiting."""
         self._headers_are_there()
+        self._is_read_again()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -56,6 +58,22 @@ class LimitedProtocol(HttpToolsProtocol):
         """Stops waiting, and hands the request on."""
         self._headers_are_there()
         super().on_headers_complete()
+
+    def pause_writing(self) -> None:
+        """Gives a client that stopped reading a while."""
+        super().pause_writing()
+        if self._write_timer is None:
+            self._write_timer = self.loop.call_later(self.settings.send_s, self._give_up)
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        super().resume_writing()
+        self._is_read_again()
+
+    def _is_read_again(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def _is_between_requests(self) -> bool:
         return self._header_timer is None and (self.cycle is None or self.cycle.response_complete)

@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.types import Receive, Scope, Send
 
@@ -21,6 +21,18 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _LONGEST_DEADLINE_MS = 86_400_000
 
 
+class Events(Protocol):
+    """The body of a stream. It ends by itself, problems included."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Yields chunks as they come."""
+        ...
+
+    def close(self) -> None:
+        """Releases what it holds; called once the answer has ended in whatever way."""
+        ...
+
+
 @dataclass(slots=True)
 class Reply:
     """An answer.
@@ -30,7 +42,7 @@ class Reply:
         body: Its bytes; of a stream, nothing.
         media_type: Its content type.
         headers: More headers.
-        events: Of a stream: chunks, sent as they come. It ends by itself, problems included.
+        events: Of a stream.
         outcome: How the request is counted.
         code: The status it is counted under; None: `status`. A stream's is known at its end.
         detail: For the audit log.
@@ -40,7 +52,7 @@ class Reply:
     body: bytes = b""
     media_type: str = "application/json"
     headers: list[tuple[str, str]] = field(default_factory=list)
-    events: AsyncIterator[bytes] | None = None
+    events: Events | None = None
     outcome: Outcome = Outcome.OK
     code: int | None = None
     detail: dict[str, Any] = field(default_factory=dict)

@@ -12,16 +12,19 @@ from forge_harness.security.access import PUBLIC, Permission
 
 from .admission import Admission
 from .batcher import Prediction
+from .completer import Completed
 from .engine import Engine
 from .exchange import Exchange, Handler, Reply, dump, json_body
 from .health import Health
-from .inputs import rows_of
+from .inputs import completion_of, rows_of
 from .jobs import Job
 from .metrics import MEDIA_TYPE as METRICS_TYPE
 from .metrics import Metrics
 from .package import Classifier, Completer, Served, describe
 from .problems import CANCELLED, NOT_FOUND, WRONG_MEDIA_TYPE, Problem
 from .settings import Settings
+from .streaming import MEDIA_TYPE as EVENTS_TYPE
+from .streaming import TokenStream, text_of, usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,7 @@ class Api:
         predict = Permission("model", "predict")
         return (
             Route("/v1/predict", "POST", predict, self.predict, "serve.predict"),
+            Route("/v1/completions", "POST", predict, self.completions, "serve.completions"),
             Route(
                 "/v1/models", "GET", Permission("model", "describe"), self.models, "serve.models"
             ),
@@ -127,6 +131,69 @@ class Api:
         detail = {"rows": job.cost, "model": served.name}
         return Reply(body=dump(body), headers=_timing(job), detail=detail)
 
+    async def completions(self, exchange: Exchange) -> Reply:
+        """A prompt continued."""
+        served = self._served
+        if not isinstance(served, Completer):
+            raise _other_route(served)
+        deadline = exchange.deadline(self._settings.deadline_s)
+        wanted = completion_of(await self._json(exchange), served)
+        tokens = wanted.max_tokens
+        job = self._job(wanted, cost=tokens, steps=tokens, deadline=deadline)
+        job.future.add_done_callback(self._count_tokens)
+        if wanted.stream:
+            return await self._streamed(exchange, job)
+        completed: Completed = await self._result(exchange, job)
+        choice = {
+            "text": text_of(completed.tokens),
+            "tokens": list(completed.tokens),
+            "finish_reason": completed.finish_reason,
+        }
+        body = {
+            "choices": [choice],
+            "usage": usage(wanted, completed),
+            "model": served.name,
+            "request_id": exchange.request_id,
+        }
+        detail = {**usage(wanted, completed), "model": served.name}
+        return Reply(body=dump(body), headers=_timing(job), detail=detail)
+
+    def _count_tokens(self, future: asyncio.Future[Completed]) -> None:
+        if not future.cancelled() and future.exception() is None:
+            self._metrics.tokens.inc(len(future.result().tokens))
+
+    async def _streamed(self, exchange: Exchange, job: Job) -> Reply:
+        """Answers with a stream once there is a first token."""
+        client = exchange.client
+        self._enter(client, job)
+        left = exchange.on_leave(lambda: self._engine.abandon(job, _left()))
+
+        def release() -> None:
+            left.cancel()
+            self._engine.abandon(job, _left())
+            self._admission.leave(client)
+
+        stream = TokenStream(job, exchange.request_id, release)
+        try:
+            self._engine.submit(job)
+            await stream.begin()
+        except BaseException:
+            stream.close()
+            raise
+        reply = Reply(
+            media_type=EVENTS_TYPE,
+            headers=[*_timing(job), ("cache-control", "no-store")],
+            events=stream,
+            detail={"model": self._served.name, "stream": True},
+        )
+        stream.reply = reply
+        return reply
+
+    def _enter(self, client: str, job: Job) -> None:
+        self._admission.enter(
+            client, cost=job.cost, steps=job.steps, deadline=job.deadline, now=time.monotonic()
+        )
+
     async def _json(self, exchange: Exchange) -> Mapping[str, Any]:
         self._admission.check_ready()
         media_type = exchange.header("content-type") or "application/json"
@@ -144,9 +211,7 @@ class Api:
     async def _result(self, exchange: Exchange, job: Job) -> Any:  # noqa: ANN401 - of the scheduler
         """Admits a job, waits for it, and withdraws it when the client leaves."""
         client = exchange.client
-        self._admission.enter(
-            client, cost=job.cost, steps=job.steps, deadline=job.deadline, now=time.monotonic()
-        )
+        self._enter(client, job)
         try:
             left = exchange.on_leave(lambda: self._engine.abandon(job, _left()))
             try:

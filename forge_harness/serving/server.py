@@ -19,6 +19,7 @@ from forge_harness.errors import AuditError, ExitCode, UsageError
 from .admission import Admission
 from .app import make_app
 from .batcher import BatchScheduler
+from .completer import CompletionScheduler
 from .connection import limited_protocol
 from .engine import Engine, Scheduler
 from .guard import Guard
@@ -218,8 +219,9 @@ _SERVER = "server"
 
 def scheduler_of(served: Served, settings: Settings) -> Scheduler:
     """Returns the scheduler of a model."""
-    assert isinstance(served, Classifier)
-    return BatchScheduler(served, max_batch=settings.max_batch)
+    if isinstance(served, Classifier):
+        return BatchScheduler(served, max_batch=settings.max_batch)
+    return CompletionScheduler(served, max_batch=settings.max_batch)
 
 
 def serve(

@@ -28,6 +28,7 @@ class Settings:
         max_body: Bytes of a request body.
         body_s: Until a request body must be there.
         header_s: Until the headers of a request must be there.
+        send_s: How long a client may read nothing of its answer.
         keep_alive_s: How long an idle connection stays open.
         max_connections: Open connections.
         drain_s: Longest wait for accepted requests after SIGTERM.
@@ -52,6 +53,7 @@ class Settings:
     max_body: int = 1 << 20
     body_s: float = 5.0
     header_s: float = 5.0
+    send_s: float = 10.0
     keep_alive_s: float = 75.0
     max_connections: int = 1024
     drain_s: float = 30.0
