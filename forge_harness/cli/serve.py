@@ -175,5 +175,5 @@ def _guard(tokens: Path | None, audit: Path | None, keys: str | None) -> Guard:
     log = None
     if audit is not None:
         key, signing = keyring.active(Purpose.AUDIT), keyring.active(Purpose.SIGN)
-        log = AuditLog(audit, key=key, signing_key=signing)
+        log = AuditLog(audit, key=key, signing_key=signing, group_s=0.0)
     return Guard(tokens=store, audit=log)

@@ -6,8 +6,8 @@ import logging
 import time
 from collections.abc import Sequence
 
-from starlette.applications import Starlette
 from starlette.routing import Route as StarletteRoute
+from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from forge_harness.security.access import Permission, check_declared
@@ -44,11 +44,9 @@ def make_app(routes: Sequence[Route], *, guard: Guard, metrics: Metrics, health:
     table = [
         StarletteRoute(route.path, _Endpoint(route, *shared), methods=None) for route in routes
     ]
-    app = Starlette(routes=table)
-    # Starlette would answer text, uncounted and unrecorded.
-    app.router.default = _Endpoint(_nowhere(), *shared)
-    app.router.redirect_slashes = False
-    return app
+    # The router alone: middleware of Starlette would answer text, uncounted and unrecorded, and an
+    # endpoint here lets no exception out.
+    return Router(table, redirect_slashes=False, default=_Endpoint(_nowhere(), *shared))
 
 
 class _Endpoint:
@@ -56,14 +54,13 @@ class _Endpoint:
 
     def __init__(self, route: Route, guard: Guard, metrics: Metrics, health: Health) -> None:
         self._route, self._guard = route, guard
-        self._metrics, self._health = metrics, health
+        self._metrics, self._health = metrics.of(route.path), health
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         exchange = Exchange(scope, receive, send)
-        path = self._route.path
-        self._metrics.received.labels(path).inc()
+        self._metrics.received.inc()
         reply = await self._reply(exchange)
         events = reply.events
         try:
@@ -77,7 +74,7 @@ class _Endpoint:
             if events is not None:
                 events.close()
             seconds = time.monotonic() - exchange.started
-            self._metrics.ended(path, reply.code or reply.status, reply.outcome, seconds)
+            self._metrics.ended(reply.code or reply.status, reply.outcome, seconds)
 
     async def _reply(self, exchange: Exchange) -> Reply:
         route, permission = self._route, self._route.permission
@@ -100,7 +97,7 @@ class _Endpoint:
 
     def _refusal(self, exchange: Exchange, problem: Problem) -> Reply:
         if problem.kind.outcome is Outcome.SHED:
-            self._metrics.shed.labels(problem.reason).inc()
+            self._metrics.shed(problem.reason)
         return Reply.of(problem, exchange.request_id)
 
     async def _recorded(self, exchange: Exchange, reply: Reply, suffix: str = "") -> Reply:

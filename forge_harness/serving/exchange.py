@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 import secrets
@@ -18,6 +19,7 @@ from forge_harness.security.access import ANONYMOUS, Principal
 from .problems import CANCELLED, MALFORMED, MEDIA_TYPE, SLOW_BODY, TOO_LARGE, Outcome, Problem
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_PROCESS, _NUMBERS = secrets.token_hex(8), itertools.count(1)
 _LONGEST_DEADLINE_MS = 86_400_000
 
 
@@ -84,8 +86,8 @@ class Exchange:
         self.started = time.monotonic()
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         given = self.header("x-request-id")
-        self.has_own_id = given is not None and _REQUEST_ID.fullmatch(given) is not None
-        self.request_id = given if given and self.has_own_id else secrets.token_hex(8)
+        is_usable = given is not None and _REQUEST_ID.fullmatch(given) is not None
+        self.request_id = given if given and is_usable else f"{_PROCESS}{next(_NUMBERS):08x}"
         self.principal: Principal = ANONYMOUS
         self.is_closing = False
 
@@ -206,7 +208,7 @@ def json_body(raw: bytes) -> dict[str, Any]:
         Problem: MALFORMED: not UTF-8, not JSON, NaN or infinity, a key twice, or no object.
     """
     try:
-        value = json.loads(raw, object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = _DECODER.decode(raw.decode())
     except UnicodeDecodeError as error:
         raise Problem(MALFORMED, f"The body is not UTF-8 at byte {error.start}.") from error
     except json.JSONDecodeError as error:
@@ -235,4 +237,9 @@ def _no_constant(text: str) -> None:
 
 def dump(value: dict[str, Any]) -> bytes:
     """Returns JSON as it is sent; refuses NaN and infinity."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+    return _ENCODER.encode(value).encode()
+
+
+# Made once: json.loads and json.dumps with arguments make one every time.
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)

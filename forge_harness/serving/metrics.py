@@ -73,12 +73,41 @@ class Metrics:
             registry=registry,
         )
 
-    def ended(self, route: str, code: int, outcome: Outcome, seconds: float) -> None:
-        """Counts a request that ended."""
-        self.requests.labels(route, str(code)).inc()
-        self.outcomes.labels(route, outcome.value).inc()
-        self.request_seconds.labels(route).observe(seconds)
+    def of(self, route: str) -> RouteMetrics:
+        """Returns what is counted of one route."""
+        return RouteMetrics(self, route)
 
     def text(self) -> bytes:
         """Returns the exposition."""
         return generate_latest(self.registry)
+
+
+class RouteMetrics:
+    """The counts of one route; finding a labelled metric costs more than counting.
+
+    Args:
+        metrics: Of the server.
+        route: Its path.
+    """
+
+    def __init__(self, metrics: Metrics, route: str) -> None:
+        self._all, self._route = metrics, route
+        self.received = metrics.received.labels(route)
+        self._seconds = metrics.request_seconds.labels(route)
+        self._ends: dict[tuple[int, Outcome], tuple[Counter, Counter]] = {}
+
+    def ended(self, code: int, outcome: Outcome, seconds: float) -> None:
+        """Counts a request that ended."""
+        ends = self._ends.get((code, outcome))
+        if ends is None:
+            ends = self._ends[code, outcome] = (
+                self._all.requests.labels(self._route, str(code)),
+                self._all.outcomes.labels(self._route, outcome.value),
+            )
+        for counter in ends:
+            counter.inc()
+        self._seconds.observe(seconds)
+
+    def shed(self, reason: str) -> None:
+        """Counts a request that was refused unprocessed."""
+        self._all.shed.labels(reason).inc()
