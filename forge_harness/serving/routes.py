@@ -20,6 +20,7 @@ from .inputs import completion_of, rows_of
 from .jobs import Job
 from .metrics import MEDIA_TYPE as METRICS_TYPE
 from .metrics import Metrics
+from .openapi import document
 from .package import Classifier, Completer, Served, describe
 from .problems import CANCELLED, NOT_FOUND, WRONG_MEDIA_TYPE, Problem
 from .settings import Settings
@@ -76,15 +77,14 @@ class Api:
 
     def routes(self) -> tuple[Route, ...]:
         """Returns all routes."""
-        predict = Permission("model", "predict")
+        predict, describe_it = Permission("model", "predict"), Permission("model", "describe")
         return (
             Route("/v1/predict", "POST", predict, self.predict, "serve.predict"),
             Route("/v1/completions", "POST", predict, self.completions, "serve.completions"),
-            Route(
-                "/v1/models", "GET", Permission("model", "describe"), self.models, "serve.models"
-            ),
+            Route("/v1/models", "GET", describe_it, self.models, "serve.models"),
             Route("/v1/drain", "POST", Permission("server", "drain"), self.drain, "serve.drain"),
             Route("/metrics", "GET", Permission("metrics", "read"), self.metrics, "serve.metrics"),
+            Route("/openapi.json", "GET", describe_it, self.openapi, "serve.openapi"),
             Route("/healthz", "GET", PUBLIC, self.healthz, ""),
             Route("/readyz", "GET", PUBLIC, self.readyz, ""),
         )
@@ -107,6 +107,10 @@ class Api:
     async def models(self, exchange: Exchange) -> Reply:
         """What is served."""
         return Reply(body=dump({"data": [dict(describe(self._served))]}))
+
+    async def openapi(self, exchange: Exchange) -> Reply:
+        """This description."""
+        return Reply(body=dump(document(self.routes(), self._served)))
 
     async def drain(self, exchange: Exchange) -> Reply:
         """Begins a drain."""
