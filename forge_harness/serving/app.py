@@ -17,7 +17,7 @@ from .exchange import Exchange, Reply
 from .guard import Guard
 from .health import Health, State
 from .metrics import Metrics
-from .problems import INTERNAL, NOT_FOUND, WRONG_METHOD, Outcome, Problem
+from .problems import CANCELLED, INTERNAL, NOT_FOUND, WRONG_METHOD, Outcome, Problem
 from .routes import Route
 
 _UNMATCHED = "unmatched"
@@ -61,9 +61,11 @@ class _Endpoint:
             return
         exchange = Exchange(scope, receive, send)
         self._metrics.received.inc()
-        reply = await self._reply(exchange)
-        events = reply.events
+        reply = Reply.of(Problem(CANCELLED, "The server stopped."), exchange.request_id)
+        events = None
         try:
+            reply = await self._reply(exchange)
+            events = reply.events
             reply = await self._recorded(exchange, reply)
             exchange.is_closing |= self._health.state is State.DRAINING
             if reply.outcome is not Outcome.CANCELLED:

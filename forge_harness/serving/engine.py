@@ -215,10 +215,11 @@ class Engine:
             deliveries += step.deliveries
             self._observe(step, time.monotonic() - start)
         self._busy = scheduler.busy
-        self.inbox.done([*over, *(d.job for d in deliveries if d.is_last)])
+        # In this order: a thread that dies in between leaves jobs answered, not forgotten.
         if deliveries and self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 self._loop.call_soon_threadsafe(_deliver, deliveries)
+        self.inbox.done([*over, *(d.job for d in deliveries if d.is_last)])
         return len(kept)
 
     def _observe(self, step: Step, seconds: float) -> None:

@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import uvicorn
 
@@ -41,7 +42,28 @@ _log = logging.getLogger(__name__)
 
 
 class _Uvicorn(uvicorn.Server):
-    """uvicorn, whose signals are ours: it would raise them again after a drain."""
+    """uvicorn, whose signals are ours (it would raise them again after a drain), and handshakes.
+
+    A connection counts as one only after its handshake, for which uvicorn allows a minute.
+    """
+
+    handshake_s: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listens on the sockets given."""
+        config, loop = self.config, asyncio.get_running_loop()
+
+        def connection() -> asyncio.Protocol:
+            kind = cast("Callable[..., asyncio.Protocol]", config.http_protocol_class)
+            return kind(config=config, server_state=self.server_state, app_state={})
+
+        self.servers = [
+            await loop.create_server(
+                connection, sock=each, ssl=config.ssl, ssl_handshake_timeout=self.handshake_s
+            )
+            for each in sockets or ()
+        ]
+        self.started = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -181,7 +203,9 @@ class Server:
             timeout_graceful_shutdown=2,
             ssl_context_factory=None if context is None else lambda config, default: context,
         )
-        return _Uvicorn(config), listening
+        http = _Uvicorn(config)
+        http.handshake_s = None if context is None else settings.header_s
+        return http, listening
 
     def _app(self) -> uvicorn._types.ASGIApplication:
         api = Api(

@@ -50,7 +50,7 @@ class Settings:
     threads: int = 1
     client_rate: float = 0.0
     client_in_flight: int = 0
-    max_body: int = 1 << 20
+    max_body: int = 1 << 18
     body_s: float = 5.0
     header_s: float = 5.0
     send_s: float = 10.0
