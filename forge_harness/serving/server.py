@@ -28,7 +28,7 @@ from .health import Health, State
 from .metrics import Metrics
 from .package import Classifier, Served
 from .problems import NOT_READY, Problem
-from .routes import Api
+from .routes import Api, Route
 from .settings import Settings
 from .tls import server_context
 
@@ -207,8 +207,9 @@ class Server:
         http.handshake_s = None if context is None else settings.header_s
         return http, listening
 
-    def _app(self) -> uvicorn._types.ASGIApplication:
-        api = Api(
+    def routes(self) -> tuple[Route, ...]:
+        """Returns the routes of this server."""
+        return Api(
             served=self.served,
             settings=self.settings,
             health=self.health,
@@ -216,9 +217,11 @@ class Server:
             admission=self.admission,
             metrics=self.metrics,
             drain=self.ask_to_drain,
-        )
+        ).routes()
+
+    def _app(self) -> uvicorn._types.ASGIApplication:
         return make_app(  # type: ignore[return-value]  # two names of one interface
-            api.routes(), guard=self.guard, metrics=self.metrics, health=self.health
+            self.routes(), guard=self.guard, metrics=self.metrics, health=self.health
         )
 
     def _changed(self, state: State, reason: str) -> None:
