@@ -30,6 +30,8 @@ COMMANDS = {
     "inspect": ("inspect:inspect_command", "Say what a checkpoint is and whether it is sound."),
     "export": ("export:export_command", "Write packages for phase 6, judged from their files."),
     "convert": ("convert:convert_command", "Write a checkpoint in another format."),
+    "serve": ("serve:serve_command", "Answer requests with a packed model."),
+    "tokens": ("tokens:tokens_group", "Issue, list and revoke the access tokens of a server."),
     "state": ("state:state_group", "Keep the states of the phases: list, verify, restore."),
     "keys": ("keys:keys_group", "Make, rotate and list the keys that seal and sign."),
     "sign": ("sign:sign_command", "Sign a package: every file, by name and digest."),

@@ -7,7 +7,7 @@ value heads, S head size, V vocabulary.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Self, cast
 
 import torch
@@ -102,6 +102,38 @@ class CachedDecoder(nn.Module):
                 "give more to prefill."
             )
         return self._run(tokens, last_only=False)
+
+    @torch.inference_mode()
+    def decode_together(self, others: Sequence[CachedDecoder], tokens: Tensor) -> Tensor:
+        """Takes one more token of each of several texts, each in the cache of a fork of its own.
+
+        Where the projections are packed, every text gets the bits that `decode` gives it alone:
+        they do not depend on the batch, norms and gates go row by row, and attention and the head,
+        whose sums do depend on it, are computed text by text.
+
+        Args:
+            others: Forks of this decoder, one sequence in each cache, none twice.
+            tokens: int64 (N,), one a fork.
+
+        Returns:
+            Logits (N, V).
+
+        Raises:
+            ValueError: As `decode`, for one of them, or a fork is there twice or holds nothing. No
+                cache is changed.
+        """
+        _check_together(others, tokens)
+        positions = [other.position for other in others]
+        at = torch.tensor(positions, device=tokens.device)
+        cos, sin = self.rope_cos[at][:, None], self.rope_sin[at][:, None]
+        x = self.embedding(tokens[:, None])
+        for index, block in enumerate(self.blocks):
+            caches = [other._layers[index] for other in others]
+            x = cast(_Block, block).forward_together(x, caches, positions, cos, sin)
+        for other in others:
+            other.position += 1
+        rows = self.norm(x).split(1)
+        return torch.cat([self.head(row)[:, 0] for row in rows])
 
     def reset(self) -> None:
         """Forgets all tokens; the next prompt may have another batch size."""
@@ -206,7 +238,29 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor, cache: Tensor, step: _Step) -> Tensor:
         # In place: no gradient is ever wanted, and a decoding step is mostly call overhead.
-        x = x.add_(self.output(self._attend(self.qkv(self.attention_norm(x)), cache, step)))
+        mixed = self._attend(self.qkv(self.attention_norm(x)), cache, step)
+        return self._forward_mixed(x, mixed)
+
+    def forward_together(
+        self,
+        x: Tensor,
+        caches: Sequence[Tensor],
+        positions: Sequence[int],
+        cos: Tensor,
+        sin: Tensor,
+    ) -> Tensor:
+        """Maps (N, 1, D) to (N, 1, D), row n after what cache n holds up to its position."""
+        qkv = self.qkv(self.attention_norm(x))
+        heads = qkv.view(len(caches), 1, -1, self.head_dim)
+        self._turn(heads, cos, sin)
+        mixed = [
+            self._mix_one(heads[n : n + 1], cache, position)
+            for n, (cache, position) in enumerate(zip(caches, positions, strict=True))
+        ]
+        return self._forward_mixed(x, torch.cat(mixed))
+
+    def _forward_mixed(self, x: Tensor, mixed: Tensor) -> Tensor:
+        x = x.add_(self.output(mixed))
         gate, up = self.gate_up(self.ffn_norm(x)).chunk(2, dim=-1)
         gate = gate.relu_().square_() if self.squared_relu else F.silu(gate, inplace=True)
         return x.add_(self.down(gate * up))
@@ -215,18 +269,13 @@ class _Block(nn.Module):
         """Maps (B, T, (H + 2 G) S) to (B, T, H S), and puts its keys and values into the cache."""
         batch, length, _ = qkv.shape
         heads = qkv.view(batch, length, -1, self.head_dim)
-        turned = heads.narrow(2, 0, self.heads + self.kv_heads)
-        rolled = turned.roll(self.head_dim // 2, -1)
-        torch.add(turned * step.cos, rolled.mul_(step.sin), out=turned)
+        self._turn(heads, step.cos, step.sin)
+        if length == 1:
+            return self._mix_one(heads, cache, step.start)
         new = heads.narrow(2, self.heads, 2 * self.kv_heads)
         cache.narrow(2, step.start, length).copy_(new.transpose(1, 2))
         keys, values = cache.narrow(2, 0, step.end).chunk(2, dim=1)
         queries = heads.narrow(2, 0, self.heads)
-        if length == 1:
-            # The queries of a group see the same keys, so they go in as if they were tokens.
-            queries = queries.reshape(batch, self.kv_heads, -1, self.head_dim)
-            mixed = F.scaled_dot_product_attention(queries, keys, values)
-            return mixed.reshape(batch, 1, -1)
         mixed = F.scaled_dot_product_attention(
             queries.transpose(1, 2),
             keys,
@@ -236,3 +285,39 @@ class _Block(nn.Module):
             enable_gqa=self.heads != self.kv_heads,
         )
         return mixed.transpose(1, 2).reshape(batch, length, -1)
+
+    def _turn(self, heads: Tensor, cos: Tensor, sin: Tensor) -> None:
+        """Turns queries and keys of (B, T, H + 2 G, S) by their positions, in place."""
+        turned = heads.narrow(2, 0, self.heads + self.kv_heads)
+        rolled = turned.roll(self.head_dim // 2, -1)
+        torch.add(turned * cos, rolled.mul_(sin), out=turned)
+
+    def _mix_one(self, heads: Tensor, cache: Tensor, start: int) -> Tensor:
+        """Maps one token's (B, 1, H + 2 G, S) to (B, 1, H S), and keeps its keys and values."""
+        batch = heads.shape[0]
+        new = heads.narrow(2, self.heads, 2 * self.kv_heads)
+        cache.narrow(2, start, 1).copy_(new.transpose(1, 2))
+        keys, values = cache.narrow(2, 0, start + 1).chunk(2, dim=1)
+        # The queries of a group see the same keys, so they go in as if they were tokens.
+        queries = heads.narrow(2, 0, self.heads)
+        queries = queries.reshape(batch, self.kv_heads, -1, self.head_dim)
+        mixed = F.scaled_dot_product_attention(queries, keys, values)
+        return mixed.reshape(batch, 1, -1)
+
+
+def _check_together(decoders: Sequence[CachedDecoder], tokens: Tensor) -> None:
+    if len({id(decoder) for decoder in decoders}) != len(decoders) or not decoders:
+        raise ValueError(
+            f"{len(decoders)} decoders, not all different; expected at least one, each once: fork "
+            "one a text."
+        )
+    if tokens.shape != (len(decoders),):
+        raise ValueError(
+            f"tokens have shape {tuple(tokens.shape)}; expected ({len(decoders)},), one a decoder."
+        )
+    for decoder in decoders:
+        if not decoder.position or decoder._layers[0].shape[0] != 1:
+            raise ValueError(
+                "A decoder holds no text, or more than one; expected one: prefill it alone first."
+            )
+        decoder._check(tokens[:1, None])

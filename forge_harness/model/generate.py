@@ -59,12 +59,12 @@ def generate(
     """
     _check(prompt, max_new_tokens, temperature, top_k)
     tokens = torch.tensor([list(prompt)], dtype=torch.int64, device=device)
-    pick = _Picker(temperature, top_k, seed)
+    pick = Picker(temperature, top_k, seed)
     return _continue(model, tokens, max_new_tokens, pick, frozenset(stop))
 
 
 def _continue(
-    model: Generates, tokens: Tensor, most: int, pick: _Picker, stop: frozenset[int]
+    model: Generates, tokens: Tensor, most: int, pick: Picker, stop: frozenset[int]
 ) -> Iterator[int]:
     step = model.prefill
     for _ in range(most):
@@ -75,14 +75,25 @@ def _continue(
         tokens, step = tokens.new_tensor([[token]]), model.decode
 
 
-class _Picker:
-    """Picks the next token from logits (V,)."""
+class Picker:
+    """Picks the next token from logits (V,), as `generate` does.
+
+    Args:
+        temperature: As in `generate`.
+        top_k: As in `generate`.
+        seed: As in `generate`.
+    """
 
     def __init__(self, temperature: float, top_k: int | None, seed: int) -> None:
         self.temperature, self.top_k = temperature, top_k
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, logits: Tensor) -> int:
+        """Returns a token id.
+
+        Raises:
+            ValueError: Logits are not finite.
+        """
         best, index = logits.max(dim=0)
         # NaN is the maximum of whatever it stands among; -inf elsewhere only forbids a token.
         if not math.isfinite(value := float(best)):

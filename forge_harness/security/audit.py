@@ -44,15 +44,23 @@ class AuditLog:
         signing_key: Seed of an Ed25519 key, 32 bytes; signs the heads.
         heads: File of the heads, outside the directory of the log if it can be; None:
             `<path>.heads`.
+        group_s: How long a group waits for company; 0: no longer than the disk is busy with the
+            one before, which groups just as well when there is much to record.
 
     Raises:
         AuditError: The file cannot be opened, or is no audit log.
     """
 
     def __init__(
-        self, path: Path, *, key: bytes, signing_key: bytes, heads: Path | None = None
+        self,
+        path: Path,
+        *,
+        key: bytes,
+        signing_key: bytes,
+        heads: Path | None = None,
+        group_s: float = GROUP_S,
     ) -> None:
-        self._key = key
+        self._key, self._group_s = key, group_s
         self._signing_key = Ed25519PrivateKey.from_private_bytes(signing_key)
         self._file = AuditFile(path)
         self._heads = HeadFile(heads or heads_beside(path))
@@ -144,7 +152,7 @@ class AuditLog:
         running = True
         while running:
             group = [self._queue.get()]
-            deadline = time.monotonic() + GROUP_S
+            deadline = time.monotonic() + self._group_s
             while len(group) < GROUP_EVENTS and group[-1] is not None:
                 try:
                     group.append(self._queue.get(timeout=max(0.0, deadline - time.monotonic())))

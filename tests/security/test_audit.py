@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from forge_harness.errors import AuditError
 from forge_harness.security.audit import AuditEvent, AuditLog, AuditReport, Decision, verify
-from forge_harness.security.audit_heads import Head, parse_head
+from forge_harness.security.audit_heads import Head, HeadFile, parse_head
 
 KEY, SEED = bytes(range(32)), bytes(range(1, 33))
 PUBLIC = Ed25519PrivateKey.from_private_bytes(SEED).public_key()
@@ -99,6 +99,18 @@ def test_threads_and_processes_share_one_chain(tmp_path: Path) -> None:
     assert [child.wait(timeout=60) for child in children] == [0, 0]
     report = checked(path)
     assert (report.records, report.covered, report.problems) == (80, 80, ())
+
+
+def test_a_head_that_comes_after_a_newer_one_is_not_needed(log: Path) -> None:
+    lines = heads_of(log)
+    newest = parse_head(lines[-1])
+    heads = HeadFile(log.with_name("audit.db.heads"))
+    signing = Ed25519PrivateKey.from_private_bytes(SEED)
+    older = parse_head(lines[3])
+    given = heads.add(newest.log_id, older.number, bytes.fromhex(older.mac), signing)
+    assert given == newest
+    assert heads_of(log) == lines
+    assert checked(log) == AuditReport(6, 6, 6, ())
 
 
 def test_the_file_takes_additions_only(log: Path) -> None:

@@ -1,0 +1,137 @@
+"""`forge-harness tokens`: who may ask a server, and for what."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from forge_harness.cli.options import examples, json_option, keys_option
+from forge_harness.cli.terminal import echo_json, table
+from forge_harness.errors import ExitCode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from forge_harness.security.keys import Keyring
+    from forge_harness.security.tokens import TokenStore
+
+_file = click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+_audit = click.option(
+    "--audit",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Audit log that records it first.",
+)
+_TIMES = ("created_at", "expires_at", "revoked_at")
+
+
+@click.group(
+    "tokens",
+    epilog=examples(
+        "forge-harness tokens issue tokens.json --keys keys.json --name ci --role client",
+        "forge-harness tokens list tokens.json --keys keys.json",
+        "forge-harness tokens revoke tokens.json 0123456789abcdef --keys keys.json",
+    ),
+)
+def tokens_group() -> None:
+    """Issue, list and revoke the access tokens of a server."""
+
+
+@tokens_group.command(
+    "issue",
+    epilog=examples(
+        "forge-harness tokens issue tokens.json --keys keys.json --name ci --role client",
+    ),
+)
+@_file
+@keys_option(required=True)
+@click.option("--name", required=True, help="Of who will hold it.")
+@click.option("--role", "roles", multiple=True, required=True, help="What it may do (repeatable).")
+@click.option("--days", type=float, default=30.0, show_default=True, help="Until it expires.")
+@_audit
+def issue_command(
+    path: Path, keys: str, name: str, roles: tuple[str, ...], days: float, audit: Path | None
+) -> int:
+    """Issue a token; it is printed once and kept nowhere."""
+    from forge_harness.serving.guard import AUDIENCE
+
+    store, keyring = _opened(path, keys)
+    _record(audit, keyring, "token.issue", {"name": name, "roles": sorted(roles), "days": days})
+    secret, token = store.issue(name, roles, audience=AUDIENCE, days=days)
+    click.echo(secret)
+    click.echo(f"Token {token.id} of {name!r}, until {token.expires_at}.", err=True)
+    return ExitCode.PASS
+
+
+@tokens_group.command(
+    "revoke",
+    epilog=examples("forge-harness tokens revoke tokens.json 0123456789abcdef --keys keys.json"),
+)
+@_file
+@click.argument("token_id", metavar="ID")
+@keys_option(required=True)
+@_audit
+def revoke_command(path: Path, token_id: str, keys: str, audit: Path | None) -> int:
+    """End the token ID now; a running server refuses it from its next request on."""
+    store, keyring = _opened(path, keys)
+    _record(audit, keyring, "token.revoke", {"id": token_id})
+    token = store.revoke(token_id)
+    click.echo(f"Token {token.id} of {token.name!r} was revoked on {token.revoked_at}.")
+    return ExitCode.PASS
+
+
+@tokens_group.command(
+    "list", epilog=examples("forge-harness tokens list tokens.json --keys keys.json")
+)
+@_file
+@keys_option(required=True)
+@json_option
+def list_command(path: Path, keys: str, as_json: bool) -> int:
+    """List the tokens of FILE; never the tokens themselves, nor their hashes."""
+    store, _ = _opened(path, keys)
+    rows = [
+        {key: value for key, value in asdict(token).items() if key != "hash"}
+        for token in store.tokens()
+    ]
+    if as_json:
+        echo_json(rows)
+        return ExitCode.PASS
+    cells = [
+        (row["id"], row["name"], ",".join(row["roles"]), *(row[time] or "" for time in _TIMES))
+        for row in rows
+    ]
+    click.echo(table(("id", "name", "roles", "created", "expires", "revoked"), cells))
+    return ExitCode.PASS
+
+
+def _opened(path: Path, keys: str) -> tuple[TokenStore, Keyring]:
+    from forge_harness.security.key_sources import load_keyring
+    from forge_harness.security.keys import Purpose
+    from forge_harness.security.tokens import TokenStore
+
+    keyring = load_keyring(keys)
+    return TokenStore(path, key=keyring.active(Purpose.TOKENS)), keyring
+
+
+def _record(audit: Path | None, keyring: Keyring, action: str, detail: Mapping[str, Any]) -> None:
+    """Records before the deed: what cannot be recorded is not done."""
+    if audit is None:
+        return
+    from forge_harness.security.audit import AuditEvent, AuditLog, Decision
+    from forge_harness.security.keys import Purpose
+
+    key, signing = keyring.active(Purpose.AUDIT), keyring.active(Purpose.SIGN)
+    with AuditLog(audit, key=key, signing_key=signing) as log:
+        log.record(
+            AuditEvent(
+                actor=f"uid:{os.getuid()}",
+                action=action,
+                resource="tokens",
+                decision=Decision.ALLOW,
+                detail=detail,
+            )
+        )

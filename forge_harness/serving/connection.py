@@ -1,0 +1,99 @@
+"""Connections held to limits: slow or large headers, clients that stop reading, too many at once.
+
+uvicorn times an idle connection only after its first answer, so one that never completes its
+headers would hold a descriptor for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, ClassVar
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from .metrics import Metrics
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from asyncio import TimerHandle
+
+MAX_HEADER_BYTES = 65_536
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with the limits; made for one server by `limited_protocol`."""
+
+    settings: ClassVar[Settings]
+    metrics: ClassVar[Metrics]
+    _header_timer: TimerHandle | None = None
+    _header_bytes = 0
+    _write_timer: TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Counts the connection and starts waiting for headers."""
+        super().connection_made(transport)
+        if len(self.connections) > self.settings.max_connections:
+            self.metrics.refused_connections.inc()
+            transport.abort()
+            return
+        self._expect_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stops waiting."""
+        self._headers_are_there()
+        self._is_read_again()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parses, and gives up on headers that do not end."""
+        if self._is_between_requests():
+            self._expect_headers()
+        super().data_received(data)
+        if self._header_timer is not None:
+            self._header_bytes += len(data)
+            if self._header_bytes > MAX_HEADER_BYTES:
+                self._give_up()
+
+    def on_headers_complete(self) -> None:
+        """Stops waiting, and hands the request on."""
+        self._headers_are_there()
+        super().on_headers_complete()
+
+    def pause_writing(self) -> None:
+        """Gives a client that stopped reading a while."""
+        super().pause_writing()
+        if self._write_timer is None:
+            self._write_timer = self.loop.call_later(self.settings.send_s, self._give_up)
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        super().resume_writing()
+        self._is_read_again()
+
+    def _is_read_again(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def _is_between_requests(self) -> bool:
+        return self._header_timer is None and (self.cycle is None or self.cycle.response_complete)
+
+    def _expect_headers(self) -> None:
+        self._header_bytes = 0
+        self._header_timer = self.loop.call_later(self.settings.header_s, self._give_up)
+
+    def _headers_are_there(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _give_up(self) -> None:
+        self._headers_are_there()
+        if not self.transport.is_closing():
+            self.transport.abort()
+
+
+def limited_protocol(settings: Settings, metrics: Metrics) -> type[HttpToolsProtocol]:
+    """Returns the protocol class of a server with these limits."""
+    members = {"settings": settings, "metrics": metrics}
+    return type("LimitedProtocol", (LimitedProtocol,), members)

@@ -1,0 +1,245 @@
+"""One request and its answer, on bare ASGI: limits of size and time, JSON, events."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from starlette.types import Receive, Scope, Send
+
+from forge_harness.security.access import ANONYMOUS, Principal
+
+from .problems import CANCELLED, MALFORMED, MEDIA_TYPE, SLOW_BODY, TOO_LARGE, Outcome, Problem
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_PROCESS, _NUMBERS = secrets.token_hex(8), itertools.count(1)
+_LONGEST_DEADLINE_MS = 86_400_000
+
+
+class Events(Protocol):
+    """The body of a stream. It ends by itself, problems included."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Yields chunks as they come."""
+        ...
+
+    def close(self) -> None:
+        """Releases what it holds; called once the answer has ended in whatever way."""
+        ...
+
+
+@dataclass(slots=True)
+class Reply:
+    """An answer.
+
+    Attributes:
+        status: Of HTTP.
+        body: Its bytes; of a stream, nothing.
+        media_type: Its content type.
+        headers: More headers.
+        events: Of a stream.
+        outcome: How the request is counted.
+        code: The status it is counted under; None: `status`. A stream's is known at its end.
+        detail: For the audit log.
+    """
+
+    status: int = 200
+    body: bytes = b""
+    media_type: str = "application/json"
+    headers: list[tuple[str, str]] = field(default_factory=list)
+    events: Events | None = None
+    outcome: Outcome = Outcome.OK
+    code: int | None = None
+    detail: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, problem: Problem, request_id: str) -> Reply:
+        """Returns the answer that a problem is."""
+        return cls(
+            status=problem.kind.status,
+            body=problem.body(request_id),
+            media_type=MEDIA_TYPE,
+            headers=problem.all_headers(),
+            outcome=problem.kind.outcome,
+            detail={"problem": problem.kind.name},
+        )
+
+
+class Exchange:
+    """A request being answered.
+
+    Args:
+        scope: Of ASGI.
+        receive: Of ASGI.
+        send: Of ASGI.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope, self._receive, self._send = scope, receive, send
+        self.started = time.monotonic()
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        given = self.header("x-request-id")
+        is_usable = given is not None and _REQUEST_ID.fullmatch(given) is not None
+        self.request_id = given if given and is_usable else f"{_PROCESS}{next(_NUMBERS):08x}"
+        self.principal: Principal = ANONYMOUS
+        self.is_closing = False
+
+    def header(self, name: str) -> str | None:
+        """Returns a request header."""
+        value = self.headers.get(name.encode())
+        return None if value is None else value.decode("latin-1")
+
+    @property
+    def client(self) -> str:
+        """Whose share is used: the token's holder, or the address."""
+        if self.principal is not ANONYMOUS:
+            return self.principal.name
+        return self.address
+
+    @property
+    def address(self) -> str:
+        """Address of the peer."""
+        peer = self.scope.get("client")
+        return str(peer[0]) if peer else "unknown"
+
+    def deadline(self, longest_s: float) -> float:
+        """Returns the deadline on the monotonic clock: the client's, within the server's.
+
+        Raises:
+            Problem: MALFORMED: the header is no number of milliseconds.
+        """
+        text = self.header("x-deadline-ms")
+        if text is None:
+            return self.started + longest_s
+        if not text.isascii() or not text.isdigit() or not 0 < len(text) <= 9 or int(text) < 1:
+            raise Problem(
+                MALFORMED,
+                f"X-Deadline-Ms is {text[:32]!r}; expected whole milliseconds from 1 to "
+                f"{_LONGEST_DEADLINE_MS}.",
+            )
+        return self.started + min(int(text) / 1000, longest_s)
+
+    async def body(self, *, most: int, within_s: float) -> bytes:
+        """Returns the request body.
+
+        Args:
+            most: Bytes.
+            within_s: Seconds.
+
+        Raises:
+            Problem: TOO_LARGE, SLOW_BODY, CANCELLED or MALFORMED.
+        """
+        declared = self.header("content-length")
+        if declared is not None and declared.isdigit() and int(declared) > most:
+            self._refuse_size(most)
+        try:
+            async with asyncio.timeout(within_s):
+                return await self._whole_body(most)
+        except TimeoutError:
+            self.is_closing = True
+            raise Problem(
+                SLOW_BODY, f"The body was not there within {within_s:g} s; send it faster."
+            ) from None
+
+    async def _whole_body(self, most: int) -> bytes:
+        chunks, size = [], 0
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise Problem(CANCELLED, "The client left before its request was there.")
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size > most:
+                self._refuse_size(most)
+            chunks.append(chunk)
+            if not message.get("more_body", False):
+                return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def _refuse_size(self, most: int) -> None:
+        # What is still being sent would be taken for the next request.
+        self.is_closing = True
+        raise Problem(TOO_LARGE, f"The body is larger than {most} bytes; send fewer rows.")
+
+    def on_leave(self, call: Callable[[], None]) -> asyncio.Task[None]:
+        """Calls back when the client leaves; cancel the task when the answer is known."""
+
+        async def wait() -> None:
+            while (await self._receive())["type"] != "http.disconnect":
+                pass
+            call()
+
+        return asyncio.get_running_loop().create_task(wait())
+
+    async def send(self, reply: Reply) -> None:
+        """Sends an answer, of a stream its head."""
+        headers = [
+            (b"content-type", reply.media_type.encode()),
+            (b"x-request-id", self.request_id.encode()),
+            *((name.encode(), value.encode("latin-1", "replace")) for name, value in reply.headers),
+        ]
+        if reply.events is None:
+            headers.append((b"content-length", str(len(reply.body)).encode()))
+        if self.is_closing:
+            headers.append((b"connection", b"close"))
+        await self._send(
+            {"type": "http.response.start", "status": reply.status, "headers": headers}
+        )
+        await self.send_body(reply.body, is_last=reply.events is None)
+
+    async def send_body(self, chunk: bytes, *, is_last: bool) -> None:
+        """Sends a piece of the body; nothing happens when the client has left."""
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": not is_last})
+
+
+Handler = Callable[[Exchange], Awaitable[Reply]]
+
+
+def json_body(raw: bytes) -> dict[str, Any]:
+    """Reads a JSON object, strictly.
+
+    Raises:
+        Problem: MALFORMED: not UTF-8, not JSON, NaN or infinity, a key twice, or no object.
+    """
+    try:
+        value = _DECODER.decode(raw.decode())
+    except UnicodeDecodeError as error:
+        raise Problem(MALFORMED, f"The body is not UTF-8 at byte {error.start}.") from error
+    except json.JSONDecodeError as error:
+        raise Problem(
+            MALFORMED, f"The body is not JSON at character {error.pos}: {error.msg}."
+        ) from error
+    except RecursionError as error:
+        raise Problem(MALFORMED, "The body nests too deep; expected one object.") from error
+    except ValueError as error:
+        raise Problem(MALFORMED, f"The body is not JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise Problem(MALFORMED, f"The body is a {type(value).__name__}; expected a JSON object.")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is there twice")
+    return found
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"{text} is no JSON number")
+
+
+def dump(value: dict[str, Any]) -> bytes:
+    """Returns JSON as it is sent; refuses NaN and infinity."""
+    return _ENCODER.encode(value).encode()
+
+
+# Made once: json.loads and json.dumps with arguments make one every time.
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)

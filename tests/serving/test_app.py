@@ -1,0 +1,149 @@
+"""The application without a network: permissions of every route, and what is recorded."""
+
+import asyncio
+import itertools
+
+import httpx
+import pytest
+
+from forge_harness.errors import SecurityError
+from forge_harness.security.access import PUBLIC, ROLES, Permission
+from forge_harness.security.audit import AuditLog
+from forge_harness.security.audit_file import AuditFile
+from forge_harness.security.tokens import TokenStore
+from forge_harness.serving.app import make_app
+from forge_harness.serving.exchange import Reply
+from forge_harness.serving.guard import AUDIENCE, Guard
+from forge_harness.serving.health import Health
+from forge_harness.serving.metrics import Metrics
+from forge_harness.serving.package import load_served
+from forge_harness.serving.problems import OVERLOADED, Problem
+from forge_harness.serving.routes import Route
+from forge_harness.serving.server import Server
+from forge_harness.serving.settings import Settings
+
+from .support import DIGITS
+
+KEY, SEED = bytes(range(32)), bytes(range(1, 33))
+
+
+@pytest.fixture
+def guard(tmp_path):
+    tokens = TokenStore(tmp_path / "tokens.json", key=KEY)
+    audit = AuditLog(tmp_path / "audit.db", key=KEY, signing_key=SEED, group_s=0.0)
+    made = Guard(tokens=tokens, audit=audit)
+    made.store, made.path = tokens, tmp_path / "audit.db"
+    yield made
+    made.close()
+
+
+def ask(app, method, path, **given):
+    async def run():
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://t") as client:
+            return await client.request(method, path, **given)
+
+    return asyncio.run(run())
+
+
+def app_of(guard, *routes):
+    metrics = Metrics()
+    app = make_app(routes, guard=guard, metrics=metrics, health=Health())
+    return app, metrics
+
+
+def events(guard):
+    file = AuditFile(guard.path, read_only=True)
+    found = [record.event for record in file.records()]
+    file.close()
+    return found
+
+
+def test_a_route_that_declares_no_permission_ends_the_start(guard):
+    async def handler(exchange):
+        return Reply()
+
+    with pytest.raises(SecurityError, match=r"GET /open"):
+        app_of(guard, Route("/open", "GET", None, handler, "open"))
+
+
+def test_every_role_may_what_its_table_says_and_every_decision_is_recorded(guard):
+    reached = []
+
+    async def handler(exchange):
+        reached.append(exchange.request_id)
+        return Reply(body=b"{}")
+
+    async def run():
+        return Server(load_served(DIGITS), Settings(), guard)
+
+    server = asyncio.run(run())
+    declared = server.routes()
+    routes = [Route(r.path, r.method, r.permission, handler, r.action) for r in declared]
+    app, _ = app_of(guard, *routes)
+    tokens = {role: guard.store.issue(role, [role], audience=AUDIENCE)[0] for role in ROLES}
+    tokens |= {"nobody": None, "other": guard.store.issue("o", ["admin"], audience="x")[0]}
+    expected_events = []
+    for number, (route, (role, token)) in enumerate(itertools.product(routes, tokens.items())):
+        headers = {"X-Request-Id": f"r{number}"}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        answer = ask(app, route.method, route.path, headers=headers)
+        if route.permission == PUBLIC:
+            expected = 200
+        elif role in ("nobody", "other"):
+            expected = 401
+        else:
+            expected = 200 if route.permission in ROLES[role] else 403
+        assert answer.status_code == expected, (route.path, role)
+        assert (f"r{number}" in reached) == (expected == 200)
+        if route.action:
+            decision = "allow" if expected == 200 else "deny"
+            actor = "anonymous" if expected == 401 else role
+            expected_events.append((f"r{number}", actor, route.action, decision, expected))
+    recorded = [
+        (e.request_id, e.actor, e.action, str(e.decision), e.detail["status"])
+        for e in events(guard)
+    ]
+    assert recorded == expected_events
+
+
+def test_a_handler_that_raises_is_a_problem_counted_and_recorded(guard, caplog):
+    token, _ = guard.store.issue("m", ["client"], audience=AUDIENCE)
+    predict = Permission("model", "predict")
+
+    async def broken(exchange):
+        raise ZeroDivisionError
+
+    async def full(exchange):
+        raise Problem(OVERLOADED, "Too much.", retry_after_s=1.2, reason="queue")
+
+    app, metrics = app_of(
+        guard,
+        Route("/broken", "POST", predict, broken, "x.broken"),
+        Route("/full", "POST", predict, full, "x.full"),
+    )
+    headers = {"Authorization": f"bearer {token}"}
+    failed = ask(app, "POST", "/broken", headers=headers)
+    assert failed.status_code == 500
+    assert "ZeroDivisionError" not in failed.text
+    assert "ZeroDivisionError" in caplog.text
+    shed = ask(app, "POST", "/full", headers=headers)
+    assert (shed.status_code, shed.headers["retry-after"]) == (503, "2")
+    text = metrics.text().decode()
+    assert 'forge_requests_outcome_total{outcome="failed",route="/broken"} 1.0' in text
+    assert 'forge_requests_outcome_total{outcome="shed",route="/full"} 1.0' in text
+    assert 'forge_requests_shed_total{reason="queue"} 1.0' in text
+    assert [str(event.decision) for event in events(guard)] == ["error", "deny"]
+
+
+def test_request_ids_that_could_break_a_log_are_replaced(guard):
+    async def handler(exchange):
+        return Reply(body=b"{}")
+
+    app, _ = app_of(guard, Route("/h", "GET", PUBLIC, handler, ""))
+    for given in ("a b", "x" * 129, "é".encode(), ""):
+        answer = ask(app, "GET", "/h", headers={"X-Request-Id": given})
+        assert answer.headers["x-request-id"] != given
+    ids = {ask(app, "GET", "/h").headers["x-request-id"] for _ in range(3)}
+    assert len(ids) == 3
