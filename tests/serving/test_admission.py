@@ -56,7 +56,7 @@ def test_clients_that_are_gone_are_forgotten_and_those_served_are_not():
 
 
 def test_a_server_refuses_a_client_beyond_its_share_with_429():
-    with running("--no-auth", "--client-rate", 3) as server:
+    with running("--no-auth", "--client-rate", 3, "--client-in-flight", 1) as server:
         statuses = [server.predict().status_code for _ in range(8)]
         assert statuses[:3] == [200] * 3
         assert statuses.count(429) >= 3
