@@ -74,6 +74,14 @@ class DamagedCheckpointError(CheckpointError):
         self.tensor = tensor
 
 
+class LoadError(UsageError):
+    """A load run cannot be done as asked: its plan, its requests or its server are not there."""
+
+
+class GeneratorError(ForgeError):
+    """The process that sends the load did not start, or ended before it was done."""
+
+
 class NothingCollectedError(ForgeError):
     """A selection matched no check."""
 
