@@ -119,7 +119,11 @@ def summary(seconds: Iterable[float]) -> tuple[Percentile, ...]:
 
 
 def histogram(seconds: Iterable[float]) -> HdrHistogram:
-    """Returns an HdrHistogram of finite times, 1 us to 1 h at three digits; merges across runs."""
+    """Returns an HdrHistogram of finite times, 1 us to 1 h at three digits; merges across runs.
+
+    For exchange. It rounds ranks to the nearest, one too low now and then, so percentiles that are
+    judged come from the sample itself.
+    """
     from hdrh.histogram import HdrHistogram
 
     found = HdrHistogram(1, _HIGHEST_US, _DIGITS)
