@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from forge_harness.integration.quality_coordinator import (
         QualityCoordinator as QualityCoordinator,
     )
+    from forge_harness.integration.state_manager import StateManager as StateManager
     from forge_harness.policy import Policy as Policy
     from forge_harness.policy import load_policy as load_policy
     from forge_harness.record import RunRecord as RunRecord
@@ -51,6 +52,7 @@ _HOMES = {
     "QualityCoordinator": "integration.quality_coordinator",
     "RunDirectoryError": "errors",
     "RunRecord": "record",
+    "StateManager": "integration.state_manager",
     "SubjectError": "errors",
     "UsageError": "errors",
     "VerificationError": "errors",
@@ -77,6 +79,7 @@ __all__ = [
     "QualityCoordinator",
     "RunDirectoryError",
     "RunRecord",
+    "StateManager",
     "SubjectError",
     "UsageError",
     "VerificationError",

@@ -82,6 +82,84 @@ class GeneratorError(ForgeError):
     """The process that sends the load did not start, or ended before it was done."""
 
 
+class StateError(UsageError):
+    """The state store cannot do what was asked; what it already holds is untouched."""
+
+
+class ConflictError(StateError):
+    """The store has moved on since the generation a commit was based on."""
+
+
+class UnknownStateError(StateError):
+    """No such state, file or generation in the store, or its content was collected."""
+
+
+class StoreLockedError(StateError):
+    """Another process holds the store's lock for longer than the caller would wait."""
+
+
+class NotAStoreError(StateError):
+    """A directory holds something else than a state store, or lies where none is safe."""
+
+
+class NewerSchemaError(StateError):
+    """The store was written by a newer release than this one."""
+
+
+class DamagedStateError(StateError):
+    """What the store holds is not what was committed; it is never returned as if it were.
+
+    Attributes:
+        path: File at fault, or "".
+        digest: SHA-256 of the content that is lost, or "".
+    """
+
+    exit_code = ExitCode.VERIFICATION_FAILED
+
+    def __init__(self, message: str, *, path: str = "", digest: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+        self.digest = digest
+
+
+class SecurityError(UsageError):
+    """A key, token, permission or signature does not allow what was asked."""
+
+
+class MissingKeyError(SecurityError):
+    """A key that is needed is not there."""
+
+
+class WrongKeyError(SecurityError):
+    """The content is sealed under a key the keyring does not have."""
+
+
+class DamagedSealError(SecurityError):
+    """Sealed content was changed, cut off, or is not what it is taken for."""
+
+    exit_code = ExitCode.VERIFICATION_FAILED
+
+
+class TokenError(SecurityError):
+    """A token is none, unknown, expired, revoked or meant for somebody else."""
+
+
+class AccessDeniedError(SecurityError):
+    """A role does not have the permission."""
+
+
+class SignatureError(SecurityError):
+    """A signature is missing, not of a pinned key, or over something else."""
+
+    exit_code = ExitCode.VERIFICATION_FAILED
+
+
+class AuditError(SecurityError):
+    """The audit log takes no record, so what was to be recorded must not be done."""
+
+    exit_code = ExitCode.INTERNAL_ERROR
+
+
 class NothingCollectedError(ForgeError):
     """A selection matched no check."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -19,14 +19,18 @@ if TYPE_CHECKING:
 __all__ = [
     "CAPABILITIES",
     "Arm",
+    "AuditWriter",
     "Batch",
     "BuildsModel",
     "Checkpoints",
     "Configures",
+    "ContentSealer",
     "DataInfo",
     "ExportsWeights",
     "HoldsCheckpoint",
     "InfersPacked",
+    "KeepsAuditLog",
+    "KeepsState",
     "LoadsData",
     "MeasuresQuality",
     "ModelSpec",
@@ -37,10 +41,14 @@ __all__ = [
     "QuantizationInfo",
     "Quantizes",
     "QuantizesParts",
+    "ReadsCheckpoints",
     "ResolvedConfig",
     "ScheduleSpec",
     "ScheduleStep",
+    "SealsContent",
+    "SignsPackages",
     "StepRecord",
+    "StoreSpec",
     "TrainOptions",
     "TrainingSession",
     "Trains",
@@ -458,6 +466,26 @@ class MeasuresQuality(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSpec:
+    """How other processes open a state store, and which old ones it must still read."""
+
+    opener: str
+    """`module:attribute`, importable in a fresh process: called as `opener(root, **options)` with
+    the options of `forge_harness.state.Store.open`, it returns a store with the same methods."""
+    old_stores: Path | None = None
+    """Directory of stores as earlier releases wrote them; None when there was no earlier one."""
+
+
+@runtime_checkable
+class KeepsState(Protocol):
+    """Keeps the states of all phases in a store that other processes can open too."""
+
+    def state_store(self) -> StoreSpec:
+        """Returns how the store is opened; crash campaigns kill processes that use it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationInfo:
     """The quantization a configuration states, to be held against the weights."""
 
@@ -515,6 +543,111 @@ class Configures(Protocol):
         ...
 
 
+class ContentSealer(Protocol):
+    """Encrypts contents with authentication, each bound to a context."""
+
+    @property
+    def head_bytes(self) -> int:
+        """Bytes at the start of a sealed content that a change of key rewrites."""
+        ...
+
+    def seal(self, source: BinaryIO, target: BinaryIO, *, context: bytes = b"") -> None:
+        """Reads `source` to its end and writes the sealed form to `target`."""
+        ...
+
+    def unseal(self, source: BinaryIO, target: BinaryIO, *, context: bytes = b"") -> None:
+        """Writes the plaintext; raises when the sealed form is not what `seal` wrote."""
+        ...
+
+    def seal_bytes(self, data: bytes, *, context: bytes = b"") -> bytes:
+        """The sealed form of a short content."""
+        ...
+
+    def unseal_bytes(self, data: bytes, *, context: bytes = b"") -> bytes:
+        """The content; raises as `unseal` does."""
+        ...
+
+    def segment_starts(self, length: int) -> Sequence[int]:
+        """Offsets at which the segments of a sealed form of `length` bytes start."""
+        ...
+
+    def is_sealed(self, path: Path) -> bool:
+        """Whether a file has the form of a sealed content."""
+        ...
+
+    def rewrap_file(self, path: Path) -> bool:
+        """Puts a sealed file under the newest key in place; whether anything had to change."""
+        ...
+
+
+@runtime_checkable
+class SealsContent(Protocol):
+    """Encrypts what is kept, under keys that rotate."""
+
+    def content_sealer(self) -> ContentSealer:
+        """The sealer; a rotation reaches it without a new one."""
+        ...
+
+    def rotate_seal_key(self) -> None:
+        """New contents are sealed under a new key; what is sealed already stays readable."""
+        ...
+
+    def destroy_old_seal_keys(self) -> None:
+        """Forgets every key but the newest; what is still under them can never be read again."""
+        ...
+
+
+@runtime_checkable
+class ReadsCheckpoints(Protocol):
+    """Reads checkpoints that come from outside."""
+
+    def read_checkpoint(self, path: Path) -> None:
+        """Opens a file or directory and reads every tensor; raises ForgeError to refuse it."""
+        ...
+
+
+class AuditWriter(Protocol):
+    """An open audit log."""
+
+    def add(self, actor: str, action: str, resource: str) -> None:
+        """Records an action; returns once it is on disk, raises when it cannot be."""
+        ...
+
+    def close(self) -> None:
+        """Closes the log."""
+        ...
+
+
+@runtime_checkable
+class KeepsAuditLog(Protocol):
+    """Keeps a log of actions that shows when it was tampered with."""
+
+    def audit_log(self, path: Path) -> AuditWriter:
+        """Opens, or makes, the SQLite log at `path`; further files go beside it."""
+        ...
+
+    def audit_problems(self, path: Path) -> Sequence[str]:
+        """What a verification of the log finds; raises when it cannot be read at all."""
+        ...
+
+    def audited(self, path: Path, action: Callable[[], None]) -> None:
+        """Does `action` and records it in the log; without a record the action is not done."""
+        ...
+
+
+@runtime_checkable
+class SignsPackages(Protocol):
+    """Signs export packages, and holds packages against signatures with pinned keys."""
+
+    def sign_package(self, directory: Path) -> Path:
+        """Signs every file of a directory; returns the signature, which lies outside of it."""
+        ...
+
+    def check_package(self, directory: Path, signature: Path) -> None:
+        """Raises unless the directory is exactly what a pinned key signed."""
+        ...
+
+
 CAPABILITIES: dict[str, type] = {
     protocol.__name__: protocol
     for protocol in (
@@ -531,7 +664,12 @@ CAPABILITIES: dict[str, type] = {
         MultipliesTernary,
         TrainsDistributed,
         MeasuresQuality,
+        KeepsState,
         Configures,
+        ReadsCheckpoints,
+        SealsContent,
+        KeepsAuditLog,
+        SignsPackages,
     )
 }
 """Capability name -> protocol, in the order `doctor` prints them."""

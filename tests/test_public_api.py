@@ -27,6 +27,7 @@ FROZEN = [
     "QualityCoordinator",
     "RunDirectoryError",
     "RunRecord",
+    "StateManager",
     "SubjectError",
     "UsageError",
     "VerificationError",

@@ -26,7 +26,7 @@ from forge_harness._config.toml import toml_sections
 from forge_harness.canonical import digest_of
 from forge_harness.errors import ConfigError
 
-PATH_KEYS = ("run.run_dir", "run.policy", "run.waivers", "paths.runs")
+PATH_KEYS = ("run.run_dir", "run.policy", "run.waivers", "paths.runs", "paths.state")
 """Keys that hold one path; run.suite_paths holds several."""
 
 

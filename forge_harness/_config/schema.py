@@ -160,6 +160,8 @@ class PathsConfig(BaseModel):
 
     runs: str = Field(default="forge-runs", min_length=1)
     """Directory under which runs without an explicit run_dir are made."""
+    state: str = ""
+    """Directory of the state store that keeps finished runs. Empty: none is kept."""
 
 
 class HarnessConfig(BaseModel):

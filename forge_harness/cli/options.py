@@ -42,6 +42,16 @@ def json_option(command: _Command) -> _Command:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
+def keys_option(*, required: bool) -> Callable[[_Command], _Command]:
+    """Adds `--keys SOURCE`, where a keyring comes from."""
+    return click.option(
+        "--keys",
+        required=required,
+        metavar="SOURCE",
+        help="Keyring: FILE, env:NAME (base64) or command:PROGRAM ARGUMENTS.",
+    )
+
+
 def run_dir_argument(command: _Command) -> _Command:
     """Adds the argument DIR, the directory of a run."""
     return click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))(command)

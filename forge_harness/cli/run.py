@@ -19,6 +19,7 @@ from forge_harness.errors import ExitCode, UsageError, unknown_choice
 if TYPE_CHECKING:
     from forge_harness.config import LoadedConfig
     from forge_harness.integration.pipeline_validator import PipelineValidator
+    from forge_harness.record import RunRecord
 
 FORMATS = ("html", "json", "md", "junit")
 DEFAULT_FORMATS = "html,md,junit"
@@ -79,6 +80,9 @@ _FLAGS: tuple[Callable[..., Any], ...] = (
         "--timeout", metavar="SECONDS", help="Longest time of one check; 0: the catalogue's limits."
     ),
     click.option("--deadline", metavar="SECONDS", help="Longest time of the whole run; 0: none."),
+    click.option(
+        "--state", metavar="ROOT", help="Keep the finished run in this state store as well."
+    ),
     config_option,
     click.option(
         "--format",
@@ -125,7 +129,7 @@ def run_command(
         in_force.write_text(loaded.to_toml(absolute=True), encoding="utf-8")
         validator = make_validator(loaded, suites, checks, in_force)
         with _resolved_environment():
-            return _validate(validator, directory, formats, quiet)
+            return _validate(validator, directory, formats, quiet, loaded.path("paths.state"))
 
 
 @contextmanager
@@ -145,8 +149,8 @@ def _resolved_environment() -> Iterator[None]:
 
 def _flags(given: dict[str, Any]) -> dict[str, Any]:
     """Returns flags under their configuration keys; a flag that was not given is None."""
-    names = {"timeout": "timeout_s", "deadline": "deadline_s"}
-    flags = {f"run.{names.get(name, name)}": value for name, value in given.items()}
+    names = {"timeout": "run.timeout_s", "deadline": "run.deadline_s", "state": "paths.state"}
+    flags = {names.get(name, f"run.{name}"): value for name, value in given.items()}
     flags["run.suite_paths"] = list(given["suite_paths"]) or None
     return flags
 
@@ -216,7 +220,11 @@ def default_workers() -> int:
 
 
 def _validate(
-    validator: PipelineValidator, directory: Path, formats: tuple[str, ...], quiet: bool
+    validator: PipelineValidator,
+    directory: Path,
+    formats: tuple[str, ...],
+    quiet: bool,
+    state: Path | None,
 ) -> int:
     from forge_harness.cli.progress import progress_of
     from forge_harness.cli.summary import summary
@@ -240,4 +248,28 @@ def _validate(
     written = finish_run(directory, record, plan.policy, formats)
     code = exit_code_for(record)
     click.echo(summary(record, directory, written, code))
+    if state is not None:
+        click.echo(f"Kept as {_keep(record, directory, state)} in {shown(state)}.")
     return ExitCode(code)
+
+
+def _keep(record: RunRecord, directory: Path, root: Path) -> str:
+    """Saves the sealed run directory as a state; returns phase and name of it."""
+    from forge_harness.integration.state_manager import StateManager
+
+    with StateManager(root) as manager:
+        kept = manager.save(
+            phase=5,
+            kind="run",
+            name=f"runs/{record.run_id}",
+            data=directory,
+            metadata={
+                "verdict": str(record.verdict),
+                "score_low": record.score.low,
+                "score_high": record.score.high,
+                "policy_digest": record.policy_digest,
+                "subject": record.subject.name,
+                "started_at": record.started_at,
+            },
+        )
+    return f"{kept.phase}/{kept.name}"

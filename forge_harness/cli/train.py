@@ -32,6 +32,7 @@ _PLAIN_LINES = 10
         "forge-harness train --task bytes --from-checkpoint runs/full --out runs/tuned",
         "forge-harness train --task digits --from-checkpoint fixtures/models/v0.9 --out runs/on",
         "forge-harness train --resume --out runs/tuned",
+        "forge-harness train --task bytes --state states --checkpoint-every 50 --out runs/kept",
     ),
 )
 @click.option("--task", type=click.Choice(["digits", "bytes"]), help="What to train on.")
@@ -56,11 +57,18 @@ _PLAIN_LINES = 10
     metavar="PATH",
     help="Start from the weights of a run, or of a checkpoint in any readable format.",
 )
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    metavar="ROOT",
+    help="Keep the checkpoints in this state store, under the name of DIR.",
+)
 @click.option("--resume", is_flag=True, help="Continue the run in DIR from its newest checkpoint.")
 @config_option
 def train_command(
     out: Path,
     from_checkpoint: Path | None,
+    state: Path | None,
     resume: bool,
     config_file: Path | None,
     seed: int | None,
@@ -95,6 +103,7 @@ def train_command(
                 resume=resume,
                 from_checkpoint=from_checkpoint,
                 checkpoint_every=loaded.config.train.checkpoint_every,
+                state=state,
                 on_step=on_step,
                 build_model=_model_of(loaded),
             )

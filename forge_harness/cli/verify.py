@@ -1,4 +1,4 @@
-"""`forge-harness verify`: recompute everything a run claims."""
+"""`forge-harness verify`: recompute everything a run claims, or hold a package to a signature."""
 
 from __future__ import annotations
 
@@ -10,20 +10,54 @@ import click
 from forge_harness.cli.options import examples, json_option, open_run, run_dir_argument
 from forge_harness.cli.summary import score_sentence
 from forge_harness.cli.terminal import echo_json
-from forge_harness.errors import ExitCode, RunDirectoryError
+from forge_harness.errors import ExitCode, RunDirectoryError, UsageError
 from forge_harness.record import RunRecord
 
 _SHOWN = 20
 
 
-@click.command("verify", epilog=examples("forge-harness verify first"))
+@click.command(
+    "verify",
+    epilog=examples(
+        "forge-harness verify first",
+        "forge-harness verify packages/digits --key digits.pem",
+    ),
+)
 @run_dir_argument
+@click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="PEM",
+    help="Pinned public key: DIR is a package signed by `forge-harness sign` (repeatable).",
+)
+@click.option(
+    "--signature",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Of the package (default: DIR.dsse.json).",
+)
+@click.option(
+    "--threshold",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="How many different pinned keys must have signed.",
+)
 @json_option
-def verify_command(directory: Path, as_json: bool) -> int:
+def verify_command(
+    directory: Path, keys: tuple[Path, ...], signature: Path | None, threshold: int, as_json: bool
+) -> int:
     """Recompute every digest, outcome, score and verdict of the run in DIR, offline.
 
-    Exits 8 naming each difference, 0 with what was recomputed.
+    With --key, DIR is a package, and every file of it is held against its signature. Exits 8 naming
+    each difference, 0 with what was recomputed.
     """
+    if keys:
+        return _verify_package(directory, keys, signature, threshold, as_json)
+    if signature is not None or threshold != 1:
+        raise UsageError("--signature and --threshold go with --key: pin the public key.")
     from forge_harness.scoring import verify_run
 
     if not directory.is_dir() or not any((directory / n).exists() for n in _OURS):
@@ -43,6 +77,23 @@ def verify_command(directory: Path, as_json: bool) -> int:
     else:
         _praise(directory, open_run(directory)[0])
     return ExitCode.VERIFICATION_FAILED if problems else ExitCode.PASS
+
+
+def _verify_package(
+    directory: Path, keys: tuple[Path, ...], signature: Path | None, threshold: int, as_json: bool
+) -> int:
+    from forge_harness.security.dsse import public_key_from_pem
+    from forge_harness.security.signing import verify_package
+
+    pinned = [public_key_from_pem(key.read_bytes()) for key in keys]
+    found = verify_package(directory, pinned, signature=signature, threshold=threshold)
+    if as_json:
+        signers = list(found.signers)
+        echo_json({"directory": str(directory), "verified": True, "signers": signers})
+    else:
+        by = ", ".join(signer[:16] for signer in found.signers)
+        click.echo(f"{directory} is what was signed: {found.files} files, signed by {by}.")
+    return ExitCode.PASS
 
 
 _OURS = ("run.json", "manifest.json", "policy.json")

@@ -13,14 +13,22 @@ if TYPE_CHECKING:
     from forge_harness.integration.phase6_preparer import Phase6Preparer
     from forge_harness.integration.pipeline_validator import PipelineValidator
     from forge_harness.integration.quality_coordinator import QualityCoordinator
+    from forge_harness.integration.state_manager import StateManager
 
-__all__ = ["Phase4Connector", "Phase6Preparer", "PipelineValidator", "QualityCoordinator"]
+__all__ = [
+    "Phase4Connector",
+    "Phase6Preparer",
+    "PipelineValidator",
+    "QualityCoordinator",
+    "StateManager",
+]
 
 _MODULES = {
     "Phase6Preparer": "phase6_preparer",
     "Phase4Connector": "phase4_connector",
     "PipelineValidator": "pipeline_validator",
     "QualityCoordinator": "quality_coordinator",
+    "StateManager": "state_manager",
 }
 
 

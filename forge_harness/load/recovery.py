@@ -24,8 +24,9 @@ class Window:
     shed: int
     failed: int
     """Errors, timeouts, dropped and censored."""
-    p95_s: float | None
+    p50_s: float | None
     """Response time of what was accepted, infinite when not answered; None when nothing was."""
+    p95_s: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +78,7 @@ def _window(records: Sequence[Record], start: float) -> Window:
         ok=ok,
         shed=shed,
         failed=len(records) - ok - shed,
+        p50_s=accepted[nearest_rank(len(accepted), 0.50) - 1] if accepted else None,
         p95_s=accepted[nearest_rank(len(accepted), 0.95) - 1] if accepted else None,
     )
 

@@ -402,6 +402,7 @@ def _window_json(window: Window) -> dict[str, Any]:
         "ok": window.ok,
         "shed": window.shed,
         "failed": window.failed,
+        "p50_s": finite(window.p50_s),
         "p95_s": finite(window.p95_s),
     }
 

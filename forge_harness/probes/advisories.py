@@ -23,6 +23,8 @@ from typing import Any, Literal
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
+from forge_harness.probes import advisory_directory
+
 CANARY = ("jinja2", "2.4.1")
 """Subject of PYSEC-2014-8 (CVE-2014-1402)."""
 FILE_VARIABLE = "FORGE_HARNESS_ADVISORIES_FILE"
@@ -45,29 +47,35 @@ class ScanResult:
     """Since the newest advisory of a file was modified; None for a service."""
 
 
-def scan(installed: Mapping[str, str], environ: Mapping[str, str] | None = None) -> ScanResult:
-    """Scans distributions against an advisory file, or through pip-audit when it is installed.
+def scan(
+    installed: Mapping[str, str],
+    environ: Mapping[str, str] | None = None,
+    database: Path | None = None,
+) -> ScanResult:
+    """Scans distributions against an advisory database, or through pip-audit when it is installed.
 
     Args:
         installed: Distribution name -> version.
-        environ: Where `FORGE_HARNESS_ADVISORIES_FILE` is looked up: a JSON list of OSV records, or
-            a zip archive of one record a file, which is how OSV publishes an ecosystem.
+        environ: Where `FORGE_HARNESS_ADVISORIES_FILE` is looked up when no database is given.
+        database: A JSON list of OSV records; a zip archive of one record a file, which is how OSV
+            publishes an ecosystem; or a directory of records (JSON, or the YAML of
+            github.com/pypa/advisory-database).
     """
     variables = os.environ if environ is None else environ
     queried: dict[str, str] = {
         canonicalize_name(name): version for name, version in installed.items()
     }
-    if named := variables.get(FILE_VARIABLE):
+    if named := database or variables.get(FILE_VARIABLE):
         return _from_file(Path(named), queried)
     if util.find_spec("pip_audit") is not None:
         return _from_pip_audit(queried)
     return _not_scanned(
-        "none", f"no advisory data: set {FILE_VARIABLE} to an OSV file or install pip-audit"
+        "none", f"no advisory data: set {FILE_VARIABLE} to an OSV database or install pip-audit"
     )
 
 
-def _not_scanned(source: str, why: str) -> ScanResult:
-    return ScanResult("not scanned", source, 0, (), why)
+def _not_scanned(source: str, why: str, age_days: float | None = None) -> ScanResult:
+    return ScanResult("not scanned", source, 0, (), why, age_days)
 
 
 def _verdict(
@@ -83,8 +91,13 @@ def _verdict(
 def _from_file(path: Path, queried: Mapping[str, str]) -> ScanResult:
     source = f"advisory file {path.name}"
     try:
-        records = [r for r in _read_records(path) if "withdrawn" not in r]
-        newest = max((_modified(record) for record in records), default=None)
+        if path.is_dir():
+            source = f"advisory directory {path.name}"
+            records, newest = advisory_directory.read(path, {*queried, CANARY[0]})
+        else:
+            records = _read_records(path)
+            newest = max((advisory_directory.modified(r) for r in records), default=None)
+        records = [record for record in records if "withdrawn" not in record]
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         return _not_scanned(source, f"{path.name} cannot be read: {error}")
     if newest is None:
@@ -92,7 +105,7 @@ def _from_file(path: Path, queried: Mapping[str, str]) -> ScanResult:
     age = (datetime.now(UTC) - newest).total_seconds() / 86400
     if age > MAX_AGE_DAYS:
         why = f"its newest advisory is {age:.0f} days old, live data are at most {MAX_AGE_DAYS}"
-        return _not_scanned(source, why)
+        return _not_scanned(source, why, age)
     releases = [*queried.items(), CANARY]
     hits = [
         (name, version, str(record.get("id", "?")))
@@ -116,12 +129,6 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _modified(record: Mapping[str, Any]) -> datetime:
-    """OSV requires `modified`, an RFC 3339 time in UTC."""
-    moment = datetime.fromisoformat(str(record.get("modified", "1970-01-01T00:00:00Z")))
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
 def _affects(affected: Mapping[str, Any], name: str, version: str) -> bool:
     """Whether an OSV `affected` entry covers a release (OSV schema 1.6, evaluation algorithm)."""
     package = affected.get("package", {})
@@ -141,11 +148,11 @@ def _in_range(span: Mapping[str, Any], version: Version) -> bool:
     inside = False
     # OSV leaves their order open; the algorithm wants them by version.
     for event in sorted(span.get("events", []), key=lambda e: Version(str(next(iter(e.values()))))):
-        if "introduced" in event and version >= Version(event["introduced"]):
+        if "introduced" in event and version >= Version(str(event["introduced"])):
             inside = True
-        if "fixed" in event and version >= Version(event["fixed"]):
+        if "fixed" in event and version >= Version(str(event["fixed"])):
             inside = False
-        if "last_affected" in event and version > Version(event["last_affected"]):
+        if "last_affected" in event and version > Version(str(event["last_affected"])):
             inside = False
     return inside
 

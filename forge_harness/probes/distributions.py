@@ -140,8 +140,13 @@ def dependency_closure(distribution: str = DISTRIBUTION) -> list[str]:
 
 def license_of(distribution: str) -> str:
     """Returns a distribution's license: SPDX expression, else classifiers, else free text."""
+    return license_in(metadata.metadata(distribution))
+
+
+def license_in(fields: metadata.PackageMetadata) -> str:
+    """Returns the license that the metadata of a distribution name, as `license_of` does."""
     # The protocol lacks `get`, which the object, an email message, has had since Python 3.8.
-    about = cast("Message", metadata.metadata(distribution))
+    about = cast("Message", fields)
     if expression := about.get("License-Expression"):
         return str(expression)
     named = [

@@ -3,6 +3,19 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
+
+ALLOWED_WORDS = frozenset(
+    {"apache", "apache-2.0", "bsd", "bsd-2-clause", "bsd-3-clause", "mit", "mit-0", "isc", "0bsd"}
+    | {"psf", "psf-2.0", "python-2.0", "python", "mpl", "mpl-2.0", "mozilla", "unlicense", "zlib"}
+    | {"mit-cmu", "hpnd", "cc0-1.0", "bsl-1.0", "unicode-3.0"}
+)
+REFUSED_WORDS = frozenset(
+    {"gpl", "gplv2", "gplv3", "agpl", "agplv3", "agpl-3.0-only", "agpl-3.0-or-later", "affero"}
+    | {"gpl-2.0", "gpl-3.0", "gpl-2.0-only", "gpl-2.0-or-later", "gpl-3.0-only", "sspl-1.0"}
+    | {"gpl-3.0-or-later", "proprietary", "busl-1.1"}
+)
+"""Licenses whose terms reach the program that uses the library, or forbid its use."""
 
 _OR_LATER = re.compile(r"\bor[ -](?:later|newer)\b|-or-later\b")
 # The exception lifts the license's terms from what is merely linked with the compiler's runtime.
@@ -19,3 +32,14 @@ def alternatives(text: str) -> list[set[str]]:
     plain = _OR_LATER.sub("", plain)
     words = (re.findall(r"[a-z0-9.+-]+", part) for part in re.split(r"\bor\b|;", plain))
     return [found for part in words if (found := {word.rstrip("+") for word in part})]
+
+
+def judge(text: str) -> Literal["allowed", "refused", "unclear"]:
+    """Returns what a license text means for a program that uses the library.
+
+    Refused when every alternative binds the program, unclear when no word is a known one.
+    """
+    offers = alternatives(text)
+    if not any(offer & (ALLOWED_WORDS | REFUSED_WORDS) for offer in offers):
+        return "unclear"
+    return "refused" if all(offer & REFUSED_WORDS for offer in offers) else "allowed"

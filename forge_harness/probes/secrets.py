@@ -1,4 +1,4 @@
-"""Credentials in configuration values: what looks like one, by key name or by form."""
+"""Credentials in configuration values and text: what looks like one, by key name or by form."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ _FORMS = {
     "JSON web token": re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\b"),
     "password in a URL": re.compile(r"\b[a-z][a-z0-9+]*://[^/\s:@]+:[^/\s:@]+@"),
 }
+FORM_NAMES = tuple(_FORMS)
 _OPAQUE = re.compile(r"^[A-Za-z0-9+/=_-]{32,}$")
 _ENTROPY_BITS = 4.0
 """A character: random base64 of 32 has about 4.5, hexadecimal 3.7, words and names below 4."""
 
 PLANTED: Mapping[str, str] = {
-    "a.password": "hunter2",
+    "a.password": "hunter2",  # forge-scan: no secret
     "b.note": "AKIA" + "ABCDEFGHIJKLMNOP",
-    "c.note": "ghp_" + "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7R8",
-    "d.note": "postgres://forge:s3cr3t@db.internal/runs",
+    "c.note": "ghp_" + "a1B2c3D4e5F6g7H8" + "i9J0k1L2m3N4o5P6q7R8",
+    "d.note": "postgres://forge:s3cr3t@db.internal/runs",  # forge-scan: no secret
     "e.note": "-----BEGIN " + "PRIVATE KEY-----",
-    "f.note": "q7Zk2LxW9vTb4RnYc8HsJd3GmPfUa6Ee",
+    "f.note": "q7Zk2LxW9vTb4RnYc8HsJd3GmPfUa6Ee",  # forge-scan: no secret
 }
 """Values a scan must find, or it finds nothing. None opens anything."""
 
@@ -41,6 +42,37 @@ def suspicious(values: Mapping[str, object]) -> dict[str, str]:
             if isinstance(text, str) and text and (why := _why(key, text)):
                 found[key] = why
     return found
+
+
+_ASSIGNED = re.compile(
+    r"""([A-Za-z0-9_.-]+)["']?\s*[:=]\s*["']([^"'\s{}<>$]{6,})["']""",
+)
+# A digest with its algorithm before it, as a content security policy has them, is public.
+_QUOTED = re.compile(r"""["'](?!sha\d{3}-)([A-Za-z0-9+/=_-]{32,})["']""")
+_VARIABLE = re.compile(r"[{}<>$]")
+_SHORTEST_TOKEN = 16
+"""A shorter `..._token` is a word of a tokenizer, not what opens a service."""
+
+
+def in_line(line: str) -> str | None:
+    """Returns why a line of a text file looks as if it held a credential, None when it does not.
+
+    Stricter than for configuration values, since source is full of long words: what stands for a
+    value elsewhere (`{user}`, `$TOKEN`, `<key>`) is none, and a random text has cases and digits.
+    """
+    for name, form in _FORMS.items():
+        if (match := form.search(line)) and not _VARIABLE.search(match.group()):
+            return f"has the form of a {name}"
+    for key, value in _ASSIGNED.findall(line):
+        named = _NAMES.search(key)
+        short = named and named.group().lower().endswith("token") and len(value) < _SHORTEST_TOKEN
+        if named and not short:
+            return "is assigned to a name of a credential"
+    for text in _QUOTED.findall(line):
+        mixed = all(re.search(kind, text) for kind in ("[a-z]", "[A-Z]", "[0-9]"))
+        if mixed and _entropy(text) > _ENTROPY_BITS:
+            return "is long and random"
+    return None
 
 
 def _why(key: str, text: str) -> str | None:

@@ -12,15 +12,23 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
 from torch import Tensor, nn
 
 from forge_harness import config, kernels, quant, training
+from forge_harness.formats.detect import open_checkpoint
 from forge_harness.model import BitLinear, ByteLM, DigitsModel
 from forge_harness.model.bitlinear import LinearFunction
 from forge_harness.model.packed_model import pack_model
+from forge_harness.paths import fixtures_dir
 from forge_harness.protocols import (
     Arm,
+    AuditWriter,
     Batch,
+    ContentSealer,
     DataInfo,
     ModelSpec,
     Precision,
@@ -29,9 +37,13 @@ from forge_harness.protocols import (
     ResolvedConfig,
     ScheduleSpec,
     ScheduleStep,
+    StoreSpec,
     TrainingSession,
     TrainOptions,
 )
+from forge_harness.security import audit, signing
+from forge_harness.security.keys import Keyring, Purpose
+from forge_harness.security.sealing import KeyringSealer
 
 Split = Literal["train", "validation"]
 TASKS = ("digits", "bytes")
@@ -46,6 +58,7 @@ class ReferenceSubject:
     """Offers every capability of `forge_harness.protocols`."""
 
     name = "reference"
+    _keyring: Keyring | None = None
 
     def __deepcopy__(self, memo: dict[int, object]) -> ReferenceSubject:
         # Models may hold bound methods of the subject; copying a model must not copy it.
@@ -214,6 +227,14 @@ class ReferenceSubject:
         """See `MeasuresQuality.quality_run`."""
         return training.quality_run(task, arm, seed, profile, **self._parts(own_loss=False))
 
+    # KeepsState
+
+    def state_store(self) -> StoreSpec:
+        """See `KeepsState.state_store`."""
+        return StoreSpec(
+            opener="forge_harness.state:Store.open", old_stores=fixtures_dir() / "state"
+        )
+
     # Configures
 
     def load_config(
@@ -265,6 +286,83 @@ class ReferenceSubject:
 
     # How overrides reach the models and sessions
 
+    # SealsContent
+
+    def content_sealer(self) -> ContentSealer:
+        """See `SealsContent.content_sealer`."""
+        return KeyringSealer(self._keys)
+
+    def rotate_seal_key(self) -> None:
+        """See `SealsContent.rotate_seal_key`."""
+        self._keyring = self._keys().rotated()
+
+    def destroy_old_seal_keys(self) -> None:
+        """See `SealsContent.destroy_old_seal_keys`."""
+        keyring = self._keys()
+        for key_id in keyring.usable_ids():
+            if key_id != keyring.active_id():
+                keyring = keyring.destroyed(key_id)
+        self._keyring = keyring
+
+    # ReadsCheckpoints
+
+    def read_checkpoint(self, path: Path) -> None:
+        """See `ReadsCheckpoints.read_checkpoint`."""
+        with open_checkpoint(path) as opened:
+            for name in opened.ternary_names():
+                opened.ternary(name)
+            for name in opened.plain_names():
+                opened.plain(name)
+
+    # KeepsAuditLog, SignsPackages
+
+    def audit_log(self, path: Path) -> AuditWriter:
+        """See `KeepsAuditLog.audit_log`."""
+        return AuditedActions(self._audit(path))
+
+    def audit_problems(self, path: Path) -> Sequence[str]:
+        """See `KeepsAuditLog.audit_problems`."""
+        return audit.verify(
+            path, key=self._keys().active(Purpose.AUDIT), public_keys=[self._public_key()]
+        ).problems
+
+    def audited(self, path: Path, action: Callable[[], None]) -> None:
+        """See `KeepsAuditLog.audited`."""
+        with self._audit(path) as log:
+            log.record(
+                audit.AuditEvent(
+                    actor="subject",
+                    action="action.start",
+                    resource="action",
+                    decision=audit.Decision.ALLOW,
+                )
+            )
+            action()
+
+    def sign_package(self, directory: Path) -> Path:
+        """See `SignsPackages.sign_package`."""
+        return signing.sign_package(directory, [self._keys().active(Purpose.SIGN)])
+
+    def check_package(self, directory: Path, signature: Path) -> None:
+        """See `SignsPackages.check_package`."""
+        signing.verify_package(directory, [self._public_key()], signature=signature)
+
+    def _audit(self, path: Path) -> audit.AuditLog:
+        keys = self._keys()
+        return audit.AuditLog(
+            path, key=keys.active(Purpose.AUDIT), signing_key=keys.active(Purpose.SIGN)
+        )
+
+    def _public_key(self) -> Ed25519PublicKey:
+        seed = self._keys().active(Purpose.SIGN)
+        return Ed25519PrivateKey.from_private_bytes(seed).public_key()
+
+    def _keys(self) -> Keyring:
+        """The keyring of this subject: made when first asked for, kept nowhere."""
+        if self._keyring is None:
+            self._keyring = Keyring.new()
+        return self._keyring
+
     def _op(self) -> quant.TernaryLinearOp:
         # The function itself where it is not overridden: packed layers know that one.
         own = self._overrides("quantize_activation")
@@ -292,6 +390,25 @@ class ReferenceSubject:
         if precision == "ternary":
             return self.build_model(task, seed=seed)
         return training.reference_model(task, seed, precision)
+
+
+class AuditedActions:
+    """An audit log behind `AuditWriter`."""
+
+    def __init__(self, log: audit.AuditLog) -> None:
+        self._log = log
+
+    def add(self, actor: str, action: str, resource: str) -> None:
+        """See `AuditWriter.add`."""
+        self._log.record(
+            audit.AuditEvent(
+                actor=actor, action=action, resource=resource, decision=audit.Decision.ALLOW
+            )
+        )
+
+    def close(self) -> None:
+        """See `AuditWriter.close`."""
+        self._log.close()
 
 
 def _declared_model(task: str) -> DigitsModel | ByteLM:

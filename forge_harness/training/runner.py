@@ -2,7 +2,7 @@
 
 DIR/training.json       task and options, written first
 DIR/metrics.jsonl       one line a step
-DIR/checkpoints/        the newest two, step-N.safetensors
+DIR/checkpoints/        the newest two, step-N.safetensors; with a store, they are states in it
 DIR/package/            inference weights of a ternary model
 DIR/metrics.json        held-out quality, written last: the run is complete
 """
@@ -13,7 +13,7 @@ import json
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,14 @@ from forge_harness.training.checkpoint import (
     has_session_header,
     model_weights,
     resume_session,
-    save_session,
 )
 from forge_harness.training.data import DataSource
 from forge_harness.training.ingredients import BuildModel, Loss
+from forge_harness.training.keeping import (
+    DirectoryCheckpoints,
+    KeepsCheckpoints,
+    StateCheckpoints,
+)
 from forge_harness.training.package import export_package
 from forge_harness.training.session import QATSession
 from forge_harness.training.start import Start, builder_of, read_start
@@ -42,7 +46,7 @@ STEPS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 PACKAGE = "package"
 RESULT = "metrics.json"
-_KEPT_CHECKPOINTS = 2
+_SCRATCH = ".checkpoint"
 
 OnStep = Callable[[StepRecord, int], None]
 """Called after each step with its record and the steps of the whole run."""
@@ -60,15 +64,18 @@ class TrainingDirectory:
 
     path: Path
 
-    def checkpoint(self, step: int) -> Path:
-        """Returns the file of the checkpoint after `step` steps."""
-        return self.path / CHECKPOINTS / f"step-{step}.safetensors"
+    def keeper(self, state: Path | None = None) -> KeepsCheckpoints:
+        """Returns where the run's checkpoints are kept.
 
-    def checkpoints(self) -> list[Path]:
-        """Returns the checkpoints that are there, oldest first, by step and not by name or time."""
-        found = (self.path / CHECKPOINTS).glob("step-*.safetensors")
-        numbered = [(p.stem.removeprefix("step-"), p) for p in found]
-        return [p for _, p in sorted((int(n), p) for n, p in numbered if n.isdecimal())]
+        Args:
+            state: Root of a store; None: the one the run was started with, if any.
+        """
+        if state is None:
+            with suppress(OSError, KeyError, TypeError, ValueError):
+                state = Path(json.loads((self.path / OPTIONS).read_bytes())["state"])
+        if state is None:
+            return DirectoryCheckpoints(self.path / CHECKPOINTS)
+        return StateCheckpoints(state, self.path.resolve().name, self.path / _SCRATCH)
 
     def options(self) -> tuple[str, TrainOptions]:
         """Returns task and options of the run.
@@ -111,6 +118,7 @@ def train_to_directory(
     resume: bool = False,
     from_checkpoint: Path | None = None,
     checkpoint_every: int = 0,
+    state: Path | None = None,
     on_step: OnStep | None = None,
     build_model: BuildModel | None = None,
     load: DataSource | None = None,
@@ -127,6 +135,8 @@ def train_to_directory(
             full-precision one makes this quantization-aware fine-tuning, or a checkpoint of a
             reference model in any readable format, which also says what model to build.
         checkpoint_every: Steps between checkpoints; 0 writes one at the end, or when interrupted.
+        state: Root of a store that keeps the checkpoints, under the name of `out`; None: files in
+            `out`. A resumed run remembers it.
         on_step: Told of every step.
         build_model: As for `QATSession`.
         load: As for `QATSession`.
@@ -141,19 +151,26 @@ def train_to_directory(
     """
     directory = TrainingDirectory(Path(out))
     parts: dict[str, Any] = {"build_model": build_model, "load": load, "loss": loss}
+    keeper = directory.keeper(state)
     if resume:
-        session = _resumed(directory, task, options, parts)
+        session = _resumed(directory, keeper, task, options, parts)
     else:
         _refuse_in_use(directory.path)
+        keeper.begin()
         session, start = _started(task, options, from_checkpoint, parts)
     try:
         if not resume:
             content = {"task": task, "options": _json_options(options)}
             if start is not None and build_model is None:
                 content["model"] = {**asdict(start.model), "compute": start.compute}
+            if state is not None:
+                content["state"] = str(state.resolve())
             write_durably(directory.path / OPTIONS, canonical_json(content))
-        _train(session, directory, checkpoint_every, on_step)
-        return _finish(session, directory)
+        _train(session, directory, keeper, checkpoint_every, on_step)
+        result = _finish(session, directory)
+        ternary = session.options.precision == "ternary"
+        keeper.finish(directory.path / PACKAGE if ternary else None, result)
+        return result
     except OSError as error:
         raise ForgeError(
             f"Cannot write to {str(directory.path)!r}: {error.strerror or error}; free space or "
@@ -167,12 +184,7 @@ def newest_checkpoint(path: Path) -> Path:
     Raises:
         CheckpointError: The directory has none.
     """
-    if not path.is_dir():
-        return path
-    found = TrainingDirectory(path).checkpoints()
-    if not found:
-        raise CheckpointError(f"{str(path)!r} has no checkpoint in {CHECKPOINTS}/.")
-    return found[-1]
+    return TrainingDirectory(path).keeper().newest() if path.is_dir() else path
 
 
 def _refuse_in_use(path: Path) -> None:
@@ -212,9 +224,13 @@ def _is_session(path: Path) -> bool:
 
 
 def _resumed(
-    directory: TrainingDirectory, task: str, options: TrainOptions, parts: Mapping[str, Any]
+    directory: TrainingDirectory,
+    keeper: KeepsCheckpoints,
+    task: str,
+    options: TrainOptions,
+    parts: Mapping[str, Any],
 ) -> QATSession:
-    newest = newest_checkpoint(directory.path)
+    newest = keeper.newest()
     parts = {**parts, "build_model": parts["build_model"] or directory.build_model()}
     session = resume_session(task, options, newest, **parts)
     # Steps after the checkpoint are made again; their lines would be there twice.
@@ -224,7 +240,11 @@ def _resumed(
 
 
 def _train(
-    session: QATSession, directory: TrainingDirectory, every: int, on_step: OnStep | None
+    session: QATSession,
+    directory: TrainingDirectory,
+    keeper: KeepsCheckpoints,
+    every: int,
+    on_step: OnStep | None,
 ) -> None:
     steps = session.options.steps
     with (
@@ -235,20 +255,20 @@ def _train(
             try:
                 record = session.step()
             except NonFiniteError:
-                _checkpoint(session, directory)
+                keeper.save(session)
                 raise
             stream.write(json.dumps(_line(record), allow_nan=False) + "\n")
             if on_step is not None:
                 on_step(record, steps)
             if noted.is_set():
-                _checkpoint(session, directory)
+                keeper.save(session)
                 raise TrainingInterrupted(
                     f"Interrupted after {session.step_index} of {steps} steps; continue with "
                     "--resume."
                 )
             if every and session.step_index % every == 0:
-                _checkpoint(session, directory)
-    _checkpoint(session, directory)
+                keeper.save(session)
+    keeper.save(session)
 
 
 @contextmanager
@@ -271,13 +291,6 @@ def _signals_noted() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _checkpoint(session: QATSession, directory: TrainingDirectory) -> None:
-    save_session(session, directory.checkpoint(session.step_index))
-    # Only after the new one is durable may an old one go.
-    for old in directory.checkpoints()[:-_KEPT_CHECKPOINTS]:
-        old.unlink()
 
 
 def _finish(session: QATSession, directory: TrainingDirectory) -> dict[str, Any]:

@@ -21,11 +21,22 @@ def test_two(evidence, n):
     evidence.record("x", n)
 """
 
+# A check of one's own that nobody has written yet.
+CATALOGUE = """
+[[check]]
+id = "mine.unwritten"
+title = "Nothing is measured"
+suite = "mine"
+severity = "low"
+component = "PipelineValidator"
+"""
+
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "test_mine.py").write_text(MINE)
+    (tmp_path / "mine" / "catalogue.toml").write_text(CATALOGUE)
     (tmp_path / "forge.toml").write_text('[run]\nsuite_paths = ["mine"]\n')
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -35,23 +46,23 @@ def test_checks_are_the_catalogue_and_the_users_own(invoke, project):
     rows = json.loads(invoke("list", "checks", "--json").output)
     by_id = {row["id"]: row for row in rows}
     catalogue = load_policy().by_id
-    assert set(by_id) == {*catalogue, "mine.holds"}
+    assert set(by_id) == {*catalogue, "mine.holds", "mine.unwritten"}
     for name, entry in catalogue.items():
         for field in ("title", "suite", "severity", "component"):
             assert by_id[name][field] == getattr(entry, field)
         assert by_id[name]["profiles"] == [str(profile) for profile in entry.profiles]
     assert (by_id["mine.holds"]["collected"], by_id["mine.holds"]["tests"]) == (True, 1)
     assert by_id["gates.non_finite_fails"]["tests"] >= 2
-    unbuilt = by_id["security.key_rotation"]
+    unbuilt = by_id["mine.unwritten"]
     assert (unbuilt["collected"], unbuilt["tests"]) == (False, 0)
 
 
 def test_a_table_says_none_where_there_is_no_test(invoke, project):
     lines = invoke("list", "checks", "--suite", "security", "--suite", "mine").output.splitlines()
-    assert "none" in next(line for line in lines if line.startswith("security.key_rotation"))
+    assert "none" in next(line for line in lines if line.startswith("mine.unwritten"))
     assert next(line for line in lines if line.startswith("mine.holds")).split()[4] == "1"
     assert not any(line.startswith("data.") for line in lines)
-    assert lines[-1].startswith("13 checks, ")
+    assert lines[-1].startswith("14 checks, ")
 
 
 def test_an_unknown_suite_gets_the_nearest_name(invoke, project):

@@ -30,6 +30,7 @@ from forge_harness.training import (
     train_to_directory,
 )
 from forge_harness.training.checkpoint import read_checkpoint
+from forge_harness.training.keeping import DirectoryCheckpoints
 from forge_harness.training.runner import TrainingDirectory
 
 OPTIONS = TrainOptions(steps=6, batch_size=16)
@@ -47,7 +48,7 @@ def test_directory_of_a_run(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run/metrics.json").read_bytes()) == result
     quality = evaluate_package("digits", tmp_path / "run/package")
     assert quality == {"loss": result["loss"], "accuracy": result["accuracy"]}
-    kept = [path.name for path in TrainingDirectory(tmp_path / "run").checkpoints()]
+    kept = [path.name for path in (DirectoryCheckpoints(tmp_path / "run/checkpoints")).files()]
     assert kept == ["step-4.safetensors", "step-6.safetensors"]
 
 

@@ -1,0 +1,149 @@
+"""`forge-harness keys`: the keyring that seals, signs and chains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from forge_harness.cli.options import examples, json_option
+from forge_harness.cli.terminal import echo_json, table
+from forge_harness.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from forge_harness.security.sealing import KeyringSealer
+
+# Stated here, not imported: `--help` must not import cryptography. A test holds them equal.
+PURPOSES = ("seal", "audit", "tokens", "sign")
+
+
+@click.group(
+    "keys",
+    epilog=examples(
+        "forge-harness keys new keys.json",
+        "forge-harness keys rotate keys.json --sealed states",
+        "forge-harness keys list keys.json",
+    ),
+)
+def keys_group() -> None:
+    """Make, rotate and list the keys that seal, sign and chain.
+
+    Other commands take a keyring as --keys FILE, env:NAME (base64, removed from the environment) or
+    command:PROGRAM ARGUMENTS (its standard output).
+    """
+
+
+@keys_group.command("new", epilog=examples("forge-harness keys new keys.json"))
+@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+def new_command(path: Path) -> int:
+    """Write a new keyring to FILE, which must not exist; only its owner can read it."""
+    from forge_harness.security.key_sources import write_keyring
+    from forge_harness.security.keys import Keyring
+
+    if path.exists() or path.is_symlink():
+        raise UsageError(
+            f"{path} exists, and what is sealed under its keys could never be read again; give "
+            "another name, or `keys rotate` it."
+        )
+    keyring = Keyring.new()
+    write_keyring(path, keyring)
+    click.echo(
+        f"{path}: {len(keyring.keys)} keys. Keep a copy where {path} cannot be lost with it."
+    )
+    return ExitCode.PASS
+
+
+@keys_group.command(
+    "rotate",
+    epilog=examples(
+        "forge-harness keys rotate keys.json",
+        "forge-harness keys rotate keys.json --sealed states",
+        "forge-harness keys rotate keys.json --purpose sign",
+    ),
+)
+@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+@click.option(
+    "--purpose",
+    type=click.Choice(PURPOSES),
+    default="seal",
+    show_default=True,
+    help="Which key to replace.",
+)
+@click.option(
+    "--sealed",
+    "places",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True),
+    metavar="PATH",
+    help="File, directory or state store to put under the new key (repeatable).",
+)
+def rotate_command(path: Path, purpose: str, places: tuple[Path, ...]) -> int:
+    """Make a new active key in FILE; the former one stays for reading.
+
+    With --sealed only the heads of the files change, whatever their size; readers go on meanwhile.
+    Killed half-way, a repetition of the command completes it.
+    """
+    from forge_harness.security.key_sources import keyring_from_file, write_keyring
+    from forge_harness.security.keys import Purpose
+    from forge_harness.security.sealing import KeyringSealer
+
+    if places and purpose != "seal":
+        raise UsageError(f"--sealed goes with --purpose seal, not {purpose!r}.")
+    keyring = keyring_from_file(path).rotated(Purpose(purpose))
+    write_keyring(path, keyring)
+    click.echo(f"{path}: key {keyring.active_id(Purpose(purpose))} is active to {purpose}.")
+    sealer = KeyringSealer(keyring)
+    for place in places:
+        changed, total = _rewrap(place, sealer)
+        click.echo(f"{place}: {changed} of {total} sealed contents put under it.")
+    return ExitCode.PASS
+
+
+def _rewrap(place: Path, sealer: KeyringSealer) -> tuple[int, int]:
+    """Puts a file, the files of a directory or a store under the active key: (changed, sealed)."""
+    from forge_harness.state import Store
+    from forge_harness.state.opening import INDEX
+
+    if (place / INDEX).exists():
+        with Store.open(place, create=False, sealer=sealer) as store:
+            return store.rewrap()
+    files = sorted(place.rglob("*")) if place.is_dir() else [place]
+    regular = [path for path in files if path.is_file() and not path.is_symlink()]
+    sealed = [path for path in regular if sealer.is_sealed(path)]
+    if not sealed:
+        raise UsageError(
+            f"{place} holds nothing that is sealed; the new key is active all the same."
+        )
+    return sum(map(sealer.rewrap_file, sealed)), len(sealed)
+
+
+@keys_group.command(
+    "destroy", epilog=examples("forge-harness keys destroy keys.json 8c1f0e3ab2d47755")
+)
+@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+@click.argument("key_id", metavar="ID")
+def destroy_command(path: Path, key_id: str) -> int:
+    """Forget the bytes of a decrypt-only key; what is still sealed under it is lost."""
+    from forge_harness.security.key_sources import keyring_from_file, write_keyring
+
+    write_keyring(path, keyring_from_file(path).destroyed(key_id))
+    click.echo(f"{path}: key {key_id} is destroyed.")
+    return ExitCode.PASS
+
+
+@keys_group.command("list", epilog=examples("forge-harness keys list keys.json"))
+@click.argument("source", metavar="SOURCE")
+@json_option
+def list_command(source: str, as_json: bool) -> int:
+    """List the keys of SOURCE (FILE, env:NAME or command:...); never their bytes."""
+    from forge_harness.security.key_sources import load_keyring
+
+    keyring = load_keyring(source)
+    rows = [(k.id, str(k.purpose), str(k.state), k.created_at, k.changed_at) for k in keyring.keys]
+    headers = ("id", "purpose", "state", "created_at", "changed_at")
+    if as_json:
+        echo_json([dict(zip(headers, row, strict=True)) for row in rows])
+    else:
+        click.echo(table(("id", "for", "state", "created", "changed"), rows))
+    return ExitCode.PASS

@@ -1,0 +1,314 @@
+"""`forge-harness state`: the states of the phases, listed, verified, restored, migrated."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from forge_harness.cli.options import examples, json_option, keys_option
+from forge_harness.cli.terminal import echo_json, table
+from forge_harness.errors import ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from forge_harness.integration.state_manager import StateManager
+    from forge_harness.state import State, VerifyReport
+
+_SHORT = 12
+
+
+@click.group(
+    "state",
+    epilog=examples(
+        "forge-harness state ls --root states",
+        "forge-harness state verify --root states",
+        "forge-harness state restore before-tuning --root states",
+    ),
+)
+def state_group() -> None:
+    """Keep the states of the phases: durable, verified, with their history."""
+
+
+def _root_option(command: Callable[..., int]) -> Callable[..., int]:
+    """Adds --root and --keys, and hands the command a function that opens the store."""
+
+    @functools.wraps(command)
+    def with_store(*, root: Path, keys: str | None, **given: Any) -> int:  # noqa: ANN401
+        return command(store=_Opener(root, keys), **given)
+
+    with_keys = keys_option(required=False)(with_store)
+    return click.option(
+        "--root",
+        required=True,
+        envvar="FORGE_HARNESS_STATE_ROOT",
+        show_envvar=True,
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Directory of the store.",
+    )(with_keys)
+
+
+@dataclass(frozen=True)
+class _Opener:
+    """Opens the store the options name."""
+
+    root: Path
+    keys: str | None
+
+    def __call__(self, *, create: bool = False) -> StateManager:
+        from forge_harness.integration.state_manager import StateManager
+
+        if self.keys is None:
+            return StateManager(self.root, create=create)
+        from forge_harness.security.key_sources import load_keyring
+        from forge_harness.security.sealing import KeyringSealer
+
+        return StateManager(self.root, create=create, sealer=KeyringSealer(load_keyring(self.keys)))
+
+
+@state_group.command(
+    "ls",
+    epilog=examples(
+        "forge-harness state ls --root states",
+        "forge-harness state ls --root states --phase 5 --kind checkpoint",
+    ),
+)
+@click.option("--phase", help="Only of this phase: 4, 5, 6 or a name.")
+@click.option("--kind", help="Only of this kind.")
+@_root_option
+@json_option
+def ls_command(store: _Opener, phase: str | None, kind: str | None, as_json: bool) -> int:
+    """List the states and what they add up to."""
+    with store() as manager:
+        states = manager.list(phase=phase, kind=kind)
+        summary = manager.summary()
+    if as_json:
+        echo_json({"states": [asdict(state) for state in states], "summary": asdict(summary)})
+        return ExitCode.PASS
+    rows = [
+        (s.phase, s.name, s.kind, s.generation, f"{_size(s):,}", _parents(s), s.created_at)
+        for s in states
+    ]
+    headers = ("phase", "name", "kind", "generation", "bytes", "from", "saved")
+    click.echo(table(headers, rows))
+    shares = ", ".join(
+        f"{phase} {count} ({count / summary.states:.1%})" for phase, count in summary.phases.items()
+    )
+    click.echo(
+        f"{summary.states} states{': ' if shares else ''}{shares}; {summary.migrated} migrated, "
+        f"{summary.generations} generations; checkpoints: "
+        f"{', '.join(summary.checkpoints) or 'none'}."
+    )
+    return ExitCode.PASS
+
+
+@state_group.command(
+    "show", epilog=examples("forge-harness state show phase5 digits/step-322 --root states")
+)
+@click.argument("phase", metavar="PHASE")
+@click.argument("name", metavar="NAME")
+@click.option("--generation", type=int, help="As it was then (default: now).")
+@_root_option
+@json_option
+def show_command(
+    store: _Opener, phase: str, name: str, generation: int | None, as_json: bool
+) -> int:
+    """Show one state: files with digests, metadata, where it comes from."""
+    with store() as manager:
+        state = manager.get(phase=phase, name=name, generation=generation)
+    if as_json:
+        echo_json(asdict(state))
+        return ExitCode.PASS
+    click.echo(f"{state.phase}/{state.name}: {state.kind}, generation {state.generation}")
+    click.echo(f"  id {state.id}, saved {state.created_at}")
+    for key, value in sorted(state.metadata.items()):
+        click.echo(f"  {key}: {value}")
+    for parent in state.parents:
+        click.echo(f"  made from {parent}")
+    rows = [(name, f"{blob.size:,}", blob.digest) for name, blob in state.files.items()]
+    if rows:
+        click.echo(table(("file", "bytes", "sha256"), rows))
+    return ExitCode.PASS
+
+
+@state_group.command(
+    "save",
+    epilog=examples(
+        "forge-harness state save model.safetensors --phase 5 --kind weights --name digits",
+        "forge-harness state save runs/digits/package --phase 5 --kind package --name digits",
+    ),
+)
+@click.argument("source", metavar="PATH", type=click.Path(path_type=Path))
+@click.option("--phase", required=True, help="4, 5, 6 or a name.")
+@click.option("--kind", required=True, help="Kind of state; an unknown one lists the known.")
+@click.option("--name", required=True, help="Of the state.")
+@_root_option
+def save_command(store: _Opener, source: Path, phase: str, kind: str, name: str) -> int:
+    """Save the file or directory PATH; exit code 0 means that it is on disk."""
+    with store(create=True) as manager:
+        state = manager.save(phase=phase, kind=kind, name=name, data=source)
+    click.echo(
+        f"{state.phase}/{state.name}: generation {state.generation}, {_size(state):,} bytes."
+    )
+    return ExitCode.PASS
+
+
+@state_group.command(
+    "get", epilog=examples("forge-harness state get phase5 digits --out copy --root states")
+)
+@click.argument("phase", metavar="PHASE")
+@click.argument("name", metavar="NAME")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="New directory.")
+@click.option("--generation", type=int, help="As it was then (default: now).")
+@_root_option
+def get_command(store: _Opener, phase: str, name: str, out: Path, generation: int | None) -> int:
+    """Write a state's files into a new directory, verified; all of them or none."""
+    with store() as manager:
+        manager.copy_out(out, phase=phase, name=name, generation=generation)
+    click.echo(f"{out}: written and verified.")
+    return ExitCode.PASS
+
+
+@state_group.command(
+    "verify",
+    epilog=examples(
+        "forge-harness state verify --root states",
+        "forge-harness state verify --shallow --root states",
+    ),
+)
+@click.option("--shallow", is_flag=True, help="Index and manifests only, not every content.")
+@_root_option
+@json_option
+def verify_command(store: _Opener, shallow: bool, as_json: bool) -> int:
+    """Recompute every digest; exit code 8 when something is not what was acknowledged."""
+    with store() as manager:
+        report = manager.verify(deep=not shallow)
+    if as_json:
+        echo_json(asdict(report))
+    else:
+        click.echo(_verified(report))
+    return ExitCode.VERIFICATION_FAILED if report.problems else ExitCode.PASS
+
+
+def _verified(report: VerifyReport) -> str:
+    counted = (
+        f"{report.generations} generations, {report.states} states, {report.contents} contents"
+    )
+    if not report.problems:
+        return f"Verified: {counted}; nothing is wrong."
+    found = [f"{problem.where}: {problem.what}" for problem in report.problems]
+    return "\n".join([f"{counted}; {len(found)} problems:", *found])
+
+
+@state_group.command(
+    "checkpoint",
+    epilog=examples("forge-harness state checkpoint before-tuning --root states"),
+)
+@click.argument("label", metavar="LABEL")
+@_root_option
+def checkpoint_command(store: _Opener, label: str) -> int:
+    """Name the current state of everything; `restore` finds it, `gc` keeps it."""
+    with store() as manager:
+        generation = manager.checkpoint(label)
+    click.echo(f"Checkpoint {label}: generation {generation.number}.")
+    return ExitCode.PASS
+
+
+@state_group.command(
+    "restore",
+    epilog=examples(
+        "forge-harness state restore before-tuning --root states",
+        "forge-harness state restore 17 --root states",
+    ),
+)
+@click.argument("target", metavar="CHECKPOINT|GENERATION")
+@_root_option
+def restore_command(store: _Opener, target: str) -> int:
+    """Make everything what it was then, as a new generation; nothing is forgotten."""
+    with store() as manager:
+        generation = manager.restore(target)
+    click.echo(f"Restored {target} as generation {generation.number}.")
+    return ExitCode.PASS
+
+
+@state_group.command(
+    "gc",
+    epilog=examples("forge-harness state gc --retain 20 --root states"),
+)
+@click.option("--retain", type=click.IntRange(min=1), help="Newest generations to keep (all).")
+@click.option(
+    "--grace",
+    "grace_s",
+    type=click.FloatRange(min=0),
+    default=3600.0,
+    show_default=True,
+    help="Seconds; nothing younger is freed.",
+)
+@_root_option
+@json_option
+def gc_command(store: _Opener, retain: int | None, grace_s: float, as_json: bool) -> int:
+    """Free what no retained generation and no checkpoint needs."""
+    with store() as manager:
+        report = manager.collect(retain=retain, grace_s=grace_s)
+    if as_json:
+        echo_json(asdict(report))
+    else:
+        facts = ", ".join(
+            f"{key.replace('_', ' ')} {value}" for key, value in asdict(report).items()
+        )
+        click.echo(f"Collected: {facts}.")
+    return ExitCode.PASS
+
+
+@state_group.command(
+    "migrate",
+    epilog=examples(
+        "forge-harness state migrate phase5 digits --to phase6 --root states",
+        "forge-harness state migrate --schema --root states",
+    ),
+)
+@click.argument("phase", metavar="[PHASE]", required=False)
+@click.argument("name", metavar="[NAME]", required=False)
+@click.option("--to", "to_phase", help="Phase that takes the state over.")
+@click.option("--new-name", help="Of the state there (default: the same).")
+@click.option("--schema", is_flag=True, help="Bring an old store to this version's schema.")
+@_root_option
+def migrate_command(
+    store: _Opener,
+    phase: str | None,
+    name: str | None,
+    to_phase: str | None,
+    new_name: str | None,
+    schema: bool,
+) -> int:
+    """Take a state over into a later phase, or with --schema bring an old store up to date.
+
+    Opening a store migrates it too; a copy of the old index is kept beside it.
+    """
+    if schema:
+        if phase or name or to_phase:
+            raise UsageError("--schema migrates the store itself; leave PHASE, NAME and --to out.")
+        with store() as manager:
+            count = len(manager.generations())
+        click.echo(f"{store.root}: schema is current, {count} generations.")
+        return ExitCode.PASS
+    if phase is None or name is None or to_phase is None:
+        raise UsageError("Name PHASE, NAME and --to PHASE, or give --schema.")
+    with store() as manager:
+        state = manager.migrate(phase=phase, name=name, to_phase=to_phase, new_name=new_name)
+    click.echo(
+        f"{state.phase}/{state.name}: generation {state.generation}, made from {_parents(state)}."
+    )
+    return ExitCode.PASS
+
+
+def _size(state: State) -> int:
+    return sum(blob.size for blob in state.files.values())
+
+
+def _parents(state: State) -> str:
+    return ", ".join(parent[:_SHORT] for parent in state.parents)

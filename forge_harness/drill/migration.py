@@ -1,0 +1,196 @@
+"""Campaigns `migration` and `newer_schema`: stores of other releases.
+
+Old stores are fixtures: directories as the earlier releases wrote them, each with a JSON file of
+the same name beside it that says what it must show, written down when it was made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from forge_harness.canonical import file_sha256
+from forge_harness.drill import children, scenes, strace, workload
+from forge_harness.drill.strace import Fault
+from forge_harness.drill.syscalls import sample
+from forge_harness.drill.tally import Finding, NotMeasured, Result, Tally
+from forge_harness.drill.target import open_store
+from forge_harness.drill.workload import View
+from forge_harness.errors import NewerSchemaError
+
+_NEWER = 1000
+"""Schemas beyond the one there is."""
+
+Step = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class OldStore:
+    """A store an earlier release wrote."""
+
+    name: str
+    root: Path
+    view: View
+
+
+def old_stores(directory: Path | None) -> list[OldStore]:
+    """Reads the fixtures.
+
+    Raises:
+        NotMeasured: There are none.
+    """
+    found = sorted(directory.glob("*.json")) if directory is not None else []
+    stores = [
+        OldStore(path.stem, path.with_suffix(""), json.loads(path.read_text(encoding="utf-8")))
+        for path in found
+        if path.with_suffix("").is_dir()
+    ]
+    if not stores:
+        raise NotMeasured(f"there is no old store in {directory}")
+    return stores
+
+
+def migrate_all(
+    tally: Tally,
+    opener: str,
+    directory: Path | None,
+    *,
+    faults: Sequence[Fault],
+    limit: int,
+    tell: Step,
+) -> None:
+    """Opens each old store, untouched and struck at each system call, and reads it all.
+
+    Args:
+        tally: Takes the findings.
+        opener: What opens a store and migrates it.
+        directory: Where the old stores are.
+        faults: What is done to a call of the migration.
+        limit: Most struck trials; all of them when 0.
+        tell: Progress.
+
+    Raises:
+        NotMeasured: There is no old store, or strace does not run here.
+    """
+    stores = old_stores(directory)
+    strace.require()
+    with scenes.workspace() as workspace:
+        root, trace = workspace / "store", workspace / "trace"
+        command = children.program("storage_opener", root, opener)
+        trials = []
+        for old in stores:
+            scenes.fresh(old.root, root)
+            points = strace.points_of(strace.record(command, trace), root)
+            tally.add(_look(opener, root, old), where=f"{old.name}, not struck")
+            tally.points += len(points) * len(faults)
+            trials += [(old, point, fault) for point in points for fault in faults]
+        chosen = sample(trials, limit, tally.seed)
+        tally.points_tried = len(chosen)
+        for index, (old, point, fault) in enumerate(chosen):
+            where = f"{old.name}, {fault.name} at {point.name} #{point.nth}"
+            scenes.fresh(old.root, root)
+            if strace.strike(command, point, fault, trace) is None:
+                tally.miss(where)
+            else:
+                tally.add(_look(opener, root, old), where=where)
+            tell(index + 1, len(chosen), where)
+
+
+def refuse_newer(tally: Tally, opener: str, *, tell: Step) -> None:
+    """Raises the schema number of a store, opens it in each way, and compares every byte.
+
+    Args:
+        tally: Takes the findings.
+        opener: What opens the store.
+        tell: Progress.
+    """
+    ways: Sequence[dict[str, bool]] = (
+        {},
+        {"create": False},
+        {"create": False, "read_only": True},
+    )
+    with scenes.workspace() as workspace:
+        template = workspace / "template"
+        scenes.prepare(scenes.COMMIT, template, opener, tally.seed)
+        index_file = _database(template)
+        for number, options in enumerate(ways):
+            root = scenes.fresh(template, workspace / "store")
+            with contextlib.closing(sqlite3.connect(root / index_file)) as connection:
+                (version,) = connection.execute("PRAGMA user_version").fetchone()
+                connection.execute(f"PRAGMA user_version = {version + _NEWER}")
+            # As a copy of a closed store has it: the schema in the file itself, no log.
+            with contextlib.closing(sqlite3.connect(root / index_file)) as connection:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finding = _refused(opener, root, options)
+            tally.add(finding, where=f"schema {version + _NEWER}, opened with {options}")
+            tell(number + 1, len(ways), "newer schema")
+
+
+def _refused(opener: str, root: Path, options: dict[str, bool]) -> Finding:
+    before = tree_digests(root)
+    message = ""
+    try:
+        open_store(opener, root, **options).close()
+    except NewerSchemaError:
+        pass
+    except Exception as error:
+        message = f"refused as {type(error).__name__}, not as a newer schema: {error}"
+    else:
+        message = "opened as if it were known"
+    after = tree_digests(root)
+    changed = sorted(
+        path for path in before.keys() | after.keys() if before.get(path) != after.get(path)
+    )
+    if changed:
+        return Finding(result=Result.TORN, message=f"{changed[0]} was changed")
+    if message:
+        return Finding(result=Result.SILENT, message=message)
+    return Finding(result=Result.REFUSED)
+
+
+def tree_digests(root: Path) -> dict[str, str]:
+    """Returns path -> SHA-256 of every file below a directory; "" for a directory."""
+    return {
+        str(path.relative_to(root)): file_sha256(path) if path.is_file() else ""
+        for path in root.rglob("*")
+    }
+
+
+def _database(root: Path) -> Path:
+    for path in sorted(root.iterdir()):
+        if path.is_file() and path.read_bytes()[:16] == b"SQLite format 3\0":
+            return path.relative_to(root)
+    raise NotMeasured(f"the store has no SQLite index in {sorted(p.name for p in root.iterdir())}")
+
+
+def _look(opener: str, root: Path, old: OldStore) -> Finding:
+    started = time.perf_counter()
+    try:
+        with open_store(opener, root, create=False) as store:
+            recovery = time.perf_counter() - started
+            shown = workload.seen(store)
+            verified = store.verify(deep=True)
+            store.commit(workload.states(0, 0, "small"), note="after the migration")
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}"
+        return Finding(result=Result.UNRECOVERABLE, message=message, acknowledged=len(old.view))
+    result, message = Result.OLD, ""
+    if shown != old.view:
+        missing = sorted(old.view.keys() - shown.keys())
+        result = Result.LOST if missing else Result.TORN
+        message = f"{(missing or ['a state'])[0]} is gone" if missing else "a state is another"
+    elif verified.problems:
+        result = Result.TORN
+        message = f"{verified.problems[0].where}: {verified.problems[0].what}"
+    return Finding(
+        result=result,
+        message=message,
+        acknowledged=len(old.view),
+        recovery_s=recovery,
+        orphans=verified.orphans,
+    )

@@ -1,0 +1,121 @@
+"""Campaigns `kill` and `errors`: every write-class system call of a commit, struck once each."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from forge_harness.drill import replay, scenes, strace
+from forge_harness.drill.children import session_of
+from forge_harness.drill.judge import judge
+from forge_harness.drill.scenes import Scene
+from forge_harness.drill.strace import Call, Fault
+from forge_harness.drill.tally import Finding, Result, Tally
+
+_T = TypeVar("_T")
+Step = Callable[[int, int, str], None]
+"""Told done, total and what was done last."""
+
+
+def enumerate_points(
+    scene: Scene, template: Path, workspace: Path, opener: str, seed: int
+) -> list[Call]:
+    """Returns every call of the scene that changes something in the store."""
+    root = scenes.fresh(template, workspace / "store")
+    calls = strace.record(scene.command(root, opener, seed), workspace / "trace")
+    return strace.points_of(calls, root)
+
+
+def strike_all(
+    tally: Tally,
+    opener: str,
+    *,
+    faults: Sequence[Fault],
+    scenes_: Sequence[Scene],
+    limit: int,
+    tell: Step,
+) -> None:
+    """Strikes the points of each scene with each fault and counts what was found.
+
+    Args:
+        tally: Takes the findings.
+        opener: What opens the store.
+        faults: What is done to a call.
+        scenes_: What is being done meanwhile.
+        limit: Most trials; all of them when 0. Which are left out is drawn from the seed.
+        tell: Progress.
+
+    Raises:
+        NotMeasured: strace does not run here.
+    """
+    strace.require()
+    with scenes.workspace() as workspace:
+        trials = []
+        for scene in scenes_:
+            template = workspace / f"template {scene.name}"
+            scenes.prepare(scene, template, opener, tally.seed)
+            points = enumerate_points(scene, template, workspace, opener, tally.seed)
+            tally.points += len(points) * len(faults)
+            trials += [(scene, template, point, fault) for point in points for fault in faults]
+        chosen = sample(trials, limit, tally.seed)
+        tally.points_tried += len(chosen)
+        for index, (scene, template, point, fault) in enumerate(chosen):
+            where = f"{scene.name}, {fault.name} at {point.name} #{point.nth}"
+            root = scenes.fresh(template, workspace / "store")
+            finding = _strike(scene, template, root, opener, point, fault, tally.seed)
+            if finding is None:
+                tally.miss(where)
+            else:
+                tally.add(finding, where=where)
+            tell(index + 1, len(chosen), where)
+
+
+def _strike(
+    scene: Scene, template: Path, root: Path, opener: str, point: Call, fault: Fault, seed: int
+) -> Finding | None:
+    command = scene.command(root, opener, seed)
+    if fault == strace.EIO and point.name == "fsync":
+        return _failed_sync(scene, template, root, command, opener, point, seed)
+    try:
+        output = strace.strike(command, point, fault, root.parent / "trace")
+    except TimeoutError as error:
+        return Finding(result=Result.UNRECOVERABLE, message=str(error))
+    if output is None:
+        return None
+    return judge(opener, root, session_of(output, base=scene.base), seed=seed, shape=scene.shape)
+
+
+def _failed_sync(
+    scene: Scene,
+    template: Path,
+    root: Path,
+    command: Sequence[str],
+    opener: str,
+    point: Call,
+    seed: int,
+) -> Finding | None:
+    """A sync that failed once, and then the power cut that shows what it did not write.
+
+    A store that tries again is told the second sync succeeded, and it wrote nothing.
+    """
+    trace = root.parent / "trace"
+    rule = strace.rule_of(point, strace.EIO)
+    calls, output = strace.record_output(command, trace, rules=[rule])
+    if not strace.struck(trace):
+        return None
+    session = session_of(output, base=scene.base)
+    found = judge(opener, root, session, seed=seed, shape=scene.shape)
+    if found.result not in (Result.OLD, Result.NEW):
+        return found
+    after = replay.cut(template, root, calls, "nothing", random.Random(seed))
+    return judge(opener, after, session, seed=seed, shape=scene.shape)
+
+
+def sample(trials: Sequence[_T], limit: int, seed: int) -> list[_T]:
+    """Returns all trials, or `limit` of them drawn from the seed, in order."""
+    if not limit or limit >= len(trials):
+        return list(trials)
+    chosen = sorted(random.Random(seed).sample(range(len(trials)), limit))
+    return [trials[index] for index in chosen]

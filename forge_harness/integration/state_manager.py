@@ -1,0 +1,347 @@
+"""`StateManager` keeps the states of the phases: saved durably, verified, migrated, restored."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from forge_harness.durable import staged_directory
+from forge_harness.errors import StateError, UnknownStateError, unknown_choice
+from forge_harness.state import CollectReport, Generation, NewState, State, Store, VerifyReport
+
+from .state_kinds import (
+    KINDS,
+    StateKind,
+    check_migration,
+    check_value,
+    checked_name,
+    known_kind,
+    phase_name,
+)
+from .state_values import decode, encode
+
+if TYPE_CHECKING:
+    from forge_harness.state import Sealer
+
+ENCODING, MIGRATED_FROM = "encoding", "migrated_from"
+MARKS = "checkpoints"
+"""Phase under which named checkpoints of the whole store are kept; not one of the pipeline's."""
+_MARK = "mark"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateSummary:
+    """What a store holds now.
+
+    Attributes:
+        states: How many, over all phases.
+        phases: Phase -> states.
+        kinds: Kind -> states.
+        migrated: States that came from another phase.
+        checkpoints: Labels of the named checkpoints.
+        generations: Commits kept.
+        bytes: Content of all states, before deduplication and sealing.
+    """
+
+    states: int
+    phases: Mapping[str, int]
+    kinds: Mapping[str, int]
+    migrated: int
+    checkpoints: tuple[str, ...]
+    generations: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateInput:
+    """One state of a `save_all`: the arguments of `save`."""
+
+    phase: str | int
+    kind: str
+    name: str
+    data: Any
+    metadata: Mapping[str, Any] | None = None
+    parents: tuple[str, ...] = ()
+
+
+class StateManager:
+    """Cross-phase states in one store. Use it as a context manager, or call `close`.
+
+    Args:
+        root: Directory of the store; made when it is not there.
+        kinds: Kinds of your own, beside `state_kinds.KINDS`.
+        sealer: Encrypts what is written; the same keys must be given on every opening.
+        create: Whether a missing store is made.
+        open_store: Opens a store at a path; None: `Store.open` with the arguments above.
+
+    Raises:
+        StateError: The directory holds something else, a newer schema, or is on a network file
+            system; or the store is locked.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        *,
+        kinds: Iterable[StateKind] = (),
+        sealer: Sealer | None = None,
+        create: bool = True,
+        open_store: Callable[[Path], Store] | None = None,
+    ) -> None:
+        self.root = Path(root)
+        self.kinds = {**KINDS, **{kind.name: kind for kind in kinds}}
+        if open_store is None:
+            self._store = Store.open(self.root, create=create, sealer=sealer)
+        else:
+            self._store = open_store(self.root)
+
+    def __enter__(self) -> StateManager:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives up the store's files; nothing acknowledged depends on it."""
+        self._store.close()
+
+    def save(
+        self,
+        *,
+        phase: str | int,
+        kind: str,
+        name: str,
+        data: object,
+        metadata: Mapping[str, Any] | None = None,
+        parents: tuple[str, ...] = (),
+    ) -> State:
+        """Saves one state, a new version of it when the name is taken; returns once it is durable.
+
+        Args:
+            phase: 4, 5, 6 in any spelling, or a name of your own.
+            kind: Registered kind.
+            name: Of the state within its phase.
+            data: See `state_values.encode`: bytes, text, a path, or a tree of JSON values, tensors
+                and arrays.
+            metadata: JSON values to keep beside it.
+            parents: Ids of the states it was made from.
+
+        Raises:
+            StateError: A name, kind or value is refused; nothing was written.
+            OSError: The file system refused; nothing was acknowledged.
+        """
+        given = StateInput(
+            phase=phase, kind=kind, name=name, data=data, metadata=metadata, parents=parents
+        )
+        (state,) = self.save_all([given])
+        return state
+
+    def save_all(self, inputs: Iterable[StateInput], *, note: str = "") -> tuple[State, ...]:
+        """Saves several states as one generation: all of them, or none.
+
+        Raises:
+            StateError: As for `save`.
+        """
+        states = [self._new(given) for given in inputs]
+        self._store.commit(states, note=note)
+        return tuple(self._store.get(state.phase, state.name) for state in states)
+
+    def load(self, *, phase: str | int, name: str, generation: int | None = None) -> Any:  # noqa: ANN401
+        """Returns what was saved, verified; of a file its bytes, of a directory bytes by path.
+
+        Raises:
+            UnknownStateError: There is none of that name; names the nearest.
+            DamagedStateError: Its content is not what was saved.
+        """
+        state = self.get(phase=phase, name=name, generation=generation)
+        return decode(
+            str(state.metadata.get(ENCODING, "bytes")),
+            tuple(state.files),
+            lambda file: self._store.read(state, file),
+        )
+
+    def get(self, *, phase: str | int, name: str, generation: int | None = None) -> State:
+        """Returns what is known of a state without reading its content.
+
+        Raises:
+            UnknownStateError: There is none of that name.
+        """
+        return self._store.get(phase_name(phase), name, generation=generation)
+
+    def copy_out(
+        self, target: Path, *, phase: str | int, name: str, generation: int | None = None
+    ) -> None:
+        """Writes a state's files into a new directory, verified; all of them or none.
+
+        Raises:
+            StateError: The state is unknown or damaged, or the target is in use.
+        """
+        state = self.get(phase=phase, name=name, generation=generation)
+        try:
+            with staged_directory(target) as stage:
+                for file in state.files:
+                    self._store.copy_to(state, file, stage / file)
+        except FileExistsError as error:
+            raise StateError(f"{error}; give a new one.") from error
+
+    def list(self, *, phase: str | int | None = None, kind: str | None = None) -> tuple[State, ...]:
+        """Returns the states, by phase and name; named checkpoints are not among them."""
+        chosen = None if phase is None else phase_name(phase)
+        found = self._store.list(phase=chosen, kind=kind)
+        states = [state for state in found if state.phase != MARKS]
+        return tuple(sorted(states, key=lambda state: (state.phase, state.name)))
+
+    def remove(self, *, phase: str | int, name: str) -> Generation:
+        """Removes a state in a new generation; earlier generations keep it until collected.
+
+        Raises:
+            UnknownStateError: There is none of that name.
+        """
+        return self._store.remove(phase_name(phase), name)
+
+    def verify(self, *, deep: bool = True) -> VerifyReport:
+        """Returns what is wrong with the store; deep reads and hashes every content."""
+        return self._store.verify(deep=deep)
+
+    def checkpoint(self, label: str) -> Generation:
+        """Names the current state of everything, so that `restore` finds it and `collect` keeps it.
+
+        Raises:
+            StateError: The label is refused, or there is nothing to name.
+        """
+        checked_name(label, "checkpoint label")
+        current = self._store.current()
+        if current is None:
+            raise StateError(f"The store {str(self.root)!r} is empty; save a state first.")
+        mark = NewState(
+            phase=MARKS, kind=_MARK, name=label, files={}, metadata={_MARK: current.number}
+        )
+        self._store.commit([mark], note=f"checkpoint {label}")
+        return current
+
+    def checkpoints(self) -> dict[str, int]:
+        """Returns the named checkpoints: label -> generation."""
+        return {mark.name: int(mark.metadata[_MARK]) for mark in self._store.list(phase=MARKS)}
+
+    def restore(self, target: str | int) -> Generation:
+        """Makes the store what it was at a checkpoint, as a new generation: nothing is forgotten.
+
+        Args:
+            target: Label of a checkpoint, or the number of a generation.
+
+        Raises:
+            StateError: There is no such checkpoint or generation.
+        """
+        marks = self.checkpoints()
+        if isinstance(target, str):
+            if target not in marks and not target.isdecimal():
+                raise UnknownStateError(unknown_choice("checkpoint", target, marks))
+            target = marks.get(target) or int(target)
+        return self._store.restore(target, keep_phases=(MARKS,))
+
+    def migrate(
+        self, *, phase: str | int, name: str, to_phase: str | int, new_name: str | None = None
+    ) -> State:
+        """Takes a state over into a later phase, verified; repeating it does nothing.
+
+        The content is shared, not copied; the new state names the old one as its parent.
+
+        Args:
+            phase: Where it is.
+            name: Of the state.
+            to_phase: Where it goes.
+            new_name: Of the state there; None: the same.
+
+        Raises:
+            StateError: The schema has no such move, or another state has the name there.
+            DamagedStateError: The state's content is damaged; nothing was written.
+        """
+        source, destination = phase_name(phase), phase_name(to_phase)
+        state = self._store.get(source, name)
+        kind = known_kind(state.kind, self.kinds)
+        check_migration(kind, source, destination)
+        title = checked_name(new_name or name, "name")
+        there = self._find(destination, title)
+        if there is not None and there.parents == (state.id,) and there.files == state.files:
+            return there
+        if there is not None and there.metadata.get(MIGRATED_FROM) != f"{source}/{name}":
+            raise StateError(
+                f"{destination}/{title} is there and does not come from {source}/{name}; give "
+                "another name."
+            )
+        if state.metadata.get(ENCODING) == "json":
+            check_value(kind, self.load(phase=source, name=name), f"{source}/{name}")
+        moved = NewState(
+            phase=destination,
+            kind=state.kind,
+            name=title,
+            files=state.files,
+            metadata={**state.metadata, MIGRATED_FROM: f"{source}/{name}"},
+            parents=(state.id,),
+        )
+        self._store.commit([moved], note=f"migrate {source}/{name} to {destination}/{title}")
+        return self._store.get(destination, title)
+
+    def collect(self, *, retain: int | None = None, grace_s: float = 3600.0) -> CollectReport:
+        """Frees what no retained generation and no named checkpoint needs.
+
+        Args:
+            retain: Newest generations to keep; None: all.
+            grace_s: Age in seconds below which nothing is freed.
+        """
+        return self._store.collect(
+            retain=retain, keep=tuple(self.checkpoints().values()), grace_s=grace_s
+        )
+
+    def rewrap(self) -> tuple[int, int]:
+        """Puts everything sealed under the keyring's newest key: (changed, sealed)."""
+        return self._store.rewrap()
+
+    def summary(self) -> StateSummary:
+        """Returns what the store holds now, by phase and kind."""
+        states = self.list()
+        return StateSummary(
+            states=len(states),
+            phases=dict(sorted(Counter(state.phase for state in states).items())),
+            kinds=dict(sorted(Counter(state.kind for state in states).items())),
+            migrated=sum(MIGRATED_FROM in state.metadata for state in states),
+            checkpoints=tuple(sorted(self.checkpoints())),
+            generations=len(self._store.generations()),
+            bytes=sum(file.size for state in states for file in state.files.values()),
+        )
+
+    def generations(self) -> Sequence[Generation]:
+        """Returns the generations kept, oldest first."""
+        return self._store.generations()
+
+    def _new(self, given: StateInput) -> NewState:
+        phase = phase_name(given.phase)
+        where = f"{phase}/{checked_name(given.name, 'name')}"
+        if phase == MARKS:
+            raise StateError(f"The phase {MARKS!r} is the store's own; name another.")
+        kind = known_kind(given.kind, self.kinds)
+        check_value(kind, given.data, where)
+        value = encode(given.data)
+        return NewState(
+            phase=phase,
+            kind=kind.name,
+            name=given.name,
+            files=value.files,
+            metadata={**(given.metadata or {}), ENCODING: value.encoding},
+            parents=given.parents,
+        )
+
+    def _find(self, phase: str, name: str) -> State | None:
+        try:
+            return self._store.get(phase, name)
+        except UnknownStateError:
+            return None

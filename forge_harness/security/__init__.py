@@ -1,0 +1,1 @@
+"""Sealing, keys, the audit log, roles, signatures and scans."""

@@ -1,0 +1,292 @@
+"""The audit log: hash-chained records, signed heads outside the file, group commit, fail closed.
+
+What an action did is done only if its record is on disk. Control actions are recorded one by one;
+requests share a transaction with those that arrive within `GROUP_S`, since an fsync each would cap
+a server at what the disk does (93 a second measured against 4050 in groups of 100).
+"""
+
+from __future__ import annotations
+
+import hmac
+import queue
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from forge_harness.canonical import sha256_hex
+from forge_harness.errors import AuditError
+
+from .audit_events import AuditEvent, AuditRecord, Decision, completed, genesis, mac_of
+from .audit_file import AuditFile
+from .audit_heads import Head, HeadFile, is_signed_by, parse_head
+
+__all__ = ["AuditEvent", "AuditLog", "AuditRecord", "AuditReport", "Decision", "verify"]
+
+GROUP_S = 0.010
+GROUP_EVENTS = 256
+HEAD_S = 1.0
+"""Requests get a new head at most this often; control actions get one each."""
+
+
+class AuditLog:
+    """Records events. Use it as a context manager, or call `close`.
+
+    Args:
+        path: The file; made when it is not there.
+        key: 32 bytes; chains the records.
+        signing_key: Seed of an Ed25519 key, 32 bytes; signs the heads.
+        heads: File of the heads, outside the directory of the log if it can be; None:
+            `<path>.heads`.
+
+    Raises:
+        AuditError: The file cannot be opened, or is no audit log.
+    """
+
+    def __init__(
+        self, path: Path, *, key: bytes, signing_key: bytes, heads: Path | None = None
+    ) -> None:
+        self._key = key
+        self._signing_key = Ed25519PrivateKey.from_private_bytes(signing_key)
+        self._file = AuditFile(path)
+        self._heads = HeadFile(heads or heads_beside(path))
+        self._log_id = self._file.log_id
+        self._lock, self._appending = threading.Lock(), threading.Lock()
+        self._queue: queue.SimpleQueue[tuple[AuditEvent, Future[AuditRecord]] | None]
+        self._queue = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._headed_at = 0.0
+        self._headed_number = -1
+
+    def __enter__(self) -> AuditLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def record(self, event: AuditEvent) -> AuditRecord:
+        """Records a control action; returns once record and head are on disk.
+
+        Raises:
+            AuditError: They are not; the action must not be done.
+        """
+        (record,) = self._append([event])
+        self._add_head(record)
+        return record
+
+    def submit(self, event: AuditEvent) -> Future[AuditRecord]:
+        """Hands over the event of a request; the result is there once its group is on disk.
+
+        The future raises AuditError when it is not; the request must then be refused.
+        """
+        future: Future[AuditRecord] = Future()
+        with self._lock:
+            if self._closed:
+                future.set_exception(AuditError("The audit log is closed; open it again."))
+                return future
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._commit_groups, daemon=True)
+                self._thread.start()
+            self._queue.put((event, future))
+        return future
+
+    def tail(self, count: int) -> list[AuditRecord]:
+        """Returns the newest records, oldest first.
+
+        Raises:
+            AuditError: The file is damaged.
+        """
+        with self._appending:
+            return self._file.newest(count)
+
+    def close(self) -> None:
+        """Commits what was handed over, adds a head, closes the file."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            thread = self._thread
+        if thread is not None:
+            self._queue.put(None)
+            thread.join()
+        try:
+            last = self._file.last()
+            if last is not None and last.number != self._headed_number:
+                self._add_head(last)
+        finally:
+            self._file.close()
+
+    def _commit_groups(self) -> None:
+        running = True
+        while running:
+            group = [self._queue.get()]
+            deadline = time.monotonic() + GROUP_S
+            while len(group) < GROUP_EVENTS and group[-1] is not None:
+                try:
+                    group.append(self._queue.get(timeout=max(0.0, deadline - time.monotonic())))
+                except queue.Empty:
+                    break
+            running = group[-1] is not None
+            self._commit([each for each in group if each is not None])
+
+    def _commit(self, group: Sequence[tuple[AuditEvent, Future[AuditRecord]]]) -> None:
+        if not group:
+            return
+        try:
+            records = self._append([event for event, _ in group])
+            if time.monotonic() - self._headed_at >= HEAD_S:
+                self._add_head(records[-1])
+        except Exception as error:
+            for _, future in group:
+                future.set_exception(error)
+            return
+        for (_, future), record in zip(group, records, strict=True):
+            future.set_result(record)
+
+    def _append(self, events: Sequence[AuditEvent]) -> Sequence[AuditRecord]:
+        def follow(last: AuditRecord | None) -> list[AuditRecord]:
+            number = 0 if last is None else last.number
+            previous = genesis(self._key, self._log_id) if last is None else last.mac
+            records = []
+            for event in map(completed, events):
+                number += 1
+                mac = mac_of(self._key, number, previous, event)
+                records.append(AuditRecord(number, event, previous, mac))
+                previous = mac
+            return records
+
+        with self._appending:
+            return self._file.append(follow)
+
+    def _add_head(self, record: AuditRecord) -> None:
+        self._heads.add(self._log_id, record.number, record.mac, self._signing_key)
+        self._headed_at, self._headed_number = time.monotonic(), record.number
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport:
+    """What a verification found.
+
+    Attributes:
+        records: Records read.
+        heads: Heads read.
+        covered: Number of the newest record a signed head vouches for; one after it may have been
+            cut off without a trace.
+        problems: Sentences; empty when all holds.
+    """
+
+    records: int
+    heads: int
+    covered: int
+    problems: tuple[str, ...]
+
+
+def heads_beside(path: Path) -> Path:
+    """Returns where the heads of a log are when nobody said otherwise."""
+    return path.with_name(f"{path.name}.heads")
+
+
+def verify(
+    path: Path,
+    *,
+    key: bytes,
+    public_keys: Iterable[Ed25519PublicKey],
+    heads: Path | None = None,
+    newest: Head | None = None,
+) -> AuditReport:
+    """Recomputes a log's chain and holds it against its signed heads.
+
+    Args:
+        path: The log.
+        key: That chains the records.
+        public_keys: Pinned keys; a head must be signed by one of them.
+        heads: File of the heads; None: beside the log.
+        newest: A head kept elsewhere; without it, log and heads put back together go unnoticed.
+
+    Raises:
+        AuditError: The log cannot be read at all.
+    """
+    file = AuditFile(path, read_only=True)
+    try:
+        macs: dict[int, str] = {}
+        problems = list(_chain_problems(file, key, macs))
+        log_id = file.log_id
+    finally:
+        file.close()
+    pinned = list(public_keys)
+    lines = HeadFile(heads or heads_beside(path)).lines()
+    covered, found = _head_problems(lines, pinned, log_id, macs)
+    problems += found
+    if newest is not None:
+        problems += _witness_problems(newest, pinned, log_id, macs)
+    return AuditReport(len(macs), len(lines), covered, tuple(problems))
+
+
+def _chain_problems(file: AuditFile, key: bytes, macs: dict[int, str]) -> Iterable[str]:
+    expected, previous = 1, genesis(key, file.log_id)
+    for record in file.records():
+        macs[record.number] = record.mac.hex()
+        if record.number != expected:
+            yield f"Record {expected} is missing: {record.number} follows {expected - 1}."
+        elif not hmac.compare_digest(record.previous, previous):
+            yield f"Record {record.number} does not follow the one before it."
+        if not hmac.compare_digest(
+            record.mac, mac_of(key, record.number, record.previous, record.event)
+        ):
+            yield f"Record {record.number} was changed, or written with another key."
+        expected, previous = record.number + 1, record.mac
+
+
+def _head_problems(
+    lines: Sequence[bytes], keys: Sequence[Ed25519PublicKey], log_id: str, macs: dict[int, str]
+) -> tuple[int, list[str]]:
+    problems: list[str] = []
+    covered, number, previous = 0, 0, "0" * 64
+    if macs and not lines:
+        problems.append("There is no signed head; the file of heads is missing or empty.")
+    for index, line in enumerate(lines, 1):
+        try:
+            head = parse_head(line)
+        except AuditError as error:
+            problems.append(f"Head {index}: {error}")
+            previous = sha256_hex(line)
+            continue
+        if head.previous != previous or head.number < number:
+            problems.append(f"Head {index} does not follow the one before it.")
+        found = _witness_problems(head, keys, log_id, macs, f"Head {index}")
+        problems += found
+        covered = covered if found else max(covered, head.number)
+        previous, number = sha256_hex(line), head.number
+    return covered, problems
+
+
+def _witness_problems(
+    head: Head,
+    keys: Sequence[Ed25519PublicKey],
+    log_id: str,
+    macs: dict[int, str],
+    what: str = "The head kept elsewhere",
+) -> list[str]:
+    if not is_signed_by(head, keys):
+        return [f"{what} is not signed by a pinned key."]
+    if head.log_id != log_id:
+        return [f"{what} is of log {head.log_id}, and this is {log_id}: the file was replaced."]
+    if head.number not in macs:
+        return [
+            f"{what} has record {head.number}, and the log ends at {max(macs, default=0)}: it was "
+            "cut off or put back to an earlier state."
+        ]
+    if macs[head.number] != head.mac:
+        return [f"Record {head.number} is not the one {what[0].lower()}{what[1:]} was signed over."]
+    return []

@@ -1,0 +1,147 @@
+"""Where a keyring comes from: a file only its owner reads, an environment variable, a command."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import shlex
+import stat
+import subprocess
+from collections.abc import MutableMapping, Sequence
+from pathlib import Path
+
+from forge_harness.durable import write_durably
+from forge_harness.errors import MissingKeyError, SecurityError
+
+from .keys import Keyring
+
+_LONGEST_WAIT_S = 30.0
+
+
+def load_keyring(source: str, environ: MutableMapping[str, str] | None = None) -> Keyring:
+    """Loads a keyring from where a word says.
+
+    Args:
+        source: `env:NAME` (base64 of the keyring; the variable is removed), `command:ARGV` (its
+            standard output; no shell), or the path of a file.
+        environ: None: that of the process.
+
+    Raises:
+        MissingKeyError: There is nothing there.
+        SecurityError: It is readable by others, or is no keyring.
+    """
+    kind, _, rest = source.partition(":")
+    if kind == "env":
+        return keyring_from_environment(rest, os.environ if environ is None else environ)
+    if kind == "command":
+        return keyring_from_command(shlex.split(rest))
+    return keyring_from_file(Path(source))
+
+
+def keyring_from_file(path: Path) -> Keyring:
+    """Reads a keyring file, which must be its owner's alone.
+
+    Raises:
+        MissingKeyError: There is no such file.
+        SecurityError: Others may read it, it is another user's or no regular file, or no keyring.
+    """
+    try:
+        # One descriptor for check and read: a name could be changed between the two.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError as error:
+        raise MissingKeyError(
+            f"There is no keyring {str(path)!r}; make one with `forge-harness keys new`."
+        ) from error
+    except OSError as error:
+        raise SecurityError(
+            f"The keyring {str(path)!r} cannot be opened ({error.strerror}); expected a regular "
+            "file of your own, not a link."
+        ) from error
+    try:
+        _refuse_shared(path, os.fstat(descriptor))
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
+            return Keyring.from_bytes(stream.read())
+    finally:
+        os.close(descriptor)
+
+
+def write_keyring(path: Path, keyring: Keyring) -> None:
+    """Writes a keyring file durably, for its owner only; replaces an older one.
+
+    Raises:
+        OSError: The file system refused; an older file is untouched.
+    """
+    previous = os.umask(0o077)
+    try:
+        write_durably(path, keyring.to_bytes())
+    finally:
+        os.umask(previous)
+
+
+def keyring_from_environment(name: str, environ: MutableMapping[str, str]) -> Keyring:
+    """Reads a keyring from a variable and removes the variable, so that no child inherits it.
+
+    Raises:
+        MissingKeyError: The variable is not set.
+        SecurityError: It is not base64 of a keyring.
+    """
+    text = environ.pop(name, None)
+    if not text:
+        raise MissingKeyError(
+            f"The environment variable {name!r} is not set; expected base64 of a keyring."
+        )
+    try:
+        content = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise SecurityError(
+            f"The environment variable {name!r} is not base64; expected base64 of a keyring."
+        ) from None
+    return Keyring.from_bytes(content)
+
+
+def keyring_from_command(arguments: Sequence[str], timeout_s: float = _LONGEST_WAIT_S) -> Keyring:
+    """Reads a keyring from a command's standard output (a password manager, a vault's client).
+
+    Args:
+        arguments: Program and arguments; no shell sees them.
+        timeout_s: Seconds it may take.
+
+    Raises:
+        MissingKeyError: It cannot be started, fails or takes too long.
+        SecurityError: It prints no keyring.
+    """
+    if not arguments:
+        raise MissingKeyError("No command is given; expected command:PROGRAM ARGUMENTS.")
+    try:
+        done = subprocess.run(
+            arguments, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise MissingKeyError(
+            f"The key command {arguments[0]!r} took over {timeout_s:g} s; run it by hand to see "
+            "what it waits for."
+        ) from error
+    except OSError as error:
+        raise MissingKeyError(
+            f"The key command {arguments[0]!r} cannot be started ({error.strerror})."
+        ) from error
+    if done.returncode:
+        raise MissingKeyError(
+            f"The key command {arguments[0]!r} ended with exit code {done.returncode}; run it by "
+            "hand to see why."
+        )
+    return Keyring.from_bytes(done.stdout)
+
+
+def _refuse_shared(path: Path, status: os.stat_result) -> None:
+    mode = stat.S_IMODE(status.st_mode)
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+        raise SecurityError(
+            f"The keyring {str(path)!r} is not a regular file of your own (owner {status.st_uid})."
+        )
+    if mode & 0o077:
+        raise SecurityError(
+            f"The keyring {str(path)!r} has mode {mode:04o} and others may read it; expected 0600: "
+            f"chmod 600 {shlex.quote(str(path))}, and rotate if somebody may have."
+        )

@@ -1,0 +1,92 @@
+"""Signatures in the format of OpenSSF model signing 1.0, for users of its tools.
+
+A sigstore bundle (v0.3) with a DSSE envelope over an in-toto statement whose predicate lists the
+files (https://github.com/sigstore/model-transparency). Its `key` method takes elliptic-curve keys
+only, so this one is P-256, not the Ed25519 key of our own signatures. Verify with
+`model_signing verify key MODEL --signature SIG --public_key PEM`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from forge_harness.durable import write_durably
+from forge_harness.errors import SecurityError
+
+from . import dsse
+from .signing import digests
+
+PREDICATE_TYPE = "https://model_signing/signature/v1.0"
+_MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+
+
+def export_signature(directory: Path, private_key_pem: bytes, target: Path) -> None:
+    """Writes the signature of a package for OpenSSF's tools, durably.
+
+    Args:
+        directory: Must not change any more.
+        private_key_pem: P-256 private key, PEM, not encrypted.
+        target: Outside of `directory`.
+
+    Raises:
+        SecurityError: The key is another one, or the directory cannot be signed.
+    """
+    if target.resolve().is_relative_to(directory.resolve()):
+        raise SecurityError(f"{str(target)!r} would lie within what it signs; put it beside.")
+    key = _p256(private_key_pem)
+    payload = _payload(directory)
+    signed = dsse.pre_authentication(dsse.PAYLOAD_TYPE, payload)
+    signature = key.sign(signed, ec.ECDSA(hashes.SHA256()))
+    public = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    bundle = {
+        "mediaType": _MEDIA_TYPE,
+        "verificationMaterial": {
+            "publicKey": {"hint": hashlib.sha256(public).hexdigest()},
+            "tlogEntries": [],
+        },
+        "dsseEnvelope": {
+            "payload": base64.b64encode(payload).decode(),
+            "payloadType": dsse.PAYLOAD_TYPE,
+            "signatures": [{"sig": base64.b64encode(signature).decode(), "keyid": ""}],
+        },
+    }
+    write_durably(target, json.dumps(bundle).encode())
+
+
+def _payload(directory: Path) -> bytes:
+    """The statement: files by name, and as its subject the digest over their digests."""
+    files = dict(sorted(digests(directory).items()))
+    root = hashlib.sha256(b"".join(bytes.fromhex(digest) for digest in files.values()))
+    resources = [{"name": n, "algorithm": "sha256", "digest": d} for n, d in files.items()]
+    statement = {
+        "_type": dsse.STATEMENT_TYPE,
+        "subject": [{"name": directory.resolve().name, "digest": {"sha256": root.hexdigest()}}],
+        "predicateType": PREDICATE_TYPE,
+        "predicate": {
+            "serialization": {"method": "files", "hash_type": "sha256", "allow_symlinks": False},
+            "resources": resources,
+        },
+    }
+    return json.dumps(statement).encode()
+
+
+def _p256(pem: bytes) -> ec.EllipticCurvePrivateKey:
+    try:
+        key = serialization.load_pem_private_key(pem, None)
+    except (TypeError, ValueError):
+        # Not the parser's message: nothing of a private key belongs into one.
+        raise SecurityError("The private key cannot be read; expected P-256 in PEM.") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
+        raise SecurityError(
+            f"The private key is {type(key).__name__}; OpenSSF's tools take elliptic-curve keys: "
+            "openssl ecparam -name prime256v1 -genkey -noout -out key.pem"
+        )
+    return key

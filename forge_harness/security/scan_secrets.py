@@ -1,0 +1,97 @@
+"""Credentials in the files of a tree, by form and by randomness. None is repeated in a finding."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from forge_harness.probes import secrets
+from forge_harness.security.scan_files import relative, tree_files
+from forge_harness.security.scan_types import Finding, Scan, judged
+
+NAME = "secrets"
+MAX_FILE_BYTES = 4 << 20
+"""A larger text file holds data, not what somebody typed; they are counted in a note."""
+IGNORE = "forge-scan: no secret"
+"""A line with these words is taken as looked at; how many there are is a note."""
+
+_EXPECTED = {
+    "a.password": "name of a credential",
+    "b.note": "AWS access key",
+    "c.note": "GitHub token",
+    "d.note": "password in a URL",
+    "e.note": "private key",
+    "f.note": "long and random",
+}
+"""Planted value -> part of the reason it must be found for; another reason is another detector."""
+
+
+def scan(root: Path) -> Scan:
+    """Looks through every text file of a tree.
+
+    Args:
+        root: Directory or file.
+
+    Raises:
+        UsageError: It is not there.
+    """
+    findings: list[Finding] = []
+    scanned = large = ignored = 0
+    for path in tree_files(root):
+        if path.stat().st_size > MAX_FILE_BYTES:
+            large += 1
+            continue
+        if (text := read_text(path)) is None:
+            continue
+        scanned += 1
+        for line, why, marked in _found(text):
+            ignored += marked
+            if not marked:
+                findings.append(Finding(relative(path, root), line, "credential", why))
+    notes = [
+        f"{count} {what}"
+        for count, what in (
+            (large, f"files over {MAX_FILE_BYTES} bytes were not read"),
+            (ignored, f"lines are marked {IGNORE!r}"),
+        )
+        if count
+    ]
+    return judged(
+        NAME,
+        "forge-harness",
+        f"{len(secrets.FORM_NAMES)} forms and entropy",
+        scanned,
+        findings,
+        canary=f"{len(secrets.PLANTED)} planted values",
+        missed=_missed(),
+        notes=tuple(notes),
+    )
+
+
+def read_text(path: Path) -> str | None:
+    """Returns the text of a file, None when it is binary."""
+    raw = path.read_bytes()
+    if b"\x00" in raw[:8192]:
+        return None
+    return raw.decode("utf-8", errors="replace")
+
+
+def _found(text: str) -> Iterator[tuple[int, str, bool]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if (why := secrets.in_line(line)) is not None:
+            yield number, why, IGNORE in line
+
+
+def _missed() -> list[str]:
+    """Writes each planted value into a file and looks for it as for any other."""
+    with tempfile.TemporaryDirectory(prefix="forge-scan-") as scratch:
+        missed = []
+        for key, value in secrets.PLANTED.items():
+            file = Path(scratch) / "canary.txt"
+            file.write_text(f'{key.rpartition(".")[2]} = "{value}"\n', encoding="utf-8")
+            text = read_text(file)
+            reasons = [why for _, why, _ in _found(text)] if text is not None else []
+            if not any(_EXPECTED[key] in why for why in reasons):
+                missed.append(key)
+        return missed

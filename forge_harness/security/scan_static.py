@@ -1,0 +1,133 @@
+"""Static analysis of Python source by ruff's security rules, or by bandit.
+
+A file of known holes is analysed in the same run: a tool that does not name them analysed nothing,
+whatever it exits with.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forge_harness.security.scan_files import relative, tree_files
+from forge_harness.security.scan_tools import ToolRun, find_tool, run_tool, tool_version
+from forge_harness.security.scan_types import Finding, Scan, judged, not_scanned
+
+NAME = "static analysis"
+CANARY_SOURCE = """\
+import pickle
+import subprocess
+
+
+def canary(text, blob):
+    subprocess.run(text, shell=True, check=True)
+    eval(text)
+    return pickle.loads(blob)
+"""
+CANARY_RULES = ("301", "307", "602")
+"""Unpickling, eval and a shell, by the number ruff and bandit share."""
+NOT_FINDINGS = ("101", "404", "603", "607", "105", "106", "107")
+"""assert, import of subprocess, and calls of it without a shell: they say where a reader should
+look, not that something is wrong. Passwords in the text (105 to 107) are the secrets scan's."""
+_TOOLS = ("ruff", "bandit")
+
+
+@dataclass(frozen=True, slots=True)
+class _Raw:
+    file: str
+    line: int
+    code: str
+    message: str
+
+    @property
+    def number(self) -> str:
+        return self.code[1:]
+
+
+def scan(root: Path) -> Scan:
+    """Analyses the Python files of a tree with ruff, else bandit.
+
+    Args:
+        root: Directory or file.
+
+    Raises:
+        UsageError: It is not there.
+    """
+    files = list(tree_files(root, (".py",)))
+    if not files:
+        return not_scanned(NAME, "none", f"there is no Python file in {root}")
+    tool = next((name for name in _TOOLS if find_tool(name)), None)
+    if tool is None:
+        return not_scanned(NAME, "none", "neither ruff nor bandit is installed: pip install ruff")
+    with tempfile.TemporaryDirectory(prefix="forge-scan-") as scratch:
+        canary = Path(scratch) / "canary.py"
+        canary.write_text(CANARY_SOURCE, encoding="utf-8")
+        return _analysed(tool, root, files, canary)
+
+
+def _analysed(tool: str, root: Path, files: list[Path], canary: Path) -> Scan:
+    program = find_tool(tool)
+    assert program is not None
+    version = tool_version(program)
+    run = run_tool([*program, *_ARGUMENTS[tool], *map(str, (*files, canary))])
+    try:
+        raw = list(_READERS[tool](run))
+    except (ValueError, KeyError, TypeError):
+        why = f"{tool} gave no report: {run.last_words()}"
+        return not_scanned(NAME, tool, why, version=version)
+    broken = [r for r in raw if not r.code[1:].isdigit()]
+    if broken:
+        place = f"{relative(Path(broken[0].file), root)}:{broken[0].line}"
+        why = f"{len({r.file for r in broken})} files cannot be parsed, the first at {place}"
+        return not_scanned(NAME, tool, why, version=version)
+    own = [r for r in raw if Path(r.file).resolve() != canary.resolve()]
+    named = {r.number for r in raw if Path(r.file).resolve() == canary.resolve()}
+    kept = [r for r in own if r.number not in NOT_FINDINGS and not _suppressed(r)]
+    hidden = sum(r.number not in NOT_FINDINGS for r in own) - len(kept)
+    return judged(
+        NAME,
+        tool,
+        version,
+        len(files),
+        (Finding(relative(Path(r.file), root), r.line, r.code, r.message) for r in kept),
+        canary=f"rules {', '.join(CANARY_RULES)} in a file of known holes",
+        missed=(rule for rule in CANARY_RULES if rule not in named),
+        notes=(f"{hidden} findings are suppressed in the source (noqa, nosec)",) if hidden else (),
+    )
+
+
+def _suppressed(raw: _Raw) -> bool:
+    """Whether the line itself says so; the tools are told not to look, so that it is counted."""
+    lines = Path(raw.file).read_text(encoding="utf-8", errors="replace").splitlines()
+    line = lines[raw.line - 1] if 0 < raw.line <= len(lines) else ""
+    _, mark, codes = line.partition("# noqa:")
+    return (bool(mark) and f"S{raw.number}" in codes) or "# nosec" in line
+
+
+def _ruff(run: ToolRun) -> Iterator[_Raw]:
+    for entry in json.loads(run.stdout):
+        code = entry["code"] or "invalid-syntax"
+        yield _Raw(entry["filename"], entry["location"]["row"], code, entry["message"])
+
+
+def _bandit(run: ToolRun) -> Iterator[_Raw]:
+    report: dict[str, Any] = json.loads(run.stdout)
+    for entry in report["errors"]:
+        yield _Raw(entry["filename"], 0, "invalid-syntax", entry["reason"])
+    for entry in report["results"]:
+        text = entry["issue_text"].split("\n")[0]
+        yield _Raw(entry["filename"], entry["line_number"], entry["test_id"], text)
+
+
+_ARGUMENTS = {
+    "ruff": (
+        *("check", "--isolated", "--ignore-noqa", "--no-cache", "--no-respect-gitignore"),
+        *("--select", "S", "--output-format", "json"),
+    ),
+    "bandit": ("--quiet", "--ignore-nosec", "--format", "json"),
+}
+_READERS = {"ruff": _ruff, "bandit": _bandit}

@@ -1,0 +1,207 @@
+"""Access tokens: 256 random bits, kept as keyed hashes, revocable, with an end and an audience."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import hmac
+import json
+import re
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from forge_harness.canonical import canonical_json
+from forge_harness.durable import write_durably
+from forge_harness.errors import SecurityError, TokenError
+
+from .access import Access, Principal
+
+PREFIX = "fht_"
+SCHEMA = "forge-tokens/1"
+_SECRET_BYTES = 32
+_FORM = re.compile(r"fht_[A-Za-z0-9_-]{43}")
+LONGEST_DAYS = 365
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """What is kept of a token; the token itself is shown once and kept nowhere.
+
+    Attributes:
+        id: 16 hexadecimal digits, for listing and revoking.
+        hash: HMAC-SHA-256 of the token, hexadecimal.
+        name: Of who holds it.
+        roles: What it may do.
+        audience: The service it is for.
+        created_at: UTC, ISO 8601.
+        expires_at: UTC, ISO 8601; from then on it opens nothing.
+        revoked_at: UTC, ISO 8601, or None.
+    """
+
+    id: str
+    hash: str
+    name: str
+    roles: tuple[str, ...]
+    audience: str
+    created_at: str
+    expires_at: str
+    revoked_at: str | None = None
+
+
+class TokenStore:
+    """Tokens in a file. Reading is cheap: the file is read again only when it changed.
+
+    Args:
+        path: The file; made with the first token.
+        key: 32 bytes; without it the hashes are worth nothing.
+        access: Whose roles tokens may have; None: the shipped ones.
+    """
+
+    def __init__(self, path: Path, *, key: bytes, access: Access | None = None) -> None:
+        self.path = path
+        self.access = access or Access()
+        self._key = key
+        self._stamp: tuple[int, int, int] | None = None
+        self._by_hash: dict[str, Token] = {}
+
+    def issue(
+        self, name: str, roles: Iterable[str], *, audience: str, days: float = 30.0
+    ) -> tuple[str, Token]:
+        """Makes a token; returns it and what is kept of it, once that is on disk.
+
+        Args:
+            name: Of who will hold it.
+            roles: Some of the known roles.
+            audience: The service it is for.
+            days: Until it expires.
+
+        Raises:
+            SecurityError: A role is unknown, or the time is none.
+            OSError: The file system refused; there is no new token.
+        """
+        chosen = tuple(sorted(self.access.check_roles(roles)))
+        if not chosen or not 0 < days <= LONGEST_DAYS:
+            raise SecurityError(
+                f"A token needs at least one role and an end within {LONGEST_DAYS} days; got roles "
+                f"{list(chosen)} and {days:g} days."
+            )
+        secret = PREFIX + base64.urlsafe_b64encode(secrets.token_bytes(_SECRET_BYTES)).decode()[:43]
+        now = datetime.now(UTC)
+        token = Token(
+            id=secrets.token_hex(8),
+            hash=self._hash(secret),
+            name=name,
+            roles=chosen,
+            audience=audience,
+            created_at=now.isoformat(timespec="seconds"),
+            expires_at=(now + timedelta(days=days)).isoformat(timespec="seconds"),
+        )
+        with self._locked():
+            self._write([*self.tokens(), token])
+        return secret, token
+
+    def revoke(self, token_id: str) -> Token:
+        """Ends a token now; returns once that is on disk.
+
+        Raises:
+            TokenError: There is none of that id.
+        """
+        with self._locked():
+            tokens = self.tokens()
+            found = next((token for token in tokens if token.id == token_id), None)
+            if found is None:
+                raise TokenError(
+                    f"There is no token {token_id!r}; list the tokens to see their ids."
+                )
+            ended = found.revoked_at or datetime.now(UTC).isoformat(timespec="seconds")
+            revoked = replace(found, revoked_at=ended)
+            self._write([revoked if token is found else token for token in tokens])
+        return revoked
+
+    def tokens(self) -> list[Token]:
+        """Returns what is kept of every token.
+
+        Raises:
+            SecurityError: The file is no token file.
+        """
+        self._refresh()
+        return list(self._by_hash.values())
+
+    def authenticate(self, secret: str, *, audience: str, now: datetime | None = None) -> Principal:
+        """Returns who holds a token.
+
+        Args:
+            secret: As the holder sent it.
+            audience: The service that asks.
+            now: None: now.
+
+        Raises:
+            TokenError: It is malformed, unknown, revoked, expired or for another service. The
+                message has no part of it.
+        """
+        if not _FORM.fullmatch(secret):
+            raise TokenError(
+                f"The token is malformed; expected {PREFIX!r} and 43 letters, digits, '-' or '_'."
+            )
+        self._refresh()
+        presented = self._hash(secret)
+        token = self._by_hash.get(presented)
+        # The look-up is by a keyed hash, so its time says nothing about a token.
+        if token is None or not hmac.compare_digest(token.hash, presented):
+            raise TokenError("The token is unknown; ask for a new one.")
+        if token.revoked_at is not None:
+            raise TokenError(f"Token {token.id} was revoked on {token.revoked_at}; get a new one.")
+        if (now or datetime.now(UTC)) >= datetime.fromisoformat(token.expires_at):
+            raise TokenError(f"Token {token.id} expired on {token.expires_at}; get a new one.")
+        if token.audience != audience:
+            raise TokenError(
+                f"Token {token.id} is for {token.audience!r}, and this is {audience!r}; use the "
+                "token of this service."
+            )
+        return Principal(token.name, frozenset(token.roles))
+
+    def _hash(self, secret: str) -> str:
+        return hmac.digest(self._key, secret.encode(), "sha256").hex()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keeps a change of another process from being lost."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_name(f"{self.path.name}.lock").open("a") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+    def _refresh(self) -> None:
+        try:
+            status = self.path.stat()
+        except FileNotFoundError:
+            self._stamp, self._by_hash = None, {}
+            return
+        stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
+        if stamp != self._stamp:
+            self._by_hash = {token.hash: token for token in self._read()}
+            self._stamp = stamp
+
+    def _read(self) -> list[Token]:
+        try:
+            document = json.loads(self.path.read_bytes())
+            if document["schema"] != SCHEMA:
+                raise ValueError(f"schema {document['schema']!r}")
+            tokens = [Token(**{**t, "roles": tuple(t["roles"])}) for t in document["tokens"]]
+            if any(datetime.fromisoformat(t.expires_at).tzinfo is None for t in tokens):
+                raise ValueError("an end without a time zone")
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise SecurityError(
+                f"The token file {str(self.path)!r} cannot be read ({error}); nobody is let in "
+                "until it is restored from a copy."
+            ) from error
+        return tokens
+
+    def _write(self, tokens: Iterable[Token]) -> None:
+        content = {"schema": SCHEMA, "tokens": [asdict(token) for token in tokens]}
+        write_durably(self.path, canonical_json(content))
+        self._stamp = None

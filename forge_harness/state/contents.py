@@ -1,0 +1,371 @@
+"""Contents by their digest: small ones inside the index, others in files; verified when read."""
+
+from __future__ import annotations
+
+import io
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import BinaryIO, Protocol, cast
+
+from forge_harness.canonical import sha256_hex
+from forge_harness.errors import DamagedStateError, ForgeError, StateError, UnknownStateError
+
+from .blobs import CONTEXT, Blobs, Staged
+from .hashing import CHUNK_BYTES, StreamDigest, first_difference
+from .index import Index, StoredObject
+from .records import BlobRef
+
+INLINE_BYTES = 32 << 10
+"""Contents up to this length live in the index: no file, no rename, no fsync of their own."""
+
+
+class NotHeldError(UnknownStateError):
+    """The index has never heard of a content."""
+
+
+class Sink(Protocol):
+    """Where verified-while-written plaintext goes."""
+
+    def write(self, data: bytes) -> int:
+        """Takes all of it."""
+
+
+@dataclass
+class Prepared:
+    """Contents of one commit before they are in the store."""
+
+    inline: dict[str, bytes] = field(default_factory=dict)
+    """Digest -> plaintext."""
+    staged: dict[str, Staged] = field(default_factory=dict)
+    """Digest -> temporary file."""
+    held: dict[str, BlobRef] = field(default_factory=dict)
+    """Digest -> content that must be in the store already."""
+
+
+class Contents:
+    """Puts contents in and gets them out, sealed when there is a sealer."""
+
+    inline_bytes = INLINE_BYTES
+
+    def __init__(self, index: Index, blobs: Blobs) -> None:
+        self.index = index
+        self.blobs = blobs
+
+    # Writing
+
+    def prepare(self, source: bytes | Path | BlobRef, into: Prepared) -> BlobRef:
+        """Hashes a content, and writes it to a temporary file unless it is small.
+
+        Raises:
+            OSError: The source cannot be read or the file system refused.
+        """
+        if isinstance(source, BlobRef):
+            into.held[source.digest] = source
+            return source
+        if isinstance(source, Path) and source.stat().st_size <= self.inline_bytes:
+            source = source.read_bytes()
+        if isinstance(source, bytes) and len(source) <= self.inline_bytes:
+            digest = sha256_hex(source)
+            into.inline[digest] = source
+            return BlobRef(digest, len(source))
+        staged = self.blobs.stage(source)
+        if staged.digest in into.staged:
+            self.blobs.discard(staged.temp)
+        else:
+            into.staged[staged.digest] = staged
+        return BlobRef(staged.digest, staged.size)
+
+    def discard(self, prepared: Prepared) -> None:
+        """Removes what was staged and not published."""
+        for staged in prepared.staged.values():
+            self.blobs.discard(staged.temp)
+
+    def plan(self, prepared: Prepared) -> tuple[list[Staged], list[StoredObject]]:
+        """Finds out which contents are new; the caller holds the exclusive lock.
+
+        Returns:
+            Files to publish, and rows the index must take in the transaction that refers to them.
+
+        Raises:
+            UnknownStateError: A content that should be held is not.
+            DamagedStateError: A content that should be held is damaged.
+        """
+        for ref in prepared.held.values():
+            if ref.digest not in prepared.inline and ref.digest not in prepared.staged:
+                self.verify(ref)
+        now = time.time()
+        rows = [
+            self._inline(digest, content, now)
+            for digest, content in prepared.inline.items()
+            if not self._is_good(BlobRef(digest, len(content)))
+        ]
+        fresh = [
+            s for s in prepared.staged.values() if not self._is_good(BlobRef(s.digest, s.size))
+        ]
+        return fresh, rows + [
+            StoredObject(
+                digest=item.digest,
+                size=item.size,
+                prefixes=item.prefixes,
+                content=None,
+                stored=item.name,
+                stored_size=item.stored_size,
+                sealed=self._sealed(),
+                created_at=now,
+                collected_at=None,
+            )
+            for item in fresh
+        ]
+
+    def _inline(self, digest: str, content: bytes, now: float) -> StoredObject:
+        sealer = self.blobs.sealer
+        stored = content if sealer is None else sealer.seal_bytes(content, context=CONTEXT)
+        return StoredObject(
+            digest=digest,
+            size=len(content),
+            prefixes=b"",
+            content=stored,
+            stored=sha256_hex(stored[self._head() :]),
+            stored_size=len(stored),
+            sealed=self._sealed(),
+            created_at=now,
+            collected_at=None,
+        )
+
+    def _head(self) -> int:
+        return 0 if self.blobs.sealer is None else self.blobs.sealer.head_bytes
+
+    def _sealed(self) -> int:
+        return 0 if self.blobs.sealer is None else 1 + self._head()
+
+    def rewrap(self) -> tuple[int, int]:
+        """Puts every sealed content under the sealer's newest key; the caller holds the lock.
+
+        Returns:
+            How many changed, and how many there are.
+
+        Raises:
+            ForgeError: One does not open under the sealer's keys.
+        """
+        sealer, changed, total = self.blobs.sealer, 0, 0
+        assert sealer is not None
+        for stored in self.index.objects():
+            if not stored.sealed or stored.collected_at is not None:
+                continue
+            total += 1
+            if stored.content is None:
+                changed += sealer.rewrap_file(self.blobs.path(stored.stored))
+                continue
+            whole = self.index.object(stored.digest)
+            assert whole is not None
+            assert whole.content is not None
+            again = sealer.rewrap_bytes(whole.content)
+            if again is not None:
+                self.index.put_objects([replace(whole, content=again)])
+                changed += 1
+        return changed, total
+
+    def _is_good(self, ref: BlobRef) -> bool:
+        """Whether the store holds a content whole; a damaged one goes to quarantine."""
+        if self.index.object(ref.digest) is None:
+            return False
+        try:
+            self.verify(ref)
+        except (UnknownStateError, DamagedStateError):
+            return False
+        return True
+
+    # Reading
+
+    def verify(self, ref: BlobRef, *, quarantine: bool = True) -> None:
+        """Reads a content and compares it with its digest; a damaged one goes to quarantine.
+
+        Raises:
+            UnknownStateError: The store never had it, or it was collected.
+            DamagedStateError: It is missing or not what was committed.
+        """
+        self.copy(ref, _Nowhere(), quarantine=quarantine)
+
+    def read(self, ref: BlobRef, *, quarantine: bool = True) -> bytes:
+        """Returns a content. Raises as `verify` does."""
+        buffer = io.BytesIO()
+        self.copy(ref, buffer, quarantine=quarantine)
+        return buffer.getvalue()
+
+    def copy(self, ref: BlobRef, target: Sink, *, quarantine: bool = True) -> None:
+        """Writes a content to `target`, which may be used only when this returned.
+
+        Raises:
+            UnknownStateError: The store never had it, or it was collected.
+            DamagedStateError: It is missing or not what was committed.
+            StateError: It is sealed and there is no key, or its file cannot be read.
+        """
+        stored = self.locate(ref)
+        digest = StreamDigest()
+        try:
+            self._plaintext(stored, _Tee(target, digest))
+        except FileNotFoundError as error:
+            raise self._lost(ref, stored, "its file is missing") from error
+        except _TargetError as error:
+            raise error.cause from error
+        except (OSError, ForgeError) as error:
+            raise self._unreadable(ref, stored, error, quarantine=quarantine) from error
+        if not self.agrees(ref, digest):
+            raise self._damaged(ref, stored, _where(ref, stored, digest), quarantine=quarantine)
+
+    def agrees(self, ref: BlobRef, found: StreamDigest) -> bool:
+        """Returns whether what was read is what was committed."""
+        return (found.hexdigest, found.size) == (ref.digest, ref.size)
+
+    def locate(self, ref: BlobRef) -> StoredObject:
+        """Returns where a content is.
+
+        Raises:
+            UnknownStateError: The store never had it, or it was collected.
+        """
+        stored = self.index.object(ref.digest)
+        if stored is None:
+            size = self.blobs.stored_size(ref.digest)
+            if size is None:
+                raise NotHeldError(
+                    f"The store does not hold content {ref.digest}. Commit it as bytes or a file."
+                )
+            # The row is damaged, and unsealed contents are found by their digest alone.
+            return StoredObject(
+                digest=ref.digest,
+                size=size,
+                sealed=0,
+                stored=ref.digest,
+                stored_size=size,
+                created_at=0.0,
+                collected_at=None,
+                prefixes=b"",
+                content=None,
+            )
+        if stored.collected_at is not None:
+            raise UnknownStateError(
+                f"Content {ref.digest} was collected on {stored.collected_at}: no generation that "
+                "was to be kept had it. Restore it from a copy of the store."
+            )
+        return stored
+
+    def _plaintext(self, stored: StoredObject, target: _Tee) -> None:
+        sealer = self.blobs.sealer
+        if stored.sealed and sealer is None:
+            raise StateError(
+                f"Content {stored.digest} is sealed and the store was opened without a key. Give "
+                "the key it was sealed with."
+            )
+        if stored.content is not None:
+            plain = stored.content
+            if stored.sealed and sealer is not None:
+                plain = sealer.unseal_bytes(stored.content, context=CONTEXT)
+            target.write(plain)
+            return
+        with self.blobs.reading(stored.stored) as stream:
+            if stored.sealed and sealer is not None:
+                sealer.unseal(stream, cast(BinaryIO, target), context=CONTEXT)
+                return
+            while chunk := stream.read(CHUNK_BYTES):
+                target.write(chunk)
+
+    def stored_is_good(self, stored: StoredObject) -> bool:
+        """Whether the bytes on disk are those that were written; needs no key.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
+        if stored.content is not None:
+            return sha256_hex(stored.content[_head_of(stored) :]) == stored.stored
+        if self.blobs.stored_size(stored.stored) != stored.stored_size:
+            return False
+        return self.blobs.stored_digest(stored.stored, _head_of(stored)) == stored.stored
+
+    # Damage
+
+    def _unreadable(
+        self, ref: BlobRef, stored: StoredObject, error: Exception, *, quarantine: bool
+    ) -> ForgeError:
+        if not stored.sealed:
+            return StateError(
+                f"Content {ref.digest} could not be read: {error}. Check the disk, then try again."
+            )
+        # A wrong key may look like damage from inside; the stored bytes tell one from the other.
+        try:
+            intact = self.stored_is_good(stored)
+        except OSError:
+            intact = True
+        if not intact:
+            return self._damaged(ref, stored, f"it does not open ({error})", quarantine=quarantine)
+        if isinstance(error, ForgeError):
+            return error
+        return StateError(
+            f"Content {ref.digest} could not be read: {error}. Check the disk, then try again."
+        )
+
+    def _damaged(
+        self, ref: BlobRef, stored: StoredObject, what: str, *, quarantine: bool
+    ) -> DamagedStateError:
+        kept = None
+        if quarantine and stored.content is not None:
+            kept = self.blobs.quarantine_bytes(ref.digest, stored.content)
+        elif quarantine:
+            kept = self.blobs.quarantine(stored.stored)
+        return self._lost(ref, stored, what, kept)
+
+    def _lost(
+        self, ref: BlobRef, stored: StoredObject, what: str, kept: Path | None = None
+    ) -> DamagedStateError:
+        inline = stored.content is not None
+        path = self.index.path if inline else self.blobs.path(stored.stored)
+        aside = f" What is left of it was moved to {kept}." if kept else ""
+        return DamagedStateError(
+            f"Content {ref.digest} in {path} is damaged: {what}.{aside} Restore it from a copy of "
+            "the store, or commit it again.",
+            path=str(path),
+            digest=ref.digest,
+        )
+
+
+def _where(ref: BlobRef, stored: StoredObject, found: StreamDigest) -> str:
+    if found.size != ref.size:
+        return f"it has {found.size} bytes; expected {ref.size}"
+    chunk = first_difference(stored.prefixes, found.prefixes, ref.size)
+    place = f", and the first wrong byte is in {chunk[0]}..{chunk[1] - 1}" if chunk else ""
+    return f"its SHA-256 is {found.hexdigest}{place}"
+
+
+class _Tee:
+    """Hashes what passes through."""
+
+    def __init__(self, target: Sink, digest: StreamDigest) -> None:
+        self._target, self._digest = target, digest
+
+    def write(self, data: bytes) -> int:
+        self._digest.update(data)
+        try:
+            self._target.write(data)
+        except OSError as error:
+            raise _TargetError(error) from error
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+
+class _TargetError(Exception):
+    """The target refused, not the store."""
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class _Nowhere:
+    def write(self, data: bytes) -> int:
+        return len(data)
+
+
+def _head_of(stored: StoredObject) -> int:
+    return max(0, stored.sealed - 1)

@@ -1,0 +1,259 @@
+"""The index: one SQLite file that says what is in the store, in one transaction a commit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from forge_harness.errors import DamagedStateError, ForgeError, StateError, StoreLockedError
+
+from .history import Row
+from .schema import create, version_of
+
+_COLUMNS = "digest, size, sealed, stored, stored_size, created_at, collected_at, prefixes, content"
+_BUSY = {"SQLITE_BUSY", "SQLITE_LOCKED"}
+_DAMAGED = {"SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_FORMAT", "SQLITE_SCHEMA", "SQLITE_MISMATCH"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredObject:
+    """Where a content is."""
+
+    digest: str
+    """SHA-256 of the plaintext."""
+    size: int
+    sealed: int
+    """0: not sealed; n: sealed, and a change of key rewrites the first n - 1 bytes."""
+    stored: str
+    """SHA-256 of the bytes as they lie on disk, without the ones a change of key rewrites; the name
+    of the file, when a file holds them."""
+    stored_size: int
+    created_at: float
+    """Seconds since the epoch."""
+    collected_at: str | None
+    """When a collection removed it, else None."""
+    prefixes: bytes
+    """SHA-256 of the plaintext up to the end of each chunk, one after the other; empty for one."""
+    content: bytes | None
+    """The bytes themselves when the index holds them, else None."""
+
+
+class Index:
+    """An open index; any thread may use it, one at a time."""
+
+    def __init__(self, path: Path, *, read_only: bool = False, timeout_s: float = 10.0) -> None:
+        self.path = path
+        self._mutex = threading.RLock()
+        with self.translated():
+            self.connection = _connect(path, read_only=read_only, timeout_s=timeout_s)
+
+    def close(self) -> None:
+        """Closes the file; the last one to do so folds the write-ahead log into it."""
+        self.connection.close()
+
+    @contextlib.contextmanager
+    def translated(self) -> Iterator[None]:
+        """Keeps other threads out and turns SQLite's errors into the store's.
+
+        Raises:
+            StoreLockedError: Another process has the index for longer than the timeout.
+            DamagedStateError: The file is not a database any more.
+            StateError: The disk is full or refuses.
+        """
+        with self._mutex:
+            try:
+                yield
+            except sqlite3.Error as error:
+                raise _translation(self.path, error) from error
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Runs a block in one transaction that is on disk when this returns, or was not made."""
+        with self.translated():
+            self.connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self.connection.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    if self.connection.in_transaction:
+                        self.connection.execute("ROLLBACK")
+                raise
+
+    @contextlib.contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        """Keeps commits of others from showing up between two queries."""
+        with self.translated():
+            inside = self.connection.in_transaction
+            if not inside:
+                self.connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                if not inside and self.connection.in_transaction:
+                    self.connection.execute("COMMIT")
+
+    def create_layout(self) -> None:
+        """Makes the tables when a kill, or nobody, left the file without them."""
+        with self.transaction():
+            if version_of(self.connection) == 0:
+                create(self.connection)
+
+    def rows_after(self, number: int) -> list[Row]:
+        """Returns the generations beyond `number`, oldest first, whatever state they are in."""
+        with self._snapshot():
+            first = self._manifests("generation", number)
+            second = self._manifests("generation_copy", number)
+        return [
+            Row(
+                at,
+                tuple(table[at] for table in (first, second) if at in table),
+                at in first and at in second,
+            )
+            for at in sorted({*first, *second})
+        ]
+
+    def _manifests(self, table: str, number: int) -> Mapping[int, tuple[str, bytes]]:
+        found: dict[int, tuple[str, bytes]] = {}
+        query = f"SELECT number, digest, manifest FROM {table} WHERE number > ? ORDER BY number"
+        try:
+            for at, digest, text in self.connection.execute(query, (number,)):
+                found[at] = (str(digest), text if isinstance(text, bytes) else b"")
+        except sqlite3.DatabaseError as error:
+            # A damaged page ends the scan; the other copy may still have the rest.
+            if not _is_damage(error):
+                raise
+        return found
+
+    def insert_generation(
+        self, number: int, parent: int | None, digest: str, manifest: bytes
+    ) -> None:
+        """Appends a generation, twice."""
+        self.connection.execute(
+            "INSERT INTO generation VALUES (?, ?, ?, ?)", (number, parent, digest, manifest)
+        )
+        self.connection.execute(
+            "INSERT INTO generation_copy VALUES (?, ?, ?)", (number, digest, manifest)
+        )
+
+    def put_objects(self, objects: Iterable[StoredObject]) -> None:
+        """Records where contents are, in place of what was recorded before."""
+        self.connection.executemany(
+            f"INSERT OR REPLACE INTO object ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (tuple(getattr(item, column) for column in _COLUMNS.split(", ")) for item in objects),
+        )
+
+    def mark_collected(self, digests: Iterable[str], when: str) -> None:
+        """Records that contents are gone on purpose."""
+        self.connection.executemany(
+            "UPDATE object SET content = NULL, collected_at = ? WHERE digest = ?",
+            ((when, digest) for digest in digests),
+        )
+
+    def object(self, digest: str) -> StoredObject | None:
+        """Returns where a content is, None when the index does not know it."""
+        with self.translated():
+            row = self.connection.execute(
+                f"SELECT {_COLUMNS} FROM object WHERE digest = ?", (digest,)
+            ).fetchone()
+        return None if row is None else _stored_object(row)
+
+    def objects(self) -> list[StoredObject]:
+        """Returns every content the index knows; empty bytes stand for those it holds itself."""
+        columns = _COLUMNS.replace("content", "CASE WHEN content IS NULL THEN NULL ELSE x'' END")
+        with self.translated():
+            rows = self.connection.execute(f"SELECT {columns} FROM object ORDER BY digest")
+            return [_stored_object(row) for row in rows]
+
+    def has_sealed(self) -> bool:
+        """Returns whether any content is sealed."""
+        with self.translated():
+            row = self.connection.execute("SELECT 1 FROM object WHERE sealed LIMIT 1").fetchone()
+        return row is not None
+
+    def integrity(self, *, deep: bool) -> list[str]:
+        """Returns what SQLite itself finds wrong with the file."""
+        pragma = "integrity_check" if deep else "quick_check"
+        try:
+            found = [str(row[0]) for row in self.connection.execute(f"PRAGMA {pragma}(20)")]
+            found += [
+                f"row {row[1]} of {row[0]} refers to nothing"
+                for row in self.connection.execute("PRAGMA foreign_key_check")
+            ]
+        except sqlite3.DatabaseError as error:
+            return [str(error)]
+        return [text for text in found if text != "ok"]
+
+
+def _connect(path: Path, *, read_only: bool, timeout_s: float) -> sqlite3.Connection:
+    query = "rwc"
+    if read_only:
+        query = "ro"
+        wal = path.with_name(f"{path.name}-wal")
+        if not (wal.exists() and wal.stat().st_size):
+            # Nothing to recover, and on a read-only disk SQLite could not make its shared memory.
+            query = "ro" if os.access(path.parent, os.W_OK) else "ro&immutable=1"
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={query}",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        timeout=timeout_s,
+    )
+    try:
+        # A flipped byte must not turn into an error of the text decoder.
+        connection.text_factory = lambda data: data.decode("utf-8", errors="replace")
+        connection.execute("PRAGMA trusted_schema = OFF")
+        connection.execute("PRAGMA foreign_keys = ON")
+        if not read_only:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _stored_object(row: tuple[object, ...]) -> StoredObject:
+    digest, size, sealed, stored, stored_size, created_at, collected_at, prefixes, content = row
+    return StoredObject(
+        digest=str(digest),
+        size=int(size),  # type: ignore[call-overload]
+        prefixes=bytes(prefixes),  # type: ignore[call-overload]
+        content=content if isinstance(content, bytes) else None,
+        stored=str(stored),
+        stored_size=int(stored_size),  # type: ignore[call-overload]
+        sealed=int(sealed),  # type: ignore[call-overload]
+        created_at=float(created_at),  # type: ignore[arg-type]
+        collected_at=None if collected_at is None else str(collected_at),
+    )
+
+
+def _name(error: sqlite3.Error) -> str:
+    return str(getattr(error, "sqlite_errorname", "") or "")
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    return any(_name(error).startswith(name) for name in _DAMAGED)
+
+
+def _translation(path: Path, error: sqlite3.Error) -> ForgeError:
+    if any(_name(error).startswith(name) for name in _BUSY):
+        return StoreLockedError(
+            f"The index {path} is busy in another process. Wait for it to end, or stop it."
+        )
+    if _is_damage(error):
+        return DamagedStateError(
+            f"The index {path} is damaged: {error}. Restore it from backups/ or from a copy of the "
+            "store; the contents in objects/ are untouched.",
+            path=str(path),
+        )
+    return StateError(
+        f"The index {path} could not be read or written: {error}. Nothing was committed; free "
+        "space or check the disk, then try again."
+    )

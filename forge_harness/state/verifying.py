@@ -1,0 +1,100 @@
+"""Looking at everything a store holds, and saying what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from forge_harness.errors import DamagedStateError, ForgeError
+
+from .contents import Contents
+from .head import read_head, read_losses
+from .history import History
+from .index import StoredObject
+from .records import BlobRef, Problem, VerifyReport
+
+
+def verify(contents: Contents, root: Path, *, deep: bool, quarantine: bool) -> VerifyReport:
+    """Returns what is there and what is wrong; see `Store.verify`."""
+    index, blobs = contents.index, contents.blobs
+    problems = [Problem(index.path.name, text) for text in index.integrity(deep=deep)]
+    history = History()
+    head, losses = read_head(root), read_losses(root)
+    history.extend(index.rows_after(0))
+    history.report(head, losses)
+    problems += history.problems
+    try:
+        known = {stored.digest: stored for stored in index.objects()}
+    except DamagedStateError as error:
+        problems.append(Problem(index.path.name, str(error)))
+        known = {}
+    current = set(history.view().values())
+    wanted = _wanted(history)
+    collected = 0
+    for ref, (where, ids) in wanted.items():
+        stored = known.get(ref.digest)
+        if stored is not None and stored.collected_at is not None and not ids & current:
+            collected += 1
+            continue
+        try:
+            _check(contents, ref, stored, deep=deep, quarantine=quarantine)
+        except ForgeError as error:
+            problems.append(Problem(where, str(error)))
+        except OSError as error:
+            problems.append(Problem(where, f"content {ref.digest} cannot be read: {error}"))
+    present = {stored.stored for stored in known.values() if stored.collected_at is None}
+    present |= {ref.digest for ref in wanted}
+    return VerifyReport(
+        deep=deep,
+        generations=len(history.generations()),
+        states=len(history.states),
+        contents=len(wanted) - collected,
+        content_bytes=_stored_bytes(known, wanted),
+        collected=collected,
+        orphans=sum(name not in present for name in blobs.names())
+        + len(blobs.fs.names(blobs.temporary)),
+        quarantined=len(blobs.fs.names(blobs.quarantined)),
+        problems=tuple(problems),
+    )
+
+
+def _wanted(history: History) -> Mapping[BlobRef, tuple[str, set[str]]]:
+    """Content -> where it was first used, and the ids of all states that have it."""
+    wanted: dict[BlobRef, tuple[str, set[str]]] = {}
+    for state in history.states.values():
+        for name, ref in state.files.items():
+            where = f"generation {state.generation}, {state.phase}/{state.name}, file {name!r}"
+            wanted.setdefault(ref, (where, set()))[1].add(state.id)
+    return wanted
+
+
+def _check(
+    contents: Contents, ref: BlobRef, stored: StoredObject | None, *, deep: bool, quarantine: bool
+) -> None:
+    if stored is None:
+        stored = contents.locate(ref)
+    if deep and not (stored.sealed and contents.blobs.sealer is None):
+        contents.verify(ref, quarantine=quarantine)
+        return
+    if deep:
+        found = contents.index.object(ref.digest)
+        good = found is not None and contents.stored_is_good(found)
+    else:
+        good = stored.size == ref.size and (
+            stored.content is not None
+            or contents.blobs.stored_size(stored.stored) == stored.stored_size
+        )
+    if not good:
+        raise DamagedStateError(
+            f"content {ref.digest} is missing or not what was written", digest=ref.digest
+        )
+
+
+def _stored_bytes(
+    known: Mapping[str, StoredObject], wanted: Mapping[BlobRef, tuple[str, set[str]]]
+) -> int:
+    return sum(
+        known[ref.digest].stored_size
+        for ref in wanted
+        if ref.digest in known and known[ref.digest].collected_at is None
+    )

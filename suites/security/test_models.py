@@ -1,0 +1,92 @@
+"""Files from outside: read as data, or refused."""
+
+import resource
+import signal
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from forge_harness.errors import ForgeError
+from forge_harness.paths import fixtures_dir
+
+from . import hostile
+
+SOUND = ("native", "hf-packed-autobitlinear-tied", "gguf-tq2_0", "legacy-pt", "legacy-safetensors")
+MEMORY_BYTES, SECONDS = 1 << 30, 20.0
+
+
+@pytest.mark.forge_check("security.hostile_model_refused")
+def test_hostile_model_refused(subject, evidence, tmp_path):
+    """No file makes a reader run code, run out of memory or time, or read beyond its directory.
+
+    Each hostile file is opened and read whole, with 1 GiB of memory over what is in use and 20
+    seconds; a payload that runs leaves a mark. Oracle: the mark, the limits, and that sound files
+    of every format are read by the same call.
+    """
+    read = sum(_outcome(subject, fixtures_dir() / "checkpoints" / name) == "read" for name in SOUND)
+    evidence.equal(
+        "sound_files_read", read, expected=len(SOUND), unit="files", reason=", ".join(SOUND)
+    )
+    canary, outside = tmp_path / "ran", tmp_path / "outside.safetensors"
+    outside.write_bytes(
+        (fixtures_dir() / "checkpoints/legacy-safetensors-bare/weights.safetensors").read_bytes()
+    )
+    (tmp_path / "files").mkdir()
+    outcomes, slowest, ran = {}, 0.0, []
+    for name, path in hostile.files(tmp_path / "files", canary, outside):
+        started = time.monotonic()
+        outcomes[name] = _outcome(subject, path)
+        slowest = max(slowest, time.monotonic() - started)
+        if canary.exists():
+            ran.append(name)
+            canary.unlink()
+    evidence.record("files", len(outcomes), unit="files", reason="made to harm")
+    evidence.record("slowest", slowest, unit="s", reason="of one refusal")
+    evidence.equal(
+        "executed",
+        len(ran),
+        expected=0,
+        unit="files",
+        reason=", ".join(ran[:3]) or "no payload ran",
+    )
+    for what in ("read", "overran", "crashed"):
+        names = [name for name, outcome in outcomes.items() if outcome == what]
+        evidence.equal(
+            what, len(names), expected=0, unit="files", reason=", ".join(names[:3]) or "none"
+        )
+
+
+def _outcome(subject, path):
+    """How reading a file ends: read, refused, overran (memory, time, stack) or crashed."""
+    try:
+        with _limited():
+            subject.read_checkpoint(path)
+    except (MemoryError, TimeoutError, RecursionError):
+        return "overran"
+    except ForgeError:
+        return "refused"
+    except Exception:
+        return "crashed"
+    return "read"
+
+
+@contextmanager
+def _limited():
+    """Bounds memory and time of the block; for the main thread."""
+
+    def stop(*_):
+        raise TimeoutError(f"over {SECONDS:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    left = signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    with open("/proc/self/statm", encoding="ascii") as stream:
+        used = int(stream.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        signal.setitimer(signal.ITIMER_REAL, *left)
+        signal.signal(signal.SIGALRM, before)

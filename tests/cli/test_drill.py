@@ -1,0 +1,52 @@
+"""`forge-harness drill storage` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from forge_harness.cli.drill import drill_group
+from forge_harness.errors import UsageError
+
+STORAGE = ["storage", "--quick", "--quiet"]
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(drill_group, [*STORAGE, *arguments], standalone_mode=False)
+
+
+def test_a_table_and_a_file(tmp_path):
+    file = tmp_path / "found.json"
+    done = invoke("--campaign", "bit_flips", "--trials", "20", "--seed", "4", "--json", str(file))
+    assert done.return_value == 0, done.output
+    assert "bit_flips" in done.output
+    document = json.loads(file.read_bytes())
+    assert document["schema_version"] == "forge-drill-storage/1"
+    (campaign,) = document["campaigns"]
+    assert (campaign["trials"], campaign["seed"], campaign["silent"]) == (20, 4, 0)
+
+
+def test_a_store_that_loses_something_fails():
+    opener = "forge_harness.drill.store_mutants:no_check"
+    done = invoke("--campaign", "bit_flips", "--opener", opener)
+    assert done.return_value == 1
+    assert "silent" in done.output
+
+
+def test_what_was_not_measured_is_not_passed(monkeypatch):
+    monkeypatch.setattr("forge_harness.drill.strace._problem", lambda: "no strace here")
+    done = invoke("--campaign", "kill")
+    assert done.return_value == 7
+    assert "kill: no strace here" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(("--campaign", "kil"), "Did you mean 'kill'"), (("--opener", "x:y"), "cannot be imported")],
+)
+def test_wrong_names_are_refused(arguments, said):
+    error = invoke(*arguments).exception
+    assert isinstance(error, UsageError)
+    assert said in str(error)

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from forge_harness import StateManager
+from forge_harness.cli.keys import PURPOSES, keys_group
+from forge_harness.cli.state import state_group
+from forge_harness.errors import ForgeError, MissingKeyError
+from forge_harness.security.key_sources import keyring_from_file
+from forge_harness.security.keys import Purpose
+from forge_harness.security.sealing import KeyringSealer, key_ids
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    assert run("new", str(tmp_path / "keys.json")).return_value == 0
+    return tmp_path / "keys.json"
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(keys_group, list(arguments), standalone_mode=False)
+
+
+def test_a_keyring_is_never_written_over(keys: Path) -> None:
+    before = keys.read_bytes()
+    again = run("new", str(keys))
+    assert isinstance(again.exception, ForgeError)
+    assert "could never be read again" in str(again.exception)
+    assert keys.read_bytes() == before
+    assert keys.stat().st_mode & 0o777 == 0o600
+
+
+def test_listing_shows_every_key_and_no_bytes_of_one(keys: Path) -> None:
+    listed = json.loads(run("list", str(keys), "--json").output)
+    assert [key["purpose"] for key in listed] == list(PURPOSES) == [str(p) for p in Purpose]
+    material = [key["material"] for key in json.loads(keys.read_bytes())["keys"]]
+    text = run("list", str(keys)).output + run("list", f"command:cat {keys}").output
+    assert not any(secret in text for secret in material)
+
+
+def test_a_store_and_a_file_follow_a_rotation(keys: Path, tmp_path: Path) -> None:
+    keyring = keyring_from_file(keys)
+    sealer = KeyringSealer(keyring)
+    with StateManager(tmp_path / "states", sealer=sealer) as manager:
+        manager.save(phase=5, kind="model", name="m", data=b"m" * 100_000)
+    (tmp_path / "f").write_bytes(sealer.seal_bytes(b"content"))
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "directory" / "g").write_bytes(sealer.seal_bytes(b"content"))
+    (tmp_path / "directory" / "plain").write_bytes(b"plain")
+    places = [str(tmp_path / name) for name in ("states", "f", "directory")]
+    done = run("rotate", str(keys), *(part for place in places for part in ("--sealed", place)))
+    assert done.return_value == 0
+    assert done.output.count("1 of 1 sealed contents put under it") == 3
+    fresh = keyring_from_file(keys)
+    assert key_ids(tmp_path / "f") == (fresh.active_id(),)
+    assert run("destroy", str(keys), keyring.active_id()).return_value == 0
+    verify = ["verify", "--root", str(tmp_path / "states"), "--keys", str(keys)]
+    result = CliRunner().invoke(state_group, verify, standalone_mode=False)
+    assert (result.return_value, "nothing is wrong" in result.output) == (0, True)
+
+
+def test_wrong_uses(keys: Path, tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"plain")
+    nothing = run("rotate", str(keys), "--sealed", str(tmp_path / "plain"))
+    assert "holds nothing that is sealed" in str(nothing.exception)
+    mixed = run("rotate", str(keys), "--purpose", "sign", "--sealed", str(tmp_path / "plain"))
+    assert "goes with --purpose seal" in str(mixed.exception)
+    assert isinstance(run("rotate", str(tmp_path / "none")).exception, MissingKeyError)
+    active = keyring_from_file(keys).active_id()
+    assert "is active" in str(run("destroy", str(keys), active).exception)

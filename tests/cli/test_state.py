@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from forge_harness import StateManager
+from forge_harness.cli.state import state_group
+from forge_harness.errors import ForgeError
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    with StateManager(tmp_path / "states") as manager:
+        manager.save(phase=4, kind="config", name="c", data={"lr": 1})
+        manager.save(phase=5, kind="model", name="m", data=b"w" * 100_000)
+    return tmp_path / "states"
+
+
+def run(root: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(state_group, [*arguments, "--root", str(root)], standalone_mode=False)
+
+
+def test_ls_says_what_the_phases_hold(root: Path) -> None:
+    text = run(root, "ls").output
+    assert "2 states: phase4 1 (50.0%), phase5 1 (50.0%); 0 migrated, 2 generations" in text
+    listed = json.loads(run(root, "ls", "--json", "--phase", "5").output)
+    assert [state["name"] for state in listed["states"]] == ["m"]
+    assert listed["summary"]["states"] == 2
+
+
+def test_show_names_files_and_digests(root: Path) -> None:
+    shown = json.loads(run(root, "show", "5", "m", "--json").output)
+    assert shown["files"]["data"]["size"] == 100_000
+    assert shown["files"]["data"]["digest"] in run(root, "show", "phase5", "m").output
+
+
+def test_save_and_get_bring_a_directory_back(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "a").write_bytes(b"a")
+    saved = run(
+        root, "save", str(tmp_path / "package"), "--phase", "6", "--kind", "package", "--name", "p"
+    )
+    assert saved.output == "phase6/p: generation 3, 1 bytes.\n"
+    run(root, "get", "6", "p", "--out", str(tmp_path / "out"))
+    assert (tmp_path / "out" / "a").read_bytes() == b"a"
+
+
+def test_verify_exits_8_and_names_what_is_damaged(root: Path) -> None:
+    assert run(root, "verify").return_value == 0
+    (file,) = (path for path in (root / "objects").rglob("*") if path.is_file())
+    content = bytearray(file.read_bytes())
+    content[70_000] ^= 4
+    file.chmod(0o600)
+    file.write_bytes(content)
+    result = run(root, "verify")
+    assert result.return_value == 8
+    assert "1 problems:" in result.output
+    assert run(root, "verify", "--shallow").return_value == 0
+    assert json.loads(run(root, "verify", "--json").output)["problems"]
+
+
+def test_checkpoint_restore_gc(root: Path) -> None:
+    assert run(root, "checkpoint", "a").output == "Checkpoint a: generation 2.\n"
+    with StateManager(root) as manager:
+        manager.remove(phase=5, name="m")
+    assert "Restored a as generation 5" in run(root, "restore", "a").output
+    assert run(root, "show", "5", "m").return_value == 0
+    assert "Collected: retained" in run(root, "gc", "--retain", "1").output
+    report = json.loads(run(root, "gc", "--json").output)
+    assert report["retained"] >= 1
+
+
+def test_migrate_and_its_wrong_uses(root: Path) -> None:
+    assert "phase6/m: generation 3" in run(root, "migrate", "5", "m", "--to", "6").output
+    assert "schema is current, 3 generations" in run(root, "migrate", "--schema").output
+    for wrong in (["migrate", "5", "m"], ["migrate", "--schema", "5"]):
+        assert isinstance(run(root, *wrong).exception, ForgeError)
+
+
+def test_nothing_is_made_by_looking(tmp_path: Path) -> None:
+    for command in (["ls"], ["verify"], ["gc"], ["checkpoint", "a"], ["migrate", "--schema"]):
+        result = run(tmp_path / "none", *command)
+        assert isinstance(result.exception, ForgeError)
+        assert "There is no state store" in str(result.exception)
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,109 @@
+"""Campaigns, small: what they promise to see, and what they say when they cannot run."""
+
+import json
+
+import pytest
+
+from forge_harness.drill import damage, migration, storage, strace, workload
+from forge_harness.drill.storage import MUTANTS, run_campaign, run_mutant, run_storage
+from forge_harness.drill.tally import Status
+from forge_harness.drill.target import OWN_STORE, open_store
+from forge_harness.errors import UsageError
+
+BUGS = {mutant.name: mutant for mutant in MUTANTS}
+
+
+@pytest.fixture
+def old_stores(tmp_path):
+    directory = tmp_path / "old"
+    with open_store(OWN_STORE, directory / "one") as store:
+        store.commit(workload.states(0, 0, "small"))
+        view = workload.seen(store)
+    (directory / "one.json").write_text(json.dumps(view))
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("name", "trials"),
+    [("bit_flips", 60), ("swaps", 20), ("file_limit", 2), ("collection", 40), ("newer_schema", 0)],
+)
+def test_the_store_holds(name, trials):
+    report = run_campaign(name, profile="quick", trials=trials)
+    assert report.status is Status.HELD, report.findings
+    assert report.trials >= min(trials, 2)
+
+
+@pytest.mark.parametrize("name", ["no_check", "no_grace", "forgets_kept", "any_schema"])
+def test_seeded_bugs_that_need_no_other_process_are_caught(name):
+    report = run_mutant(BUGS[name])
+    assert report.status == "caught", report.reason
+
+
+def test_the_same_seed_draws_the_same_trials():
+    said = [[], []]
+    for heard in said:
+        run_campaign(
+            "bit_flips",
+            seed=5,
+            profile="quick",
+            trials=12,
+            tell=lambda done, total, label, heard=heard: heard.append((done, total, label)),
+        )
+    assert said[0] == said[1]
+    assert [done for done, _, _ in said[0]] == list(range(1, 13))
+
+
+def test_without_strace_nothing_is_green(monkeypatch, old_stores):
+    monkeypatch.setattr(strace, "_problem", lambda: "strace is not installed")
+    report = run_storage(campaigns=["kill", "errors", "replay", "migration"], old_stores=old_stores)
+    assert report.status is Status.NOT_MEASURED
+    assert {c.reason for c in report.campaigns} == {"strace is not installed"}
+
+
+def test_a_survivor_is_no_pass():
+    reports = [run_campaign("newer_schema")]
+    survivor = storage.MutantReport(
+        name="x", bug="y", campaign="kill", status="survived", reason="", trials=3
+    )
+    report = storage.StorageReport(
+        opener=OWN_STORE,
+        seed=0,
+        profile="quick",
+        started_at="",
+        seconds=0.0,
+        campaigns=tuple(reports),
+        mutants=(survivor,),
+    )
+    assert report.status is Status.NOT_MEASURED
+    document = json.loads(json.dumps(report.to_json()))
+    assert (document["mutants_caught"], document["mutants_total"]) == (0, 1)
+
+
+def test_an_old_store_that_lost_something_is_found(old_stores):
+    expected = json.loads((old_stores / "one.json").read_text())
+    old = migration.old_stores(old_stores)[0]
+    assert old.view == expected
+    expected["phase5/gone/data"] = "0" * 64
+    (old_stores / "one.json").write_text(json.dumps(expected))
+    (worse,) = migration.old_stores(old_stores)
+    found = migration._look(OWN_STORE, old_stores / "one", worse)
+    assert found.result == "lost"
+    assert "phase5/gone/data" in found.message
+
+
+@pytest.mark.parametrize(
+    ("harm", "result"),
+    [(lambda data: data[:-1] + b"?", "detected"), (lambda data: data, "harmless")],
+)
+def test_damage_is_told_from_none(tmp_path, harm, result):
+    (patient, _) = damage._patients(tmp_path, OWN_STORE, 0)
+    content = next(p for p in (patient.template / "objects").rglob("*") if p.is_file())
+    content.write_bytes(harm(content.read_bytes()))
+    assert damage._look(OWN_STORE, patient.template, patient).result == result
+
+
+def test_unknown_names_get_the_nearest():
+    with pytest.raises(UsageError, match="bit_flips"):
+        run_campaign("bit_flip")
+    with pytest.raises(UsageError, match="cannot be imported"):
+        run_storage("no.such.module:open", campaigns=["newer_schema"])

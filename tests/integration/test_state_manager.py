@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from forge_harness import StateManager
+from forge_harness.errors import DamagedStateError, StateError, UnknownStateError, WrongKeyError
+from forge_harness.integration.state_kinds import StateKind
+from forge_harness.integration.state_manager import StateInput
+from forge_harness.security.keys import Keyring
+from forge_harness.security.sealing import HEAD_BYTES, KeyringSealer
+
+
+@pytest.fixture
+def manager(tmp_path: Path):
+    with StateManager(tmp_path / "states") as opened:
+        yield opened
+
+
+def reopened(manager: StateManager) -> StateManager:
+    manager.close()
+    return StateManager(manager.root, create=False)
+
+
+def test_what_was_saved_is_there_after_reopening(manager: StateManager) -> None:
+    weights = {"layer.weight": torch.arange(6.0).reshape(2, 3), "step": 7}
+    first = manager.save(phase=5, kind="checkpoint", name="digits/step-7", data=weights)
+    manager.save(phase="phase5", kind="metrics", name="digits", data={"accuracy": 0.98})
+    with reopened(manager) as again:
+        loaded = again.load(phase="Phase 5", name="digits/step-7")
+        assert torch.equal(loaded["layer.weight"], weights["layer.weight"])
+        assert loaded["step"] == 7
+        assert again.load(phase=5, name="digits") == {"accuracy": 0.98}
+        assert again.get(phase=5, name="digits/step-7") == first
+        assert again.verify().ok
+
+
+def test_a_new_version_leaves_the_old_one_in_its_generation(manager: StateManager) -> None:
+    old = manager.save(phase=4, kind="config", name="c", data={"a": 1})
+    new = manager.save(phase=4, kind="config", name="c", data={"a": 2})
+    assert manager.load(phase=4, name="c") == {"a": 2}
+    assert manager.load(phase=4, name="c", generation=old.generation) == {"a": 1}
+    assert new.generation == old.generation + 1
+
+
+def test_several_states_are_one_generation_or_none(manager: StateManager, tmp_path: Path) -> None:
+    given = [
+        StateInput(phase=5, kind="metrics", name="m", data={"loss": 1.0}),
+        StateInput(phase=5, kind="model", name="w", data=b"weights"),
+    ]
+    saved = manager.save_all(given)
+    assert len({state.generation for state in saved}) == 1
+    broken = [*given, StateInput(phase=5, kind="model", name="x", data=tmp_path / "missing")]
+    before = manager.summary()
+    with pytest.raises(StateError, match="no file or directory"):
+        manager.save_all(broken)
+    assert manager.summary() == before
+
+
+def test_unknown_names_and_kinds_are_one_sentence(manager: StateManager) -> None:
+    manager.save(phase=5, kind="model", name="digits", data=b"w")
+    with pytest.raises(UnknownStateError, match="digits"):
+        manager.load(phase=5, name="digit")
+    with pytest.raises(StateError, match="Did you mean 'model'"):
+        manager.save(phase=5, kind="modle", name="digits", data=b"w")
+    with pytest.raises(StateError, match="is no name of a state"):
+        manager.save(phase=5, kind="model", name="../escape", data=b"w")
+    with pytest.raises(StateError, match="store's own"):
+        manager.save(phase="checkpoints", kind="model", name="a", data=b"w")
+
+
+def test_own_kinds_have_their_own_schema(tmp_path: Path) -> None:
+    recipe = StateKind(name="recipe", holds="a recipe", required=("steps",))
+    with StateManager(tmp_path / "states", kinds=[recipe]) as manager:
+        manager.save(phase=5, kind="recipe", name="r", data={"steps": 3})
+        with pytest.raises(StateError, match="lacks 'steps'"):
+            manager.save(phase=5, kind="recipe", name="r", data={})
+
+
+def test_a_checkpoint_brings_everything_back_and_forgets_nothing(manager: StateManager) -> None:
+    manager.save(phase=5, kind="config", name="kept", data={"lr": 1})
+    manager.checkpoint("before")
+    manager.save(phase=5, kind="config", name="kept", data={"lr": 2})
+    manager.save(phase=5, kind="config", name="later", data={"x": 0})
+    after = manager.checkpoint("after")
+    manager.restore("before")
+    assert [state.name for state in manager.list()] == ["kept"]
+    assert manager.load(phase=5, name="kept") == {"lr": 1}
+    assert set(manager.checkpoints()) == {"before", "after"}
+    manager.restore("after")
+    assert manager.load(phase=5, name="kept") == {"lr": 2}
+    assert manager.load(phase=5, name="later") == {"x": 0}
+    manager.restore(after.number)
+    with pytest.raises(UnknownStateError, match="Did you mean 'before'"):
+        manager.restore("befor")
+
+
+def test_collection_keeps_checkpoints_and_the_newest(manager: StateManager) -> None:
+    for value in range(4):
+        manager.save(phase=5, kind="data", name="d", data=bytes([value]) * 100_000)
+        if value == 1:
+            manager.checkpoint("one")
+    manager.collect(retain=1, grace_s=0.0)
+    assert manager.load(phase=5, name="d") == bytes([3]) * 100_000
+    manager.restore("one")
+    assert manager.load(phase=5, name="d") == bytes([1]) * 100_000
+    assert manager.verify().ok
+
+
+def test_migration_keeps_content_and_lineage_and_is_idempotent(manager: StateManager) -> None:
+    source = manager.save(phase=5, kind="package", name="digits", data=b"w" * 50_000)
+    moved = manager.migrate(phase=5, name="digits", to_phase=6)
+    assert (moved.phase, moved.parents, moved.files) == ("phase6", (source.id,), source.files)
+    assert manager.load(phase=6, name="digits") == b"w" * 50_000
+    generations = len(manager.generations())
+    assert manager.migrate(phase=5, name="digits", to_phase=6) == moved
+    assert len(manager.generations()) == generations
+    newer = manager.save(phase=5, kind="package", name="digits", data=b"x")
+    assert manager.migrate(phase=5, name="digits", to_phase=6).parents == (newer.id,)
+    assert manager.summary().migrated == 1
+
+
+def test_a_migration_does_not_overwrite_what_is_not_its_own(manager: StateManager) -> None:
+    manager.save(phase=5, kind="model", name="a", data=b"5")
+    manager.save(phase=6, kind="model", name="a", data=b"6")
+    with pytest.raises(StateError, match="does not come from phase5/a; give another name"):
+        manager.migrate(phase=5, name="a", to_phase=6)
+    assert manager.load(phase=6, name="a") == b"6"
+    assert manager.migrate(phase=5, name="a", to_phase=6, new_name="b").name == "b"
+
+
+def test_a_damaged_state_is_not_migrated(manager: StateManager) -> None:
+    state = manager.save(phase=5, kind="model", name="a", data=b"5" * 200_000)
+    (blob,) = state.files.values()
+    (file,) = manager.root.rglob(f"*{blob.digest[2:]}*")
+    file.chmod(0o600)
+    content = bytearray(file.read_bytes())
+    content[100_000] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DamagedStateError):
+        manager.migrate(phase=5, name="a", to_phase=6)
+    assert [found.phase for found in manager.list()] == ["phase5"]
+
+
+def test_summary_counts_by_phase_and_kind(manager: StateManager) -> None:
+    for phase, count in ((4, 2), (5, 3), (6, 1)):
+        for index in range(count):
+            manager.save(phase=phase, kind="config", name=f"c{index}", data={"n": index})
+    manager.checkpoint("all")
+    summary = manager.summary()
+    assert summary.states == 6
+    assert dict(summary.phases) == {"phase4": 2, "phase5": 3, "phase6": 1}
+    assert dict(summary.kinds) == {"config": 6}
+    assert summary.checkpoints == ("all",)
+
+
+def test_files_of_a_directory_are_written_out_verified(
+    manager: StateManager, tmp_path: Path
+) -> None:
+    (tmp_path / "package" / "sub").mkdir(parents=True)
+    (tmp_path / "package" / "a").write_bytes(b"a" * 100_000)
+    (tmp_path / "package" / "sub" / "b").write_bytes(b"b")
+    manager.save(phase=5, kind="package", name="p", data=tmp_path / "package")
+    manager.copy_out(tmp_path / "out", phase=5, name="p")
+    assert (tmp_path / "out" / "a").read_bytes() == b"a" * 100_000
+    assert (tmp_path / "out" / "sub" / "b").read_bytes() == b"b"
+    with pytest.raises(StateError, match="give a new one"):
+        manager.copy_out(tmp_path / "out", phase=5, name="p")
+    assert manager.load(phase=5, name="p") == {"a": b"a" * 100_000, "sub/b": b"b"}
+
+
+def test_a_missing_store_is_not_made_when_it_should_be_there(tmp_path: Path) -> None:
+    with pytest.raises(StateError):
+        StateManager(tmp_path / "none", create=False)
+    assert not (tmp_path / "none").exists()
+
+
+def sealed_manager(root: Path, keyring: Keyring) -> StateManager:
+    return StateManager(root, sealer=KeyringSealer(keyring))
+
+
+def test_a_sealed_store_changes_its_key_without_rewriting_contents(tmp_path: Path) -> None:
+    root, before = tmp_path / "states", Keyring.new()
+    big, small = b"model weights" * 100_000, b"a few secret bytes"
+    with sealed_manager(root, before) as manager:
+        manager.save(phase=5, kind="model", name="big", data=big)
+        manager.save(phase=5, kind="config", name="small", data=small)
+    for path in root.rglob("*"):
+        if path.is_file():
+            assert not any(needle in path.read_bytes() for needle in (big[:64], small)), path
+    (blob,) = (path for path in (root / "objects").rglob("*") if path.is_file())
+    body = blob.read_bytes()[HEAD_BYTES:]
+    after = before.rotated()
+    with sealed_manager(root, after) as manager:
+        assert manager.rewrap() == (2, 2)
+        assert manager.rewrap() == (0, 2)
+        assert manager.verify().ok
+    assert blob.read_bytes()[HEAD_BYTES:] == body
+    with sealed_manager(root, after.destroyed(before.active_id())) as manager:
+        assert manager.load(phase=5, name="big") == big
+        assert manager.load(phase=5, name="small") == small
+    with StateManager(root) as manager:  # no key: everything is checked as it lies on disk
+        assert manager.verify().ok
+
+
+def test_without_or_with_another_key_nothing_is_read_or_written(tmp_path: Path) -> None:
+    root = tmp_path / "states"
+    with sealed_manager(root, Keyring.new()) as manager:
+        manager.save(phase=5, kind="model", name="m", data=b"m" * 100_000)
+    with StateManager(root) as manager:
+        with pytest.raises(StateError, match="sealed and the store was opened without a key"):
+            manager.load(phase=5, name="m")
+        with pytest.raises(StateError, match="nothing is written in the clear"):
+            manager.save(phase=5, kind="model", name="n", data=b"n")
+        with pytest.raises(StateError, match="opened without a key"):
+            manager.rewrap()
+    with sealed_manager(root, Keyring.new()) as manager:
+        with pytest.raises(WrongKeyError, match="the keyring has"):
+            manager.load(phase=5, name="m")
+        with pytest.raises(WrongKeyError):
+            manager.rewrap()
+    assert not any((root / "quarantine").iterdir())
+
+
+def test_a_flipped_bit_of_a_sealed_content_is_found_with_and_without_the_key(
+    tmp_path: Path,
+) -> None:
+    root, keyring = tmp_path / "states", Keyring.new()
+    with sealed_manager(root, keyring) as manager:
+        manager.save(phase=5, kind="model", name="m", data=b"m" * 100_000)
+    (blob,) = (path for path in (root / "objects").rglob("*") if path.is_file())
+    content = bytearray(blob.read_bytes())
+    content[50_000] ^= 1
+    blob.chmod(0o600)
+    blob.write_bytes(content)
+    with StateManager(root) as manager:
+        assert not manager.verify().ok
+    with sealed_manager(root, keyring) as manager:
+        assert not manager.verify().ok
+        with pytest.raises(DamagedStateError):
+            manager.load(phase=5, name="m")

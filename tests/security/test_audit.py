@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+import threading
+from concurrent.futures import wait
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from forge_harness.errors import AuditError
+from forge_harness.security.audit import AuditEvent, AuditLog, AuditReport, Decision, verify
+from forge_harness.security.audit_heads import Head, parse_head
+
+KEY, SEED = bytes(range(32)), bytes(range(1, 33))
+PUBLIC = Ed25519PrivateKey.from_private_bytes(SEED).public_key()
+
+
+def event(number: int = 0, **given: object) -> AuditEvent:
+    values = {"actor": "ci", "action": "state.save", "resource": f"phase5/m{number}"}
+    return AuditEvent(**{"decision": Decision.ALLOW, **values, **given})  # type: ignore[arg-type]
+
+
+def opened(path: Path) -> AuditLog:
+    return AuditLog(path, key=KEY, signing_key=SEED)
+
+
+def checked(path: Path, newest: Head | None = None) -> AuditReport:
+    return verify(path, key=KEY, public_keys=[PUBLIC], newest=newest)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    with opened(tmp_path / "audit.db") as log:
+        for number in range(6):
+            log.record(event(number))
+    return tmp_path / "audit.db"
+
+
+def heads_of(path: Path) -> list[bytes]:
+    return path.with_name("audit.db.heads").read_bytes().splitlines()
+
+
+def tamper(path: Path, *statements: str) -> None:
+    """What somebody does who can write the file: no trigger stops him."""
+    connection = sqlite3.connect(path)
+    for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type='trigger'"):
+        connection.execute(f"DROP TRIGGER {name}")
+    for statement in statements:
+        connection.execute(statement)
+    connection.commit()
+    connection.close()
+
+
+def test_a_sound_log_verifies_and_goes_on_after_reopening(log: Path) -> None:
+    assert checked(log) == AuditReport(6, 6, 6, ())
+    with opened(log) as again:
+        assert again.record(event(6)).number == 7
+        assert [record.event.resource for record in again.tail(2)] == ["phase5/m5", "phase5/m6"]
+    assert checked(log) == AuditReport(7, 7, 7, ())
+
+
+def test_requests_share_groups_and_each_is_on_disk_when_answered(tmp_path: Path) -> None:
+    path = tmp_path / "audit.db"
+    with opened(path) as log:
+        futures = [log.submit(event(n, request_id=f"r{n}")) for n in range(700)]
+        wait(futures, timeout=30)
+        numbers = [future.result().number for future in futures]
+        assert numbers == list(range(1, 701))
+        connection = sqlite3.connect(path)
+        assert connection.execute("SELECT COUNT(*) FROM event").fetchone() == (700,)
+        connection.close()
+    report = checked(path)
+    assert (report.records, report.covered, report.problems) == (700, 700, ())
+    assert report.heads < 20
+
+
+def test_threads_and_processes_share_one_chain(tmp_path: Path) -> None:
+    path = tmp_path / "audit.db"
+    code = (
+        "import sys; from pathlib import Path; from tests.security.test_audit import *\n"
+        "with opened(Path(sys.argv[1])) as log:\n"
+        "    for n in range(20): log.record(event(n))\n"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    children = [subprocess.Popen(command, cwd=Path(__file__).parents[2]) for _ in range(2)]
+    with opened(path) as log:
+        threads = [
+            threading.Thread(target=lambda: [log.record(event(n)) for n in range(20)])
+            for _ in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert [child.wait(timeout=60) for child in children] == [0, 0]
+    report = checked(path)
+    assert (report.records, report.covered, report.problems) == (80, 80, ())
+
+
+def test_the_file_takes_additions_only(log: Path) -> None:
+    connection = sqlite3.connect(log)
+    for statement in (
+        "UPDATE event SET actor = 'x' WHERE number = 2",
+        "DELETE FROM event WHERE number = 6",
+        "DELETE FROM log",
+        "UPDATE log SET id = ''",
+        "INSERT INTO event SELECT 7, time, actor, action, resource, decision, request_id, detail,"
+        " previous, mac FROM event WHERE number = 5",
+        "INSERT INTO event SELECT 9, time, actor, action, resource, decision, request_id, detail,"
+        " mac, mac FROM event WHERE number = 6",
+    ):
+        with pytest.raises(sqlite3.IntegrityError):
+            connection.execute(statement)
+    connection.close()
+
+
+ATTACKS = {
+    "edit": ("UPDATE event SET actor = 'mallory' WHERE number = 3",),
+    "edit the decision": ("UPDATE event SET decision = 'deny' WHERE number = 3",),
+    "edit the detail": ("""UPDATE event SET detail = '{"a":1}' WHERE number = 3""",),
+    "edit the time": ("UPDATE event SET time = '2020' WHERE number = 6",),
+    "delete in the middle": ("DELETE FROM event WHERE number = 3",),
+    "delete and renumber": (
+        "DELETE FROM event WHERE number = 3",
+        "UPDATE event SET number = number - 1 WHERE number > 3",
+    ),
+    "cut the tail off": ("DELETE FROM event WHERE number > 4",),
+    "delete everything": ("DELETE FROM event",),
+    "reorder": (
+        "UPDATE event SET number = 100 WHERE number = 2",
+        "UPDATE event SET number = 2 WHERE number = 3",
+        "UPDATE event SET number = 3 WHERE number = 100",
+    ),
+    "another log's id": ("UPDATE log SET id = '00'",),
+    "swap two macs": (
+        "UPDATE event SET mac = (SELECT mac FROM event WHERE number = 2) WHERE number = 5",
+    ),
+    "append without the key": (
+        "INSERT INTO event SELECT 7, time, actor, action, resource, decision, request_id, detail,"
+        " mac, zeroblob(32) FROM event WHERE number = 6",
+    ),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_an_attack_on_the_file_is_found(log: Path, attack: str) -> None:
+    tamper(log, *ATTACKS[attack])
+    assert checked(log).problems
+
+
+def test_a_log_rewritten_with_the_chain_key_is_found_by_its_heads(log: Path) -> None:
+    """The chain key alone is not enough: the heads are signed with another."""
+    heads = log.with_name("audit.db.heads")
+    kept = heads.read_bytes()
+    log.unlink()
+    with AuditLog(log, key=KEY, signing_key=bytes(32)) as forged:
+        for number in range(8):
+            forged.record(event(number, actor="mallory"))
+    assert any("not signed by a pinned key" in problem for problem in checked(log).problems)
+    heads.write_bytes(kept)
+    assert any("the file was replaced" in problem for problem in checked(log).problems)
+
+
+def test_heads_removed_changed_or_reordered_are_found(log: Path) -> None:
+    path, lines = log.with_name("audit.db.heads"), heads_of(log)
+
+    def problems(kept: list[bytes]) -> tuple[str, ...]:
+        path.write_bytes(b"".join(line + b"\n" for line in kept))
+        return checked(log).problems
+
+    assert not problems(lines)
+    assert problems([])
+    assert problems([lines[0], *lines[2:]])
+    assert problems([lines[1], lines[0], *lines[2:]])
+    changed = json.loads(lines[-1]) | {"number": 5}
+    assert problems([*lines[:-1], json.dumps(changed).encode()])
+    assert problems([*lines, b"garbage"])
+
+
+def test_a_file_put_back_is_found_by_its_heads_and_both_by_a_head_kept_elsewhere(
+    log: Path, tmp_path: Path
+) -> None:
+    earlier, heads = log.read_bytes(), log.with_name("audit.db.heads")
+    earlier_heads = heads.read_bytes()
+    with opened(log) as again:
+        again.record(event(6))
+    witness = parse_head(heads_of(log)[-1])
+    assert not checked(log, witness).problems
+    log.write_bytes(earlier)
+    assert any("put back to an earlier state" in problem for problem in checked(log).problems)
+    heads.write_bytes(earlier_heads)
+    assert not checked(log).problems
+    assert any("The head kept elsewhere" in problem for problem in checked(log, witness).problems)
+
+
+def test_another_stores_log_is_told_apart(log: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    with opened(tmp_path / "other" / "audit.db") as other:
+        for number in range(6):
+            other.record(event(number))
+    log.write_bytes((tmp_path / "other" / "audit.db").read_bytes())
+    assert any("the file was replaced" in problem for problem in checked(log).problems)
+
+
+def test_a_torn_head_is_none_and_the_next_one_follows(log: Path) -> None:
+    heads = log.with_name("audit.db.heads")
+    heads.write_bytes(heads.read_bytes() + b'{"log_id": "torn')
+    assert not checked(log).problems
+    with opened(log) as again:
+        again.record(event(6))
+    assert checked(log) == AuditReport(7, 7, 7, ())
+
+
+def test_credentials_are_not_recorded(tmp_path: Path) -> None:
+    secret = "hf_" + "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6"
+    with opened(tmp_path / "audit.db") as log:
+        log.record(event(detail={"password": "hunter2hunter2", "note": secret, "steps": 3}))
+        assert log.tail(1)[0].event.detail == {
+            "password": "[redacted]",
+            "note": "[redacted]",
+            "steps": 3,
+        }
+    assert not checked(tmp_path / "audit.db").problems
+    for path in tmp_path.iterdir():
+        assert secret.encode() not in path.read_bytes()
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from tests.security.test_audit import *
+path = Path(sys.argv[1])
+log = opened(path)
+log.record(event(0))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+size = path.with_name("audit.db-wal").stat().st_size
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + 2000, resource.RLIM_INFINITY))
+refused = 0
+for number in range(20):
+    try:
+        log.record(event(number, detail={"x": "y" * 3000}))
+    except AuditError:
+        refused += 1
+future = log.submit(event(99, detail={"x": "y" * 3000}))
+refused += isinstance(future.exception(timeout=30), AuditError)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+number = log.record(event(100)).number
+log.close()
+print(refused, number)
+"""
+
+
+def test_without_space_nothing_is_acknowledged_and_with_space_it_goes_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FULL, str(tmp_path / "audit.db")]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["21", "2"], done.stderr
+    assert checked(tmp_path / "audit.db") == AuditReport(2, 2, 2, ())
+
+
+def test_files_that_are_no_log(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no database, long enough to be looked at" * 20)
+    connection = sqlite3.connect(tmp_path / "other.db")
+    connection.execute("CREATE TABLE t (x)")
+    connection.commit()
+    connection.close()
+    for name in ("text", "other.db"):
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(AuditError, match="no audit log"):
+            opened(tmp_path / name)
+        assert (tmp_path / name).read_bytes() == before
+    with pytest.raises(AuditError, match="cannot be opened"):
+        checked(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_closed_log_refuses(tmp_path: Path) -> None:
+    log = opened(tmp_path / "audit.db")
+    log.submit(event()).result(timeout=10)
+    log.close()
+    log.close()
+    with pytest.raises(AuditError, match="closed"):
+        log.submit(event()).result(timeout=10)

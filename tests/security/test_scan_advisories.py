@@ -1,0 +1,164 @@
+"""Advisory databases as directories, and what an answer without data is worth."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from forge_harness.probes import advisories
+from forge_harness.security import scan_installed
+
+NOW = datetime.now(UTC)
+# The layout and the key order of pypa/advisory-database, a file a record.
+YAML = """\
+id: {id}
+details: 'A record made for a test, with "name: other" in its text.'
+affected:
+- package:
+    name: {name}
+    ecosystem: PyPI
+    purl: pkg:pypi/{name}
+  ranges:
+  - type: ECOSYSTEM
+    events:
+    - introduced: "0"
+    - fixed: {fixed}
+  versions:
+  - "1.9"
+modified: "{modified}"
+"""
+
+
+@pytest.fixture
+def database(tmp_path):
+    """Writes a record of a distribution; the canary's is there from the start."""
+    root = tmp_path / "advisory-database"
+
+    def add(name, advisory, fixed, age_days=1.0, suffix="yaml"):
+        moment = (NOW - timedelta(days=age_days)).strftime("%Y-%m-%dT%H:%M:%S.000000Z")
+        file = root / "vulns" / name / f"{advisory}.{suffix}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(YAML.format(id=advisory, name=name, fixed=fixed, modified=moment))
+        return file
+
+    add("jinja2", "PYSEC-2014-8", "2.7.2")
+    add.root = root
+    return add
+
+
+def test_a_directory_without_a_matching_record_is_clean(database):
+    database("demo", "PYSEC-1", "2.0")
+    scan = scan_installed.scan_advisories({"demo": "2.0", "other": "1"}, database.root)
+    assert (scan.state, scan.scanned, scan.canary) == ("clean", 2, "jinja2 2.4.1")
+    assert 0.9 < scan.data_age_days < 1.1
+
+
+@pytest.mark.parametrize("version", ["1.9", "1.9.post1", "0"])
+def test_a_vulnerable_release_is_found(database, version):
+    database("demo", "PYSEC-1", "2.0")
+    scan = scan_installed.scan_advisories({"Demo": version}, database.root)
+    assert scan.state == "found"
+    assert [f.sentence() for f in scan.findings] == [
+        f"demo {version}: PYSEC-1: has a published vulnerability"
+    ]
+
+
+def test_records_as_json_are_read(database):
+    record = {
+        "id": "GHSA-1",
+        "modified": NOW.isoformat(),
+        "affected": [{"package": {"ecosystem": "PyPI", "name": "demo"}, "versions": ["1"]}],
+    }
+    (database.root / "GHSA-1.json").write_text(json.dumps(record, indent=2))
+    scan = scan_installed.scan_advisories({"demo": "1"}, database.root)
+    assert [finding.rule for finding in scan.findings] == ["GHSA-1"]
+
+
+def test_a_withdrawn_record_does_not_count(database):
+    file = database("demo", "PYSEC-1", "2.0")
+    file.write_text(file.read_text() + 'withdrawn: "2024-01-01T00:00:00Z"\n')
+    assert scan_installed.scan_advisories({"demo": "1"}, database.root).state == "clean"
+
+
+def test_the_age_is_that_of_the_newest_record_of_all(database, tmp_path):
+    database("jinja2", "PYSEC-2014-8", "2.7.2", age_days=800)
+    scan = scan_installed.scan_advisories({"demo": "1"}, database.root)
+    assert scan.state == "not scanned"
+    assert "800 days old, live data are at most 30" in scan.why_not
+    database("unrelated", "PYSEC-2", "1.0", age_days=3)
+    scan = scan_installed.scan_advisories({"demo": "1"}, database.root)
+    assert (scan.state, round(scan.data_age_days)) == ("clean", 3)
+
+
+def no_canary(root):
+    (root / "vulns" / "jinja2" / "PYSEC-2014-8.yaml").unlink()
+    (root / "a.json").write_text(json.dumps({"id": "X", "modified": NOW.isoformat()}))
+    return "did not find its canary"
+
+
+def empty(root):
+    (root / "vulns" / "jinja2" / "PYSEC-2014-8.yaml").unlink()
+    return "holds no advisory"
+
+
+def not_yaml(root):
+    (root / "vulns" / "jinja2" / "PYSEC-2014-8.yaml").write_text("name: jinja2\n- : [")
+    return "is not YAML"
+
+
+def a_list(root):
+    (root / "vulns" / "jinja2" / "PYSEC-2014-8.yaml").write_text("- name: jinja2\n")
+    return "holds list, expected one OSV record"
+
+
+@pytest.mark.parametrize("damage", [no_canary, empty, not_yaml, a_list])
+def test_a_damaged_database_is_no_scan(database, damage):
+    said = damage(database.root)
+    scan = scan_installed.scan_advisories({"demo": "1"}, database.root)
+    assert scan.state == "not scanned"
+    assert said in scan.why_not
+
+
+def test_links_are_not_followed(database, tmp_path):
+    outside = tmp_path / "outside.yaml"
+    outside.write_text(database("demo", "PYSEC-1", "2.0").read_text())
+    (database.root / "vulns" / "demo" / "PYSEC-1.yaml").unlink()
+    (database.root / "link.yaml").symlink_to(outside)
+    assert scan_installed.scan_advisories({"demo": "1"}, database.root).state == "clean"
+
+
+def test_no_data_at_all_is_no_scan(monkeypatch):
+    monkeypatch.delenv(advisories.FILE_VARIABLE, raising=False)
+    monkeypatch.setattr("forge_harness.probes.advisories.util.find_spec", lambda name: None)
+    scan = scan_installed.scan_advisories({"demo": "1"})
+    assert (scan.state, scan.scanned) == ("not scanned", 0)
+
+
+def test_the_variable_may_name_a_directory(database, monkeypatch):
+    monkeypatch.setenv(advisories.FILE_VARIABLE, str(database.root))
+    database("demo", "PYSEC-1", "2.0")
+    assert scan_installed.scan_advisories({"demo": "1"}).state == "found"
+
+
+@pytest.mark.parametrize(
+    ("text", "state"),
+    [
+        ("MIT", "clean"),
+        ("AGPL-3.0-only", "found"),
+        ("nobody knows", "found"),
+        ("GPL OR MIT", "clean"),
+    ],
+)
+def test_licenses(text, state):
+    assert scan_installed.scan_licenses({"demo": text}).state == state
+
+
+def test_licenses_of_nothing_are_not_scanned():
+    assert scan_installed.scan_licenses({}).state == "not scanned"
+
+
+def test_a_license_reader_that_refuses_nothing_is_no_scan(monkeypatch):
+    monkeypatch.setattr("forge_harness.probes.licenses.REFUSED_WORDS", frozenset())
+    scan = scan_installed.scan_licenses({"demo": "MIT"})
+    assert scan.state == "not scanned"
+    assert "AGPL" in scan.why_not

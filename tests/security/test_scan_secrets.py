@@ -1,0 +1,103 @@
+"""Secrets in files: forms, names, randomness; and what is no secret."""
+
+import base64
+import hashlib
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forge_harness.probes import secrets
+from forge_harness.security import scan_secrets
+
+# Put together here: a scan of this file must find nothing.
+AWS = "AKIA" + "QWERTYUIOPASDFGH"
+HF = "hf_" + "aBcDeFgHiJkLmNoPqRsTuVwXyZaBcDeF"
+JWT = ".".join(["eyJ" + "hbGciOiJIUzI1NiJ9", "eyJzdWIiOiIxMjM0In0", "c2lnbmF0dXJlLXRlc3Q"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"key = {AWS}",
+        f"export HF={HF}",
+        f"Authorization: Bearer {JWT}",
+        "-----BEGIN " + "RSA PRIVATE KEY-----",
+        "url: postgres" + "://forge:s3cr3t@db/runs",
+        "db_pass" + 'word = "correct-horse"',
+        '"api_' + "key\": '0123456789ab'",
+        "refresh_" + 'token = "0123456789abcdef0123"',  # forge-scan: no secret
+        'x = "' + "q7Zk2LxW9vTb4RnYc8" + 'HsJd3GmPfUa6Ee"',
+    ],
+)
+def test_a_credential_is_found_and_never_repeated(line, tmp_path):
+    (tmp_path / "notes.txt").write_text(f"first\n{line}\n")
+    scan = scan_secrets.scan(tmp_path)
+    assert [(f.place, f.line) for f in scan.findings] == [("notes.txt", 2)], scan
+    value = line.split()[-1].strip("\"'")
+    assert value not in repr(scan)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'eos_token = "<|end_of_text|>"',
+        'pad_token = "pad-token"',
+        'password = "{password}"',
+        'url = f"postgres://{user}:{word}@db"',
+        "password = os.environ['PASSWORD']",
+        'token = ""',
+        f'digest = "{hashlib.sha256(b"x").hexdigest()}"',
+        'name = "forge_harness_integration_phase4_connector"',
+        "script-src 'sha256-9555w/2lomxlmUFr4Gr6TV74d/uG7ICVb2iPhX3vEiM='",
+    ],
+)
+def test_what_is_no_credential_is_left_alone(line, tmp_path):
+    (tmp_path / "a.py").write_text(line + "\n")
+    scan = scan_secrets.scan(tmp_path)
+    assert scan.state == "clean", scan.findings
+
+
+@given(st.integers(min_value=0, max_value=2**32))
+def test_random_keys_of_32_bytes_are_found(seed):
+    text = base64.b64encode(random.Random(seed).randbytes(32)).decode()
+    assert secrets.in_line(f'key = "{text}"') == "is long and random"
+
+
+def test_a_marked_line_is_counted(tmp_path):
+    (tmp_path / "a.py").write_text(f'x = "{AWS}"  # {scan_secrets.IGNORE}\n')
+    scan = scan_secrets.scan(tmp_path)
+    assert (scan.state, scan.notes) == ("clean", (f"1 lines are marked {scan_secrets.IGNORE!r}",))
+
+
+def test_binary_large_hidden_and_linked_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(scan_secrets, "MAX_FILE_BYTES", 100)
+    (tmp_path / "plain.txt").write_text("x")
+    (tmp_path / "binary").write_bytes(b"\x00" + AWS.encode())
+    (tmp_path / "large.txt").write_text(AWS + " " * 100)
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "config").write_text(AWS)
+    (tmp_path / ".env").write_text(f"KEY={AWS}\n")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "large.txt")
+    scan = scan_secrets.scan(tmp_path)
+    assert [f.place for f in scan.findings] == [".env"]
+    assert scan.scanned == 2
+    assert "1 files over 100 bytes were not read" in scan.notes
+
+
+@pytest.mark.parametrize("form", [*secrets.FORM_NAMES[:2], "entropy"])
+def test_a_scanner_that_lost_a_form_is_no_scan(form, tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("x")
+    if form == "entropy":
+        monkeypatch.setattr(secrets, "_ENTROPY_BITS", 99.0)
+    else:
+        left = {k: v for k, v in secrets._FORMS.items() if k != form}
+        monkeypatch.setattr(secrets, "_FORMS", left)
+    scan = scan_secrets.scan(tmp_path)
+    assert scan.state == "not scanned"
+    assert "did not find its canary" in scan.why_not
+
+
+def test_an_empty_tree_is_no_scan(tmp_path):
+    assert scan_secrets.scan(tmp_path).state == "not scanned"

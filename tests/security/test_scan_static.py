@@ -1,0 +1,123 @@
+"""Static analysis: what counts, and tools that say nothing."""
+
+import json
+import os
+import stat
+import sys
+
+import pytest
+
+from forge_harness.errors import UsageError
+from forge_harness.security import scan_static
+
+HOLE = "def run(text):\n    return eval(text)\n"
+
+
+@pytest.fixture
+def tree(tmp_path):
+    def write(name, text):
+        path = tmp_path / "tree" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return tmp_path / "tree"
+
+    return write
+
+
+@pytest.fixture(params=["ruff", "bandit"])
+def tool(request, monkeypatch):
+    if request.param == "bandit":
+        pytest.importorskip("bandit")
+    monkeypatch.setattr(scan_static, "_TOOLS", (request.param,))
+    return request.param
+
+
+def test_sound_source_is_clean(tree, tool):
+    scan = scan_static.scan(tree("a.py", "x = 1\n"))
+    assert (scan.state, scan.scanned, scan.tool) == ("clean", 1, tool)
+    assert scan.version[0].isdigit()
+
+
+def test_a_hole_is_found_where_it_is(tree, tool):
+    tree("inner/b.py", "x = 1\n")
+    scan = scan_static.scan(tree("inner/a.py", HOLE))
+    assert [(f.place, f.line, f.rule[1:]) for f in scan.findings] == [("inner/a.py", 2, "307")]
+    assert scan.scanned == 2
+
+
+def test_asserts_and_plain_calls_of_programs_are_no_finding(tree, tool):
+    text = "import subprocess\n\n\ndef f(x):\n    assert x\n    subprocess.run([x], check=True)\n"
+    assert scan_static.scan(tree("a.py", text)).state == "clean"
+
+
+@pytest.mark.parametrize("mark", ["# noqa: S307", "# nosec"])
+def test_a_suppressed_finding_is_counted(tree, tool, mark):
+    scan = scan_static.scan(tree("a.py", HOLE.replace("(text)\n", f"(text)  {mark}\n")))
+    if tool == "bandit" and mark == "# noqa: S307":
+        pytest.skip("one mark for each tool is enough")
+    assert scan.state == "clean"
+    assert scan.notes == ("1 findings are suppressed in the source (noqa, nosec)",)
+
+
+def test_a_configuration_of_the_tree_cannot_switch_rules_off(tree):
+    tree("pyproject.toml", "[tool.ruff]\nexclude = ['*.py']\nlint.ignore = ['S']\n")
+    assert scan_static.scan(tree("a.py", HOLE)).state == "found"
+
+
+def test_a_file_that_cannot_be_parsed_is_no_scan(tree, tool):
+    tree("good.py", HOLE)
+    scan = scan_static.scan(tree("bad.py", "def (:\n"))
+    assert scan.state == "not scanned"
+    assert "1 files cannot be parsed, the first at bad.py" in scan.why_not
+
+
+def test_nothing_to_look_at_is_no_scan(tree, tmp_path):
+    assert scan_static.scan(tree("a.txt", "x")).state == "not scanned"
+    with pytest.raises(UsageError, match="does not exist"):
+        scan_static.scan(tmp_path / "gone")
+
+
+def program(tmp_path, body):
+    path = tmp_path / "tool"
+    path.write_text(f"#!{sys.executable}\n{body}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return (str(path),)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("print('[]')", "did not find its canary (301, 307, 602)"),
+        ("import sys; sys.exit('no such option')", "gave no report: no such option"),
+        ("pass", "gave no report: exit code 0"),
+        ("print('{\"a\": 1}')", "gave no report"),
+    ],
+)
+def test_a_tool_that_looked_at_nothing_is_no_scan(tree, tmp_path, monkeypatch, body, said):
+    found = program(tmp_path, body)
+    monkeypatch.setattr(scan_static, "find_tool", lambda name: found if name == "ruff" else None)
+    scan = scan_static.scan(tree("a.py", "x = 1\n"))
+    assert scan.state == "not scanned"
+    assert said in scan.why_not
+
+
+def test_no_tool_is_no_scan(tree, monkeypatch):
+    monkeypatch.setattr(scan_static, "find_tool", lambda name: None)
+    assert scan_static.scan(tree("a.py", HOLE)).state == "not scanned"
+
+
+def test_ruff_comes_before_bandit_and_bandit_stands_in(tree, monkeypatch):
+    pytest.importorskip("bandit")
+    root = tree("a.py", HOLE)
+    assert scan_static.scan(root).tool == "ruff"
+    real = scan_static.find_tool
+    monkeypatch.setattr(scan_static, "find_tool", lambda n: None if n == "ruff" else real(n))
+    assert scan_static.scan(root).tool == "bandit"
+
+
+def test_the_scan_is_json(tree):
+    scan = scan_static.scan(tree("a.py", HOLE))
+    again = json.loads(json.dumps(scan.as_json()))
+    assert again["findings"][0]["rule"] == "S307"
+    assert again["digest"].startswith("sha256:")
+    assert os.path.isabs(again["findings"][0]["place"]) is False

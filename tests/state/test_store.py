@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from forge_harness.errors import (
+    ConflictError,
+    DamagedStateError,
+    ExitCode,
+    StateError,
+    UnknownStateError,
+)
+from forge_harness.state import BlobRef, NewState, Store
+
+LARGE = os.urandom(9 << 20)
+"""Three chunks of 4 MiB, the last one short."""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "store") as opened:
+        yield opened
+
+
+def new(name: str, content: bytes | Path = b"content", phase: str = "phase5") -> NewState:
+    return NewState(phase=phase, kind="checkpoint", name=name, files={"data": content})
+
+
+def objects(store: Store) -> list[Path]:
+    return sorted(path for path in (store.root / "objects").rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("content", [b"", b"x", bytes(32 << 10), bytes((32 << 10) + 1), LARGE])
+def test_what_was_committed_is_read_back_after_reopening(tmp_path: Path, content: bytes) -> None:
+    state = NewState(
+        phase="phase5",
+        kind="checkpoint",
+        name="a/b",
+        files={"data": content, "notes": "häß".encode()},
+        metadata={"loss": 1.5, "nested": {"list": [1, None, "ü"]}},
+        parents=("0" * 32,),
+    )
+    with Store.open(tmp_path / "store") as store:
+        generation = store.commit([state], note="why")
+    with Store.open(tmp_path / "store", read_only=True) as store:
+        found = store.get("phase5", "a/b")
+        assert store.read(found) == content
+        assert store.read(found, "notes") == "häß".encode()
+        assert found.files["data"] == BlobRef(hashlib.sha256(content).hexdigest(), len(content))
+        assert (found.metadata, found.parents) == (state.metadata, state.parents)
+        assert (found.kind, found.generation) == ("checkpoint", 1)
+        assert store.current() == generation
+        assert (generation.note, generation.changed) == ("why", (found.id,))
+        assert store.verify().problems == ()
+
+
+def test_a_file_is_committed_and_copied_out_without_loading_it(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(LARGE)
+    with Store.open(tmp_path / "store") as store:
+        store.commit([new("large", source), new("small", Path(__file__))])
+        store.copy_to(store.get("phase5", "large"), "data", tmp_path / "out" / "copy")
+        store.copy_to(store.get("phase5", "small"), "data", tmp_path / "small")
+        assert [path.name for path in objects(store)] == [hashlib.sha256(LARGE).hexdigest()]
+    assert (tmp_path / "out" / "copy").read_bytes() == LARGE
+    assert (tmp_path / "small").read_bytes() == Path(__file__).read_bytes()
+
+
+def test_equal_content_is_kept_once(store: Store) -> None:
+    store.commit([new("a", LARGE), new("b", LARGE)])
+    store.commit([new("c", LARGE)])
+    ref = store.get("phase5", "a").files["data"]
+    store.commit([NewState(phase="p", kind="k", name="d", files={"data": ref})])
+    assert len(objects(store)) == 1
+    assert store.read(store.get("p", "d")) == LARGE
+    assert not list((store.root / "tmp").iterdir())
+
+
+def test_a_reference_to_content_that_is_not_held_is_refused(store: Store) -> None:
+    ref = BlobRef("0" * 64, 3)
+    with pytest.raises(UnknownStateError, match="does not hold content 0000"):
+        store.commit([NewState(phase="p", kind="k", name="a", files={"data": ref})])
+    assert store.current() is None
+
+
+def test_a_state_may_have_metadata_only(store: Store) -> None:
+    store.commit([NewState(phase="p", kind="k", name="a", files={}, metadata={"x": 1})])
+    assert store.get("p", "a").metadata == {"x": 1}
+    assert store.verify().ok
+
+
+def test_one_commit_of_several_states_is_one_generation(store: Store) -> None:
+    generation = store.commit([new("b"), new("a"), new("c", phase="phase4")])
+    assert generation.number == 1
+    assert [(s.phase, s.name) for s in store.list()] == [
+        ("phase4", "c"),
+        ("phase5", "a"),
+        ("phase5", "b"),
+    ]
+    assert [s.name for s in store.list(phase="phase4")] == ["c"]
+    assert store.list(kind="else") == []
+    assert len({*generation.changed}) == 3
+
+
+def test_each_generation_names_its_parent_and_keeps_its_view(store: Store) -> None:
+    first = store.commit([new("a", b"1"), new("b", b"1")])
+    second = store.commit([new("a", b"2")])
+    third = store.remove("phase5", "b")
+    assert [g.parent_digest for g in (first, second, third)] == [
+        None,
+        first.manifest_digest,
+        second.manifest_digest,
+    ]
+    assert store.generations() == [first, second, third]
+    views = {
+        number: {s.name: store.read(s) for s in store.list(generation=number)}
+        for number in (1, 2, 3)
+    }
+    assert views == {1: {"a": b"1", "b": b"1"}, 2: {"a": b"2", "b": b"1"}, 3: {"a": b"2"}}
+    assert store.read(store.get("phase5", "b", generation=2)) == b"1"
+
+
+def test_restore_appends_a_generation_equal_to_an_old_one(store: Store) -> None:
+    store.commit([new("a", b"1"), new("gone", b"1"), new("kept", b"1", "phase6")])
+    old = store.list()
+    store.commit([new("a", b"2"), new("late", b"2"), new("kept", b"2", "phase6")])
+    store.remove("phase5", "gone")
+    restored = store.restore(1)
+    assert restored.number == 4
+    assert store.list() == old
+    store.restore(2, keep_phases=["phase6"])
+    assert {s.name: store.read(s) for s in store.list()} == {
+        "a": b"2",
+        "gone": b"1",
+        "late": b"2",
+        "kept": b"1",
+    }
+    assert store.verify().ok
+
+
+def test_a_commit_based_on_another_generation_is_refused(tmp_path: Path, store: Store) -> None:
+    store.commit([new("a")])
+    with Store.open(store.root) as other:
+        other.commit([new("b")], parent=1)
+    with pytest.raises(ConflictError, match=r"generation 1 and the store is at generation 2") as e:
+        store.commit([new("c", LARGE)], parent=1)
+    assert e.value.exit_code == ExitCode.USAGE
+    assert [s.name for s in store.list()] == ["a", "b"]
+    assert not list((store.root / "tmp").iterdir())
+
+
+def test_unknown_names_are_refused_with_the_nearest(store: Store) -> None:
+    store.commit([new("model-final")])
+    with pytest.raises(UnknownStateError, match="Did you mean 'phase5/model-final'"):
+        store.get("phase5", "model-finale")
+    with pytest.raises(UnknownStateError, match="Did you mean 'data'"):
+        store.read(store.get("phase5", "model-final"), "date")
+    with pytest.raises(UnknownStateError, match="Generation 7"):
+        store.list(generation=7)
+    with pytest.raises(UnknownStateError, match="no state phase5/other"):
+        store.remove("phase5", "other")
+    with pytest.raises(UnknownStateError, match="Generation 9"):
+        store.restore(9)
+    with pytest.raises(UnknownStateError, match="no state with id 'x'"):
+        store.state("x")
+    assert store.current().number == 1  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "states",
+    [
+        [],
+        [new("a"), new("a", b"other")],
+        [NewState(phase="p", kind="k", name="a", files={}, metadata={"x": float("nan")})],
+        [NewState(phase="p", kind="k", name="a", files={}, metadata={"x": object()})],
+        [NewState(phase="p", kind="k", name="a", files={"data": Path("/no/such/file")})],
+    ],
+    ids=["none", "twice", "nan", "object", "no file"],
+)
+def test_what_cannot_be_kept_is_refused_whole(store: Store, states: list[NewState]) -> None:
+    with pytest.raises(StateError):
+        store.commit(states)
+    assert store.current() is None
+
+
+@pytest.mark.parametrize("label", ["", "a\n", "\0", "x" * 256, "\ud800"])
+def test_labels_are_checked(label: str) -> None:
+    with pytest.raises(StateError, match="expected 1 to 255 characters"):
+        NewState(phase="p", kind="k", name=label, files={})
+
+
+def test_a_flipped_bit_is_never_returned_and_its_chunk_is_named(store: Store) -> None:
+    store.commit([new("a", LARGE)])
+    state, (path,) = store.get("phase5", "a"), objects(store)
+    damaged = bytearray(LARGE)
+    damaged[5 << 20] ^= 1
+    path.write_bytes(damaged)
+    assert "first wrong byte is in 4194304..8388607" in store.verify().problems[0].what
+    with pytest.raises(DamagedStateError, match=r"4194304\.\.8388607") as caught:
+        store.read(state)
+    assert caught.value.exit_code == ExitCode.VERIFICATION_FAILED
+    assert (caught.value.digest, caught.value.path) == (state.files["data"].digest, str(path))
+    assert [p.read_bytes() for p in (store.root / "quarantine").iterdir()] == [bytes(damaged)]
+    with pytest.raises(DamagedStateError, match="file is missing"):
+        store.read(state)
+    store.commit([new("a", LARGE)])
+    assert store.read(state) == LARGE
+
+
+def test_copying_damaged_content_leaves_the_target_as_it_was(store: Store, tmp_path: Path) -> None:
+    store.commit([new("a", LARGE)])
+    (path,) = objects(store)
+    path.write_bytes(LARGE[:-1])
+    (tmp_path / "target").write_bytes(b"old")
+    with pytest.raises(DamagedStateError, match="has 9437183 bytes; expected 9437184"):
+        store.copy_to(store.get("phase5", "a"), "data", tmp_path / "target")
+    assert (tmp_path / "target").read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir() if "partial" in entry.name] == []
+
+
+def test_damaged_content_in_the_index_is_never_returned(store: Store) -> None:
+    store.commit([new("a", b"right")])
+    store._opened().connection.execute("UPDATE object SET content = x'00'")
+    with pytest.raises(DamagedStateError, match="has 1 bytes; expected 5"):
+        store.read(store.get("phase5", "a"))
+    assert [p.read_bytes() for p in (store.root / "quarantine").iterdir()] == [b"\0"]
+    store.commit([new("b", b"right")])
+    assert store.read(store.get("phase5", "a")) == b"right"
+
+
+def test_verify_moves_nothing_unless_asked(store: Store) -> None:
+    store.commit([new("a", LARGE)])
+    (path,) = objects(store)
+    path.write_bytes(b"")
+    assert not store.verify(deep=False).ok
+    assert path.exists()
+    report = store.verify(quarantine=True)
+    assert (report.ok, path.exists(), store.verify().quarantined) == (False, False, 1)
+
+
+def test_a_read_only_store_changes_nothing(store: Store) -> None:
+    store.commit([new("a", LARGE)])
+    (path,) = objects(store)
+    path.write_bytes(b"damaged")
+    with Store.open(store.root, read_only=True) as reader:
+        with pytest.raises(DamagedStateError):
+            reader.read(reader.get("phase5", "a"))
+        assert path.exists()
+        for change in (
+            lambda: reader.commit([new("b")]),
+            lambda: reader.remove("phase5", "a"),
+            lambda: reader.restore(1),
+            reader.collect,
+        ):
+            with pytest.raises(StateError, match="opened read-only"):
+                change()
+
+
+def test_a_closed_store_says_so(store: Store) -> None:
+    store.close()
+    store.close()
+    with pytest.raises(StateError, match="was closed"):
+        store.list()
+
+
+def test_threads_share_a_store(store: Store) -> None:
+    failures: list[BaseException] = []
+
+    def work(worker: int) -> None:
+        try:
+            for step in range(5):
+                content = f"{worker} {step}".encode() * 10_000
+                store.commit([new(f"{worker}", content)])
+                assert store.read(store.get("phase5", f"{worker}")) == content
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert store.current().number == 20  # type: ignore[union-attr]
+    assert store.verify().ok
