@@ -19,17 +19,17 @@ from forge_harness.errors import LoadError
 from .analysis import CONTEXT, PEAK, analyse
 from .peak import Peak, Probe, search
 from .percentiles import nearest_rank
-from .plan import SHAPES, LoadPlan, check_plan, phases_at
+from .plan import SHAPES, LoadPlan, Shape, check_plan, phases_at
 from .records import Fate, account, read_records
 from .report import REPORT, LoadReport, peak_json
 from .schedule import Phase, arrivals, choices
-from .session import Generator, OnStep
+from .session import Generator, OnStep, server_of
 from .traffic import requests_of
 from .validity import generator_problems
 
-Shape = tuple[tuple[float, float], ...]
 BASE_SHARE = 0.1
 """Base rate as a share of the capacity: 10x is then the most the server can do."""
+GENERATOR_LOG = "locust.log"
 _DRAIN_S = 3.0
 """A probe of a server that does not keep up takes longer than its phase by about this."""
 
@@ -150,24 +150,80 @@ def write_report(directory: Path) -> LoadReport:
     return report
 
 
-def base_from(peak: Peak) -> float:
-    """Returns the base rate for a capacity.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """Where the base rate of a run comes from: given, or a share of the capacity.
+
+    Attributes:
+        rate: Requests a second; None for a share of the capacity.
+        capacity: Requests a second; None to search for it.
+        share: Of the capacity. 10x is all the server can do when it is a tenth.
+    """
+
+    rate: float | None = None
+    capacity: float | None = None
+    share: float = BASE_SHARE
+
+
+def measure(
+    template: LoadPlan,
+    directory: Path,
+    *,
+    profile: str,
+    shape: Shape | None = None,
+    base: Base | None = None,
+    on_step: OnStep | None = None,
+    on_probe: OnProbe | None = None,
+) -> LoadReport:
+    """Finds the capacity where no rate is given, runs the phases, and returns the report.
+
+    Args:
+        template: Address, requests, objective and timeout; its phases are not used.
+        directory: New or empty; every file of the run goes there.
+        profile: Decides how long the search takes and, without a shape, the phases.
+        shape: (multiple of the base rate, seconds) of each phase.
+        base: Where the base rate comes from; a tenth of the capacity that is found when None.
+        on_step: Told how far the run is.
+        on_probe: Told of each probe of the search that ended.
 
     Raises:
-        LoadError: Nothing was served.
+        LoadError: Nothing answers at the address, or nothing is served; the directory is not empty.
+        GeneratorError: The generator ended.
     """
-    if peak.goodput <= 0:
+    base = base or Base()
+    # Before anything is written: a second try must find its directory as the first did.
+    server_of(template).scrape()
+    fresh_directory(directory)
+    with Generator(directory / GENERATOR_LOG) as generator:
+        rate, capacity = base.rate, base.capacity
+        if rate is None and capacity is None:
+            limits = LIMITS[profile]
+            peak = find_peak(
+                generator, template, directory, limits, on_step=on_step, on_probe=on_probe
+            )
+            capacity = _capacity(peak)
+        if rate is None:
+            rate = base.share * (capacity or 0.0)
+        plan = shaped(replace(template, capacity=capacity), rate, shape, profile)
+        return run_load(generator, plan, directory, on_step=on_step)
+
+
+def _capacity(peak: Peak) -> float:
+    if peak.rate <= 0:
         raise LoadError(
             "The server did not serve even 1 request/s within the objective, so there is no "
             "capacity to take a share of; look at its answers (`load peak`), or give --rate."
         )
-    return BASE_SHARE * peak.rate
+    return peak.rate
 
 
-def shaped(template: LoadPlan, base: float, shape: Shape | None, profile: str) -> LoadPlan:
-    """Returns a plan with the phases of a shape, or of a profile, at a base rate."""
-    phases = phases_at(base, shape or SHAPES[profile])
-    return check_plan(replace(template, phases=phases))
+def shaped(template: LoadPlan, rate: float, shape: Shape | None, profile: str) -> LoadPlan:
+    """Returns a plan with the phases of a shape, or of a profile, at a base rate.
+
+    Raises:
+        LoadError: The plan cannot be run.
+    """
+    return check_plan(replace(template, phases=phases_at(rate, shape or SHAPES[profile])))
 
 
 def fresh_directory(directory: Path) -> None:

@@ -21,12 +21,15 @@ SIGN = "FORGE-LOAD "
 MAX_ARRIVALS = 2_000_000
 """As many records are read into memory (about 1 GB)."""
 
-SHAPES: dict[str, tuple[tuple[float, float], ...]] = {
+Shape = tuple[tuple[float, float], ...]
+"""(multiple of the base rate, seconds) of each phase."""
+
+SHAPES: dict[str, Shape] = {
     "quick": ((1, 10), (5, 5), (10, 5), (23, 4), (50, 4), (1, 8)),
     "full": ((1, 30), (5, 20), (10, 20), (23, 15), (50, 10), (1, 30)),
     "nightly": ((1, 120), (5, 60), (10, 60), (23, 30), (50, 30), (1, 120)),
 }
-"""Profile -> (multiple of the base rate, seconds) of each phase."""
+"""Profile -> phases."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,9 +103,7 @@ def check_plan(plan: LoadPlan) -> LoadPlan:
     Raises:
         LoadError: An address, a rate or a time makes no sense, with the value.
     """
-    parts = urlsplit(plan.url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise LoadError(f"{plan.url!r} is no address; expected http://host:port or https://.")
+    check_address(plan.url)
     if not plan.phases:
         raise LoadError("A plan without phases sends nothing; give --phases, as 1x:10,5x:5.")
     for phase in plan.phases:
@@ -120,7 +121,22 @@ def check_plan(plan: LoadPlan) -> LoadPlan:
     return plan
 
 
-def phases_at(base: float, shape: tuple[tuple[float, float], ...]) -> tuple[Phase, ...]:
+def check_address(url: str) -> None:
+    """Refuses what no request can be sent to.
+
+    Raises:
+        LoadError: With the address.
+    """
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        known = False
+    if not known:
+        raise LoadError(f"{url!r} is no address; expected http://host:port or https://host:port.")
+
+
+def phases_at(base: float, shape: Shape) -> tuple[Phase, ...]:
     """Returns phases at multiples of a base rate, in requests a second."""
     return tuple(
         Phase(name=f"{multiple:g}x", multiple=multiple, rate=multiple * base, seconds=seconds)
@@ -128,7 +144,7 @@ def phases_at(base: float, shape: tuple[tuple[float, float], ...]) -> tuple[Phas
     )
 
 
-def parse_shape(text: str) -> tuple[tuple[float, float], ...]:
+def parse_shape(text: str) -> Shape:
     """Reads phases written as `1x:10,5x:5` (multiple of the base rate, seconds).
 
     Raises:

@@ -91,9 +91,7 @@ class Generator:
             GeneratorError: The generator ended or stopped answering.
         """
         directory.mkdir(parents=True, exist_ok=True)
-        token = os.environ.get(plan.token_env, "") if plan.token_env else ""
-        server = Server(url=plan.url, ca=plan.ca, token=token)
-        watch = _Watch(server, directory, on_step)
+        watch = _Watch(server_of(plan), directory, on_step)
         watch.before()
         path = plan.write(directory).resolve()
         self._stdin.write(json.dumps({"plan": str(path)}).encode() + b"\n")
@@ -216,6 +214,12 @@ class _Watch:
         path.unlink(missing_ok=True)
         if text is not None:
             path.write_text(text, encoding="utf-8")
+
+
+def server_of(plan: LoadPlan) -> Server:
+    """Returns the server that a plan loads, asked with the plan's token."""
+    token = os.environ.get(plan.token_env, "") if plan.token_env else ""
+    return Server(url=plan.url, ca=plan.ca, token=token)
 
 
 def locust_command() -> list[str]:
