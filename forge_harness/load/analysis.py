@@ -75,13 +75,18 @@ class _Worker:
 def _workers(directory: Path, plan: LoadPlan) -> list[_Worker]:
     found = []
     for path in sorted(directory.glob("generator-*.json")):
-        content = json.loads(path.read_bytes())
-        if content["plan_digest"] != plan.digest:
+        content = _json(directory, path.name)
+        try:
+            cpu = [(float(t), float(used)) for t, used in content["cpu"]]
+            worker = _Worker(int(content["worker"]), int(content["of"]), cpu)
+            same = content["plan_digest"] == plan.digest
+        except (KeyError, TypeError, ValueError) as error:
+            raise LoadError(f"{path} is damaged ({error!r}); run the load again.") from error
+        if not same:
             raise LoadError(
                 f"{path} tells of another plan than {directory / PLAN}; use a directory a run."
             )
-        cpu = [(float(t), float(used)) for t, used in content["cpu"]]
-        found.append(_Worker(content["worker"], content["of"], cpu))
+        found.append(worker)
     return found
 
 

@@ -33,7 +33,7 @@ def gates(
         found += _phase_gates(phase, name or phase.name, plan, peak, first=index == 0)
     if recovery is not None:
         found.append(_recovery_gate(recovery))
-    before = [size for t, size in memory if phases and t <= phases[0].seconds + 1]
+    before = [size for t, size in memory if phases and t < phases[0].seconds]
     if len(memory) > 1 and before and len(phases) > 1:
         found.append(
             Gate(

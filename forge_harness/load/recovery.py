@@ -103,10 +103,12 @@ def recovery(
         drop: When the load went back to the base rate, in seconds.
         end: Of the base load after it.
         rate: Of that load, arrivals a second.
-        baseline_p95: Before the overload, in seconds; None when it was not measured.
+        baseline_p95: Before the overload, in seconds; None when it was not measured. Infinite (no
+            answers) it is no measure of health, and the objective alone counts.
         slo_s: The objective of the response time.
     """
-    limit = max(2 * baseline_p95, slo_s) if baseline_p95 is not None else slo_s
+    baseline = baseline_p95 or 0.0
+    limit = max(2 * baseline, slo_s) if math.isfinite(baseline) else slo_s
     parts = windows(records, drop, end)
     problem = ""
     if rate * WINDOW_S < _MIN_EXPECTED:

@@ -143,7 +143,7 @@ class LoadReport:
     """None when the plan has no base load after an overload."""
     reconciliation: Reconciliation
     memory: tuple[tuple[float, float], ...]
-    """(time, resident bytes of the server) at changes of phase and at the end."""
+    """(time, resident bytes of the server) during the run and at its end."""
     peak: Peak | None
     gates: tuple[Gate, ...]
     checked: int

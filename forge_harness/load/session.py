@@ -26,6 +26,7 @@ _START_S = 60.0
 """Importing locust takes 1 s on an idle core, and much longer on a busy machine."""
 _GRACE_S = 30.0
 _END_S = 10.0
+_SAMPLE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +170,7 @@ class Generator:
 
 
 class _Watch:
-    """Reads the server's counters around a run, and its memory at each change of phase."""
+    """Reads the server's counters around a run, and its memory now and then during it."""
 
     def __init__(self, server: Server, directory: Path, on_step: OnStep | None) -> None:
         self._server = server
@@ -178,6 +179,7 @@ class _Watch:
         self._phase = ""
         self._memory: list[list[float]] = []
         self._last_t = 0.0
+        self._sampled = 0.0
         self._offered = False
 
     def before(self) -> None:
@@ -187,8 +189,9 @@ class _Watch:
 
     def step(self, step: Step) -> None:
         self._last_t = step.t
-        if self._offered and step.phase != self._phase:
-            self._phase = step.phase
+        due = step.phase != self._phase or step.t >= self._sampled + _SAMPLE_S
+        if self._offered and due:
+            self._phase, self._sampled = step.phase, step.t
             self._sample(step.t)
         if self._on_step is not None:
             self._on_step(step)

@@ -69,9 +69,11 @@ def _request(line: str, where: str) -> Request:
         content = json.loads(line)
     except ValueError as error:
         raise LoadError(f"{where} is no JSON: {error}.") from error
-    if not isinstance(content, dict) or not str(content.get("path", "")).startswith("/"):
+    if not isinstance(content, dict) or not _is_path(content.get("path")):
         raise LoadError(f'{where} is no request; expected {{"path": "/...", "body": {{...}}}}.')
     expect = content.get("expect", {})
+    if not isinstance(expect, dict):
+        raise LoadError(f"{where}: expect is no object; expected some of {sorted(_EXPECTED)}.")
     strange = (set(content) - _FIELDS) | (set(expect) - _EXPECTED)
     if strange:
         raise LoadError(
@@ -85,6 +87,16 @@ def _request(line: str, where: str) -> Request:
         method=str(content.get("method", "POST")).upper(),
         streamed=isinstance(body, dict) and body.get("stream") is True,
         expect=expect,
+    )
+
+
+def _is_path(value: Any) -> bool:  # noqa: ANN401 - any JSON value
+    """Whether it can stand in a request line; a line break in it would start a header."""
+    return (
+        isinstance(value, str)
+        and value.startswith("/")
+        and value.isascii()
+        and (value.isprintable() and " " not in value)
     )
 
 

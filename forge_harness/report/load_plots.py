@@ -78,6 +78,7 @@ def _plot(
         else:
             axes.set_ylim(bottom=0)
         _mark_phases(axes, report)
+        axes.set_title(title, loc="left", fontsize=10, pad=18)
         axes.set_xlabel("seconds from the start")
         axes.set_ylabel(unit)
         axes.legend(frameon=False, loc="upper left")
@@ -87,7 +88,7 @@ def _plot(
         prefix=prefix,
         title=f"{title} over time",
         description=f"Windows of {WINDOW_S:g} s, {unit}. {_words(lines)}",
-        height=2.6,
+        height=2.9,
     )
 
 

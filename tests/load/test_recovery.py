@@ -1,5 +1,7 @@
 """Windows and recovery: nothing is lost between windows, and silence is not health."""
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -77,6 +79,11 @@ def test_twice_the_baseline_is_the_limit_when_it_is_above_the_objective():
     records = steady(10, 18, took=0.15)
     assert seconds(records, baseline_p95=0.02).seconds is None
     assert seconds(records, baseline_p95=0.08).seconds == 0
+
+
+def test_a_baseline_without_answers_excuses_nothing():
+    found = seconds(steady(10, 18, took=0.15), baseline_p95=math.inf)
+    assert (found.seconds, found.limit_s) == (None, 0.1)
 
 
 def test_a_base_rate_too_low_for_windows_is_said():
