@@ -81,6 +81,11 @@ class Generator:
     def __exit__(self, *_: object) -> None:
         self._end()
 
+    @property
+    def pid(self) -> int:
+        """Process id of Locust, which leads a group of its own."""
+        return self._process.pid
+
     def run(self, plan: LoadPlan, directory: Path, on_step: OnStep | None = None) -> None:
         """Runs a plan and leaves its files in a directory.
 

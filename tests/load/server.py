@@ -48,6 +48,8 @@ class Service:
             ]
             lines += ["forge_requests_in_flight 0", "process_resident_memory_bytes 50000000"]
             return 200, "\n".join(lines).encode(), {} if not o.no_metrics else None
+        if o.token and headers.get("authorization") != f"Bearer {o.token}":
+            return self.count(path, 401, b"{}", {})
         if self.waiting >= o.queue:
             return self.count(path, 503, b"{}", {} if o.no_retry_after else {"Retry-After": "1"})
         self.waiting += 1
@@ -130,6 +132,7 @@ if __name__ == "__main__":
     parser.add_argument("--service-ms", type=float, default=1.0)
     parser.add_argument("--stall-at", type=float, default=0.0)
     parser.add_argument("--stall-s", type=float, default=0.0)
+    parser.add_argument("--token", default="")
     parser.add_argument("--queue", type=int, default=10**9)
     for share in ("drop", "stale", "truncate", "cut", "fail", "undercount"):
         parser.add_argument(f"--{share}", type=float, default=0.0)
