@@ -78,6 +78,14 @@ class RegistryError(UsageError):
     """The model registry does not have, or does not take, what was asked."""
 
 
+class LoadError(UsageError):
+    """A load run cannot be done as asked: its plan, its requests or its server are not there."""
+
+
+class GeneratorError(ForgeError):
+    """The process that sends the load did not start, or ended before it was done."""
+
+
 class StateError(UsageError):
     """The state store cannot do what was asked; what it already holds is untouched."""
 

@@ -103,9 +103,9 @@ def render_html(report: Report, *, has_artifacts: bool = True) -> str:
 
 def _page(report: Report, detail: Detail, plots: tuple[Markup, ...], has_artifacts: bool) -> str:
     view = _View(report, detail)
-    css = _css()
+    css, css_digest = page_css()
     return (
-        _environment()
+        page_environment()
         .get_template("report.html.j2")
         .render(
             report=report,
@@ -114,7 +114,7 @@ def _page(report: Report, detail: Detail, plots: tuple[Markup, ...], has_artifac
             plots=plots,
             has_artifacts=has_artifacts,
             css=Markup(css),
-            css_digest=_digest(css),
+            css_digest=css_digest,
             verdict_state=verdict_state(report.headline.verdict),
             shown_reasons=SHOWN_REASONS,
         )
@@ -159,7 +159,8 @@ def _plots(report: Report) -> list[Markup]:
 
 
 @cache
-def _environment() -> Environment:
+def page_environment() -> Environment:
+    """Returns the templates, with autoescape and the helpers all pages use."""
     environment = Environment(
         loader=PackageLoader("forge_harness.report"),
         autoescape=True,
@@ -184,9 +185,11 @@ def _environment() -> Environment:
 
 
 @cache
-def _css() -> str:
+def page_css() -> tuple[str, str]:
+    """Returns the style sheet of all pages, and its digest for their content security policy."""
     source = files("forge_harness.report").joinpath("templates/report.css")
-    return source.read_text(encoding="utf-8").strip()
+    css = source.read_text(encoding="utf-8").strip()
+    return css, _digest(css)
 
 
 def _digest(text: str) -> str:

@@ -31,6 +31,11 @@ SURFACE = {
     "bench store": "--blob-mib --dir --json --rounds --states",
     "bench kernels": "--json --path --peers --plot --rounds --shape --threads --tokens",
     "drill storage": "--campaign --json --mutants --opener --quick --quiet --seed --trials",
+    "load run": "--ca --capacity --concurrency --dry-run --json --out --phases --profile --quiet"
+    " --rate --requests --seed --share --slo --timeout --token-env --url",
+    "load peak": "--ca --cap --concurrency --json --out --probe --profile --quiet --requests --seed"
+    " --slo --start --timeout --token-env --url",
+    "load report": "--json DIR",
     "inspect": "--exclude --i2s-layout --json --matrix --quantize --scale-convention PATH",
     "export": "--allow-not-ready --exclude --fleet --format --i2s-layout --json --name --out"
     " --quantize --scale-convention SOURCE]...",

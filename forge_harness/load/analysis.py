@@ -1,0 +1,256 @@
+"""Turns the files of a run into its report."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forge_harness.errors import LoadError
+
+from .gates import OVERLOAD_ABOVE, gates
+from .metrics import answers_by_code, parse, unexplained
+from .percentiles import encoded_histogram, summary
+from .plan import PLAN, LoadPlan, read_plan
+from .records import Account, Fate, Record, account, read_records
+from .recovery import Recovery, recovery, windows
+from .report import LoadReport, PhaseReport, Reconciliation, peak_from_json
+from .schedule import Phase, arrivals, choices, phase_starts
+from .traffic import Request, requests_of
+from .validity import Cpu, cpu_share, lateness_p99, phase_problems
+
+PEAK = "peak.json"
+CONTEXT = "context.json"
+_DETAILS = 8
+
+
+def analyse(directory: Path) -> LoadReport:
+    """Returns the report of the run whose files are in a directory.
+
+    The schedule is made again from the plan, so that what the generator did not write down is
+    found missing.
+
+    Raises:
+        LoadError: The directory holds no run, or a damaged one.
+    """
+    if not directory.is_dir():
+        raise LoadError(
+            f"{directory} is no directory; `forge-harness load run --out DIR` makes one."
+        )
+    plan = read_plan(directory / PLAN)
+    requests = requests_of(plan.requests, plan.seed)
+    due = arrivals(plan.phases, plan.seed)
+    books = account(read_records(directory), due, choices(len(due), len(requests), plan.seed))
+    workers = _workers(directory, plan)
+    phases = _phases(plan, books.records, [worker.cpu for worker in workers], requests)
+    recovered = _recovery(plan, books.records, phases)
+    memory = tuple((float(t), float(size)) for t, size in _json(directory, "memory.json") or ())
+    found = _json(directory, PEAK)
+    peak = None if found is None else peak_from_json(found)
+    return LoadReport(
+        plan=plan,
+        context=_json(directory, CONTEXT) or {},
+        phases=phases,
+        windows=windows(books.records, 0.0, plan.seconds),
+        recovery=recovered,
+        reconciliation=_reconcile(directory, books, requests, workers),
+        memory=memory,
+        peak=peak,
+        gates=gates(plan, phases, recovery=recovered, memory=memory, peak=peak),
+        checked=sum(bool(request.expect) for request in requests),
+        kinds=len(requests),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Worker:
+    index: int
+    of: int
+    cpu: Cpu
+
+
+def _workers(directory: Path, plan: LoadPlan) -> list[_Worker]:
+    found = []
+    for path in sorted(directory.glob("generator-*.json")):
+        content = _json(directory, path.name)
+        try:
+            cpu = [(float(t), float(used)) for t, used in content["cpu"]]
+            worker = _Worker(int(content["worker"]), int(content["of"]), cpu)
+            same = content["plan_digest"] == plan.digest
+        except (KeyError, TypeError, ValueError) as error:
+            raise LoadError(f"{path} is damaged ({error!r}); run the load again.") from error
+        if not same:
+            raise LoadError(
+                f"{path} tells of another plan than {directory / PLAN}; use a directory a run."
+            )
+        found.append(worker)
+    return found
+
+
+def _phases(
+    plan: LoadPlan, records: Sequence[Record], cpus: Sequence[Cpu], requests: Sequence[Request]
+) -> tuple[PhaseReport, ...]:
+    starts = phase_starts(plan.phases)
+    return tuple(
+        _phase(
+            phase,
+            [r for r in records if starts[i] <= r.intended < starts[i + 1]],
+            cpus,
+            plan,
+            requests,
+            start=starts[i],
+        )
+        for i, phase in enumerate(plan.phases)
+    )
+
+
+def _phase(
+    phase: Phase,
+    records: Sequence[Record],
+    cpus: Sequence[Cpu],
+    plan: LoadPlan,
+    requests: Sequence[Request],
+    *,
+    start: float,
+) -> PhaseReport:
+    accepted = [r for r in records if r.fate is not Fate.SHED]
+    shed = [r for r in records if r.fate is Fate.SHED]
+    end = start + phase.seconds
+    shares = [(cpu_share(cpu, start, end) or 0.0, cpu) for cpu in cpus]
+    busiest = max(shares, key=lambda pair: pair[0], default=(0.0, ()))[1]
+    first = [
+        r.first - r.intended
+        for r in accepted
+        if r.fate is Fate.OK and r.first is not None and requests[r.kind].streamed
+    ]
+    wrong = Counter(r.detail for r in records if r.detail and r.fate is not Fate.SHED)
+    return PhaseReport(
+        name=phase.name,
+        multiple=phase.multiple,
+        rate=phase.rate,
+        start=start,
+        seconds=phase.seconds,
+        offered=len(records),
+        counts=_by_fate(records),
+        good=sum(r.fate is Fate.OK and r.response_s <= plan.slo_s for r in records),
+        response=summary(r.response_s for r in accepted),
+        service=summary(r.service_s for r in accepted),
+        refusal=summary(r.response_s for r in shed),
+        first_byte=summary(first) if first else (),
+        histogram=encoded_histogram(r.response_s for r in accepted),
+        lateness_p99_s=lateness_p99(records),
+        cpu_share=cpu_share(busiest, start, end),
+        details=tuple(wrong.most_common(_DETAILS)),
+        problems=tuple(phase_problems(records, busiest, plan, start, end)),
+    )
+
+
+def _recovery(
+    plan: LoadPlan, records: Sequence[Record], phases: Sequence[PhaseReport]
+) -> Recovery | None:
+    """Of the base load that follows the last overload."""
+    overloads = [i for i, phase in enumerate(plan.phases) if phase.multiple > OVERLOAD_ABOVE]
+    if not overloads:
+        return None
+    after = phases[overloads[-1] + 1 :]
+    if not after or after[0].multiple > 1:
+        return None
+    base = phases[0] if phases[0].multiple == 1 else None
+    p95 = None if base is None else next(p.value for p in base.response if p.share == 0.95)
+    return recovery(
+        records,
+        drop=after[0].start,
+        end=after[0].start + after[0].seconds,
+        rate=after[0].rate,
+        baseline_p95=p95,
+        slo_s=plan.slo_s,
+    )
+
+
+def _reconcile(
+    directory: Path, books: Account, requests: Sequence[Request], workers: Sequence[_Worker]
+) -> Reconciliation:
+    ended = [r for r in books.records if r.fate not in (Fate.DROPPED, Fate.CENSORED)]
+    failed = sum(r.fate in (Fate.ERROR, Fate.TIMEOUT) for r in ended)
+    own = Counter(r.status for r in ended if r.status is not None)
+    sent = sum(r.sent is not None for r in books.records)
+    counted = _json(directory, "locust.json")
+    locust = None if counted is None else (counted["requests"], counted["failures"])
+    paths = frozenset(request.path for request in requests)
+    server = _server_codes(directory, paths)
+    unknown = None if server is None else unexplained(own, server, sent - own.total())
+    return Reconciliation(
+        scheduled=len(books.records),
+        counts=_by_fate(books.records),
+        missing=books.missing,
+        duplicated=books.duplicated,
+        foreign=books.foreign,
+        ended=len(ended),
+        failed=failed,
+        locust=locust,
+        own_codes=dict(own),
+        server_codes=None if server is None else dict(server),
+        unexplained=unknown,
+        problems=tuple(_book_problems(books, workers, locust, (len(ended), failed), unknown)),
+    )
+
+
+def _book_problems(
+    books: Account,
+    workers: Sequence[_Worker],
+    locust: tuple[int, int] | None,
+    own: tuple[int, int],
+    unknown: int | None,
+) -> list[str]:
+    problems = []
+    if not books.balanced:
+        problems.append(
+            f"the records do not cover the schedule: {books.missing} missing, "
+            f"{books.duplicated} twice, {books.foreign} of no scheduled request"
+        )
+    if not workers or {w.index for w in workers} != set(range(workers[0].of)):
+        told = f"{len(workers)} of {workers[0].of}" if workers else "none"
+        problems.append(f"generator processes that ended well: {told}")
+    if locust is None:
+        problems.append("Locust left no counts")
+    elif locust != own:
+        problems.append(
+            f"Locust counted {locust[0]} requests and {locust[1]} failures, "
+            f"the records say {own[0]} and {own[1]}"
+        )
+    if unknown:
+        problems.append(
+            f"the server's counters and the records differ by {unknown} requests; "
+            "was somebody else using it?"
+        )
+    return problems
+
+
+def _server_codes(directory: Path, paths: frozenset[str]) -> Counter[int] | None:
+    before, after = directory / "server-before.prom", directory / "server-after.prom"
+    if not (before.exists() and after.exists()):
+        return None
+    found = answers_by_code(parse(after.read_text(encoding="utf-8")), paths)
+    earlier = answers_by_code(parse(before.read_text(encoding="utf-8")), paths)
+    if found is None:
+        return None
+    found.subtract(earlier or Counter())
+    return Counter({code: count for code, count in found.items() if count})
+
+
+def _by_fate(records: Sequence[Record]) -> dict[str, int]:
+    counted = Counter(record.fate for record in records)
+    return {fate.value: counted[fate] for fate in Fate}
+
+
+def _json(directory: Path, name: str) -> Any:  # noqa: ANN401 - any JSON value
+    path = directory / name
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise LoadError(f"{path} is damaged ({error}); run the load again.") from error

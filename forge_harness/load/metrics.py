@@ -1,0 +1,147 @@
+"""What the server counted itself: its Prometheus metrics, read before and after a run."""
+
+from __future__ import annotations
+
+import re
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from forge_harness.errors import LoadError
+
+REQUESTS = "forge_requests_total"
+IN_FLIGHT = "forge_requests_in_flight"
+MEMORY = "process_resident_memory_bytes"
+_SAMPLE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)")
+_LABEL = re.compile(r'([A-Za-z_]\w*)="((?:[^"\\]|\\.)*)"')
+_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One line of a scrape."""
+
+    name: str
+    labels: tuple[tuple[str, str], ...]
+    value: float
+
+
+def parse(text: str) -> tuple[Sample, ...]:
+    """Reads the Prometheus text format; lines that are no sample are left out."""
+    found = []
+    for line in text.splitlines():
+        match = _SAMPLE.match(line)
+        if match is None:
+            continue
+        try:
+            value = float(match.group(3))
+        except ValueError:
+            continue
+        labels = tuple(sorted(_LABEL.findall(match.group(2) or "")))
+        found.append(Sample(match.group(1), labels, value))
+    return tuple(found)
+
+
+def total(samples: Iterable[Sample], name: str) -> float | None:
+    """Returns the sum over all labels of a metric; None when there is none of that name."""
+    values = [sample.value for sample in samples if sample.name == name]
+    return sum(values) if values else None
+
+
+def answers_by_code(samples: Iterable[Sample], paths: frozenset[str]) -> Counter[int] | None:
+    """Returns how many requests of some routes were answered with each status.
+
+    None when the server has no such counter at all.
+    """
+    counted: Counter[int] = Counter()
+    known = False
+    for sample in samples:
+        if sample.name != REQUESTS:
+            continue
+        known = True
+        labels = dict(sample.labels)
+        code = labels.get("code", "")
+        if labels.get("route") in paths and code.isdecimal():
+            counted[int(code)] += round(sample.value)
+    return counted if known else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """Where a server is asked, and how.
+
+    Attributes:
+        url: Base address.
+        ca: File of certificates that sign the server's, or None for the system's.
+        token: Bearer token, or "".
+    """
+
+    url: str
+    ca: str | None = None
+    token: str = ""
+
+    def get(self, path: str) -> tuple[int, bytes]:
+        """Returns status and body.
+
+        Raises:
+            LoadError: Nothing answers there.
+        """
+        request = urllib.request.Request(self.url.rstrip("/") + path)
+        if self.token:
+            request.add_header("Authorization", f"Bearer {self.token}")
+        secure = self.url.startswith("https")
+        context = ssl.create_default_context(cafile=self.ca) if secure else None
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_S, context=context) as answer:
+                return int(answer.status), answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            raise LoadError(
+                f"Nothing answers at {self.url} ({reason}); start a server with "
+                "`forge-harness serve`, and give --ca for a certificate of your own."
+            ) from error
+
+    def scrape(self, *, at_rest: bool = False, patience_s: float = 2.0) -> str | None:
+        """Returns /metrics as text; None when the server offers none.
+
+        Args:
+            at_rest: Wait until the server says that nothing is in flight.
+            patience_s: How long to wait for that.
+
+        Raises:
+            LoadError: Nothing answers there.
+        """
+        until = time.monotonic() + patience_s
+        while True:
+            status, body = self.get("/metrics")
+            if status != 200:
+                return None
+            text = body.decode("utf-8", "replace")
+            busy = total(parse(text), IN_FLIGHT) or 0
+            # The scrape itself may be counted as the one in flight.
+            if not at_rest or busy <= 1 or time.monotonic() > until:
+                return text
+            time.sleep(0.05)
+
+
+def unexplained(own: Mapping[int, int], server: Mapping[int, int], unanswered: int) -> int:
+    """Returns how many requests the two counts cannot both be right about.
+
+    Each answer we saw, the server counted under the same status. What it counted beyond that must
+    be requests whose answer we did not see (timeouts, broken connections), and no more than those.
+
+    Args:
+        own: Status -> answers we read.
+        server: Status -> requests it counted.
+        unanswered: Requests we sent and read no status for.
+    """
+    uncounted = sum(max(count - server.get(code, 0), 0) for code, count in own.items())
+    surplus = sum(max(count - own.get(code, 0), 0) for code, count in server.items())
+    return uncounted + max(surplus - unanswered, 0)

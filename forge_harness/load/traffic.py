@@ -1,0 +1,209 @@
+"""What is sent, and whether what came back is right.
+
+A request file holds a JSON object a line:
+
+    {"path": "/v1/predict", "body": {"inputs": [[...]]}, "expect": {"labels": [3]}}
+
+`method` is POST unless given. `expect` may hold `labels`, `tokens` (ids of the first choice),
+`text_sha256` (of its text), and `json` (a part the answer must contain). Without `expect` only
+form is checked: that the answer is whole and carries the id of the request it answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from forge_harness.errors import LoadError
+
+from .records import Fate
+
+_FIELDS = frozenset({"path", "body", "method", "expect"})
+_EXPECTED = frozenset({"labels", "tokens", "text_sha256", "json"})
+_INPUTS = 64
+"""Features of a digit, the input of the reference classifier."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One kind of request, ready to be sent many times."""
+
+    path: str
+    body: bytes = b""
+    method: str = "POST"
+    streamed: bool = False
+    expect: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What an answer was."""
+
+    fate: Fate
+    detail: str = ""
+
+
+def read_requests(path: Path) -> tuple[Request, ...]:
+    """Reads a request file.
+
+    Raises:
+        LoadError: It is missing or empty, or a line is no request, with its number.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LoadError(f"The request file {path} cannot be read: {error}.") from error
+    lines = [(n, line) for n, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    if not lines:
+        raise LoadError(f"The request file {path} holds no request; expected a JSON object a line.")
+    return tuple(_request(line, f"{path}, line {n}") for n, line in lines)
+
+
+def _request(line: str, where: str) -> Request:
+    try:
+        content = json.loads(line)
+    except ValueError as error:
+        raise LoadError(f"{where} is no JSON: {error}.") from error
+    if not isinstance(content, dict) or not _is_path(content.get("path")):
+        raise LoadError(f'{where} is no request; expected {{"path": "/...", "body": {{...}}}}.')
+    expect = content.get("expect", {})
+    if not isinstance(expect, dict):
+        raise LoadError(f"{where}: expect is no object; expected some of {sorted(_EXPECTED)}.")
+    strange = (set(content) - _FIELDS) | (set(expect) - _EXPECTED)
+    if strange:
+        raise LoadError(
+            f"{where}: unknown {sorted(strange)}; expected {sorted(_FIELDS)}, and in "
+            f"expect {sorted(_EXPECTED)}."
+        )
+    body = content.get("body")
+    return Request(
+        path=content["path"],
+        body=b"" if body is None else json.dumps(body, separators=(",", ":")).encode(),
+        method=str(content.get("method", "POST")).upper(),
+        streamed=isinstance(body, dict) and body.get("stream") is True,
+        expect=expect,
+    )
+
+
+def _is_path(value: Any) -> bool:  # noqa: ANN401 - any JSON value
+    """Whether it can stand in a request line; a line break in it would start a header."""
+    return (
+        isinstance(value, str)
+        and value.startswith("/")
+        and value.isascii()
+        and (value.isprintable() and " " not in value)
+    )
+
+
+def seeded_digits(seed: int, count: int = 64) -> tuple[Request, ...]:
+    """Returns classifier requests of random 8x8 digits (0..16 in each feature), without labels."""
+    rng = random.Random(f"{seed}/digits")
+    return tuple(
+        Request(
+            path="/v1/predict",
+            body=json.dumps(
+                {"inputs": [[float(rng.randint(0, 16)) for _ in range(_INPUTS)]]}
+            ).encode(),
+        )
+        for _ in range(count)
+    )
+
+
+def requests_of(file: str | None, seed: int) -> tuple[Request, ...]:
+    """Returns the requests a plan sends: those of its file, or seeded digits."""
+    return seeded_digits(seed) if file is None else read_requests(Path(file))
+
+
+def judge(
+    request: Request, *, status: int, headers: Mapping[str, str], body: bytes, sent_id: str
+) -> Verdict:
+    """Returns how a request ended, from its whole answer.
+
+    Args:
+        request: What was sent.
+        status: HTTP status.
+        headers: Of the answer, names in lower case.
+        body: Of the answer.
+        sent_id: X-Request-Id that was sent. An answer with another one belongs to somebody else.
+    """
+    if status in (429, 503):
+        if "retry-after" in headers:
+            return Verdict(Fate.SHED, f"status {status}")
+        return Verdict(Fate.ERROR, f"status {status} without Retry-After")
+    if status == 504:
+        return Verdict(Fate.TIMEOUT, "status 504")
+    if not 200 <= status < 300:
+        return Verdict(Fate.ERROR, f"status {status}")
+    echoed = headers.get("x-request-id", sent_id)
+    if echoed != sent_id:
+        return Verdict(Fate.ERROR, "answer to another request (X-Request-Id)")
+    try:
+        answer = _stream(body) if request.streamed else json.loads(body)
+    except Truncated as error:
+        return Verdict(Fate.ERROR, f"truncated stream: {error}")
+    except ValueError:
+        return Verdict(Fate.ERROR, "answer is no JSON")
+    problem = _mismatch(request.expect, answer, sent_id)
+    return Verdict(Fate.ERROR, problem) if problem else Verdict(Fate.OK)
+
+
+class Truncated(ValueError):
+    """A stream that ended before its end."""
+
+
+def _stream(body: bytes) -> dict[str, Any]:
+    """Puts a stream of server-sent events together into the answer it would have been.
+
+    Raises:
+        Truncated: The terminal event, its usage or `[DONE]` is missing, or tokens are.
+        ValueError: An event is no JSON.
+    """
+    if not body.endswith(b"\n\n"):
+        raise Truncated("it stops in the middle of an event")
+    lines = body.decode("utf-8").splitlines()
+    events = [line.removeprefix("data:").strip() for line in lines if line.startswith("data:")]
+    if not events or events[-1] != "[DONE]":
+        raise Truncated("no [DONE]")
+    parts = [json.loads(event) for event in events[:-1]]
+    if not parts or "finish_reason" not in parts[-1] or "usage" not in parts[-1]:
+        raise Truncated("no terminal event with finish_reason and usage")
+    tokens = [part["token"] for part in parts[:-1] if "token" in part]
+    promised = parts[-1]["usage"].get("completion_tokens", len(tokens))
+    if promised != len(tokens):
+        raise Truncated(f"{len(tokens)} of {promised} tokens")
+    text = "".join(part.get("text", "") for part in parts[:-1])
+    return {**parts[-1], "choices": [{"text": text, "tokens": tokens}]}
+
+
+def _mismatch(expect: Mapping[str, Any], answer: Any, sent_id: str) -> str:  # noqa: ANN401
+    if not isinstance(answer, dict):
+        return "" if not expect else "answer is no JSON object"
+    if answer.get("request_id", sent_id) != sent_id:
+        return "answer to another request (request_id)"
+    choices = answer.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else {}
+    found = {
+        "labels": answer.get("labels"),
+        "tokens": choice.get("tokens"),
+        "text_sha256": hashlib.sha256(str(choice.get("text", "")).encode()).hexdigest(),
+    }
+    for name, value in expect.items():
+        if name == "json":
+            if not _contains(answer, value):
+                return "wrong answer (json)"
+        elif found[name] != value:
+            return f"wrong answer ({name})"
+    return ""
+
+
+def _contains(answer: Any, part: Any) -> bool:  # noqa: ANN401 - JSON values
+    if isinstance(part, dict):
+        return isinstance(answer, dict) and all(
+            key in answer and _contains(answer[key], value) for key, value in part.items()
+        )
+    return bool(answer == part)

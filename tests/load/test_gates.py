@@ -1,0 +1,112 @@
+"""Which limits a run is held to, and that each fails when it is broken."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from forge_harness.load.analysis import analyse
+from forge_harness.load.gates import gates
+from forge_harness.load.peak import Peak
+from forge_harness.load.recovery import Recovery
+
+from . import support
+
+PLAN = support.plan_of(shape=((1, 12), (23, 2), (1, 4)))
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("load") / "run"
+    return analyse(support.write_run(directory, PLAN, support.served(PLAN)))
+
+
+def judged(report, **changed):
+    """Name -> state of the gates of a run with some phases or figures changed."""
+    given_ = {"phases": report.phases, "recovery": report.recovery, "memory": report.memory,
+              "peak": report.peak, **changed}  # fmt: skip
+    return {gate.name: gate.state for gate in gates(report.plan, **given_)}
+
+
+def with_counts(phase, **counts):
+    return replace(phase, counts={**phase.counts, **counts})
+
+
+def test_a_good_run_passes_them_all(good):
+    found = judged(good)
+    assert set(found.values()) == {"pass"}
+    assert list(found) == [
+        "1x failed requests",
+        "1x shed requests",
+        "1x response p95",
+        "23x errors",
+        "23x response p99",
+        "1x (again) failed requests",
+        "recovery",
+        "memory after over before",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("index", "counts", "name"),
+    [
+        (0, {"error": 1}, "1x failed requests"),
+        (0, {"timeout": 1}, "1x failed requests"),
+        (0, {"shed": 1}, "1x shed requests"),
+        (1, {"error": 1}, "23x errors"),
+        (2, {"timeout": 1}, "1x (again) failed requests"),
+    ],
+)
+def test_one_request_too_many_fails(good, index, counts, name):
+    phases = list(good.phases)
+    phases[index] = with_counts(phases[index], **counts)
+    found = judged(good, phases=phases)
+    assert found[name] == "fail"
+    # Requests shed under overload have no measured time here.
+    assert {gate for gate, state in found.items() if state == "fail"} == {name}
+
+
+def test_overload_may_shed_and_time_out_but_refusals_are_timed(good):
+    phases = list(good.phases)
+    phases[1] = with_counts(phases[1], shed=7)
+    assert judged(good, phases=phases)["23x refusal p95"] == "not_measured"
+
+
+def test_slow_answers_fail_from_the_objective_on(good):
+    def at(seconds):
+        phases = [
+            replace(p, response=tuple(replace(q, value=seconds) for q in p.response))
+            for p in good.phases
+        ]
+        return judged(good, phases=phases)
+
+    assert at(PLAN.slo_s)["1x response p95"] == "pass"
+    slow = at(math.nextafter(PLAN.slo_s, 1))
+    assert (slow["1x response p95"], slow["23x response p99"]) == ("fail", "fail")
+    assert at(math.inf)["23x response p99"] == "fail"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "problem", "state"),
+    [(2.0, "", "pass"), (2.5, "", "fail"), (None, "", "fail"), (None, "too slow", "not_measured")],
+)
+def test_recovery_is_two_seconds_and_never_is_a_failure(good, seconds, problem, state):
+    found = Recovery(seconds=seconds, watched_s=4, limit_s=0.5, problem=problem)
+    assert judged(good, recovery=found)["recovery"] == state
+
+
+@pytest.mark.parametrize(("after", "state"), [(105.0, "pass"), (106.0, "fail"), (50.0, "pass")])
+def test_memory_comes_back(good, after, state):
+    found = judged(good, memory=[(0.5, 100.0), (13.0, 900.0), (18.0, after)])
+    assert found["memory after over before"] == state
+
+
+def test_memory_that_was_not_read_is_no_gate(good):
+    assert "memory after over before" not in judged(good, memory=[(5.0, 100.0)])
+
+
+def test_overload_keeps_four_fifths_of_the_peak(good):
+    goodput = good.phases[1].goodput
+    for share, state in ((0.81, "pass"), (0.79, "fail")):
+        peak = Peak(rate=1.0, above=None, goodput=goodput / share, bound="limit")
+        assert judged(good, peak=peak)["23x goodput over peak"] == state

@@ -1,0 +1,75 @@
+"""The server's own counters, and when they and ours cannot both be right."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forge_harness.errors import LoadError
+from forge_harness.load.metrics import Server, answers_by_code, parse, total, unexplained
+
+from . import support
+
+TEXT = """\
+# HELP forge_requests_total Requests.
+# TYPE forge_requests_total counter
+forge_requests_total{route="/v1/predict",code="200"} 7
+forge_requests_total{code="503",route="/v1/predict"} 2.0
+forge_requests_total{route="/metrics",code="200"} 5
+forge_requests_total{route="/v1/completions",code="200"} 1e1 1700000000000
+forge_request_seconds_bucket{le="+Inf",route="a\\"} b"} 3
+process_resident_memory_bytes 5.0e+07
+forge_nan NaN
+garbage here
+= 3
+"""
+codes = st.dictionaries(st.sampled_from([200, 429, 500, 503]), st.integers(0, 50))
+
+
+def test_samples_are_read():
+    found = parse(TEXT)
+    assert total(found, "process_resident_memory_bytes") == 5e7
+    assert total(found, "forge_requests_total") == 24
+    assert total(found, "none") is None
+    assert dict(found[4].labels)["le"] == "+Inf"
+
+
+def test_answers_are_counted_for_the_routes_that_were_used():
+    assert answers_by_code(parse(TEXT), frozenset({"/v1/predict"})) == {200: 7, 503: 2}
+    both = frozenset({"/v1/predict", "/v1/completions"})
+    assert answers_by_code(parse(TEXT), both) == {200: 17, 503: 2}
+    assert answers_by_code(parse("x 1"), both) is None
+
+
+@given(codes, st.integers(0, 50), st.integers(0, 50))
+def test_every_answer_we_read_was_counted_and_only_unanswered_ones_besides(own, lost, some):
+    server = Counter(own)
+    assert unexplained(own, server, 0) == 0
+    server[200] += lost
+    assert unexplained(own, server, lost) == 0
+    assert unexplained(own, server, max(lost - some, 0)) == min(some, lost)
+
+
+@given(codes, st.integers(1, 20))
+def test_an_answer_the_server_did_not_count_is_unexplained(own, more):
+    ours = Counter(own)
+    ours[200] += more
+    assert unexplained(ours, own, 100) == more
+
+
+def test_an_answer_counted_under_another_status_is_unexplained():
+    assert unexplained({200: 5}, {200: 4, 500: 1}, 0) == 2
+
+
+def test_nothing_there_is_said_with_the_address():
+    with pytest.raises(LoadError, match=r"Nothing answers at http://127\.0\.0\.1:1"):
+        Server(url="http://127.0.0.1:1").scrape()
+
+
+def test_a_server_without_counters_has_none():
+    with support.serving("--no-metrics") as url:
+        assert Server(url=url).scrape() is None
+        assert Server(url=url + "/").get("/metrics")[0] == 404
+    with support.serving() as url:
+        assert "forge_requests_in_flight 0" in Server(url=url, token="t").scrape(at_rest=True)

@@ -1,0 +1,106 @@
+"""Plans: the same in every process, and refused when they cannot be run."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forge_harness.errors import LoadError
+from forge_harness.load.plan import SHAPES, check_plan, parse_shape, phases_at, read_plan
+
+from . import support
+
+multiples = st.integers(1, 99)
+
+
+def test_a_plan_survives_its_file(tmp_path):
+    plan = support.plan_of(requests="/tmp/r.jsonl", token_env="T", ca="/ca.pem", capacity=200.0)
+    again = read_plan(plan.write(tmp_path))
+    assert again == plan
+    assert again.digest == plan.digest
+
+
+def test_the_digest_tells_plans_apart():
+    plan = support.plan_of()
+    others = [
+        replace(plan, seed=2),
+        replace(plan, slo_s=0.4),
+        replace(plan, phases=plan.phases[:1]),
+    ]
+    assert len({plan.digest, *(other.digest for other in others)}) == 4
+
+
+def test_the_token_is_not_in_the_plan(monkeypatch, tmp_path):
+    monkeypatch.setenv("FORGE_TEST_TOKEN", "s3cret")
+    path = support.plan_of(token_env="FORGE_TEST_TOKEN").write(tmp_path)
+    assert b"s3cret" not in path.read_bytes()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema": "forge-load-plan/2"}'])
+def test_other_files_are_no_plans(tmp_path, text):
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    with pytest.raises(LoadError, match="is no load plan"):
+        read_plan(path)
+
+
+def test_a_plan_of_a_later_release_with_another_field_is_still_read(tmp_path):
+    path = support.plan_of().write(tmp_path)
+    content = {**json.loads(path.read_bytes()), "colour": "blue"}
+    path.write_text(json.dumps(content))
+    assert read_plan(path) == support.plan_of()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "localhost:8000",
+        "ftp://localhost",
+        "http://",
+        "http://h:port",
+        "http://h:0",
+        "http://[x",
+    ],
+)
+def test_an_address_that_is_none_is_refused(url):
+    with pytest.raises(LoadError, match="is no address"):
+        check_plan(support.plan_of(url=url))
+
+
+@pytest.mark.parametrize(
+    ("shape", "base", "said"),
+    [
+        ((), 1.0, "without phases"),
+        (((1, 0),), 1.0, "for 0 s"),
+        (((1, 1),), 0.0, "0 requests/s"),
+        (((1, 1),), float("nan"), "nan requests/s"),
+        (((50, 3600),), 1000.0, "over 2000000"),
+    ],
+)
+def test_phases_that_cannot_be_run_are_refused(shape, base, said):
+    with pytest.raises(LoadError, match=said):
+        check_plan(support.plan_of(shape=shape, base=base))
+
+
+@given(st.lists(st.tuples(multiples, st.integers(1, 600)), min_size=1, max_size=6))
+def test_phases_are_read_as_they_are_written(shape):
+    text = ",".join(f"{m}x:{s}" for m, s in shape)
+    assert parse_shape(text) == tuple(shape)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1x", "1x:", "x:3", "1x:3,", "1x:0", "-1x:3", "1x:nan", "1:inf"]
+)
+def test_phases_that_are_none_are_refused(text):
+    with pytest.raises(LoadError, match="expected MULTIPLEx:SECONDS"):
+        parse_shape(text)
+
+
+@pytest.mark.parametrize("profile", SHAPES)
+def test_every_profile_starts_and_ends_at_the_base_load_and_goes_to_fifty_times_it(profile):
+    phases = phases_at(2.0, SHAPES[profile])
+    assert [phase.multiple for phase in phases] == [1, 5, 10, 23, 50, 1]
+    assert [phase.rate for phase in phases] == [2, 10, 20, 46, 100, 2]

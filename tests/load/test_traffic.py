@@ -1,0 +1,166 @@
+"""Answers: right ones pass, and every way to be wrong has its class."""
+
+import hashlib
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from forge_harness.errors import LoadError
+from forge_harness.load.records import Fate
+from forge_harness.load.traffic import Request, judge, read_requests, requests_of, seeded_digits
+
+LABELS = Request(path="/v1/predict", expect={"labels": [3]})
+STREAM = Request(path="/v1/completions", streamed=True, expect={"tokens": [5, 6, 7]})
+
+
+def judged(request, body, status=200, **headers):
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return judge(request, status=status, headers=named, body=content, sent_id="r1")
+
+
+def stream(tokens, *, promised=None, done=True, end=True):
+    events = [{"text": chr(97 + t), "token": t} for t in tokens]
+    if end:
+        count = len(tokens) if promised is None else promised
+        events.append({"finish_reason": "length", "usage": {"completion_tokens": count}})
+    body = b"".join(b"data: %s\n\n" % json.dumps(event).encode() for event in events)
+    return body + (b"data: [DONE]\n\n" if done else b"")
+
+
+def test_a_right_answer_is_ok():
+    found = judged(LABELS, {"labels": [3], "request_id": "r1"}, x_request_id="r1")
+    assert (found.fate, found.detail) == (Fate.OK, "")
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"labels": [4]}, "wrong answer (labels)"),
+        ({"label": [3]}, "wrong answer (labels)"),
+        ({"labels": [3, 3]}, "wrong answer (labels)"),
+        ([3], "no JSON object"),
+        (b"<html>", "no JSON"),
+        (b"", "no JSON"),
+        ({"labels": [3], "request_id": "r2"}, "another request (request_id)"),
+    ],
+)
+def test_a_wrong_answer_is_an_error(body, said):
+    found = judged(LABELS, body)
+    assert found.fate is Fate.ERROR
+    assert said in found.detail
+
+
+def test_an_answer_to_somebody_else_is_an_error():
+    found = judged(LABELS, {"labels": [3]}, x_request_id="r2")
+    assert (found.fate, found.detail) == (Fate.ERROR, "answer to another request (X-Request-Id)")
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "fate"),
+    [
+        (503, {"retry_after": "1"}, Fate.SHED),
+        (429, {"retry_after": "1"}, Fate.SHED),
+        (503, {}, Fate.ERROR),
+        (429, {}, Fate.ERROR),
+        (504, {}, Fate.TIMEOUT),
+        (500, {"retry_after": "1"}, Fate.ERROR),
+        (404, {}, Fate.ERROR),
+        (302, {}, Fate.ERROR),
+        (204, {}, Fate.ERROR),
+    ],
+)
+def test_statuses_have_their_class(status, headers, fate):
+    assert judged(LABELS, b"", status, **headers).fate is fate
+
+
+@given(st.lists(st.integers(0, 25), max_size=20))
+def test_a_whole_stream_is_the_answer_it_would_have_been(tokens):
+    text = "".join(chr(97 + t) for t in tokens)
+    expect = {"tokens": tokens, "text_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    request = Request(path="/v1/completions", streamed=True, expect=expect)
+    assert judged(request, stream(tokens)).fate is Fate.OK
+    wrong = Request(path="/v1/completions", streamed=True, expect={"tokens": [*tokens, 1]})
+    assert judged(wrong, stream(tokens)).fate is Fate.ERROR
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 25), min_size=1, max_size=8), st.data())
+def test_a_stream_cut_anywhere_is_never_ok(tokens, data):
+    body = stream(tokens)
+    cut = data.draw(st.integers(0, len(body) - 1))
+    found = judged(Request(path="/", streamed=True), body[:cut])
+    assert found.fate is Fate.ERROR
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (stream([5, 6, 7], end=False), "no terminal event"),
+        (stream([5, 6, 7], done=False), "no [DONE]"),
+        (stream([5, 6], promised=3), "2 of 3 tokens"),
+        (stream([5, 6, 8]), "wrong answer (tokens)"),
+        (b"data: {\n\ndata: [DONE]\n\n", "no JSON"),
+    ],
+)
+def test_streams_are_wrong_in_these_ways(body, said):
+    found = judged(STREAM, body)
+    assert found.fate is Fate.ERROR
+    assert said in found.detail
+
+
+def test_a_part_of_the_answer_may_be_expected():
+    request = Request(path="/", expect={"json": {"usage": {"prompt_tokens": 3}}})
+    assert judged(request, {"usage": {"prompt_tokens": 3, "x": 1}, "y": 2}).fate is Fate.OK
+    assert judged(request, {"usage": {"prompt_tokens": 4}}).detail == "wrong answer (json)"
+    assert judged(request, {"usage": 3}).fate is Fate.ERROR
+
+
+def test_a_request_file_is_read(tmp_path):
+    file = tmp_path / "requests.jsonl"
+    file.write_text(
+        '{"path": "/v1/predict", "body": {"inputs": [[1]]}, "expect": {"labels": [1]}}\n\n'
+        '{"path": "/v1/completions", "body": {"prompt": "a", "stream": true}}\n'
+        '{"path": "/healthz", "method": "get"}\n',
+        encoding="utf-8",
+    )
+    first, second, third = requests_of(str(file), 0)
+    assert (first.method, json.loads(first.body)) == ("POST", {"inputs": [[1]]})
+    assert (first.streamed, second.streamed) == (False, True)
+    assert (third.method, third.body) == ("GET", b"")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "holds no request"),
+        ("{", "line 1 is no JSON"),
+        ('{"path": "/a"}\n{"path": "b"}', "line 2 is no request"),
+        ("[]", "line 1 is no request"),
+        ('{"path": 3}', "line 1 is no request"),
+        ('{"path": "/a\\r\\nX: y"}', "line 1 is no request"),
+        ('{"path": "/a", "expects": {}}', "unknown ['expects']"),
+        ('{"path": "/a", "expect": {"label": 1}}', "unknown ['label']"),
+        ('{"path": "/a", "expect": 3}', "expect is no object"),
+    ],
+)
+def test_a_bad_request_file_is_said_with_its_line(tmp_path, text, said):
+    file = tmp_path / "requests.jsonl"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(LoadError) as caught:
+        read_requests(file)
+    assert said in str(caught.value)
+
+
+def test_a_missing_request_file_is_said(tmp_path):
+    with pytest.raises(LoadError, match="cannot be read"):
+        read_requests(tmp_path / "none.jsonl")
+
+
+def test_digits_are_made_from_the_seed():
+    assert seeded_digits(1) == seeded_digits(1) != seeded_digits(2)
+    inputs = [json.loads(request.body)["inputs"][0] for request in seeded_digits(3)]
+    assert {len(row) for row in inputs} == {64}
+    assert all(0 <= value <= 16 for row in inputs for value in row)
