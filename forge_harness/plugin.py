@@ -18,6 +18,7 @@ from forge_harness._pytest.fixtures import (
     forge_seed,
     policy,
     quality_study,
+    served_load,
     shared_build,
     subject,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "forge_seed",
     "policy",
     "quality_study",
+    "served_load",
     "shared_build",
     "subject",
 ]
@@ -72,6 +74,18 @@ def pytest_collection_modifyitems(
     yield
     if marks:
         process_safely(state_of(config), items, marks, directories)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Lets one timing check run at a time, whatever the number of workers."""
+    if item.get_closest_marker("forge_timing") is None:
+        return (yield)
+    from forge_harness._pytest.shared import alone
+
+    # Around the whole protocol: a check that waits its turn does not spend its time limit.
+    with alone(state_of(item.config).shared):
+        return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -75,6 +75,27 @@ def shared_build(request: pytest.FixtureRequest) -> Callable[[str, Callable[[], 
 
 
 @pytest.fixture(scope="session")
+def served_load(
+    subject: Any,  # noqa: ANN401 - whatever offers Serves
+    shared_build: Callable[[str, Callable[[], Any]], Any],
+    forge_profile: str,
+    forge_seed: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Any]:
+    """The report of one load campaign on the subject's server, run once for all workers."""
+    from forge_harness.load.campaign import load_campaign
+
+    def run() -> dict[str, Any]:
+        folder = tmp_path_factory.mktemp("load")
+        (folder / "server").mkdir()
+        spec = subject.server(folder / "server")
+        return load_campaign(spec, folder / "run", profile=forge_profile, seed=forge_seed)
+
+    report: dict[str, Any] = shared_build("load", run)
+    return report
+
+
+@pytest.fixture(scope="session")
 def quality_study(request: pytest.FixtureRequest) -> list[QualityRun]:
     """The trained arms of the quality comparison, trained once for all workers."""
     state = state_of(request.config)

@@ -6,7 +6,8 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,15 @@ from forge_harness.errors import ForgeError
 
 class SharedBuildError(ForgeError):
     """Work that several checks share failed; each of them ends with the same reason."""
+
+
+@contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Keeps other processes of the session out of their own such blocks meanwhile."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (directory / "timing.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def build_once(directory: Path, name: str, builder: Callable[[], Any]) -> Any:  # noqa: ANN401

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from forge_harness import __version__
 from forge_harness.security.access import PUBLIC
 
 from .inputs import DEFAULT_TOKENS, MAX_ROWS
@@ -51,7 +51,7 @@ def document(routes: Iterable[Route], served: Served) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": f"Forge Harness serving {served.name}",
-            "version": __version__,
+            "version": version("bitnet-forge-harness"),
             "description": "Each request ends in one outcome; errors are problem documents.",
         },
         "paths": {

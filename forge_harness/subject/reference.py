@@ -37,6 +37,7 @@ from forge_harness.protocols import (
     ResolvedConfig,
     ScheduleSpec,
     ScheduleStep,
+    ServerSpec,
     StoreSpec,
     TrainingSession,
     TrainOptions,
@@ -44,6 +45,7 @@ from forge_harness.protocols import (
 from forge_harness.security import audit, signing
 from forge_harness.security.keys import Keyring, Purpose
 from forge_harness.security.sealing import KeyringSealer
+from forge_harness.subject.serving import byte_model_server
 
 Split = Literal["train", "validation"]
 TASKS = ("digits", "bytes")
@@ -346,6 +348,12 @@ class ReferenceSubject:
     def check_package(self, directory: Path, signature: Path) -> None:
         """See `SignsPackages.check_package`."""
         signing.verify_package(directory, [self._public_key()], signature=signature)
+
+    # Serves
+
+    def server(self, directory: Path, *, secured: bool = False) -> ServerSpec:
+        """See `Serves.server`."""
+        return byte_model_server(directory, secured=secured)
 
     def _audit(self, path: Path) -> audit.AuditLog:
         return audit.AuditLog.of_keyring(path, self._keys())

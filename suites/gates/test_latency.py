@@ -1,0 +1,22 @@
+"""The latency gate: what a user of the served model waits for."""
+
+import pytest
+
+
+@pytest.mark.forge_timing
+@pytest.mark.forge_check("gates.latency")
+def test_latency(served_load, policy, evidence):
+    """The median response at base load keeps the gate, through the server and open loop."""
+    phase = served_load["phases"][0]
+    if phase["problems"]:
+        pytest.skip(f"INVALID load: {phase['problems'][0]}")
+    found = next(found for found in phase["response"] if found["name"] == "p50")
+    if found["value_s"] is None:
+        pytest.skip(f"the median was not measured: {found['state']}")
+    evidence.at_most(
+        "latency",
+        found["value_s"],
+        limit=policy.threshold("gates.latency.at_most"),
+        unit="s",
+        reason=f"median of {found['count']} requests at base load",
+    )

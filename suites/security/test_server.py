@@ -1,0 +1,247 @@
+"""The server from outside: TLS 1.3, roles, tokens, and a record of everything that was asked."""
+
+import http.client
+import ssl
+import threading
+import warnings
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+import pytest
+
+from forge_harness.errors import LoadError
+from forge_harness.load.plan import LoadPlan
+from forge_harness.load.session import server_of
+from forge_harness.load.target import started
+from forge_harness.security.certificates import LocalAuthority
+
+WAIT_S = 30
+PUBLIC = ("GET /healthz", "GET /readyz")
+UNDECLARED = ("GET /", "GET /admin", "GET /v1/nothing", "POST /metrics", "DELETE /v1/models")
+
+
+@pytest.mark.forge_check("security.tls_1_3_only")
+def test_tls_1_3_only(subject, evidence, tmp_path):
+    """The server speaks TLS 1.3 and nothing older; our client believes no other certificate.
+
+    Older protocols are offered by a client that has them. Certificates of another authority, an
+    expired one and one of another name are shown to the client that sends load. Oracle: Python's
+    ssl (OpenSSL) on the other side.
+    """
+    (tmp_path / "server").mkdir()
+    spec = subject.server(tmp_path / "server", secured=True)
+    with started(spec.command) as target:
+        evidence.equal(
+            "protocol", _protocol(target.url, spec.ca), expected="TLSv1.3", reason="as negotiated"
+        )
+        accepted = [
+            version.name
+            for version in (ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2)
+            if _protocol(target.url, spec.ca, highest=version)
+        ]
+        evidence.equal(
+            "older_accepted", len(accepted), expected=0, reason=", ".join(accepted) or "none"
+        )
+        plain = _plain(target.url)
+        evidence.equal("plain_answered", plain, expected=False, reason="HTTP without TLS")
+        strange = LocalAuthority().write(tmp_path / "strange.pem")
+        evidence.equal(
+            "client_believes_another_authority",
+            _client_believes(target.url, strange),
+            expected=False,
+            reason="a certificate the client's authority did not sign",
+        )
+        evidence.equal(
+            "client_believes_ours",
+            _client_believes(target.url, spec.ca),
+            expected=True,
+            reason="ca",
+        )
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    for name, changes in (
+        ("expired", {"until": yesterday}),
+        ("misnamed", {"address": "192.0.2.1"}),
+        ("sound", {}),
+    ):
+        authority = LocalAuthority()
+        cert, key = authority.issue(tmp_path / name, **changes)
+        with _https(cert, key) as url:
+            believed = _client_believes(url, authority.write(tmp_path / f"{name}.pem"))
+        evidence.equal(
+            f"client_believes_{name}", believed, expected=name == "sound", reason="certificate"
+        )
+
+
+def _protocol(url, ca, *, highest=None):
+    context = ssl.create_default_context(cafile=ca)
+    if highest is not None:
+        with warnings.catch_warnings():
+            # That the old ones are deprecated is what is tested.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+            context.maximum_version = highest
+        # Above this level OpenSSL refuses old protocols by itself, and nothing was tested.
+        context.set_ciphers("ALL:@SECLEVEL=0")
+    host, port = urlsplit(url).hostname, urlsplit(url).port
+    connection = http.client.HTTPSConnection(host, port, context=context, timeout=WAIT_S)
+    try:
+        connection.connect()
+        return connection.sock.version()
+    except (ssl.SSLError, OSError):
+        return None
+    finally:
+        connection.close()
+
+
+def _plain(url):
+    connection = http.client.HTTPConnection(
+        urlsplit(url).hostname, urlsplit(url).port, timeout=WAIT_S
+    )
+    try:
+        connection.request("GET", "/healthz")
+        connection.getresponse()
+        return True
+    except (http.client.HTTPException, OSError):
+        return False
+    finally:
+        connection.close()
+
+
+def _client_believes(url, ca):
+    plan = LoadPlan(url=url, seed=0, phases=(), ca=str(ca))
+    try:
+        server_of(plan).scrape()
+    except LoadError:
+        return False
+    return True
+
+
+class _Empty(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(404)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *arguments):
+        pass
+
+
+class _Quiet(ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        pass
+
+
+@contextmanager
+def _https(cert, key):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    server = _Quiet(("127.0.0.1", 0), _Empty)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"https://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.forge_check("security.rbac_matrix")
+def test_rbac_matrix(subject, evidence, tmp_path):
+    """Every token at every route: allowed where its role says so, refused everywhere else.
+
+    Tokens of each role and ones that are expired, revoked, malformed, unknown, of another service
+    or missing; every declared route, routes nobody declared, and the public ones without a token.
+    Oracle: the table of the subject, written apart from its roles; 401 for who is nobody, 403 for
+    who may not.
+    """
+    spec = subject.server(tmp_path, secured=True)
+    holders = {**spec.tokens, "nobody": None}
+    access = {**spec.access, "nobody": frozenset()}
+    wrong, cells = [], 0
+    with started(spec.command) as target:
+        for route in PUBLIC:
+            cells += 1
+            if _status(target.url, spec.ca, route, None) not in (200, 503):
+                wrong.append(f"{route} needs a token")
+        for route in UNDECLARED:
+            for name, token in holders.items():
+                cells += 1
+                status = _status(target.url, spec.ca, route, token)
+                if status < 400:
+                    wrong.append(f"{name}: {route} is {status}")
+        for route in spec.routes:
+            # Whoever may end the server asks last.
+            for name, token in sorted(holders.items(), key=lambda held: route in access[held[0]]):
+                cells += 1
+                status = _status(target.url, spec.ca, route, token)
+                if not _as_declared(status, access[name], route):
+                    wrong.append(f"{name}: {route} is {status}")
+    allowed = sum(route in routes for routes in access.values() for route in spec.routes)
+    evidence.at_least("allowed", allowed, limit=1, unit="cells", reason="or nothing may be asked")
+    evidence.record("cells", cells, unit="cells", reason=f"{len(holders)} holders")
+    evidence.equal(
+        "wrong_cells",
+        len(wrong),
+        expected=0,
+        unit="cells",
+        reason="; ".join(wrong[:3]) or "all as declared",
+    )
+
+
+def _as_declared(status, routes, route):
+    if route in routes:
+        return status not in (401, 403) and status < 500
+    return status == (403 if routes else 401)
+
+
+def _status(url, ca, route, token, request_id=None):
+    method, path = route.split(" ")
+    context = ssl.create_default_context(cafile=ca)
+    host, port = urlsplit(url).hostname, urlsplit(url).port
+    connection = http.client.HTTPSConnection(host, port, context=context, timeout=WAIT_S)
+    headers = {"Content-Type": "application/json"}
+    headers |= {} if token is None else {"Authorization": f"Bearer {token}"}
+    headers |= {} if request_id is None else {"X-Request-Id": request_id}
+    body = b'{"prompt": [1, 2], "max_tokens": 1}' if method == "POST" else None
+    try:
+        connection.request(method, path, body=body, headers=headers)
+        return connection.getresponse().status
+    except (OSError, http.client.HTTPException):
+        return 599
+    finally:
+        connection.close()
+
+
+@pytest.mark.forge_check("security.audit_coverage")
+def test_audit_coverage(subject, evidence, tmp_path):
+    """Each request that was answered is in the audit log, once, with who asked and what came of it.
+
+    Oracle: the statuses this side of the connection, by request id.
+    """
+    spec = subject.server(tmp_path, secured=True)
+    answered = {}
+    holders = {**spec.tokens, "nobody": None}
+    with started(spec.command) as target:
+        for route in (route for route in spec.routes if "drain" not in route):
+            for token in holders.values():
+                request_id = f"audit-{len(answered)}"
+                answered[request_id] = _status(target.url, spec.ca, route, token, request_id)
+        status = target.stop()
+    evidence.equal("ended", status, expected=0, reason="what was recorded last is on disk")
+    recorded = {}
+    for entry in spec.audited():
+        recorded.setdefault(entry.request_id, []).append(entry.status)
+    missing = [name for name in answered if name not in recorded]
+    twice = [name for name in answered if len(recorded.get(name, ())) > 1]
+    other = [n for n, s in answered.items() if n in recorded and recorded[n] != [s]]
+    evidence.record("requests", len(answered), unit="requests", reason="asked")
+    covered = 1 - len(missing) / len(answered)
+    evidence.record("audit_coverage", covered, reason=f"of {len(answered)} requests")
+    for what, names in (("missing", missing), ("twice", twice), ("other_status", other)):
+        evidence.equal(
+            what, len(names), expected=0, unit="requests", reason=", ".join(names[:3]) or "none"
+        )
