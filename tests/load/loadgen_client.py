@@ -1,6 +1,6 @@
 """MLPerf LoadGen's Server scenario against a server, as an oracle; prints its summary as JSON.
 
-    loadgen_client.py URL RATE SECONDS DIRECTORY
+loadgen_client.py URL RATE SECONDS DIRECTORY
 """
 
 import asyncio
@@ -21,7 +21,9 @@ async def ask(host, port):
     writer.write(head + BODY)
     answer = await reader.readuntil(b"\r\n\r\n")
     length = next(
-        int(line.split(b":")[1]) for line in answer.split(b"\r\n") if b"content-length" in line.lower()
+        int(line.split(b":")[1])
+        for line in answer.split(b"\r\n")
+        if b"content-length" in line.lower()
     )
     await reader.readexactly(length)
     writer.close()
@@ -36,9 +38,14 @@ def main(url, rate, seconds, directory):
         await ask(parts.hostname, parts.port)
         loadgen.QuerySamplesComplete([loadgen.QuerySampleResponse(query_id, 0, 0)])
 
+    # The loop holds tasks weakly: one that nobody else holds may be collected while it waits.
+    running = set()
+
     def issue(samples):
         for sample in samples:
-            asyncio.run_coroutine_threadsafe(answer(sample.id), loop)
+            asked = asyncio.run_coroutine_threadsafe(answer(sample.id), loop)
+            running.add(asked)
+            asked.add_done_callback(running.discard)
 
     settings = loadgen.TestSettings()
     settings.scenario = loadgen.TestScenario.Server
