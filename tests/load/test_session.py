@@ -54,6 +54,15 @@ def test_no_process_is_left_behind(tmp_path):
     assert not psutil.pid_exists(pid)
 
 
+@pytest.mark.timeout(30)
+def test_a_generator_that_hangs_is_ended_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr("forge_harness.load.session._END_S", 0.3)
+    with Generator(tmp_path / "log") as own:
+        pid = own.pid
+        os.kill(pid, signal.SIGSTOP)
+    assert not psutil.pid_exists(pid)
+
+
 def test_a_plan_it_cannot_run_is_said_in_its_words(generator, tmp_path):
     with support.serving() as url:
         plan = support.plan_of(url, requests=str(tmp_path / "none.jsonl"))
