@@ -34,16 +34,18 @@ def main(url, rate, seconds, directory):
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
 
-    kept = []
-
     async def answer(query_id):
         await ask(parts.hostname, parts.port)
         loadgen.QuerySamplesComplete([loadgen.QuerySampleResponse(query_id, 0, 0)])
 
+    # The loop holds tasks weakly: one that nobody else holds may be collected while it waits.
+    running = set()
+
     def issue(samples):
         for sample in samples:
-            # The loop itself holds on to no task: what waits in a stream would be collected.
-            kept.append(asyncio.run_coroutine_threadsafe(answer(sample.id), loop))
+            asked = asyncio.run_coroutine_threadsafe(answer(sample.id), loop)
+            running.add(asked)
+            asked.add_done_callback(running.discard)
 
     settings = loadgen.TestSettings()
     settings.scenario = loadgen.TestScenario.Server
@@ -52,8 +54,6 @@ def main(url, rate, seconds, directory):
     settings.server_target_latency_ns = 10**10
     settings.min_duration_ms = round(1000 * seconds)
     settings.min_query_count = 1
-    settings.max_query_count = round(rate * seconds)
-    settings.max_duration_ms = round(2000 * seconds)
     output = loadgen.LogSettings()
     output.log_output.outdir = str(directory)
     sut = loadgen.ConstructSUT(issue, lambda: None)

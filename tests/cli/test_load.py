@@ -1,0 +1,98 @@
+"""`forge-harness load` as a user runs it, against a small real server."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ..load import support
+
+URL = "http://127.0.0.1:1"
+
+
+def test_a_run_and_its_report_again(forge, tmp_path):
+    out = tmp_path / "l1"
+    flags = ("--rate", 60, "--phases", "1x:2,5x:0.5", "--slo", 2)
+    with support.serving() as url:
+        done = forge("load", "run", "--url", url, "--out", out, *flags)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the server's counters leave 0 unexplained" in done.stdout
+    assert "PASS" in done.stdout.splitlines()
+    assert "load" in done.stderr
+    assert {"load.html", "report.json", "load-latency.svg"} <= {p.name for p in out.iterdir()}
+    before = (out / "report.json").read_bytes()
+    again = forge("load", "report", out, "--json")
+    assert again.returncode == 0
+    assert (out / "report.json").read_bytes() == before
+    assert json.loads(again.stdout) == json.loads(before)
+
+
+def test_a_server_that_fails_ends_with_one(forge, tmp_path):
+    with support.serving("--fail", 0.5) as url:
+        done = forge(
+            "load", "run", "--url", url, "--out", tmp_path / "l", "--rate", 60,
+            "--phases", "1x:2", "--slo", 2, "--quiet",
+        )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "1x failed requests" in done.stdout
+    assert done.stderr == ""
+
+
+def test_a_generator_that_gave_up_is_invalid(forge, tmp_path):
+    with support.serving("--service-ms", 30) as url:
+        done = forge(
+            "load", "run", "--url", url, "--out", tmp_path / "l", "--rate", 100,
+            "--phases", "1x:1", "--concurrency", 1, "-q",
+        )  # fmt: skip
+    assert done.returncode == 7, done.stdout + done.stderr
+    assert "INVALID" in done.stdout.splitlines()
+
+
+def test_the_peak(forge, tmp_path):
+    flags = ("--probe", 0.5, "--start", 400, "--slo", 0.05, "--cap", 5, "--timeout", 1)
+    with support.serving("--service-ms", 20) as url:
+        done = forge("load", "peak", "--url", url, *flags, "--json")
+    assert done.returncode in (0, 7), done.stderr
+    found = json.loads(done.stdout)
+    assert found["probes"][0]["rate"] == 400
+    assert found["rate"] < 100
+    assert "400/s" in done.stderr
+
+
+def test_a_dry_run_writes_a_plan_for_locust(invoke, tmp_path):
+    flags = ("--rate", 5, "--phases", "1x:3", "--seed", 4)
+    done = invoke("load", "run", "--url", URL, "--out", tmp_path / "p", "--dry-run", *flags)
+    assert done.exit_code == 0, done.output
+    plan = json.loads((tmp_path / "p" / "plan.json").read_bytes())
+    assert (plan["seed"], plan["phases"][0]["rate"]) == (4, 5)
+    assert "locust -f" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--url", "localhost:80"), "'localhost:80' is no address"),
+        (("--ca", "none.pem"), "certificate file --ca none.pem does not exist"),
+        (("--token-env", "FORGE_NO_SUCH"), "FORGE_NO_SUCH: no such environment variable"),
+        (("--requests", "none.jsonl"), "none.jsonl cannot be read"),
+        (("--phases", "fast"), "'fast' is no phase"),
+        (("--capacity", "lots"), "'lots' is no rate"),
+        (("--capacity", "-3"), "'-3' is no rate"),
+        (("--dry-run",), "give --rate"),
+        (("--rate", "0"), "not in the range"),
+        ((), "Nothing answers at http://127.0.0.1:1"),
+    ],
+)
+def test_what_cannot_be_run_is_one_sentence_and_leaves_nothing(invoke, tmp_path, flags, said):
+    out = tmp_path / "out"
+    done = invoke("load", "run", "--url", URL, "--out", out, *flags)
+    assert done.exit_code == 4, done.output
+    assert said in done.stderr
+    assert not out.exists()
+
+
+def test_a_directory_that_holds_no_run_is_refused(invoke, tmp_path):
+    done = invoke("load", "report", tmp_path)
+    assert done.exit_code == 4
+    assert "is no load plan" in done.stderr

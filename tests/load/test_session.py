@@ -1,0 +1,75 @@
+"""The generator as a process: it starts, runs one plan after another, and is gone afterwards."""
+
+import os
+import signal
+import threading
+
+import psutil
+import pytest
+
+from forge_harness.errors import GeneratorError, LoadError
+from forge_harness.load.analysis import analyse
+from forge_harness.load.session import Generator, child_environment
+
+from . import support
+
+
+def test_one_generator_runs_plan_after_plan(generator, tmp_path):
+    steps = []
+    with support.serving() as url:
+        plan = support.plan_of(url, 60, ((1, 0.8), (2, 0.8)))
+        for name in ("first", "second"):
+            generator.run(plan, tmp_path / name, steps.append)
+    counts = [analyse(tmp_path / name).reconciliation for name in ("first", "second")]
+    # Locust counts on; each run is told what is its own.
+    assert counts[0].locust == counts[1].locust == (counts[0].scheduled, 0)
+    assert {step.phase for step in steps} == {"1x", "2x"}
+    assert {step.scheduled for step in steps} == {counts[0].scheduled}
+
+
+def test_nothing_is_started_for_an_address_that_does_not_answer(generator, tmp_path):
+    with pytest.raises(LoadError, match="Nothing answers"):
+        generator.run(support.plan_of(), tmp_path)
+    assert not (tmp_path / "records-0.jsonl").exists()
+
+
+def test_a_generator_that_is_killed_is_said_and_its_requests_are_missing(tmp_path):
+    with support.serving() as url, Generator(tmp_path / "log") as own:
+        plan = support.plan_of(url, 60, ((1, 4),))
+        killer = threading.Timer(1.5, os.kill, (own.pid, signal.SIGKILL))
+        killer.start()
+        with pytest.raises(GeneratorError, match=r"ended with status -9.*log"):
+            own.run(plan, tmp_path)
+        killer.join()
+    report = analyse(tmp_path)
+    assert report.verdict == "INVALID"
+    assert report.reconciliation.counts["censored"] > 50
+    assert report.reconciliation.missing > 50
+
+
+def test_no_process_is_left_behind(tmp_path):
+    with Generator(tmp_path / "log") as own:
+        pid = own.pid
+        assert psutil.pid_exists(pid)
+    assert not psutil.pid_exists(pid)
+
+
+@pytest.mark.timeout(30)
+def test_a_generator_that_hangs_is_ended_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr("forge_harness.load.session._END_S", 0.3)
+    with Generator(tmp_path / "log") as own:
+        pid = own.pid
+        os.kill(pid, signal.SIGSTOP)
+    assert not psutil.pid_exists(pid)
+
+
+def test_a_plan_it_cannot_run_is_said_in_its_words(generator, tmp_path):
+    with support.serving() as url:
+        plan = support.plan_of(url, requests=str(tmp_path / "none.jsonl"))
+        with pytest.raises(GeneratorError, match=r"LoadError: The request file .*none\.jsonl"):
+            generator.run(plan, tmp_path)
+
+
+def test_what_would_change_locust_or_slow_it_is_kept_from_it():
+    given = {"LOCUST_USERS": "9", "COVERAGE_PROCESS_START": "x", "COV_CORE_SOURCE": "x", "A": "b"}
+    assert child_environment(given) == {"A": "b"}
