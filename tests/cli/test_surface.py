@@ -28,7 +28,7 @@ SURFACE = {
     "train": "--accumulation --batch-size --checkpoint-every --compute --config --from-checkpoint"
     " --learning-rate --out --precision --resume --seed --state --steps --task",
     "bench lm": "--json --layers --prompt --rounds --threads --width",
-    "bench kernels": "--json --path --peers --plot --rounds --shape --threads --tokens",
+    "bench kernels": "--ggml --json --path --peers --plot --rounds --shape --threads --tokens",
     "drill storage": "--campaign --json --mutants --opener --quick --quiet --seed --trials",
     "inspect": "--exclude --i2s-layout --json --matrix --quantize --scale-convention PATH",
     "export": "--allow-not-ready --exclude --fleet --format --i2s-layout --json --name --out"
