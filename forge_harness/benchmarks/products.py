@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import cycle
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from forge_harness import kernels
 from forge_harness.kernels.backends import native
 
+from .ggml import BLOCK, GgmlLibrary, checked
 from .timing import Call, Timed, interleave, speedup
 
 SHAPES = ((2560, 2560), (2560, 6912), (6912, 2560), (4096, 14336))
@@ -26,6 +28,7 @@ SHAPES = ((2560, 2560), (2560, 6912), (6912, 2560), (4096, 14336))
 TOKENS = (1, 16, 128)
 COLD_BYTES = 192 * 2**20
 PEERS = ("torch fp32", "torch bf16", "torch _int_mm")
+GGML = "ggml TQ2_0"
 _PROBE_OPS = 20_000
 
 
@@ -80,7 +83,14 @@ class Row:
         return self.case.operations / self.microseconds["ours"] / 1e3
 
 
-def measure(case: Case, *, path: str | None = None, peers: bool = True, rounds: int = 15) -> Row:
+def measure(
+    case: Case,
+    *,
+    path: str | None = None,
+    peers: bool = True,
+    rounds: int = 15,
+    ggml: GgmlLibrary | None = None,
+) -> Row:
     """Times our product, the ceilings and the peers, taking turns.
 
     Args:
@@ -88,19 +98,25 @@ def measure(case: Case, *, path: str | None = None, peers: bool = True, rounds: 
         path: Instruction set; None: the one products use.
         peers: Whether torch's products are timed too.
         rounds: Batches of each candidate.
+        ggml: A build of ggml whose TQ2_0 is timed too, where the columns are whole blocks of 256.
 
     Raises:
         BackendUnavailableError: The native kernels or the path cannot run here.
+        UsageError: ggml does not compute what its format defines.
     """
     chosen = kernels.cpu_path(path)
     before = torch.get_num_threads()
     torch.set_num_threads(case.threads)
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), ExitStack() as stack:
             ours, packed_bytes = _ours(case, chosen)
             probes = dict(_probes(case, chosen, packed_bytes))
             others = dict(_peers(case)) if peers else {}
-            timed = interleave({"ours": ours, **probes, **others}, rounds=rounds)
+            if ggml is not None and case.columns % BLOCK == 0:
+                others[GGML] = _ggml_call(case, ggml, stack)
+            timed = interleave(
+                {"ours": ours, **probes, **others}, rounds=rounds, rest=0.002 if ggml else 0.0
+            )
     finally:
         torch.set_num_threads(before)
     return _row(case, chosen, timed, packed_bytes)
@@ -161,6 +177,20 @@ def _peers(case: Case) -> Iterator[tuple[str, Call]]:
     yield "torch _int_mm", lambda: torch._int_mm(q, next(transposed).t())
 
 
+def _ggml_call(case: Case, library: GgmlLibrary, stack: ExitStack) -> Call:
+    weight, x = 0.02 * _codes(case).float(), torch.randn(case.tokens, case.columns)
+    # 66 bytes a block of 256.
+    size = case.rows * case.columns * 66 // 256
+    count = -(-COLD_BYTES // size) if case.cold else 1
+    products = []
+    for _ in range(count):
+        products.append(library.product(weight, x, case.threads))
+        stack.callback(products[-1].close)
+    checked(products[0], weight, x)
+    turns = cycle(products)
+    return lambda: next(turns)()
+
+
 def _rotating(weight: Tensor, cold: bool) -> Iterator[Tensor]:
     count = -(-COLD_BYTES // weight.nbytes) if cold else 1
     return cycle([weight, *(weight.clone() for _ in range(count - 1))])
@@ -169,7 +199,7 @@ def _rotating(weight: Tensor, cold: bool) -> Iterator[Tensor]:
 def _row(case: Case, path: str, timed: dict[str, Timed], packed_bytes: int) -> Row:
     ours = timed["ours"]
     over = {}
-    for name in PEERS:
+    for name in (*PEERS, GGML):
         if name in timed and (found := speedup(ours, timed[name])):
             over[name] = (found.estimate, found.low, found.high)
     floors = {"read": timed["read probe"].median}

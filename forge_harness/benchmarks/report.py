@@ -15,7 +15,7 @@ from forge_harness import kernels
 from forge_harness.model.throughput import CONTENDERS
 
 from .language_model import Measured
-from .products import PEERS, Row
+from .products import GGML, PEERS, Row
 from .storage import StorageMeasured
 
 SCHEMA = "forge-bench/1"
@@ -23,10 +23,11 @@ SCHEMA = "forge-bench/1"
 
 def table(rows: Sequence[Row]) -> str:
     """Returns a plain table: time, rate, share of the ceiling, times faster than each peer."""
-    head = ["product", "path", "us", "GOP/s", "ceiling", *(f"x {peer}" for peer in PEERS)]
+    peers = [*PEERS, *([GGML] if any(GGML in row.over for row in rows) else [])]
+    head = ["product", "path", "us", "GOP/s", "ceiling", *(f"x {peer}" for peer in peers)]
     lines = [head]
     for row in rows:
-        over = [f"{row.over[p][0]:.1f}" if p in row.over else "-" for p in PEERS]
+        over = [f"{row.over[p][0]:.1f}" if p in row.over else "-" for p in peers]
         ceiling = f"{100 * row.roofline:.0f} % {row.bound}"
         us = row.microseconds["ours"]
         lines.append([row.case.label, row.path, f"{us:.1f}", f"{row.gigaops:.0f}", ceiling, *over])

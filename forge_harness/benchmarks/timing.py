@@ -39,7 +39,7 @@ class Timed:
 
 
 def interleave(
-    candidates: Mapping[str, Call], *, rounds: int = 15, batch: float = 0.004
+    candidates: Mapping[str, Call], *, rounds: int = 15, batch: float = 0.004, rest: float = 0.0
 ) -> dict[str, Timed]:
     """Times candidates in batches that take turns, in rotating order.
 
@@ -47,6 +47,8 @@ def interleave(
         candidates: Name -> one call; called often enough to fill a batch.
         rounds: Batches of each.
         batch: Seconds a batch lasts at least.
+        rest: Seconds of sleep before a batch, so that another library's idle threads, which spin
+            for a while, do not take a core from the next candidate.
     """
     found = {name: Timed(name, _calls(call, batch)) for name, call in candidates.items()}
     names = list(candidates)
@@ -54,6 +56,7 @@ def interleave(
         turn = index % len(names)
         for name in names[turn:] + names[:turn]:
             call, timed = candidates[name], found[name]
+            time.sleep(rest)
             switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
             start = time.perf_counter()
             for _ in range(timed.calls):

@@ -38,6 +38,13 @@ def bench_group() -> None:
 @click.option("--path", "kernel_path", help="Instruction set; the fastest one by default.")
 @click.option("--rounds", default=15, type=click.IntRange(min=6), help="Batches of a candidate.")
 @click.option("--peers/--no-peers", default=True, help="Also time torch's products.")
+@click.option(
+    "--ggml",
+    "ggml_path",
+    metavar="PATH",
+    type=click.Path(exists=True, path_type=Path),
+    help="Also time TQ2_0 of this build of ggml: libggml-cpu.so, or a directory above it.",
+)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything here.")
 @click.option("--plot", "plot_file", type=click.Path(path_type=Path), help="Write an SVG here.")
 def kernels_command(
@@ -47,6 +54,7 @@ def kernels_command(
     kernel_path: str | None,
     rounds: int,
     peers: bool,
+    ggml_path: Path | None,
     json_file: Path | None,
     plot_file: Path | None,
 ) -> int:
@@ -57,14 +65,18 @@ def kernels_command(
     rounds. "cold" rotates through copies of the weights that no cache holds.
     """
     from forge_harness.benchmarks import products, report
+    from forge_harness.benchmarks.ggml import GgmlLibrary
 
+    library = None if ggml_path is None else GgmlLibrary(ggml_path)
     sizes = [_shape(text) for text in shapes] or list(products.SHAPES)
     counts = tokens or products.TOKENS
     cores = threads or tuple(range(1, min(2, os.cpu_count() or 1) + 1))
     cases = _cases(sizes, counts, cores)
     started, rows = datetime.now(UTC), []
     for index, case in enumerate(cases):
-        rows.append(products.measure(case, path=kernel_path, peers=peers, rounds=rounds))
+        rows.append(
+            products.measure(case, path=kernel_path, peers=peers, rounds=rounds, ggml=library)
+        )
         click.echo(f"{index + 1}/{len(cases)} {case.label}", err=True)
     click.echo(report.table(rows))
     click.echo(

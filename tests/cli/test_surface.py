@@ -29,7 +29,7 @@ SURFACE = {
     " --learning-rate --out --precision --resume --seed --state --steps --task",
     "bench lm": "--json --layers --prompt --rounds --threads --width",
     "bench store": "--blob-mib --dir --json --rounds --states",
-    "bench kernels": "--json --path --peers --plot --rounds --shape --threads --tokens",
+    "bench kernels": "--ggml --json --path --peers --plot --rounds --shape --threads --tokens",
     "drill storage": "--campaign --json --mutants --opener --quick --quiet --seed --trials",
     "load run": "--ca --capacity --concurrency --dry-run --json --out --phases --profile --quiet"
     " --rate --requests --seed --share --slo --timeout --token-env --url",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ CHECKS = (
     "inference_speedup",
     "compression",
     "peak_memory",
+    "training_throughput",
     "start_up",
 )
 
@@ -98,6 +100,38 @@ class SavesFakeQuantized(ReferenceSubject):
         return TernaryLinearOp(compute="fake")(x * 1.0, weight * 1.0, bias)
 
 
+class WaitsForData(ReferenceSubject):
+    """Ternary training waits for its data in every step: no CPU time, but time."""
+
+    def session(self, task, options):
+        session = super().session(task, options)
+        if options.precision == "ternary":
+            stepping = session.step
+
+            def step():
+                time.sleep(0.05)
+                return stepping()
+
+            session.step = step
+        return session
+
+
+class StepsOverHalfTheBatch(ReferenceSubject):
+    """Ternary training takes as long as ever and gets through half of the samples."""
+
+    def session(self, task, options):
+        session = super().session(task, options)
+        if options.precision == "ternary":
+            stepping = session.step
+
+            def step():
+                record = stepping()
+                return replace(record, sample_ids=record.sample_ids[::2])
+
+            session.step = step
+        return session
+
+
 @pytest.mark.parametrize("check", CHECKS)
 def test_the_reference_subject_passes(run_check, check):
     run = run_check(f"performance.{check}")
@@ -114,6 +148,8 @@ def test_the_reference_subject_passes(run_check, check):
         ("inference_speedup", OtherModel(), "difference"),
         ("compression", KeepsLatents(), "resident_ratio"),
         ("peak_memory", SavesFakeQuantized(), "saved_ratio"),
+        ("training_throughput", WaitsForData(), "throughput_ratio"),
+        ("training_throughput", StepsOverHalfTheBatch(), "throughput_ratio"),
     ],
 )
 def test_a_defect_is_found(run_check, check, subject, evidence):
