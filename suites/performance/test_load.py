@@ -64,7 +64,9 @@ def test_load_10x(served_load, evidence):
 def test_peak_capacity(served_load, evidence):
     """The highest rate served within the objective, found by doubling and bisection."""
     peak = served_load["peak"]
-    evidence.record("peak", peak["rate"], unit="requests/s", reason=f"limited by {peak['bound']}")
+    evidence.record(
+        "peak_capacity", peak["rate"], unit="requests/s", reason=f"limited by {peak['bound']}"
+    )
     base = _phase(served_load, "1x")["rate"]
     evidence.record("peak_over_base", peak["rate"] / base, reason="times base load")
     evidence.at_least(
@@ -98,7 +100,7 @@ def test_overload_recovery(served_load, policy, evidence):
             reason="of the peak's; server and generator share this machine",
         )
     evidence.at_most(
-        "recovery",
+        "recovery_time",
         recovery["seconds"] if recovery["seconds"] is not None else float("inf"),
         limit=policy.threshold("performance.recovery.at_most"),
         unit="s",
