@@ -122,7 +122,9 @@ class Service:
 async def main(options):
     service = Service(options)
     server = await asyncio.start_server(service.connection, "127.0.0.1", 0, backlog=1024)
-    print(server.sockets[0].getsockname()[1], flush=True)
+    port = server.sockets[0].getsockname()[1]
+    line = json.dumps({"ready": True, "url": f"http://127.0.0.1:{port}"})
+    print(line if options.ready_line else port, flush=True)
     async with server:
         await server.serve_forever()
 
@@ -136,6 +138,6 @@ if __name__ == "__main__":
     parser.add_argument("--queue", type=int, default=10**9)
     for share in ("drop", "stale", "truncate", "cut", "fail", "undercount"):
         parser.add_argument(f"--{share}", type=float, default=0.0)
-    for flag in ("no-retry-after", "no-metrics", "foreign-id"):
+    for flag in ("no-retry-after", "no-metrics", "foreign-id", "ready-line"):
         parser.add_argument(f"--{flag}", action="store_true")
     asyncio.run(main(parser.parse_args()))

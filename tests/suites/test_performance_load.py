@@ -1,0 +1,104 @@
+"""The load checks and served_equals_trained: red for servers that stall, drop, or answer wrong."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from forge_harness.load import campaign, driver
+from forge_harness.protocols import ServerSpec
+from forge_harness.subject.reference import ReferenceSubject
+from forge_harness.types import Outcome
+
+from ..load.test_sabotage import requests_file
+
+FAULTY = Path(__file__).parents[1] / "load" / "server.py"
+
+
+class ServedBy:
+    """A subject with the load tests' own small server, and its faults."""
+
+    name = "served"
+
+    def __init__(self, *faults):
+        self._faults = faults
+
+    def server(self, directory, *, secured=False):
+        stream = "--truncate" in self._faults
+        requests = Path(requests_file(directory / "requests.jsonl", stream=stream))
+        options = ("--ready-line", "--service-ms", "4", *self._faults)
+        return ServerSpec(command=(sys.executable, str(FAULTY), *options), requests=requests)
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """A campaign of seconds; the shipped one takes half a minute."""
+    limits = driver.SearchLimits(cap_s=8, probe_s=1, start=60)
+    monkeypatch.setitem(driver.LIMITS, "quick", limits)
+    monkeypatch.setattr(campaign, "QUICK", ((1, 6),))
+    monkeypatch.setattr(campaign, "TIMEOUT_S", 4.0)
+
+
+def test_a_sound_server_passes(run_check):
+    run = run_check("performance.load_1x", ServedBy())
+    assert (run.outcome, run.reason) == (Outcome.PASS, "")
+
+
+@pytest.mark.parametrize(
+    ("check", "faults", "reason"),
+    [
+        ("performance.load_1x", ("--drop", "0.05"), "failed is"),
+        ("performance.load_1x", ("--stale", "0.1"), "wrong answer"),
+        ("performance.load_1x", ("--fail", "0.1"), "status 500"),
+        ("integration.served_equals_trained", ("--stale", "0.3"), "wrong_"),
+        ("integration.served_equals_trained", ("--truncate", "0.3"), "truncated stream"),
+    ],
+)
+def test_a_server_that_answers_wrong_is_found(run_check, monkeypatch, check, faults, reason):
+    # At a given rate: with so many wrong answers the search for the capacity finds none.
+    monkeypatch.setattr(campaign, "measure", _at_a_rate)
+    run = run_check(check, ServedBy(*faults))
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert reason in run.reason
+
+
+def test_a_server_that_stalls_is_found(run_check, monkeypatch):
+    # At a given rate, so that the stall falls into base load and not into the search.
+    stall = ("--stall-at", "1", "--stall-s", "30")
+    monkeypatch.setattr(campaign, "measure", _at_a_rate)
+    run = run_check("performance.latency_percentiles", ServedBy(*stall))
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert "p95_limit is" in run.reason
+
+
+@pytest.mark.parametrize("check", ["performance.load_1x", "gates.latency"])
+def test_a_generator_that_gives_up_measures_nothing(run_check, monkeypatch, check):
+    monkeypatch.setattr(campaign, "measure", _one_at_a_time)
+    run = run_check(check, ServedBy("--service-ms", "60"))
+    assert run.outcome is Outcome.NOT_MEASURED
+    assert "INVALID load" in run.reason
+
+
+def _at_a_rate(template, directory, **options):
+    return driver.measure(template, directory, base=driver.Base(rate=80), **options)
+
+
+def _one_at_a_time(template, directory, **options):
+    from dataclasses import replace
+
+    cramped = replace(template, concurrency=1)
+    return driver.measure(cramped, directory, base=driver.Base(rate=60), **options)
+
+
+def test_a_subject_without_a_server_is_not_applicable(run_check):
+    class Silent:
+        name = "silent"
+
+    assert run_check("performance.load_1x", Silent()).outcome is Outcome.NOT_APPLICABLE
+
+
+def test_the_reference_server_answers_as_the_trained_model(run_check):
+    run = run_check("integration.served_equals_trained", ReferenceSubject())
+    assert (run.outcome, run.reason) == (Outcome.PASS, "")
