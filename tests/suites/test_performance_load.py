@@ -50,7 +50,7 @@ def test_a_sound_server_passes(run_check):
     ("check", "faults", "reason"),
     [
         ("performance.load_1x", ("--drop", "0.05"), "failed is"),
-        ("performance.load_1x", ("--stale", "0.1"), "wrong answer"),
+        ("performance.load_1x", ("--stale", "0.1"), "neither answered right nor refused"),
         ("performance.load_1x", ("--fail", "0.1"), "status 500"),
         ("integration.served_equals_trained", ("--stale", "0.3"), "wrong_"),
         ("integration.served_equals_trained", ("--truncate", "0.3"), "truncated stream"),
