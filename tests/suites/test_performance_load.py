@@ -39,10 +39,21 @@ def short(monkeypatch):
     monkeypatch.setitem(driver.LIMITS, "quick", limits)
     monkeypatch.setattr(campaign, "QUICK", ((1, 6),))
     monkeypatch.setattr(campaign, "TIMEOUT_S", 4.0)
+    # A loose objective: a generator that is late by a tenth of it makes the load invalid.
+    monkeypatch.setattr(campaign, "OBJECTIVE_S", 2.0)
+
+
+def measured(run_check, check, subject):
+    """Runs a check again where a busy machine kept the load from being what it should."""
+    for _ in range(3):
+        run = run_check(check, subject)
+        if "INVALID load" not in run.reason:
+            break
+    return run
 
 
 def test_a_sound_server_passes(run_check):
-    run = run_check("performance.load_1x", ServedBy())
+    run = measured(run_check, "performance.load_1x", ServedBy())
     assert (run.outcome, run.reason) == (Outcome.PASS, "")
 
 
@@ -59,7 +70,7 @@ def test_a_sound_server_passes(run_check):
 def test_a_server_that_answers_wrong_is_found(run_check, monkeypatch, check, faults, reason):
     # At a given rate: with so many wrong answers the search for the capacity finds none.
     monkeypatch.setattr(campaign, "measure", _at_a_rate)
-    run = run_check(check, ServedBy(*faults))
+    run = measured(run_check, check, ServedBy(*faults))
     assert run.outcome is Outcome.FAIL, run.reason
     assert reason in run.reason
 
@@ -68,7 +79,7 @@ def test_a_server_that_stalls_is_found(run_check, monkeypatch):
     # At a given rate, so that the stall falls into base load and not into the search.
     stall = ("--stall-at", "1", "--stall-s", "30")
     monkeypatch.setattr(campaign, "measure", _at_a_rate)
-    run = run_check("performance.latency_percentiles", ServedBy(*stall))
+    run = measured(run_check, "performance.latency_percentiles", ServedBy(*stall))
     assert run.outcome is Outcome.FAIL, run.reason
     assert "p95_limit is" in run.reason
 
