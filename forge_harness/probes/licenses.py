@@ -8,7 +8,7 @@ from typing import Literal
 ALLOWED_WORDS = frozenset(
     {"apache", "apache-2.0", "bsd", "bsd-2-clause", "bsd-3-clause", "mit", "mit-0", "isc", "0bsd"}
     | {"psf", "psf-2.0", "python-2.0", "python", "mpl", "mpl-2.0", "mozilla", "unlicense", "zlib"}
-    | {"mit-cmu", "hpnd", "cc0-1.0", "bsl-1.0", "unicode-3.0"}
+    | {"mit-cmu", "hpnd", "cc0-1.0", "bsl-1.0", "unicode-3.0", "zpl-2.1"}
 )
 REFUSED_WORDS = frozenset(
     {"gpl", "gplv2", "gplv3", "agpl", "agplv3", "agpl-3.0-only", "agpl-3.0-or-later", "affero"}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
 from .engine import Engine
 from .health import Health
 from .metrics import Metrics
+from .pacing import Pacer
 from .problems import NOT_READY, OVERLOADED, QUOTA, Problem
 from .settings import Settings
 
@@ -91,6 +93,21 @@ _SPARE = 1.6
 Without it a quarter of what was admitted at 23 times base load missed its deadline."""
 
 
+class _Portion:
+    """The work of the smaller ones among recent requests: down at once, up slowly."""
+
+    def __init__(self) -> None:
+        self.cost = self.steps = 0.0
+
+    def saw(self, cost: int, steps: int) -> None:
+        """Takes account of a request."""
+        self.cost = min(cost, self.cost + _RISE * (cost - self.cost))
+        self.steps = min(steps, self.steps + _RISE * (steps - self.steps))
+
+
+_RISE = 0.1
+
+
 class Admission:
     """Decides whether a request may wait, before anything is done for it."""
 
@@ -100,22 +117,31 @@ class Admission:
         self._settings, self._health = settings, health
         self._engine, self._metrics = engine, metrics
         self._quota = Quota(rate=settings.client_rate, in_flight=settings.client_in_flight)
+        self._pacer, self._portion = Pacer(), _Portion()
         self.in_flight = 0
 
-    def check_ready(self) -> None:
-        """Refuses while the server is not ready; cheap, so asked before the body is read.
+    @property
+    def is_overloaded(self) -> bool:
+        """Whether a request was refused for overload a moment ago."""
+        return self._pacer.is_pacing
+
+    def check_open(self, deadline: float) -> None:
+        """Refuses whom nothing could be done for; asked before the body is read.
+
+        What the request asks for is not known then, so under overload there must be room for what
+        the smaller ones of late asked for. Otherwise half of the bodies are read in vain.
+
+        Args:
+            deadline: On the monotonic clock.
 
         Raises:
-            Problem: NOT_READY.
+            Problem: NOT_READY or OVERLOADED.
         """
-        if not self._health.is_ready:
-            state = self._health.state.value
-            raise Problem(
-                NOT_READY,
-                f"The server is {state} ({self._health.reason}); ask again later.",
-                retry_after_s=1.0,
-                reason=state,
-            )
+        self._check_ready()
+        cost, steps = 0, 1
+        if self.is_overloaded:
+            cost, steps = int(self._portion.cost), max(1, int(self._portion.steps))
+        self._check_room(cost=cost, steps=steps, deadline=deadline, now=time.monotonic())
 
     def enter(self, client: str, *, cost: int, steps: int, deadline: float, now: float) -> None:
         """Counts a request in; `leave` must follow.
@@ -130,28 +156,44 @@ class Admission:
         Raises:
             Problem: NOT_READY, QUOTA or OVERLOADED.
         """
-        self.check_ready()
+        self._portion.saw(cost, steps)
+        self._check_ready()
+        self._check_room(cost=cost, steps=steps, deadline=deadline, now=now)
+        self._quota.enter(client, now)
+        self.in_flight += 1
+        self._metrics.accepted.inc()
+        self._metrics.in_flight.inc()
+
+    def _check_ready(self) -> None:
+        if not self._health.is_ready:
+            state = self._health.state.value
+            raise Problem(
+                NOT_READY,
+                f"The server is {state} ({self._health.reason}); ask again later.",
+                retry_after_s=1.0,
+                reason=state,
+            )
+
+    def _check_room(self, *, cost: int, steps: int, deadline: float, now: float) -> None:
         waiting = len(self._engine.inbox)
         if waiting >= self._settings.max_queue:
-            raise Problem(
-                OVERLOADED,
+            raise self._overloaded(
                 f"{waiting} requests wait already; expected fewer than {self._settings.max_queue}.",
                 retry_after_s=self._engine.wait_s(0, 1),
                 reason="queue",
             )
         wait = self._engine.wait_s(cost, steps)
         if now + wait * _SPARE > deadline:
-            raise Problem(
-                OVERLOADED,
+            raise self._overloaded(
                 f"An answer would take {wait:.3f} s and the deadline is in {deadline - now:.3f} s; "
                 "ask again later, or for less.",
                 retry_after_s=wait,
                 reason="wait",
             )
-        self._quota.enter(client, now)
-        self.in_flight += 1
-        self._metrics.accepted.inc()
-        self._metrics.in_flight.inc()
+
+    def _overloaded(self, detail: str, *, retry_after_s: float, reason: str) -> Problem:
+        self._pacer.refused()
+        return Problem(OVERLOADED, detail, retry_after_s=retry_after_s, reason=reason)
 
     def leave(self, client: str) -> None:
         """Counts a request out, however it ended."""

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 from starlette.routing import Route as StarletteRoute
 from starlette.routing import Router
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from forge_harness.security.access import Permission, check_declared
 from forge_harness.security.audit import AuditEvent, Decision
 
-from .exchange import Exchange, Reply
+from .exchange import Exchange, Refusal, Reply
 from .guard import Guard
 from .health import Health, State
 from .metrics import Metrics
@@ -33,20 +33,42 @@ _LONGEST_PATH = 200
 _log = logging.getLogger(__name__)
 
 
-def make_app(routes: Sequence[Route], *, guard: Guard, metrics: Metrics, health: Health) -> ASGIApp:
-    """Returns the ASGI application.
+class Application:
+    """The ASGI application.
+
+    Args:
+        routes: What it answers.
+        guard: Tokens, roles, audit.
+        metrics: Counts.
+        health: Of the server.
 
     Raises:
         SecurityError: A route declares no permission.
     """
-    check_declared({f"{route.method} {route.path}": route.permission for route in routes})
-    shared = (guard, metrics, health)
-    table = [
-        StarletteRoute(route.path, _Endpoint(route, *shared), methods=None) for route in routes
-    ]
-    # The router alone: middleware of Starlette would answer text, uncounted and unrecorded, and an
-    # endpoint here lets no exception out.
-    return Router(table, redirect_slashes=False, default=_Endpoint(_nowhere(), *shared))
+
+    def __init__(
+        self, routes: Sequence[Route], *, guard: Guard, metrics: Metrics, health: Health
+    ) -> None:
+        check_declared({f"{route.method} {route.path}": route.permission for route in routes})
+        shared = (guard, metrics, health)
+        self._endpoints = {route.path: _Endpoint(route, *shared) for route in routes}
+        table = [StarletteRoute(path, each, methods=None) for path, each in self._endpoints.items()]
+        # The router alone: middleware of Starlette would answer text, uncounted and unrecorded,
+        # and an endpoint here lets no exception out.
+        self._router = Router(table, redirect_slashes=False, default=_Endpoint(_nowhere(), *shared))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request."""
+        await self._router(scope, receive, send)
+
+    def refuse(self, scope: Scope) -> Refusal | None:
+        """Returns the refusal a request would get before its body is read; None: it gets none.
+
+        The short way: no task, no routing. What it says, and how it is
+        counted, is what the application would say.
+        """
+        endpoint = self._endpoints.get(scope["path"])
+        return None if endpoint is None else endpoint.refuse(scope)
 
 
 class _Endpoint:
@@ -55,6 +77,20 @@ class _Endpoint:
     def __init__(self, route: Route, guard: Guard, metrics: Metrics, health: Health) -> None:
         self._route, self._guard = route, guard
         self._metrics, self._health = metrics.of(route.path), health
+
+    def refuse(self, scope: Scope) -> Refusal | None:
+        if self._route.gate is None or self._guard.records:
+            return None
+        exchange = Exchange(scope, _unread, _unsent)
+        try:
+            self._pass(exchange)
+        except Problem as problem:
+            self._metrics.received.inc()
+            reply = self._refusal(exchange, problem)
+            exchange.is_closing = self._health.state is State.DRAINING
+            self._metrics.ended(reply.status, reply.outcome, time.monotonic() - exchange.started)
+            return Refusal(reply.status, exchange.head(reply), reply.body)
+        return None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -79,23 +115,33 @@ class _Endpoint:
             self._metrics.ended(reply.code or reply.status, reply.outcome, seconds)
 
     async def _reply(self, exchange: Exchange) -> Reply:
-        route, permission = self._route, self._route.permission
-        assert permission is not None  # check_declared
         try:
-            if route.method not in (_ANY, exchange.scope["method"]):
-                raise Problem(
-                    WRONG_METHOD,
-                    f"{route.path} answers {route.method} only.",
-                    headers=(("allow", route.method),),
-                )
-            exchange.principal = self._guard.principal(exchange.header("authorization"), permission)
-            self._guard.require(exchange.principal, permission)
-            return await route.handler(exchange)
+            self._pass(exchange)
+            return await self._route.handler(exchange)
         except Problem as problem:
             return self._refusal(exchange, problem)
         except Exception:
             _log.exception("Request %s failed", exchange.request_id)
             return self._refusal(exchange, _internal())
+
+    def _pass(self, exchange: Exchange) -> None:
+        """Lets a request through to its handler.
+
+        Raises:
+            Problem: It is not let through.
+        """
+        route, permission = self._route, self._route.permission
+        assert permission is not None  # check_declared
+        if route.method not in (_ANY, exchange.scope["method"]):
+            raise Problem(
+                WRONG_METHOD,
+                f"{route.path} answers {route.method} only.",
+                headers=(("allow", route.method),),
+            )
+        exchange.principal = self._guard.principal(exchange.header("authorization"), permission)
+        self._guard.require(exchange.principal, permission)
+        if route.gate is not None:
+            route.gate(exchange)
 
     def _refusal(self, exchange: Exchange, problem: Problem) -> Reply:
         if problem.kind.outcome is Outcome.SHED:
@@ -147,6 +193,14 @@ def _nowhere() -> Route:
         raise Problem(NOT_FOUND, f"There is nothing at {exchange.scope['path'][:_LONGEST_PATH]!r}.")
 
     return Route(_UNMATCHED, _ANY, Permission("model", "describe"), refuse, "serve.unmatched")
+
+
+async def _unread() -> Message:
+    raise RuntimeError("A refusal does not read the body.")
+
+
+async def _unsent(message: Message) -> None:
+    raise RuntimeError("A refusal is written by the connection.")
 
 
 def _internal() -> Problem:

@@ -1,23 +1,35 @@
 """Connections held to limits: slow or large headers, clients that stop reading, too many at once.
 
 uvicorn times an idle connection only after its first answer, so one that never completes its
-headers would hold a descriptor for ever.
+headers would hold a descriptor for ever. Under overload it is here that refusals are written: the
+task and the routing of each would cost more than all the rest of it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from .exchange import Refusal
 from .metrics import Metrics
 from .settings import Settings
 
 if TYPE_CHECKING:
     from asyncio import TimerHandle
 
+    from starlette.types import Scope
+    from uvicorn._types import ASGI3Application
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
 MAX_HEADER_BYTES = 65_536
+
+_CLOSE = (b"connection", b"close")
+
+Door = Callable[["Scope"], Refusal | None]
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -28,6 +40,11 @@ class LimitedProtocol(HttpToolsProtocol):
     _header_timer: TimerHandle | None = None
     _header_bytes = 0
     _write_timer: TimerHandle | None = None
+
+    @staticmethod
+    def door(scope: Scope) -> Refusal | None:
+        """Returns the refusal of a request that need not reach the application; None: it must."""
+        return None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Counts the connection and starts waiting for headers."""
@@ -58,6 +75,26 @@ class LimitedProtocol(HttpToolsProtocol):
         """Stops waiting, and hands the request on."""
         self._headers_are_there()
         super().on_headers_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        refusal = self.door(cast("Scope", cycle.scope))
+        if refusal is None:
+            super()._start_asgi_task(cycle, app)
+            return
+        # What is still to come of the request is then ignored, as after any early answer.
+        cycle.response_started = cycle.response_complete = True
+        head = [*self.server_state.default_headers, *refusal.head]
+        is_last = not cycle.keep_alive or _CLOSE in head
+        if is_last and _CLOSE not in head:
+            head.append(_CLOSE)
+        lines = b"".join(b"%s: %s\r\n" % header for header in head)
+        phrase = HTTPStatus(refusal.status).phrase.encode()
+        self.transport.write(
+            b"HTTP/1.1 %d %s\r\n%s\r\n%s" % (refusal.status, phrase, lines, refusal.body)
+        )
+        if is_last:
+            self.transport.close()
+        self.on_response_complete()
 
     def pause_writing(self) -> None:
         """Gives a client that stopped reading a while."""
@@ -93,7 +130,15 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.abort()
 
 
-def limited_protocol(settings: Settings, metrics: Metrics) -> type[HttpToolsProtocol]:
-    """Returns the protocol class of a server with these limits."""
-    members = {"settings": settings, "metrics": metrics}
+def limited_protocol(
+    settings: Settings, metrics: Metrics, door: Door = LimitedProtocol.door
+) -> type[HttpToolsProtocol]:
+    """Returns the protocol class of a server with these limits.
+
+    Args:
+        settings: The limits.
+        metrics: Where connections that were refused are counted.
+        door: See `LimitedProtocol.door`.
+    """
+    members = {"settings": settings, "metrics": metrics, "door": staticmethod(door)}
     return type("LimitedProtocol", (LimitedProtocol,), members)

@@ -72,6 +72,21 @@ class Reply:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An answer as the connection writes it.
+
+    Attributes:
+        status: Of HTTP.
+        head: Names and values of the headers.
+        body: Its bytes.
+    """
+
+    status: int
+    head: list[tuple[bytes, bytes]]
+    body: bytes
+
+
 class Exchange:
     """A request being answered.
 
@@ -177,8 +192,8 @@ class Exchange:
 
         return asyncio.get_running_loop().create_task(wait())
 
-    async def send(self, reply: Reply) -> None:
-        """Sends an answer, of a stream its head."""
+    def head(self, reply: Reply) -> list[tuple[bytes, bytes]]:
+        """Returns the headers of an answer."""
         headers = [
             (b"content-type", reply.media_type.encode()),
             (b"x-request-id", self.request_id.encode()),
@@ -188,8 +203,16 @@ class Exchange:
             headers.append((b"content-length", str(len(reply.body)).encode()))
         if self.is_closing:
             headers.append((b"connection", b"close"))
+        return headers
+
+    async def send(self, reply: Reply) -> None:
+        """Sends an answer, of a stream its head."""
         await self._send(
-            {"type": "http.response.start", "status": reply.status, "headers": headers}
+            {
+                "type": "http.response.start",
+                "status": reply.status,
+                "headers": self.head(reply),
+            }
         )
         await self.send_body(reply.body, is_last=reply.events is None)
 

@@ -71,6 +71,11 @@ class Guard:
         except AccessDeniedError as error:
             raise Problem(FORBIDDEN, str(error)) from error
 
+    @property
+    def records(self) -> bool:
+        """Whether requests are recorded."""
+        return self._audit is not None
+
     async def record(self, event: AuditEvent) -> None:
         """Records the event of a request; returns once its group is on disk.
 

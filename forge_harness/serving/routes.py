@@ -27,6 +27,8 @@ from .settings import Settings
 from .streaming import MEDIA_TYPE as EVENTS_TYPE
 from .streaming import TokenStream, text_of, usage
 
+Gate = Callable[[Exchange], None]
+
 
 @dataclass(frozen=True, slots=True)
 class Route:
@@ -38,6 +40,7 @@ class Route:
         permission: What it needs; None is refused when the server starts.
         handler: Answers.
         action: Its name in the audit log; "": health checks, which must not depend on a disk.
+        gate: Raises what can be said before the body is there; asked before the handler.
     """
 
     path: str
@@ -45,6 +48,7 @@ class Route:
     permission: Permission | None
     handler: Handler
     action: str
+    gate: Gate | None = None
 
 
 class Api:
@@ -78,9 +82,10 @@ class Api:
     def routes(self) -> tuple[Route, ...]:
         """Returns all routes."""
         predict, describe_it = Permission("model", "predict"), Permission("model", "describe")
+        rows, text = self._gate(Classifier), self._gate(Completer)
         return (
-            Route("/v1/predict", "POST", predict, self.predict, "serve.predict"),
-            Route("/v1/completions", "POST", predict, self.completions, "serve.completions"),
+            Route("/v1/predict", "POST", predict, self.predict, "serve.predict", rows),
+            Route("/v1/completions", "POST", predict, self.completions, "serve.completions", text),
             Route("/v1/models", "GET", describe_it, self.models, "serve.models"),
             Route("/v1/drain", "POST", Permission("server", "drain"), self.drain, "serve.drain"),
             Route("/metrics", "GET", Permission("metrics", "read"), self.metrics, "serve.metrics"),
@@ -120,8 +125,7 @@ class Api:
     async def predict(self, exchange: Exchange) -> Reply:
         """Labels and logits of rows."""
         served = self._served
-        if not isinstance(served, Classifier):
-            raise _other_route(served)
+        assert isinstance(served, Classifier)  # the gate
         deadline = exchange.deadline(self._settings.deadline_s)
         rows = rows_of(await self._json(exchange), served)
         job = self._job(rows, cost=len(rows), steps=1, deadline=deadline)
@@ -138,8 +142,7 @@ class Api:
     async def completions(self, exchange: Exchange) -> Reply:
         """A prompt continued."""
         served = self._served
-        if not isinstance(served, Completer):
-            raise _other_route(served)
+        assert isinstance(served, Completer)  # the gate
         deadline = exchange.deadline(self._settings.deadline_s)
         wanted = completion_of(await self._json(exchange), served)
         tokens = wanted.max_tokens
@@ -193,13 +196,20 @@ class Api:
         stream.reply = reply
         return reply
 
+    def _gate(self, kind: type[Served]) -> Gate:
+        def check(exchange: Exchange) -> None:
+            if not isinstance(self._served, kind):
+                raise _other_route(self._served)
+            self._admission.check_open(exchange.deadline(self._settings.deadline_s))
+
+        return check
+
     def _enter(self, client: str, job: Job) -> None:
         self._admission.enter(
             client, cost=job.cost, steps=job.steps, deadline=job.deadline, now=time.monotonic()
         )
 
     async def _json(self, exchange: Exchange) -> Mapping[str, Any]:
-        self._admission.check_ready()
         media_type = exchange.header("content-type") or "application/json"
         if media_type.partition(";")[0].strip().lower() != "application/json":
             raise Problem(

@@ -14,15 +14,17 @@ from collections.abc import Callable, Iterator
 from typing import cast
 
 import uvicorn
+from starlette.types import Scope
 
 from forge_harness.errors import AuditError, ExitCode, UsageError
 
 from .admission import Admission
-from .app import make_app
+from .app import Application
 from .batcher import BatchScheduler
 from .completer import CompletionScheduler
 from .connection import limited_protocol
 from .engine import Engine, Scheduler
+from .exchange import Refusal
 from .guard import Guard
 from .health import Health, State
 from .metrics import Metrics
@@ -190,9 +192,14 @@ class Server:
         host, port = listening.getsockname()[:2]
         scheme = "http" if context is None else "https"
         self.url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        app = Application(self.routes(), guard=self.guard, metrics=self.metrics, health=self.health)
+
+        def door(scope: Scope) -> Refusal | None:
+            return app.refuse(scope) if self.admission.is_overloaded else None
+
         config = uvicorn.Config(
-            self._app(),
-            http=limited_protocol(settings, self.metrics),
+            app,
+            http=limited_protocol(settings, self.metrics, door),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -218,11 +225,6 @@ class Server:
             metrics=self.metrics,
             drain=self.ask_to_drain,
         ).routes()
-
-    def _app(self) -> uvicorn._types.ASGIApplication:
-        return make_app(  # type: ignore[return-value]  # two names of one interface
-            self.routes(), guard=self.guard, metrics=self.metrics, health=self.health
-        )
 
     def _changed(self, state: State, reason: str) -> None:
         _log.warning("The server is %s%s", state.value, f": {reason}" if reason else "")

@@ -144,6 +144,7 @@ def test_the_variable_may_name_a_directory(database, monkeypatch):
     ("text", "state"),
     [
         ("MIT", "clean"),
+        ("ZPL-2.1", "clean"),
         ("AGPL-3.0-only", "found"),
         ("nobody knows", "found"),
         ("GPL OR MIT", "clean"),

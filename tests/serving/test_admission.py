@@ -1,9 +1,15 @@
+import asyncio
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forge_harness.serving.admission import Quota
-from forge_harness.serving.problems import QUOTA, Problem
+from forge_harness.serving.admission import Admission, Quota
+from forge_harness.serving.health import Health, State
+from forge_harness.serving.metrics import Metrics
+from forge_harness.serving.problems import NOT_READY, OVERLOADED, QUOTA, Problem
+from forge_harness.serving.settings import Settings
 
 from .support import running
 
@@ -64,3 +70,57 @@ def test_a_server_refuses_a_client_beyond_its_share_with_429():
         assert int(refused.headers["retry-after"]) >= 1
         assert server.count("forge_requests_shed_total", reason="quota") >= 4
         assert server.client.get("/healthz").status_code == 200
+
+
+class Steps:
+    """An engine of which only the queue and the speed are asked: 10 ms for each unit of work."""
+
+    def __init__(self):
+        self.inbox, self.ahead = [], 0
+
+    def wait_s(self, cost, steps):
+        return 0.010 * (self.ahead + cost)
+
+
+def admission_of(engine, state=State.READY):
+    health = Health()
+    health.become(state)
+    return Admission(Settings(max_queue=4), health, engine, Metrics())
+
+
+def refusal(call):
+    with pytest.raises(Problem) as found:
+        call()
+    return found.value.kind, found.value.reason
+
+
+def test_a_body_is_read_only_when_something_could_be_done_for_the_smaller_requests():
+    async def run():
+        engine = Steps()
+        admission = admission_of(engine)
+        now = time.monotonic()
+
+        def enter(cost):
+            admission.enter("c", cost=cost, steps=1, deadline=now + 1.0, now=now)
+
+        for _ in range(50):
+            enter(20)
+        engine.ahead = 50
+        admission.check_open(now + 1.0)  # not overloaded: nothing is known of what it asks for
+        assert refusal(lambda: enter(20)) == (OVERLOADED, "wait")
+        assert admission.is_overloaded
+        assert refusal(lambda: admission.check_open(now + 1.0)) == (OVERLOADED, "wait")
+        engine.ahead = 0
+        admission.check_open(now + 1.0)
+        enter(1)  # one small request, and room for it is enough
+        engine.ahead = 50
+        admission.check_open(now + 1.0)
+        engine.inbox = [0] * 4
+        assert refusal(lambda: admission.check_open(now + 1.0)) == (OVERLOADED, "queue")
+
+    asyncio.run(run())
+
+
+def test_nothing_is_read_while_the_server_is_not_ready():
+    admission = admission_of(Steps(), State.DRAINING)
+    assert refusal(lambda: admission.check_open(time.monotonic() + 1))[0] is NOT_READY

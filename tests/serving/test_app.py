@@ -11,7 +11,7 @@ from forge_harness.security.access import PUBLIC, ROLES, Permission
 from forge_harness.security.audit import AuditLog
 from forge_harness.security.audit_file import AuditFile
 from forge_harness.security.tokens import TokenStore
-from forge_harness.serving.app import make_app
+from forge_harness.serving.app import Application
 from forge_harness.serving.exchange import Reply
 from forge_harness.serving.guard import AUDIENCE, Guard
 from forge_harness.serving.health import Health
@@ -48,7 +48,7 @@ def ask(app, method, path, **given):
 
 def app_of(guard, *routes):
     metrics = Metrics()
-    app = make_app(routes, guard=guard, metrics=metrics, health=Health())
+    app = Application(routes, guard=guard, metrics=metrics, health=Health())
     return app, metrics
 
 
@@ -106,6 +106,68 @@ def test_every_role_may_what_its_table_says_and_every_decision_is_recorded(guard
         for e in events(guard)
     ]
     assert recorded == expected_events
+
+
+def scope_of(method, path, **headers):
+    head = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return {"type": "http", "method": method, "path": path, "headers": head, "client": ("c", 1)}
+
+
+def counts(metrics):
+    """Returns the counters, without those of seconds."""
+    lines = metrics.text().decode().splitlines()
+    return [line for line in lines if line.startswith("forge_requests") and "_seconds" not in line]
+
+
+@pytest.mark.parametrize(
+    ("method", "token", "status"),
+    [
+        ("POST", "client", 503),
+        ("POST", None, 401),
+        ("POST", "auditor", 403),
+        ("GET", "client", 405),
+    ],
+)
+def test_the_short_refusal_says_and_counts_what_the_long_one_does(tmp_path, method, token, status):
+    tokens = TokenStore(tmp_path / "tokens.json", key=KEY)
+    guard = Guard(tokens=tokens, audit=None)
+    headers = {"x-request-id": "r1"}
+    if token is not None:
+        headers["authorization"] = "Bearer " + tokens.issue("t", [token], audience=AUDIENCE)[0]
+
+    async def handler(exchange):
+        raise AssertionError("not reached")
+
+    def closed(exchange):
+        raise Problem(OVERLOADED, "Too much.", retry_after_s=1.2, reason="queue")
+
+    permission = Permission("model", "predict")
+    route = Route("/p", "POST", permission, handler, "p", closed)
+    (long, counted), (short, counted_short) = app_of(guard, route), app_of(guard, route)
+    answer = ask(long, method, "/p", headers=headers)
+    names = {name.replace("-", "_"): value for name, value in headers.items()}
+    refusal = short.refuse(scope_of(method, "/p", **names))
+    assert (answer.status_code, answer.content) == (refusal.status, refusal.body)
+    assert sorted(answer.headers.raw) == sorted(refusal.head)
+    assert refusal.status == status
+    assert counts(counted) == counts(counted_short)
+    assert f'code="{status}"' in "".join(counts(counted_short))
+
+
+def test_what_is_open_recorded_or_without_a_gate_takes_the_long_way(guard):
+    async def handler(exchange):
+        return Reply()
+
+    def closed(exchange):
+        raise Problem(OVERLOADED, "Too much.")
+
+    permission = Permission("model", "predict")
+    free = Guard(tokens=None, audit=None)
+    for own, gate in ((free, lambda exchange: None), (free, None), (guard, closed)):
+        app, metrics = app_of(own, Route("/p", "POST", permission, handler, "p", gate))
+        assert app.refuse(scope_of("POST", "/p")) is None
+        assert app.refuse(scope_of("POST", "/elsewhere")) is None
+        assert "code=" not in "".join(counts(metrics))
 
 
 def test_a_handler_that_raises_is_a_problem_counted_and_recorded(guard, caplog):

@@ -14,7 +14,6 @@ def taught(steps, capacity=10):
 
 def test_a_line_is_found_and_predicts_a_full_queue():
     known = taught([(n % 9 + 1, 0.010 + 0.001 * (n % 9 + 1)) for n in range(200)])
-    assert known.line() == pytest.approx((0.010, 0.001), rel=1e-6)
     # 95 ahead and 5: ten full steps.
     assert known.wait_s(95, 5, 1) == pytest.approx(10 * 0.010 + 100 * 0.001, rel=1e-6)
     # A text of 40 tokens takes 40 steps, however empty the server is.
@@ -24,6 +23,14 @@ def test_a_line_is_found_and_predicts_a_full_queue():
 def test_an_idle_server_is_not_taken_for_a_slow_one():
     known = taught([(1, 0.1)] * 50)
     assert known.wait_s(9, 1, 1) == pytest.approx(0.1)
+
+
+def test_a_moment_of_speed_does_not_shorten_the_wait_and_a_slow_one_lengthens_it():
+    slow, fast = [(4, 0.010)] * 300, [(4, 0.005)] * 20
+    assert taught(slow + fast).wait_s(0, 1, 1) > 0.0085
+    assert taught(fast * 15 + slow[:20]).wait_s(0, 1, 1) > 0.009
+    # Lasting, it counts.
+    assert taught(slow + fast * 30).wait_s(0, 1, 1) == pytest.approx(0.005, rel=0.05)
 
 
 def test_nothing_is_refused_before_the_first_step():

@@ -230,6 +230,42 @@ def test_overload_is_shed_at_once_and_health_is_exempt():
         assert at_rest(server, "/v1/predict")
 
 
+def test_refusals_under_overload_keep_the_connection_in_step():
+    """Pipelined, in pieces, with a body that follows its refusal, and closed on request."""
+    body = json.dumps({"inputs": [ROW]}).encode()
+
+    def request(name, *lines):
+        head = ["POST /v1/predict HTTP/1.1", "Host: x", f"X-Request-Id: {name}", *lines]
+        return "\r\n".join([*head, f"Content-Length: {len(body)}", "", ""]).encode(), body
+
+    with (
+        running("--step-s", 1.0, "--max-batch", 1, "--max-queue", 2, script=FAULTY) as server,
+        concurrent.futures.ThreadPoolExecutor(8) as pool,
+    ):
+        waiting = [pool.submit(server.predict) for _ in range(8)]
+        while server.count("forge_requests_shed_total") == 0:
+            time.sleep(0.01)
+        with socket.create_connection(("127.0.0.1", server.port)) as raw:
+            raw.settimeout(PATIENCE_S)
+            head, rest = request("a")
+            raw.sendall(head)
+            time.sleep(0.05)
+            (headb, restb), (headc, restc) = request("b"), request("c", "Connection: close")
+            raw.sendall(rest + headb + restb + headc[:20])
+            time.sleep(0.05)
+            raw.sendall(headc[20:] + restc)
+            said = b"".join(iter(lambda: raw.recv(65536), b""))
+        answers = said.split(b"HTTP/1.1 ")[1:]
+        assert [answer[:23] for answer in answers] == [b"503 Service Unavailable"] * 3
+        for name, answer in zip((b"a", b"b", b"c"), answers, strict=True):
+            assert b"x-request-id: " + name + b"\r\n" in answer.lower()
+            assert answer.endswith(b'"request_id": "' + name + b'"}')
+            assert b"\r\nretry-after: " in answer.lower()
+        statuses = sorted(each.result().status_code for each in waiting)
+        assert set(statuses) == {200, 503}
+        assert at_rest(server, "/v1/predict")
+
+
 def test_a_killed_inference_thread_is_replaced_and_its_requests_are_answered():
     with running("--step-s", 0.5, script=FAULTY) as server:
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
