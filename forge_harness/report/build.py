@@ -13,6 +13,7 @@ from forge_harness.record import RunRecord, Waiver
 from forge_harness.report.anchors import check_anchor
 from forge_harness.report.changes import changes_since
 from forge_harness.report.checks import check_row, item_row
+from forge_harness.report.load_run import load_run
 from forge_harness.report.model import Headline, Report, Sentence, Span, WaiverRow
 from forge_harness.report.quality import quality_tasks
 from forge_harness.report.scores import component_rows, loss_rows, suite_rows
@@ -55,6 +56,7 @@ def build_report(record: RunRecord, policy: Policy, baseline: RunRecord | None =
         components=components,
         losses=loss_rows(steps),
         quality=quality_tasks(record),
+        load=load_run(record),
         checks=checks,
         unscored=tuple(item_row(item) for item in record.unscored_items),
         waivers=tuple(_waiver_row(waiver, record) for waiver in record.waivers),

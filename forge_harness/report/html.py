@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -92,16 +93,18 @@ def render_html(report: Report, *, has_artifacts: bool = True) -> str:
         report: What to show.
         has_artifacts: Whether `evidence/` lies beside the page, so that its files can be linked.
     """
-    plots = tuple(_plots(report))
+    plots, load_plots = tuple(_plots(report)), tuple(_load_plots(report))
     page = ""
     for detail in LEVELS:
-        page = _page(report, detail, plots, has_artifacts)
+        page = _page(report, detail, (plots, load_plots), has_artifacts)
         if len(page.encode()) <= MAX_BYTES:
             break
     return page
 
 
-def _page(report: Report, detail: Detail, plots: tuple[Markup, ...], has_artifacts: bool) -> str:
+def _page(
+    report: Report, detail: Detail, plots: tuple[Sequence[Markup], ...], has_artifacts: bool
+) -> str:
     view = _View(report, detail)
     css, css_digest = page_css()
     return (
@@ -111,7 +114,8 @@ def _page(report: Report, detail: Detail, plots: tuple[Markup, ...], has_artifac
             report=report,
             detail=detail,
             view=view,
-            plots=plots,
+            plots=plots[0],
+            load_plots=plots[1],
             has_artifacts=has_artifacts,
             css=Markup(css),
             css_digest=css_digest,
@@ -156,6 +160,14 @@ def _plots(report: Report) -> list[Markup]:
         loss_plot(task, number) if task.curves else Markup("")
         for number, task in enumerate(report.quality, start=1)
     ]
+
+
+def _load_plots(report: Report) -> Iterable[Markup]:
+    if report.load is None or report.load.timeline is None:
+        return ()
+    from forge_harness.report.load_plots import load_plots  # matplotlib
+
+    return load_plots(report.load.timeline, "load").values()
 
 
 @cache

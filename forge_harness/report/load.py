@@ -10,6 +10,7 @@ from markupsafe import Markup
 from forge_harness.durable import write_durably
 from forge_harness.load.percentiles import milliseconds
 from forge_harness.load.report import LoadReport, peak_text, recovery_text, short
+from forge_harness.load.timeline import timeline_of
 from forge_harness.report.figures import standalone
 from forge_harness.report.html import page_css, page_environment
 from forge_harness.report.model import State
@@ -49,7 +50,9 @@ def load_view(report: LoadReport, prefix: str = "load") -> LoadView:
     """Returns a run with its plots drawn."""
     from forge_harness.report.load_plots import load_plots  # matplotlib: a second to import
 
-    return LoadView(report, load_plots(report, prefix) if report.windows else {}, prefix)
+    return LoadView(
+        report, load_plots(timeline_of(report), prefix) if report.windows else {}, prefix
+    )
 
 
 def load_section(view: LoadView) -> Markup:

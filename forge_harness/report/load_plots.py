@@ -9,20 +9,20 @@ from typing import Any
 from markupsafe import Markup
 
 from forge_harness.load.recovery import WINDOW_S
-from forge_harness.load.report import LoadReport
+from forge_harness.load.timeline import Timeline
 from forge_harness.report.figures import DASHES, GRID, SERIES, TEXT, figure
 
 Line = tuple[str, Sequence[float]]
 
 
-def load_plots(report: LoadReport, prefix: str = "load") -> dict[str, Markup]:
+def load_plots(timeline: Timeline, prefix: str = "load") -> dict[str, Markup]:
     """Returns the plots of a run as inline SVG, by name: latency, throughput, refused.
 
     Args:
-        report: A run with at least one window.
+        timeline: A run with at least one window.
         prefix: Keeps element ids apart when a page shows several runs.
     """
-    windows = report.windows
+    windows = timeline.windows
     p95 = [_plottable(w.p95_s) for w in windows]
     p50 = [_plottable(w.p50_s) for w in windows]
     rate = 1 / WINDOW_S
@@ -37,17 +37,17 @@ def load_plots(report: LoadReport, prefix: str = "load") -> dict[str, Markup]:
     ]
     return {
         "latency": _plot(
-            report, latency, f"{prefix}-latency", "Response time", "ms, of accepted", log=True
+            timeline, latency, f"{prefix}-latency", "Response time", "ms, of accepted", log=True
         ),
         "throughput": _plot(
-            report,
+            timeline,
             served,
             f"{prefix}-throughput",
             "Offered and answered right",
             "requests a second",
         ),
         "refused": _plot(
-            report, refused, f"{prefix}-refused", "Shed and failed", "requests a second"
+            timeline, refused, f"{prefix}-refused", "Shed and failed", "requests a second"
         ),
     }
 
@@ -58,7 +58,7 @@ def _plottable(seconds: float | None) -> float:
 
 
 def _plot(
-    report: LoadReport,
+    timeline: Timeline,
     lines: Sequence[Line],
     prefix: str,
     title: str,
@@ -66,18 +66,18 @@ def _plot(
     *,
     log: bool = False,
 ) -> Markup:
-    middles = [window.start + WINDOW_S / 2 for window in report.windows]
+    middles = [window.start + WINDOW_S / 2 for window in timeline.windows]
 
     def draw(axes: Any) -> None:  # noqa: ANN401 - matplotlib has no types here
         for (label, values), colour, dash in zip(lines, SERIES, DASHES, strict=False):
             axes.plot(middles, values, color=colour, linestyle=dash, label=label, lw=1.6)
         if log:
             axes.set_yscale("log")
-            limit = 1000 * report.plan.slo_s
+            limit = 1000 * timeline.slo_s
             axes.axhline(limit, color=SERIES[2], linestyle="dotted", lw=1.2, label="objective")
         else:
             axes.set_ylim(bottom=0)
-        _mark_phases(axes, report)
+        _mark_phases(axes, timeline)
         axes.set_title(title, loc="left", fontsize=10, pad=18)
         axes.set_xlabel("seconds from the start")
         axes.set_ylabel(unit)
@@ -92,8 +92,8 @@ def _plot(
     )
 
 
-def _mark_phases(axes: Any, report: LoadReport) -> None:  # noqa: ANN401
-    for phase in report.phases:
+def _mark_phases(axes: Any, timeline: Timeline) -> None:  # noqa: ANN401
+    for phase in timeline.spans:
         axes.axvline(phase.start, color=GRID, lw=1)
         axes.annotate(
             phase.name,
@@ -104,7 +104,7 @@ def _mark_phases(axes: Any, report: LoadReport) -> None:  # noqa: ANN401
             fontsize=9,
             color=TEXT,
         )
-    axes.set_xlim(0, report.plan.seconds)
+    axes.set_xlim(0, timeline.seconds)
 
 
 def _words(lines: Sequence[Line]) -> str:

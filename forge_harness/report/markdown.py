@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from forge_harness.report.model import CheckRow, Report, ScoreRow, Sentence
+from forge_harness.report.model import CheckRow, Figure, Report, ScoreRow, Sentence
 from forge_harness.report.text import duration, shorten
 from forge_harness.types import Outcome, Verdict
 
@@ -36,6 +36,7 @@ def render_markdown(report: Report) -> str:
         _checks("What failed", report.checks, _BAD),
         _checks("What was not measured", report.checks, (Outcome.NOT_MEASURED,)),
         _quality(report),
+        _load(report),
         _scores("Components", "component", report.components),
         _end(report),
     ]
@@ -146,16 +147,25 @@ def _checks(title: str, checks: Sequence[CheckRow], outcomes: Sequence[Outcome])
     return f"### {title} ({len(found)})\n\n{table}{rest}"
 
 
+def _load(report: Report) -> str:
+    if report.load is None:
+        return ""
+    facts = [f"- {escape(label)}: {escape(value.text)}" for label, value in report.load.figures]
+    rows = [[escape(phase.name), *_cells(phase.cells)] for phase in report.load.phases]
+    table = _table(["phase", *report.load.columns], rows)
+    return "### Under load\n\n" + "\n".join(facts) + "\n\n" + table
+
+
+def _cells(cells: Iterable[Figure | None]) -> Iterable[str]:
+    for cell in cells:
+        detail = f" ({cell.detail})" if cell and cell.detail else ""
+        yield escape(f"{cell.text}{detail}") if cell else "not measured"
+
+
 def _quality(report: Report) -> str:
     blocks = []
     for task in report.quality:
-        rows = []
-        for arm in task.arms:
-            texts = []
-            for cell in arm.cells:
-                detail = f" ({cell.detail})" if cell and cell.detail else ""
-                texts.append(escape(f"{cell.text}{detail}") if cell else "not measured")
-            rows.append([escape(arm.arm), *texts])
+        rows = [[escape(arm.arm), *_cells(arm.cells)] for arm in task.arms]
         blocks.append(f"**{escape(task.task)}**\n\n" + _table(["arm", *task.columns], rows))
     return "### What quantization costs\n\n" + "\n\n".join(blocks) if blocks else ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from forge_harness.load.timeline import Timeline
 from forge_harness.types import Outcome, Severity, Verdict
 
 State = Literal["pass", "warn", "fail", "error", "not_measured", "not_applicable", "info"]
@@ -200,6 +201,26 @@ class QualityTask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoadPhaseRow:
+    """One phase of the load campaign."""
+
+    name: str
+    cells: tuple[Figure | None, ...]
+    """In the order of `LoadRun.columns`; None for what was not measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadRun:
+    """What the subject's server did under load."""
+
+    columns: tuple[str, ...]
+    phases: tuple[LoadPhaseRow, ...]
+    figures: tuple[tuple[str, Figure], ...]
+    timeline: Timeline | None
+    """For the plots; None when the windows were not recorded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WaiverRow:
     """A known failure someone owns."""
 
@@ -255,6 +276,7 @@ class Report:
     components: tuple[ScoreRow, ...]
     losses: tuple[LossRow, ...]
     quality: tuple[QualityTask, ...]
+    load: LoadRun | None
     checks: tuple[CheckRow, ...]
     unscored: tuple[ItemRow, ...]
     waivers: tuple[WaiverRow, ...]

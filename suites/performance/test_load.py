@@ -3,6 +3,7 @@
 import pytest
 
 from forge_harness.load.campaign import OBJECTIVE_S
+from forge_harness.load.timeline import record_timeline
 
 OVERLOADS = ("23x", "50x")
 
@@ -26,6 +27,7 @@ def test_latency_percentiles(served_load, evidence):
                 unit="s",
                 reason=bounds,
             )
+    record_timeline(evidence, served_load)
     p95 = _percentile(phase, "p95")
     evidence.at_most("p95_limit", p95, limit=OBJECTIVE_S, unit="s", reason="objective at base load")
 

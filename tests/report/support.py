@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from forge_harness.load.timeline import record_timeline
 from forge_harness.policy import load_policy
 from forge_harness.record import EvidenceRecord, ItemRecord, SubjectRecord, Waiver
 from forge_harness.scoring import RunContext, Scope, assemble
@@ -94,6 +95,59 @@ def quality_rows(with_curves=True):
     return rows
 
 
+class Rows:
+    """A recorder that keeps rows as a record has them."""
+
+    def __init__(self):
+        self.rows = []
+
+    def record(self, name, value, *, unit="1", reason="", samples=None):
+        self.rows.append(evidence("", name, value, unit=unit, samples=samples))
+
+
+def load_document():
+    """A load report's document, of three phases in windows of half a second."""
+    phases, windows = [], []
+    for start, (name, rate) in enumerate((("1x", 8), ("23x", 184), ("1x", 8))):
+        ok = min(rate, 80)
+        percentiles = [("p50", 0.02 * rate**0.5), ("p95", 0.05 * rate**0.5), ("p99", None)]
+        phases.append(
+            {
+                "name": name,
+                "start": 2.0 * start,
+                "seconds": 2.0,
+                "offered": 2 * rate,
+                "goodput": float(ok),
+                "counts": {"ok": 2 * ok, "shed": 2 * (rate - ok)},
+                "response": [
+                    {"name": n, "state": "measured" if v else "too_few", "value_s": v}
+                    for n, v in percentiles
+                ],
+            }
+        )
+        for half in range(4):
+            silent = name == "23x" and half == 1
+            windows.append(
+                {
+                    "start": 2.0 * start + half / 2,
+                    "offered": rate // 2,
+                    "ok": 0 if silent else ok // 2,
+                    "shed": (rate - ok) // 2,
+                    "failed": ok // 2 if silent else 0,
+                    "p50_s": None if silent else 0.02,
+                    "p95_s": None if silent else 0.05,
+                }
+            )
+    return {"plan": {"slo_s": 0.5}, "phases": phases, "windows": windows}
+
+
+def load_rows(document=None):
+    """Evidence as the load checks record it."""
+    rows = Rows()
+    record_timeline(rows, document or load_document())
+    return rows.rows
+
+
 def items_of_all(outcomes=None, profile=Profile.FULL):
     """One item a check of the profile; `outcomes` maps check ids to outcome or None (no item)."""
     outcomes = outcomes or {}
@@ -102,7 +156,11 @@ def items_of_all(outcomes=None, profile=Profile.FULL):
         outcome = outcomes.get(entry.id, "pass")
         if outcome is None or entry.id == "environment.accelerator":
             continue
-        rows = quality_rows() if entry.id == "gates.quantized_accuracy_ratio" else None
+        rows = None
+        if entry.id == "gates.quantized_accuracy_ratio":
+            rows = quality_rows()
+        elif entry.id == "performance.latency_percentiles":
+            rows = [*load_rows(), evidence("", "p95_limit", 0.03, unit="s", limit=0.5)]
         reason = "" if outcome == "pass" else f"{entry.id} ended {outcome}"
         log = None if outcome in ("pass", "not_measured") else "E   assert 1 == 2\n" * 3
         kept = [] if outcome == "not_measured" else rows

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 
 from forge_harness.report import build_report
@@ -13,7 +15,7 @@ from . import support
 
 
 def anchors(report):
-    known = {"verdict", "changes", "suites", "components", "quality", "checks", "unscored"}
+    known = {"verdict", "changes", "suites", "components", "quality", "load", "checks", "unscored"}
     known |= {"waivers", "specification", "provenance"}
     known |= {check.anchor for check in report.checks}
     return known | {row.anchor for check in report.checks for row in check.evidence}
@@ -28,6 +30,9 @@ def test_every_anchor_of_the_model_is_a_place_in_it(kind, report_of):
     used |= {row.anchor for s in report.specification for row in s.rows if row.anchor}
     used |= {cell.anchor for t in report.quality for arm in t.arms for cell in arm.cells if cell}
     used |= {curve.anchor for task in report.quality for curve in task.curves}
+    load = report.load
+    used |= {cell.anchor for p in (load.phases if load else ()) for cell in p.cells if cell}
+    used |= {figure.anchor for _, figure in (load.figures if load else ())}
     used |= {waiver.anchor for waiver in report.waivers if waiver.anchor}
     assert used <= anchors(report)
 
@@ -139,6 +144,43 @@ def test_curves_without_matching_steps_are_numbered():
     assert task.curves[0].steps == (0.0, 1.0, 2.0)
     assert task.arms[0].cells[0].detail == "one seed, no interval"
     assert task.arms[0].cells[1] is None
+
+
+def test_load_is_read_from_what_the_load_checks_recorded(report_of):
+    load = report_of("pass").load
+    assert [phase.name for phase in load.phases] == ["1x", "23x", "1x"]
+    overload = dict(zip(load.columns, load.phases[1].cells, strict=True))
+    assert [overload[name].text for name in ("offered/s", "right and in time/s", "right")] == [
+        "184",
+        "80",
+        "160",
+    ]
+    assert (overload["shed"].text, overload["failed"].text) == ("208", "0")
+    assert overload["p99"] is None  # too few samples is not a number
+    assert ("p95 at base load", "0.03 s") in [(n, f.text) for n, f in load.figures]
+
+
+def test_a_timeline_comes_back_as_it_was_recorded(report_of):
+    timeline, document = report_of("pass").load.timeline, support.load_document()
+    assert [asdict(window) for window in timeline.windows] == document["windows"]
+    spans = [(phase["name"], phase["start"], phase["seconds"]) for phase in document["phases"]]
+    assert [(span.name, span.start, span.seconds) for span in timeline.spans] == spans
+    assert (timeline.slo_s, timeline.seconds) == (0.5, 6.0)
+
+
+def test_windows_of_different_counts_are_not_plotted():
+    rows = support.load_rows()
+    row = next(row for row in rows if row.name == "load.window.shed")
+    short = row.model_copy(update={"samples": row.samples[1:]})
+    kept = [short if other is row else other for other in rows]
+    items = [support.item("performance.latency_percentiles", rows=kept)]
+    load = build_report(support.record(items), support.POLICY).load
+    assert (len(load.phases), load.timeline) == (3, None)
+
+
+def test_without_a_load_there_is_none_in_the_report():
+    items = [support.item("performance.latency_percentiles", "not_measured", rows=[])]
+    assert build_report(support.record(items), support.POLICY).load is None
 
 
 def test_limits_are_words_and_missed_ones_are_marked():

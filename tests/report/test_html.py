@@ -132,6 +132,7 @@ def test_the_order_is_that_of_the_reader(page_of):
             "suites",
             "components",
             "quality",
+            "load",
             "checks",
             "waivers",
             "specification",

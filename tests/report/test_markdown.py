@@ -62,3 +62,10 @@ def test_without_a_baseline_it_says_so(report_of, run_record):
     changes = render_markdown(report).partition("### Changes against")[2].partition("###")[0]
     assert "- Newly failing: <code>data.balance</code>, <code>architecture" in changes
     assert "- Fixed: none" in changes
+
+
+def test_the_load_has_a_row_for_each_phase(report_of):
+    text = render_markdown(report_of("pass"))
+    block = text.split("### Under load")[1].split("###")[0]
+    assert re.search(r"\| 23x \| 184 \| 80 \| 160 \| 208 \| 0 \|.*not measured \|", block)
+    assert "- p95 at base load: 0.03 s" in block
