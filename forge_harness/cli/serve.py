@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from forge_harness.cli.options import examples, keys_option
 from forge_harness.errors import UsageError
-
-if TYPE_CHECKING:
-    from forge_harness.serving.guard import Guard
-    from forge_harness.serving.package import Served
-    from forge_harness.serving.settings import Settings
 
 _path = click.Path(path_type=Path)
 
@@ -27,6 +22,7 @@ _path = click.Path(path_type=Path)
         "forge-harness serve --package runs/digits/package --host 0.0.0.0 --port 8443 \\",
         "  --tls-cert cert.pem --tls-key key.pem --keys keys.json --tokens tokens.json \\",
         "  --audit audit.db",
+        "forge-harness serve --package runs/digits/package --engine ray --replicas 2",
     ),
 )
 @click.option("--package", required=True, type=_path, metavar="DIR", help="Package to serve.")
@@ -86,6 +82,14 @@ _path = click.Path(path_type=Path)
     show_default=True,
     help="Longest wait for accepted requests at the end.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["uvicorn", "ray"]),
+    default="uvicorn",
+    show_default=True,
+    help="ray: replicas behind Ray Serve's proxy, on this machine.",
+)
+@click.option("--replicas", type=click.IntRange(1, 256), help="Processes of --engine ray (2).")
 def serve_command(
     package: Path,
     host: str,
@@ -99,6 +103,8 @@ def serve_command(
     keys: str | None,
     max_batch: int | None,
     deadline_ms: int | None,
+    engine: str,
+    replicas: int | None,
     **limits: float,
 ) -> int:
     """Serve a packed model over HTTP: POST /v1/predict or /v1/completions.
@@ -109,9 +115,12 @@ def serve_command(
     """
     if no_auth and tokens is not None:
         raise UsageError("--no-auth and --tokens exclude each other; drop one.")
+    if replicas is not None and engine != "ray":
+        raise UsageError("--replicas is for --engine ray; drop it, or choose that engine.")
+    from forge_harness.serving.guard import GuardSpec
     from forge_harness.serving.package import load_served
     from forge_harness.serving.server import ready_line, serve
-    from forge_harness.serving.settings import Settings, check_exposure
+    from forge_harness.serving.settings import Settings, check_exposure, sized
 
     settings = Settings(host=host, port=port, tls_cert=tls_cert, tls_key=tls_key, **limits)  # type: ignore[arg-type]  # checked by click
     check_exposure(
@@ -126,54 +135,23 @@ def serve_command(
             "Without --tokens everybody on this machine may ask; say --no-auth if that is meant.",
             err=True,
         )
-    served = load_served(package, threads=settings.threads)
-    chosen = _sized(settings, served, max_batch, deadline_ms)
-    guard = _guard(tokens, audit, keys)
+    guard = GuardSpec(tokens, audit, keys)
 
-    def say(server: object) -> None:
-        import json
+    def say(line: dict[str, object]) -> None:
+        click.echo(json.dumps(line))
 
-        click.echo(json.dumps(ready_line(server)))  # type: ignore[arg-type]  # a Server
+    if engine == "ray":
+        from forge_harness.serving.ray_engine import serve_with_ray
 
-    return serve(served, chosen, guard, on_ready=say)
-
-
-def _sized(
-    settings: Settings, served: Served, max_batch: int | None, deadline_ms: int | None
-) -> Settings:
-    """Returns the settings with what depends on the kind of model."""
-    from dataclasses import replace
-
-    from forge_harness.serving.package import Classifier
-
-    batch, milliseconds = (64, 1000) if isinstance(served, Classifier) else (8, 30_000)
-    return replace(
-        settings,
-        max_batch=max_batch or batch,
-        deadline_s=(deadline_ms or milliseconds) / 1000,
-    )
-
-
-def _guard(tokens: Path | None, audit: Path | None, keys: str | None) -> Guard:
-    """Opens tokens and audit log."""
-    from forge_harness.security.audit import AuditLog
-    from forge_harness.security.key_sources import load_keyring
-    from forge_harness.security.keys import Purpose
-    from forge_harness.security.tokens import TokenStore
-    from forge_harness.serving.guard import Guard
-
-    if tokens is None and audit is None:
-        return Guard(tokens=None, audit=None)
-    if keys is None:
-        raise UsageError("--tokens and --audit need --keys, the keyring they are made with.")
-    if tokens is not None and not tokens.exists():
-        raise UsageError(
-            f"There is no token file {tokens}; make one with `forge-harness tokens issue`."
+        return serve_with_ray(
+            package,
+            settings,
+            guard,
+            replicas=replicas or 2,
+            max_batch=max_batch,
+            deadline_ms=deadline_ms,
+            on_ready=say,
         )
-    keyring = load_keyring(keys)
-    store = None if tokens is None else TokenStore(tokens, key=keyring.active(Purpose.TOKENS))
-    log = None
-    if audit is not None:
-        key, signing = keyring.active(Purpose.AUDIT), keyring.active(Purpose.SIGN)
-        log = AuditLog(audit, key=key, signing_key=signing, group_s=0.0)
-    return Guard(tokens=store, audit=log)
+    served = load_served(package, threads=settings.threads)
+    chosen = sized(settings, served, max_batch, deadline_ms)
+    return serve(served, chosen, guard.open(), on_ready=lambda server: say(ready_line(server)))

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from forge_harness.errors import AccessDeniedError, AuditError, TokenError
+from forge_harness.errors import AccessDeniedError, AuditError, TokenError, UsageError
 from forge_harness.security.access import ANONYMOUS, PUBLIC, Access, Permission, Principal
 from forge_harness.security.audit import AuditEvent, AuditLog, Decision
+from forge_harness.security.key_sources import load_keyring
+from forge_harness.security.keys import Purpose
 from forge_harness.security.tokens import TokenStore
 
 from .problems import FORBIDDEN, NOT_AUDITED, UNAUTHENTICATED, Problem
@@ -114,3 +118,42 @@ class Guard:
         """Commits and closes the audit log."""
         if self._audit is not None:
             self._audit.close()
+
+
+@dataclass(frozen=True, slots=True)
+class GuardSpec:
+    """Where tokens, audit log and their keys are; every process of a server opens its own guard.
+
+    Attributes:
+        tokens: Token file; None: everybody may do everything.
+        audit: Audit log; None: nothing is recorded.
+        keys: Source of the keyring that both were made with.
+    """
+
+    tokens: Path | None
+    audit: Path | None
+    keys: str | None
+
+    def open(self) -> Guard:
+        """Opens tokens and audit log.
+
+        Raises:
+            UsageError: There is no token file, or no keyring is given.
+        """
+        if self.tokens is None and self.audit is None:
+            return Guard(tokens=None, audit=None)
+        if self.keys is None:
+            raise UsageError("--tokens and --audit need --keys, the keyring they are made with.")
+        if self.tokens is not None and not self.tokens.exists():
+            raise UsageError(
+                f"There is no token file {self.tokens}; make one with `forge-harness tokens issue`."
+            )
+        keyring = load_keyring(self.keys)
+        store = None
+        if self.tokens is not None:
+            store = TokenStore(self.tokens, key=keyring.active(Purpose.TOKENS))
+        log = None
+        if self.audit is not None:
+            key, signing = keyring.active(Purpose.AUDIT), keyring.active(Purpose.SIGN)
+            log = AuditLog(self.audit, key=key, signing_key=signing, group_s=0.0)
+        return Guard(tokens=store, audit=log)

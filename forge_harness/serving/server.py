@@ -18,19 +18,13 @@ from starlette.types import Scope
 
 from forge_harness.errors import AuditError, ExitCode, UsageError
 
-from .admission import Admission
-from .app import Application
-from .batcher import BatchScheduler
-from .completer import CompletionScheduler
 from .connection import limited_protocol
-from .engine import Engine, Scheduler
+from .core import Core
+from .engine import Scheduler
 from .exchange import Refusal
 from .guard import Guard
-from .health import Health, State
-from .metrics import Metrics
-from .package import Classifier, Served
-from .problems import NOT_READY, Problem
-from .routes import Api, Route
+from .health import State
+from .package import Served
 from .settings import Settings
 from .tls import server_context
 
@@ -90,23 +84,16 @@ class Server:
         *,
         build: Callable[[], Scheduler] | None = None,
     ) -> None:
-        self.served, self.settings, self.guard = served, settings, guard
-        self.metrics, self.health = Metrics(), Health(self._changed)
-        self._mark(State.STARTING)
-        self.engine = Engine(
-            build or (lambda: scheduler_of(served, settings)),
-            capacity=settings.max_batch,
-            settings=settings,
-            health=self.health,
-            metrics=self.metrics,
-            on_restart=lambda reason: self._control("serve.restart_inference", {"reason": reason}),
-        )
-        inbox = self.engine.inbox
-        self.metrics.queue_length.set_function(lambda: len(inbox))
-        self.admission = Admission(settings, self.health, self.engine, self.metrics)
+        self.settings, self.guard = settings, guard
+        self.core = Core(served, settings, guard, drain=self.ask_to_drain, build=build)
+        self.health = self.core.health
         self._drain_asked = asyncio.Event()
         self._is_in_hurry = False
-        self.url = ""
+
+    @property
+    def url(self) -> str:
+        """Its address, once it listens."""
+        return self.core.url
 
     async def run(self, on_ready: Callable[[Server], None] = lambda server: None) -> ExitCode:
         """Serves until SIGTERM, SIGINT or a drain is asked for.
@@ -124,12 +111,12 @@ class Server:
         sys.setswitchinterval(_SWITCH_S)
         loop = asyncio.get_running_loop()
         http, listening = self._http()
-        self.guard.control("serve.start", self.url, {"model": self.served.name}, _OPERATOR)
+        self.guard.control("serve.start", self.url, {"model": self.core.served.name}, _OPERATOR)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number.name)
         serving = loop.create_task(http.serve(sockets=[listening]))
         try:
-            await self.engine.start()
+            await self.core.engine.start()
             await self._until(lambda: self.health.is_ready or self._drain_asked.is_set(), serving)
             if self.health.is_ready:
                 on_ready(self)
@@ -138,7 +125,7 @@ class Server:
         finally:
             http.should_exit = True
             await serving
-            await self.engine.stop()
+            await self.core.engine.stop()
             self.guard.close()
 
     def ask_to_drain(self, actor: str, why: str = "asked for") -> None:
@@ -167,13 +154,10 @@ class Server:
 
     async def _drain(self) -> ExitCode:
         until = time.monotonic() + self.settings.drain_s
-        while self.admission.in_flight and time.monotonic() < until and not self._is_in_hurry:
+        while self.core.admission.in_flight and time.monotonic() < until and not self._is_in_hurry:
             await asyncio.sleep(_POLL_S)
-        unanswered = self.admission.in_flight
-        problem = Problem(NOT_READY, "The server stops; send the request to another one.")
-        for job in [*self.engine.inbox.empty(), *list(self.engine.inbox.taken)]:
-            self.engine.abandon(job, problem)
-        self._control("serve.stop", {"unanswered": unanswered})
+        unanswered = self.core.abandon_all()
+        self.core.record("serve.stop", {"unanswered": unanswered})
         return ExitCode.INCOMPLETE if unanswered else ExitCode.PASS
 
     async def _until(self, condition: Callable[[], bool], serving: asyncio.Task[None]) -> None:
@@ -191,15 +175,15 @@ class Server:
         listening = _listen(settings.host, settings.port)
         host, port = listening.getsockname()[:2]
         scheme = "http" if context is None else "https"
-        self.url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-        app = Application(self.routes(), guard=self.guard, metrics=self.metrics, health=self.health)
+        self.core.url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        app = self.core.application()
 
         def door(scope: Scope) -> Refusal | None:
-            return app.refuse(scope) if self.admission.is_overloaded else None
+            return app.refuse(scope) if self.core.admission.is_overloaded else None
 
         config = uvicorn.Config(
             app,
-            http=limited_protocol(settings, self.metrics, door),
+            http=limited_protocol(settings, self.core.metrics, door),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -214,43 +198,8 @@ class Server:
         http.handshake_s = None if context is None else settings.header_s
         return http, listening
 
-    def routes(self) -> tuple[Route, ...]:
-        """Returns the routes of this server."""
-        return Api(
-            served=self.served,
-            settings=self.settings,
-            health=self.health,
-            engine=self.engine,
-            admission=self.admission,
-            metrics=self.metrics,
-            drain=self.ask_to_drain,
-        ).routes()
-
-    def _changed(self, state: State, reason: str) -> None:
-        _log.warning("The server is %s%s", state.value, f": {reason}" if reason else "")
-        self._mark(state)
-
-    def _mark(self, state: State) -> None:
-        for each in State:
-            self.metrics.state.labels(each.value).set(each is state)
-
-    def _control(self, action: str, detail: dict[str, object]) -> None:
-        """Records what happens whether or not it can be recorded."""
-        try:
-            self.guard.control(action, self.url, detail, _SERVER)
-        except AuditError as error:
-            _log.error("%s could not be recorded: %s", action, error)
-
 
 _OPERATOR = "operator"
-_SERVER = "server"
-
-
-def scheduler_of(served: Served, settings: Settings) -> Scheduler:
-    """Returns the scheduler of a model."""
-    if isinstance(served, Classifier):
-        return BatchScheduler(served, max_batch=settings.max_batch)
-    return CompletionScheduler(served, max_batch=settings.max_batch)
 
 
 def serve(
@@ -273,7 +222,7 @@ def serve(
 
 def ready_line(server: Server) -> dict[str, object]:
     """Returns what the command line prints when the server is ready."""
-    return {"ready": True, "url": server.url, "pid": os.getpid(), "model": server.served.name}
+    return {"ready": True, "url": server.url, "pid": os.getpid(), "model": server.core.served.name}
 
 
 def _listen(host: str, port: int) -> socket.socket:

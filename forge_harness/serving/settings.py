@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from forge_harness.errors import UsageError
+
+from .package import Classifier, Served
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,3 +102,15 @@ def check_exposure(
             f"{settings.host} can be reached from other machines; give {', '.join(missing)}, or "
             "listen on 127.0.0.1."
         )
+
+
+def sized(
+    settings: Settings, served: Served, max_batch: int | None, deadline_ms: int | None
+) -> Settings:
+    """Returns the settings with what depends on the kind of model, where it was not given."""
+    batch, milliseconds = (64, 1000) if isinstance(served, Classifier) else (8, 30_000)
+    return replace(
+        settings,
+        max_batch=max_batch or batch,
+        deadline_s=(deadline_ms or milliseconds) / 1000,
+    )

@@ -41,9 +41,9 @@ SURFACE = {
     " --quantize --scale-convention SOURCE]...",
     "convert": "--exclude --gguf-scale --hf-scale --i2s-layout --json --master-dtype --no-compare"
     " --quantize --scale-convention --to DST SRC",
-    "serve": "--audit --client-in-flight --client-rate --deadline-ms --drain-s --host"
-    " --insecure-http --keys --max-batch --max-queue --no-auth --package --port --threads"
-    " --tls-cert --tls-key --tokens",
+    "serve": "--audit --client-in-flight --client-rate --deadline-ms --drain-s --engine --host"
+    " --insecure-http --keys --max-batch --max-queue --no-auth --package --port --replicas"
+    " --threads --tls-cert --tls-key --tokens",
     "tokens issue": "--audit --days --keys --name --role FILE",
     "tokens revoke": "--audit --keys FILE ID",
     "tokens list": "--json --keys FILE",

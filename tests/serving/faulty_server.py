@@ -12,9 +12,10 @@ import sys
 import time
 from pathlib import Path
 
+from forge_harness.serving.core import scheduler_of
 from forge_harness.serving.guard import Guard
 from forge_harness.serving.package import load_served
-from forge_harness.serving.server import ready_line, scheduler_of, serve
+from forge_harness.serving.server import ready_line, serve
 from forge_harness.serving.settings import Settings
 
 
@@ -77,7 +78,7 @@ def main():
 
     def on_ready(server):
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGUSR1, lambda: kill(server.engine.thread))
+        loop.add_signal_handler(signal.SIGUSR1, lambda: kill(server.core.engine.thread))
         loop.add_signal_handler(signal.SIGUSR2, lambda: HANG.append(True))
         sys.stdout.write(json.dumps(ready_line(server)) + "\n")
         sys.stdout.flush()

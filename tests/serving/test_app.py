@@ -78,7 +78,7 @@ def test_every_role_may_what_its_table_says_and_every_decision_is_recorded(guard
         return Server(load_served(DIGITS), Settings(), guard)
 
     server = asyncio.run(run())
-    declared = server.routes()
+    declared = server.core.routes()
     routes = [Route(r.path, r.method, r.permission, handler, r.action) for r in declared]
     app, _ = app_of(guard, *routes)
     tokens = {role: guard.store.issue(role, [role], audience=AUDIENCE)[0] for role in ROLES}
