@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,17 @@ def test_plan_lists_both_arms_dearest_first() -> None:
     assert {arm for _, arm, _ in plan} == {"full", "ternary"}
     by_arm = {arm: sorted((t, s) for t, a, s in plan if a == arm) for arm in ("full", "ternary")}
     assert by_arm["full"] == by_arm["ternary"]
-    assert quality_plan("nightly") == quality_plan("full")
+
+
+def test_a_larger_profile_trains_no_less() -> None:
+    def trained(profile: str) -> Counter[tuple[str, str]]:
+        steps: Counter[tuple[str, str]] = Counter()
+        for task, arm, _ in quality_plan(profile):
+            steps[task, arm] += STUDIES[task, profile].steps
+        return steps
+
+    quick, full, nightly = (trained(profile) for profile in ("quick", "full", "nightly"))
+    assert quick < full < nightly
 
 
 @pytest.mark.usefixtures("short")
