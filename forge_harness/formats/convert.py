@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from forge_harness.errors import CheckpointError, DamagedCheckpointError, unknow
 
 from .checkpoint import FORMATS, Checkpoint, ReadOptions, WriteOptions
 from .detect import open_checkpoint
-from .digests import codes_sha256, values_sha256
+from .digests import packed_sha256, values_sha256
 from .gguf_writer import write_gguf
 from .hf_writer import write_hf_online, write_hf_packed
 from .native import write_native
@@ -120,7 +121,9 @@ def convert(
 
 def compared(source: Checkpoint, result: Checkpoint) -> Comparison:
     """Compares codes, scales and values of two checkpoints whose names may differ."""
-    before, after = _scales_by_codes(source), _scales_by_codes(result)
+    # Side by side: most of it is hashing, which leaves the interpreter alone.
+    with ThreadPoolExecutor(2) as pool:
+        before, after = pool.map(_scales_by_codes, (source, result))
     change, gone, new = 0.0, 0, 0
     for digest in before.keys() | after.keys():
         pairs = list(zip(sorted(before[digest]), sorted(after[digest]), strict=False))
@@ -188,7 +191,7 @@ def _scales_by_codes(checkpoint: Checkpoint) -> defaultdict[str, list[float]]:
     found: defaultdict[str, list[float]] = defaultdict(list)
     for name in checkpoint.ternary_names():
         for part in checkpoint.ternary(name).split():
-            found[f"{part.shape} {codes_sha256(part)}"].append(float(part.scales[0]))
+            found[f"{part.shape} {packed_sha256(part)}"].append(float(part.scales[0]))
     return found
 
 

@@ -19,6 +19,8 @@ OPS: dict[str, tuple[str, ...]] = {
     "unpack_i2": ("native", "reference"),
     "pack_blocks": ("native", "reference"),
     "unpack_blocks": ("native", "reference"),
+    "encode_tq": ("native", "reference"),
+    "decode_tq": ("native", "reference"),
     "quantize_activations": ("triton", "native", "reference"),
     "ternary_matmul": ("cuda", "triton", "native", "reference"),
     "ternary_linear": ("cuda", "triton", "native", "reference"),

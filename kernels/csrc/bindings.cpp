@@ -4,6 +4,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <mutex>
 #include <new>
@@ -16,6 +17,7 @@
 #include "cpu/linear.h"
 #include "cpu/pack_blocks.h"
 #include "cpu/pack_i2.h"
+#include "cpu/pack_tq.h"
 #include "cpu/probe.h"
 #include "cpu/threads.h"
 
@@ -79,6 +81,50 @@ void unpack_i2(PackedNK packed, MutableCodesNK codes) {
     bad = forge::unpack_i2(packed.data(), codes.shape(0), codes.shape(1), codes.data());
   }
   if (bad >= 0) refuse("field", 3, bad, codes.shape(1), "stands for no code");
+}
+
+using TqBlocks = nb::ndarray<const std::uint8_t, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
+using MutableTqBlocks = nb::ndarray<std::uint8_t, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
+
+template <class Array>
+void check_tq(const Array& blocks, bool base3, std::size_t rows, std::size_t cols) {
+  if (blocks.shape(0) != 4 || blocks.shape(1) != rows ||
+      blocks.shape(2) != (cols + forge::kTqBlock - 1) / forge::kTqBlock ||
+      blocks.shape(3) != forge::tq_block_bytes(base3)) {
+    throw std::invalid_argument("TQ blocks do not fit packed codes of " + std::to_string(rows) +
+                                " x " + std::to_string(cols));
+  }
+}
+
+// Runs body(first, last) over rows, split over threads; returns whether all returned true.
+template <class Body>
+bool over_rows(std::size_t rows, std::size_t threads, Body body) {
+  nb::gil_scoped_release release;
+  std::atomic<bool> sound{true};
+  forge::parallel(threads, std::min(rows, 4 * threads), [&](std::size_t part, std::size_t count) {
+    if (!body(rows * part / count, rows * (part + 1) / count)) sound = false;
+  });
+  return sound;
+}
+
+bool encode_tq(bool base3, PackedNK packed, std::uint16_t scale, MutableTqBlocks blocks,
+               std::size_t threads) {
+  const std::size_t rows = packed.shape(0), cols = packed.shape(1);
+  check_tq(blocks, base3, rows, cols);
+  return over_rows(rows, threads, [&](std::size_t first, std::size_t last) {
+    return forge::encode_tq(base3, packed.data(), rows, cols, scale, first, last, blocks.data());
+  });
+}
+
+bool decode_tq(bool base3, TqBlocks blocks, MutablePackedNK packed, std::size_t threads) {
+  const std::size_t rows = packed.shape(0), cols = packed.shape(1);
+  check_tq(blocks, base3, rows, cols);
+  if (cols % forge::kTqBlock != 0) {
+    throw std::invalid_argument(std::to_string(cols) + " columns are no whole TQ blocks");
+  }
+  return over_rows(rows, threads, [&](std::size_t first, std::size_t last) {
+    return forge::decode_tq(base3, blocks.data(), rows, cols, first, last, packed.data());
+  });
 }
 
 // Runs body(first, last) over groups, split over threads; returns the smallest index it found.
@@ -216,6 +262,11 @@ NB_MODULE(_native, m) {
         "Packs int8 codes (N, K) into uint8 (ceil(N/4), K), in place in `packed`.");
   m.def("unpack_i2", &unpack_i2, "packed"_a.noconvert(), "codes"_a.noconvert(),
         "Unpacks uint8 (ceil(N/4), K) into int8 codes (N, K), in place in `codes`.");
+  m.def("encode_tq", &encode_tq, "base3"_a, "packed"_a.noconvert(), "scale"_a,
+        "blocks"_a.noconvert(), "threads"_a,
+        "Turns row blocks into TQ1_0 (base3) or TQ2_0; returns whether no field held 3.");
+  m.def("decode_tq", &decode_tq, "base3"_a, "blocks"_a.noconvert(), "packed"_a.noconvert(),
+        "threads"_a, "The way back; returns whether every byte stood for codes.");
   m.def("allocate_blocks", &allocate_blocks, "rows"_a, "columns"_a,
         "Returns uint8 (ceil(N/64), ceil(K/16), 256), not initialized, on huge pages if large.");
   m.def("pack_blocks", &pack_blocks, "codes"_a.noconvert(), "packed"_a.noconvert(), "threads"_a,

@@ -21,6 +21,30 @@ def unpack_i2(
 ) -> None:
     """Unpacks uint8 (ceil(N/4), K) into int8 codes (N, K), in place in `codes`."""
 
+def encode_tq(
+    base3: bool,
+    packed: Annotated[
+        NDArray[numpy.uint8], dict(shape=(None, None), order="C", device="cpu", writable=False)
+    ],
+    scale: int,
+    blocks: Annotated[
+        NDArray[numpy.uint8], dict(shape=(None, None, None, None), order="C", device="cpu")
+    ],
+    threads: int,
+) -> bool:
+    """Turns row blocks into TQ1_0 (base3) or TQ2_0; returns whether no field held 3."""
+
+def decode_tq(
+    base3: bool,
+    blocks: Annotated[
+        NDArray[numpy.uint8],
+        dict(shape=(None, None, None, None), order="C", device="cpu", writable=False),
+    ],
+    packed: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order="C", device="cpu")],
+    threads: int,
+) -> bool:
+    """The way back; returns whether every byte stood for codes."""
+
 def allocate_blocks(
     rows: int, columns: int
 ) -> Annotated[NDArray[numpy.uint8], dict(shape=(None, None, None))]:

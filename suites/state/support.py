@@ -12,12 +12,18 @@ import pytest
 from forge_harness.drill.storage import run_campaign
 from forge_harness.drill.tally import CampaignReport, Status
 
+FULL_TRIALS = {"kill": 100, "errors": 100, "migration": 60}
+"""Campaign -> trials of the full profile, where every point takes a process under strace: a third
+of a second each. The nightly profile tries every point."""
+
 
 def campaign(
     name: str, subject: Any, evidence: Any, *, profile: str, seed: int, trials: int | None = None
 ) -> CampaignReport:
     """Runs a campaign, records its counts, and fails at the first that is not zero."""
     store = subject.state_store()
+    if trials is None and profile == "full":
+        trials = FULL_TRIALS.get(name)
     report = run_campaign(
         name,
         store.opener,

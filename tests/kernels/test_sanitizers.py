@@ -11,7 +11,16 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CPU = ROOT / "kernels" / "csrc" / "cpu"
 DRIVER = Path(__file__).with_name("cpp") / "driver.cpp"
-COMMON = ("buffer", "linear", "openmp", "pack_blocks", "pack_i2", "path_scalar", "threads")
+COMMON = (
+    "buffer",
+    "linear",
+    "openmp",
+    "pack_blocks",
+    "pack_i2",
+    "pack_tq",
+    "path_scalar",
+    "threads",
+)
 FLAGS = ("-std=c++17", "-ffp-contract=off", "-w", f"-I{ROOT / 'kernels' / 'csrc'}")
 X86 = {
     "path_vnni": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"),

@@ -15,6 +15,7 @@
 #include "cpu/linear.h"
 #include "cpu/pack_blocks.h"
 #include "cpu/pack_i2.h"
+#include "cpu/pack_tq.h"
 #include "cpu/threads.h"
 
 namespace {
@@ -94,6 +95,30 @@ std::size_t check(const forge::Path& path, const Shape& s, int value, int code,
   return wrong;
 }
 
+// TQ blocks of rows of four, there and back; columns may end within a block on the way there.
+std::size_t check_tq(bool base3, std::size_t rows, std::size_t columns) {
+  const std::size_t count = (columns + forge::kTqBlock - 1) / forge::kTqBlock;
+  const std::size_t size = 4 * rows * count * forge::tq_block_bytes(base3);
+  const std::size_t whole = count * forge::kTqBlock;
+  std::unique_ptr<std::uint8_t[]> packed(new std::uint8_t[rows * columns]);
+  std::unique_ptr<std::uint8_t[]> blocks(new std::uint8_t[size]);
+  std::unique_ptr<std::uint8_t[]> back(new std::uint8_t[rows * whole]);
+  for (std::size_t i = 0; i < rows * columns; ++i) {
+    packed[i] = static_cast<std::uint8_t>(draw(0, 2) | draw(0, 2) << 2 | draw(0, 2) << 4 |
+                                          draw(0, 2) << 6);
+  }
+  std::size_t wrong = 0;
+  wrong += !forge::encode_tq(base3, packed.get(), rows, columns, 1, 0, rows, blocks.get());
+  wrong += !forge::decode_tq(base3, blocks.get(), rows, whole, 0, rows, back.get());
+  for (std::size_t r = 0; r < rows; ++r) {
+    for (std::size_t c = 0; c < whole; ++c) {
+      const std::uint8_t expected = c < columns ? packed[r * columns + c] : std::uint8_t{0x55};
+      wrong += back[r * whole + c] != expected;
+    }
+  }
+  return wrong;
+}
+
 }  // namespace
 
 int main() {
@@ -105,6 +130,10 @@ int main() {
                       static_cast<std::size_t>(draw(1, 130))});
   }
   std::size_t total = 0;
+  for (const std::size_t columns : {1u, 255u, 256u, 257u, 700u, 1024u}) {
+    for (const bool base3 : {false, true}) total += check_tq(base3, 3, columns);
+  }
+  std::printf("blocks: %zu wrong\n", total);
   for (std::size_t p = 0; p < forge::path_count(); ++p) {
     const forge::Path& path = forge::path_at(p);
     std::size_t wrong = 0;
