@@ -14,6 +14,7 @@ import torch
 from forge_harness import kernels
 from forge_harness.model.throughput import CONTENDERS
 
+from .conversion import ConversionRow
 from .language_model import Measured
 from .products import GGML, PEERS, Row
 from .storage import StorageMeasured
@@ -76,6 +77,32 @@ def storage_table(found: StorageMeasured) -> str:
             f"A store of {found.states:,} states whose writer went away opens and lists in "
             f"{seconds[len(seconds) // 2]:.3f} s (slowest {seconds[-1]:.3f} s). Files in "
             f"{found.file_system}.",
+        )
+    )
+
+
+def conversion_table(rows: Sequence[ConversionRow]) -> str:
+    """Returns throughput, and how many times longer than a durable copy each conversion takes."""
+    lines = [["to", "", "read MB", "written MB", "MB/s", "copy MB/s", "takes x"]]
+    for row in rows:
+        both = (row.read_bytes + row.written_bytes) / 1e6
+        times = row.times
+        lines.append(
+            [
+                row.to,
+                "compared" if row.compared else "",
+                f"{row.read_bytes / 1e6:,.0f}",
+                f"{row.written_bytes / 1e6:,.0f}",
+                f"{both / row.seconds:,.0f}",
+                f"{both / row.copy_seconds:,.0f}",
+                "-" if times is None else f"{times[0]:.2f} [{times[1]:.2f}, {times[2]:.2f}]",
+            ]
+        )
+    return "\n".join(
+        (
+            _aligned(lines, left=2),
+            "copy: reading the source and writing as many bytes as the result, on disk at the end; "
+            "MB/s of both.",
         )
     )
 

@@ -179,6 +179,69 @@ def store_command(
     return ExitCode.PASS
 
 
+@bench_group.command(
+    "convert",
+    epilog=examples(
+        "forge-harness bench convert",
+        "forge-harness bench convert --source runs/lm/package --to gguf-tq2_0 --json convert.json",
+    ),
+)
+@click.option(
+    "--dir",
+    "place",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    default=Path(),
+    help="A directory on the disk to measure (default: here).",
+)
+@click.option(
+    "--source",
+    type=click.Path(path_type=Path, exists=True),
+    help="Checkpoint to convert (default: random codes in the shapes of a 7B model).",
+)
+@click.option(
+    "--to", "targets", multiple=True, metavar="FORMAT", help="Repeatable; all by default."
+)
+@click.option("--blocks", default=2, type=click.IntRange(min=1), help="Blocks of the random model.")
+@click.option("--rounds", default=7, type=click.IntRange(min=6), help="Turns of a candidate.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything here.")
+def convert_command(
+    place: Path,
+    source: Path | None,
+    targets: tuple[str, ...],
+    blocks: int,
+    rounds: int,
+    json_file: Path | None,
+) -> int:
+    """Time conversions against reading the source and writing the result durably.
+
+    Each with and without the comparison of result and source, which `convert` makes unless it is
+    told not to; conversion and copy take turns.
+    """
+    from dataclasses import asdict
+
+    from forge_harness.benchmarks import conversion, report
+    from forge_harness.errors import unknown_choice
+    from forge_harness.formats import FORMATS
+
+    for target in targets:
+        if target not in FORMATS:
+            raise UsageError(unknown_choice("format", target, FORMATS))
+    started = datetime.now(UTC)
+    rows = conversion.measure(
+        place,
+        source=source,
+        targets=targets or FORMATS,
+        blocks=blocks,
+        rounds=rounds,
+        told=lambda what: click.echo(what, err=True),
+    )
+    click.echo(report.conversion_table(rows))
+    if json_file is not None:
+        content = {**report.heading("convert", started), "rows": [asdict(row) for row in rows]}
+        write_durably(json_file, canonical_json(content))
+    return ExitCode.PASS
+
+
 def _cases(
     sizes: list[tuple[int, int]], tokens: tuple[int, ...], threads: tuple[int, ...]
 ) -> list[Case]:

@@ -28,6 +28,7 @@ SURFACE = {
     "train": "--accumulation --batch-size --checkpoint-every --compute --config --from-checkpoint"
     " --learning-rate --out --precision --resume --seed --state --steps --task",
     "bench lm": "--json --layers --prompt --rounds --threads --width",
+    "bench convert": "--blocks --dir --json --rounds --source --to",
     "bench store": "--blob-mib --dir --json --rounds --states",
     "bench kernels": "--ggml --json --path --peers --plot --rounds --shape --threads --tokens",
     "drill storage": "--campaign --json --mutants --opener --quick --quiet --seed --trials",
