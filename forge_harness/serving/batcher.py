@@ -1,6 +1,6 @@
 """Micro-batches of a classifier: what waits is computed together, and nothing waits for company.
 
-A window is opened only after a batch that had company, so a lone request is computed at once.
+A window is opened only after a batch of some size, so a lone request is computed at once.
 """
 
 from __future__ import annotations

@@ -25,6 +25,9 @@ from .settings import Settings
 
 IDLE_S = 0.2
 """Longest the thread sleeps between two heartbeats."""
+_COMPANY = 4
+"""Jobs of a step from which the next one waits for more: two or three that came together by chance
+are no load, and would each pay the window for nothing."""
 _WATCH_S = 0.1
 _START_S = 60.0
 
@@ -198,7 +201,7 @@ class Engine:
                 window_s=self._settings.window_s if company and not scheduler.busy else 0.0,
             )
             if jobs or scheduler.busy:
-                company = self._step(scheduler, jobs) > 1
+                company = self._step(scheduler, jobs) >= _COMPANY
 
     def _step(self, scheduler: Scheduler, jobs: Sequence[Job]) -> int:
         """Computes one step; returns how many jobs were in it."""

@@ -21,7 +21,7 @@ class Settings:
         tls_cert: PEM chain; without it the server speaks plain HTTP.
         tls_key: PEM key of it.
         max_batch: Rows of one classifier step, or sequences that decode together.
-        window_s: How long a batch waits for more, and only when the last one had company.
+        window_s: How long a batch waits for more, and only when the last one was of some size.
         max_queue: Requests that may wait.
         deadline_s: Longest a request may take; a client can only ask for less.
         threads: Of one inference.
