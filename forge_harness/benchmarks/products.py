@@ -20,7 +20,10 @@ from torch import Tensor
 from forge_harness import kernels
 from forge_harness.kernels.backends import native
 
-from .ggml import BLOCK, GgmlLibrary, checked
+from . import ggml as ggml_peer
+from . import i2s as i2s_peer
+from .ggml import GgmlLibrary
+from .i2s import I2sLibrary
 from .timing import Call, Timed, interleave, speedup
 
 SHAPES = ((2560, 2560), (2560, 6912), (6912, 2560), (4096, 14336))
@@ -29,6 +32,10 @@ TOKENS = (1, 16, 128)
 COLD_BYTES = 192 * 2**20
 PEERS = ("torch fp32", "torch bf16", "torch _int_mm")
 GGML = "ggml TQ2_0"
+I2S = "I2_S"
+INDUCTOR = "inductor bf16"
+OPTIONAL = (GGML, I2S, INDUCTOR)
+"""Peers that are timed when asked for."""
 _PROBE_OPS = 20_000
 
 
@@ -90,6 +97,8 @@ def measure(
     peers: bool = True,
     rounds: int = 15,
     ggml: GgmlLibrary | None = None,
+    i2s: I2sLibrary | None = None,
+    inductor: bool = False,
 ) -> Row:
     """Times our product, the ceilings and the peers, taking turns.
 
@@ -99,10 +108,14 @@ def measure(
         peers: Whether torch's products are timed too.
         rounds: Batches of each candidate.
         ggml: A build of ggml whose TQ2_0 is timed too, where the columns are whole blocks of 256.
+        i2s: A build of bitnet.cpp's kernel that is timed too, on one thread, where the columns are
+            whole blocks of 128.
+        inductor: Whether torch's compiler with frozen bf16 weights is timed too; compiling takes
+            seconds a case.
 
     Raises:
         BackendUnavailableError: The native kernels or the path cannot run here.
-        UsageError: ggml does not compute what its format defines.
+        UsageError: A library does not compute what its format defines.
     """
     chosen = kernels.cpu_path(path)
     before = torch.get_num_threads()
@@ -112,8 +125,12 @@ def measure(
             ours, packed_bytes = _ours(case, chosen)
             probes = dict(_probes(case, chosen, packed_bytes))
             others = dict(_peers(case)) if peers else {}
-            if ggml is not None and case.columns % BLOCK == 0:
+            if ggml is not None and case.columns % ggml_peer.BLOCK == 0:
                 others[GGML] = _ggml_call(case, ggml, stack)
+            if i2s is not None and case.columns % i2s_peer.BLOCK == 0 and case.threads == 1:
+                others[I2S] = _i2s_call(case, i2s)
+            if inductor:
+                others[INDUCTOR] = _inductor_call(case)
             timed = interleave(
                 {"ours": ours, **probes, **others}, rounds=rounds, rest=0.002 if ggml else 0.0
             )
@@ -186,9 +203,34 @@ def _ggml_call(case: Case, library: GgmlLibrary, stack: ExitStack) -> Call:
     for _ in range(count):
         products.append(library.product(weight, x, case.threads))
         stack.callback(products[-1].close)
-    checked(products[0], weight, x)
+    ggml_peer.checked(products[0], weight, x)
     turns = cycle(products)
     return lambda: next(turns)()
+
+
+def _i2s_call(case: Case, library: I2sLibrary) -> Call:
+    codes = _codes(case)
+    q = torch.randint(-127, 128, (case.tokens, case.columns), dtype=torch.int8)
+    count = -(-COLD_BYTES // (codes.numel() // 4)) if case.cold else 1
+    products = [library.product(codes, q) for _ in range(count)]
+    i2s_peer.checked(products[0], codes, q)
+    turns = cycle(products)
+    return lambda: next(turns)()
+
+
+def _inductor_call(case: Case) -> Call:
+    """A linear layer compiled with its weights as constants: packed for oneDNN once."""
+    x = torch.randn(case.tokens, case.columns, dtype=torch.bfloat16)
+    weight = _codes(case).to(torch.bfloat16)
+    count = -(-COLD_BYTES // weight.nbytes) if case.cold else 1
+    compiled = []
+    for _ in range(count):
+        layer = torch.nn.Linear(case.columns, case.rows, bias=False, dtype=torch.bfloat16)
+        layer.weight.data = weight.clone()
+        compiled.append(torch.compile(layer.eval(), options={"freezing": True}, dynamic=False))
+        compiled[-1](x)
+    turns = cycle(compiled)
+    return lambda: next(turns)(x)
 
 
 def _rotating(weight: Tensor, cold: bool) -> Iterator[Tensor]:
@@ -199,7 +241,7 @@ def _rotating(weight: Tensor, cold: bool) -> Iterator[Tensor]:
 def _row(case: Case, path: str, timed: dict[str, Timed], packed_bytes: int) -> Row:
     ours = timed["ours"]
     over = {}
-    for name in (*PEERS, GGML):
+    for name in (*PEERS, *OPTIONAL):
         if name in timed and (found := speedup(ours, timed[name])):
             over[name] = (found.estimate, found.low, found.high)
     floors = {"read": timed["read probe"].median}

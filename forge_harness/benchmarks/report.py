@@ -16,7 +16,7 @@ from forge_harness.model.throughput import CONTENDERS
 
 from .conversion import ConversionRow
 from .language_model import Measured
-from .products import GGML, PEERS, Row
+from .products import OPTIONAL, PEERS, Row
 from .storage import StorageMeasured
 
 SCHEMA = "forge-bench/1"
@@ -24,7 +24,7 @@ SCHEMA = "forge-bench/1"
 
 def table(rows: Sequence[Row]) -> str:
     """Returns a plain table: time, rate, share of the ceiling, times faster than each peer."""
-    peers = [*PEERS, *([GGML] if any(GGML in row.over for row in rows) else [])]
+    peers = [*PEERS, *(p for p in OPTIONAL if any(p in row.over for row in rows))]
     head = ["product", "path", "us", "GOP/s", "ceiling", *(f"x {peer}" for peer in peers)]
     lines = [head]
     for row in rows:

@@ -45,6 +45,14 @@ def bench_group() -> None:
     type=click.Path(exists=True, path_type=Path),
     help="Also time TQ2_0 of this build of ggml: libggml-cpu.so, or a directory above it.",
 )
+@click.option(
+    "--i2s",
+    "i2s_path",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Also time I2_S of this shared library of bitnet.cpp's ggml-bitnet-mad.cpp (one thread).",
+)
+@click.option("--inductor", is_flag=True, help="Also time torch.compile with frozen bf16 weights.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything here.")
 @click.option("--plot", "plot_file", type=click.Path(path_type=Path), help="Write an SVG here.")
 def kernels_command(
@@ -55,6 +63,8 @@ def kernels_command(
     rounds: int,
     peers: bool,
     ggml_path: Path | None,
+    i2s_path: Path | None,
+    inductor: bool,
     json_file: Path | None,
     plot_file: Path | None,
 ) -> int:
@@ -66,8 +76,10 @@ def kernels_command(
     """
     from forge_harness.benchmarks import products, report
     from forge_harness.benchmarks.ggml import GgmlLibrary
+    from forge_harness.benchmarks.i2s import I2sLibrary
 
-    library = None if ggml_path is None else GgmlLibrary(ggml_path)
+    ggml = None if ggml_path is None else GgmlLibrary(ggml_path)
+    i2s = None if i2s_path is None else I2sLibrary(i2s_path)
     sizes = [_shape(text) for text in shapes] or list(products.SHAPES)
     counts = tokens or products.TOKENS
     cores = threads or tuple(range(1, min(2, os.cpu_count() or 1) + 1))
@@ -75,7 +87,15 @@ def kernels_command(
     started, rows = datetime.now(UTC), []
     for index, case in enumerate(cases):
         rows.append(
-            products.measure(case, path=kernel_path, peers=peers, rounds=rounds, ggml=library)
+            products.measure(
+                case,
+                path=kernel_path,
+                peers=peers,
+                rounds=rounds,
+                ggml=ggml,
+                i2s=i2s,
+                inductor=inductor,
+            )
         )
         click.echo(f"{index + 1}/{len(cases)} {case.label}", err=True)
     click.echo(report.table(rows))

@@ -76,12 +76,13 @@ def _plot(
             limit = 1000 * timeline.slo_s
             axes.axhline(limit, color=SERIES[2], linestyle="dotted", lw=1.2, label="objective")
         else:
-            axes.set_ylim(bottom=0)
+            highest = max((value for _, values in lines for value in values), default=0.0)
+            axes.set_ylim(0, max(1.0, 1.05 * highest))
         _mark_phases(axes, timeline)
         axes.set_title(title, loc="left", fontsize=10, pad=18)
         axes.set_xlabel("seconds from the start")
         axes.set_ylabel(unit)
-        axes.legend(frameon=False, loc="upper left")
+        axes.legend(frameon=False, loc="best")
 
     return figure(
         draw,

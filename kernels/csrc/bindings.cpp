@@ -253,6 +253,23 @@ std::uint64_t probe_read(std::uintptr_t data, std::size_t bytes, std::size_t thr
   return forge::probe_read(at<const std::uint8_t>(data), bytes, threads);
 }
 
+// For benchmarks: a foreign kernel of ggml's vec_dot form, called for every row of a weight of
+// 2-bit codes. A call from Python would take longer than the row.
+using VecDot = void (*)(int n, float* s, std::size_t bs, const void* vx, std::size_t bx,
+                        const void* vy, std::size_t by, int nrc);
+
+void call_vec_dot_rows(std::uintptr_t function, std::uintptr_t weights, std::uintptr_t q,
+                       std::uintptr_t sums, std::size_t rows, std::size_t columns,
+                       std::size_t tokens) {
+  const auto vec_dot = reinterpret_cast<VecDot>(function);
+  nb::gil_scoped_release release;
+  for (std::size_t r = 0; r < rows; ++r) {
+    vec_dot(static_cast<int>(columns), at<float>(sums) + r * tokens, 1,
+            at<const std::uint8_t>(weights) + r * columns / 4, columns, at<const void>(q), columns,
+            static_cast<int>(tokens));
+  }
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -285,6 +302,9 @@ NB_MODULE(_native, m) {
         "scales"_a, "threads"_a, "absmax int8 of tokens. Takes addresses.");
   m.def("probe_multiply", &probe_multiply, "path"_a, "repeats"_a, "threads"_a,
         "Runs the path's multiply-add on registers; returns how many a thread did, 0 for none.");
+  m.def("call_vec_dot_rows", &call_vec_dot_rows, "function"_a, "weights"_a, "q"_a, "sums"_a,
+        "rows"_a, "columns"_a, "tokens"_a,
+        "Calls a foreign vec_dot for every row of a weight. Takes addresses.");
   m.def("probe_read", &probe_read, "data"_a, "nbytes"_a, "threads"_a,
         "Reads memory once; returns a value that depends on all of it.");
 }

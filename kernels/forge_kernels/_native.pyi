@@ -116,5 +116,10 @@ def quantize(
 def probe_multiply(path: str, repeats: int, threads: int) -> int:
     """Runs the path's multiply-add on registers; returns how many a thread did, 0 for none."""
 
+def call_vec_dot_rows(
+    function: int, weights: int, q: int, sums: int, rows: int, columns: int, tokens: int
+) -> None:
+    """Calls a foreign vec_dot for every row of a weight. Takes addresses."""
+
 def probe_read(data: int, nbytes: int, threads: int) -> int:
     """Reads memory once; returns a value that depends on all of it."""

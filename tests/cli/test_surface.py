@@ -30,7 +30,8 @@ SURFACE = {
     "bench lm": "--json --layers --prompt --rounds --threads --width",
     "bench convert": "--blocks --dir --json --rounds --source --to",
     "bench store": "--blob-mib --dir --json --rounds --states",
-    "bench kernels": "--ggml --json --path --peers --plot --rounds --shape --threads --tokens",
+    "bench kernels": "--ggml --i2s --inductor --json --path --peers --plot --rounds --shape"
+    " --threads --tokens",
     "drill storage": "--campaign --json --mutants --opener --quick --quiet --seed --trials",
     "load run": "--ca --capacity --concurrency --dry-run --json --out --phases --profile --quiet"
     " --rate --requests --seed --share --slo --timeout --token-env --url",
