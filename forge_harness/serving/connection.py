@@ -63,13 +63,18 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parses, and gives up on headers that do not end."""
-        if self._is_between_requests():
-            self._expect_headers()
         super().data_received(data)
         if self._header_timer is not None:
             self._header_bytes += len(data)
             if self._header_bytes > MAX_HEADER_BYTES:
                 self._give_up()
+
+    def on_message_begin(self) -> None:
+        """Starts waiting for the rest of the headers."""
+        # Not when bytes come: they may be the body of a request that was answered early.
+        super().on_message_begin()
+        if self._header_timer is None:
+            self._expect_headers()
 
     def on_headers_complete(self) -> None:
         """Stops waiting, and hands the request on."""
@@ -111,9 +116,6 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
-
-    def _is_between_requests(self) -> bool:
-        return self._header_timer is None and (self.cycle is None or self.cycle.response_complete)
 
     def _expect_headers(self) -> None:
         self._header_bytes = 0

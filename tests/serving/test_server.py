@@ -23,6 +23,7 @@ from forge_harness.model import generate
 from forge_harness.model.from_checkpoint import model_from_checkpoint
 from forge_harness.security.audit_file import AuditFile
 from forge_harness.serving.package import load_served
+from forge_harness.serving.settings import Settings
 
 from .support import DIGITS, PATIENCE_S, ROOT, ROW, running
 
@@ -264,6 +265,28 @@ def test_refusals_under_overload_keep_the_connection_in_step():
         statuses = sorted(each.result().status_code for each in waiting)
         assert set(statuses) == {200, 503}
         assert at_rest(server, "/v1/predict")
+
+
+def test_a_body_that_comes_after_its_refusal_does_not_end_the_connection():
+    body = json.dumps({"inputs": [ROW]}).encode()
+    head = f"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with (
+        running("--step-s", 1.0, "--max-batch", 1, "--max-queue", 2, script=FAULTY) as server,
+        concurrent.futures.ThreadPoolExecutor(8) as pool,
+    ):
+        waiting = [pool.submit(server.predict) for _ in range(8)]
+        while server.count("forge_requests_shed_total") == 0:
+            time.sleep(0.01)
+        with socket.create_connection(("127.0.0.1", server.port)) as raw:
+            raw.settimeout(PATIENCE_S)
+            raw.sendall(head)
+            assert raw.recv(65536).startswith(b"HTTP/1.1 503 ")
+            raw.sendall(body)
+            # Longer than headers may take, which these bytes are none of.
+            time.sleep(Settings().header_s + 0.5)
+            raw.sendall(head + body)
+            assert raw.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert {each.result().status_code for each in waiting} == {200, 503}
 
 
 def test_a_killed_inference_thread_is_replaced_and_its_requests_are_answered():
