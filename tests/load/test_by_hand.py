@@ -15,7 +15,7 @@ from forge_harness.load.session import child_environment, locust_command
 
 from . import support
 
-PLAN = {"shape": ((1, 1.5), (2, 1.0)), "base": 80.0, "slo_s": 2.0}
+PLAN = {"shape": ((1, 1.5), (2, 1.0)), "base": 80.0, "slo_s": 10.0}
 
 
 def free_port():

@@ -1,6 +1,7 @@
 """Real servers with one fault each, under real load: each fault is found, and named.
 
-The objective is loose, so that a busy machine does not make a run invalid for being late.
+The objective is loose: a machine that stands still for a third of a second must not make a run
+invalid (requests may be sent a tenth of the objective late).
 """
 
 import json
@@ -40,7 +41,7 @@ def loaded(generator, tmp_path):
 
     def run(*options, shape=((1, 1.5),), base=120.0, stream=False, **changed):
         file = requests_file(tmp_path / "requests.jsonl", stream=stream)
-        settings = {"requests": file, "slo_s": 2.0, **changed}
+        settings = {"requests": file, "slo_s": 10.0, **changed}
         with support.serving(*options) as url:
             plan = support.plan_of(url, base, shape, **settings)
             return run_load(generator, plan, tmp_path / "run")
@@ -53,6 +54,10 @@ def details(report):
     for phase in report.phases:
         found.update(dict(phase.details))
     return found
+
+
+def states(report):
+    return {gate.name: gate.state for gate in report.gates}
 
 
 def test_a_sound_server_is_valid_and_every_count_agrees(loaded):
@@ -81,7 +86,7 @@ def test_dropped_connections_are_errors_and_not_tried_again(loaded):
     failed = report.phases[0].counts["error"]
     # 1 % of about 800, to six standard deviations.
     assert 1 <= failed <= 25
-    assert report.verdict == "FAIL"
+    assert states(report)["1x failed requests"] == "fail"
     assert report.reconciliation.unexplained == 0
     assert (
         sum(report.reconciliation.server_codes.values()) == report.reconciliation.scheduled - failed
@@ -99,14 +104,12 @@ def test_shedding_is_allowed_under_overload_only(loaded):
     # 20 waiting, 10 ms each: what is accepted is answered soon, and the others at once.
     assert {p.share: p for p in overload.response}[0.5].value < 0.5
     assert report.reconciliation.unexplained == 0
-    states = {gate.name: gate.state for gate in report.gates}
-    assert states["23x errors"] == "pass"
+    assert states(report)["23x errors"] == "pass"
 
 
 def test_base_load_may_not_be_shed(loaded):
     report = loaded("--queue", 0)
-    states = {gate.name: gate.state for gate in report.gates}
-    assert states["1x shed requests"] == "fail"
+    assert states(report)["1x shed requests"] == "fail"
     assert report.phases[0].counts["shed"] == report.phases[0].offered
 
 
@@ -126,7 +129,7 @@ def test_truncated_answers_are_found(loaded, stream):
 def test_truncated_streams_are_found(loaded):
     report = loaded("--truncate", 0.2, stream=True)
     assert set(details(report)) == {"truncated stream: no [DONE]"}
-    assert report.verdict == "FAIL"
+    assert states(report)["1x failed requests"] == "fail"
 
 
 def test_whole_streams_are_right(loaded):
@@ -138,7 +141,7 @@ def test_whole_streams_are_right(loaded):
 def test_a_stale_cache_is_found(loaded):
     report = loaded("--stale", 0.2)
     assert set(details(report)) == {"answer to another request (request_id)"}
-    assert report.verdict == "FAIL"
+    assert states(report)["1x failed requests"] == "fail"
 
 
 def test_a_proxy_that_mixes_answers_up_is_found(loaded):
@@ -192,7 +195,7 @@ def test_a_generator_that_is_held_up_is_invalid_and_not_the_servers_fault(genera
     go = threading.Timer(1.4, os.kill, (pid, signal.SIGCONT))
     stop.start()
     go.start()
-    report = loaded()
+    report = loaded(slo_s=2.0)
     go.join()
     assert report.verdict == "INVALID"
     assert "ms late (p99)" in report.problems[0]
