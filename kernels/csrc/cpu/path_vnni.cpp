@@ -64,21 +64,23 @@ void several_tokens(const std::int8_t* q, std::size_t stride, const std::uint8_t
                     std::size_t kblocks, std::int32_t (*tile)[kGroupRows]) {
   const __m512i mask = _mm512_set1_epi8(0x03);
   __m512i acc[kTokens][4];
-  for (auto& token : acc) {
-    for (auto& lane : token) lane = _mm512_setzero_si512();
+  // Unrolled as every loop over them: an array that is cleared by a loop stays in memory, and
+  // g++ 12 then stores each sum of the product loop to the stack.
+#pragma GCC unroll 6
+  for (int t = 0; t < kTokens; ++t) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) acc[t][i] = _mm512_setzero_si512();
   }
   for (std::size_t b = 0; b < kblocks; ++b, panel += kBlockBytes, q += kBlockColumns) {
-    __m512i w[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) w[i] = _mm512_loadu_si512(panel + 64 * i);
+    // Words are loaded again for each field: 24 sums, 4 fields, the mask and x leave no registers
+    // for them.
 #pragma GCC unroll 4
     for (int f = 0; f < 4; ++f) {
       __m512i field[4];
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) field[i] = _mm512_and_si512(w[i], mask);
-      if (f < 3) {
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) w[i] = _mm512_srli_epi32(w[i], 2);
+      for (int i = 0; i < 4; ++i) {
+        const __m512i w = _mm512_loadu_si512(panel + 64 * i);
+        field[i] = _mm512_and_si512(f == 0 ? w : _mm512_srli_epi32(w, 2 * f), mask);
       }
 #pragma GCC unroll 6
       for (int t = 0; t < kTokens; ++t) {

@@ -7,6 +7,7 @@ namespace forge {
 
 std::size_t probe_avx2(std::size_t repeats) {
   __m256i acc[8];
+#pragma GCC unroll 8
   for (auto& lane : acc) lane = _mm256_setzero_si256();
   const __m256i a = _mm256_set1_epi8(1), b = _mm256_set1_epi8(2);
   for (std::size_t r = 0; r < repeats; ++r) {

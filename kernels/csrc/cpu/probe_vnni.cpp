@@ -7,6 +7,7 @@ namespace forge {
 
 std::size_t probe_vnni(std::size_t repeats) {
   __m512i acc[16];
+#pragma GCC unroll 16
   for (auto& lane : acc) lane = _mm512_setzero_si512();
   const __m512i a = _mm512_set1_epi8(1), b = _mm512_set1_epi8(2);
   for (std::size_t r = 0; r < repeats; ++r) {

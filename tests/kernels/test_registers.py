@@ -1,0 +1,107 @@
+"""The machine code of the product loops: sums stay in registers.
+
+A compiler that runs out of registers, or does not see that an array can live in them, stores sums
+to the stack on every turn. The integers stay right and the products lose a fifth of their speed,
+which no test of results notices.
+"""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import re
+import shutil
+import subprocess
+
+import pytest
+
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+pytestmark = [
+    pytest.mark.skipif(not X86, reason="The loops are those of the x86 paths."),
+    pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump is not installed."),
+]
+
+INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\s+(\S.*)$")
+BACKWARDS = re.compile(r"^j(?!mp)\w+\s+([0-9a-f]+)")
+VECTOR = re.compile(r"%[xyz]mm\d+")
+STACK = re.compile(r"\(%rsp|-0x[0-9a-f]+\(%rbp")
+STORE = re.compile(r"%[xyz]mm\d+,\s*[^%,]*\(")
+
+
+def innermost_loops(listing):
+    """Returns the instructions of each loop that has no loop within; `listing` is objdump's."""
+    code = [
+        (int(found[1], 16), found[2])
+        for line in listing.splitlines()
+        if (found := INSTRUCTION.match(line))
+    ]
+    spans = [
+        (int(found[1], 16), at)
+        for at, text in code
+        if (found := BACKWARDS.match(text)) and int(found[1], 16) <= at
+    ]
+    inner = [
+        (start, end)
+        for start, end in spans
+        if not any(
+            start <= other and last <= end and (other, last) != (start, end)
+            for other, last in spans
+        )
+    ]
+    return [[text for at, text in code if start <= at <= end] for start, end in inner]
+
+
+def product_loops(listing, mnemonic):
+    """Returns (number of products, instructions that touch the stack or store) of each loop."""
+    found = []
+    for loop in innermost_loops(listing):
+        products = sum(text.startswith(mnemonic) for text in loop)
+        if products:
+            vectors = [text for text in loop if VECTOR.search(text)]
+            bad = [text for text in vectors if STACK.search(text) or STORE.search(text)]
+            found.append((products, bad))
+    return found
+
+
+@pytest.fixture(scope="module")
+def listing():
+    native = pytest.importorskip("forge_kernels._native", reason="No native kernels are built.")
+    command = ["objdump", "-d", "--no-show-raw-insn", native.__file__]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+
+
+# Products of a turn: one token 16, then 16 a token up to six tokens, and the probe's 64.
+@pytest.mark.parametrize(
+    ("mnemonic", "products"),
+    [
+        pytest.param("vpdpbusd", [16, 32, 48, 64, 64, 80, 96], id="avx512-vnni"),
+        # One token 32, then 8 a token up to four tokens, and the probe's 64.
+        pytest.param("vpmaddubsw", [16, 24, 32, 32, 64], id="avx2"),
+    ],
+)
+def test_product_loops_and_probes_keep_their_sums_in_registers(listing, mnemonic, products):
+    loops = product_loops(listing, mnemonic)
+    assert sorted(count for count, _ in loops) == products
+    assert [(count, bad) for count, bad in loops if bad] == []
+
+
+def test_a_spilling_loop_is_found():
+    listing = """
+  10:\tvpxor  %xmm0,%xmm0,%xmm0
+  20:\tvpdpbusd (%rsi){1to16},%zmm1,%zmm0
+  28:\tvmovdqa64 %zmm0,0x40(%rsp)
+  30:\tvpaddd -0x80(%rbp),%zmm2,%zmm2
+  38:\tvmovdqu8 (%rbp),%zmm3
+  40:\tadd    $0x40,%rsi
+  44:\tjne    20 <f+0x10>
+  48:\tvmovdqu8 %zmm0,(%rdi)
+  50:\tjne    10 <f>
+"""
+    assert product_loops(listing, "vpdpbusd") == [
+        (1, ["vmovdqa64 %zmm0,0x40(%rsp)", "vpaddd -0x80(%rbp),%zmm2,%zmm2"])
+    ]
+
+
+def test_native_is_what_is_disassembled(listing):
+    native = importlib.import_module("forge_kernels._native")
+    assert native.__file__ in listing
