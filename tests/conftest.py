@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import signal
 
+from hypothesis import HealthCheck, settings
+
+# Examples that train, convert or write files take as long as the machine is busy: neither the time
+# of one (deadline) nor that of making them (too_slow) says that anything is wrong.
+settings.register_profile("harness", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("harness")
+
 pytest_plugins = ["pytester"]
 
 

@@ -406,7 +406,7 @@ _FLAGS = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(flags=_FLAGS)
 def test_a_saved_configuration_loads_back_to_the_same_values(tmp_path_factory, flags):
     # Text that reads as a list is one when given by flag; the file has no such ambiguity.

@@ -66,8 +66,7 @@ def test_a_sealed_run_reads_back(sealed):
 
 @settings(
     max_examples=150,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=st.data())
 def test_any_flipped_bit_of_any_file_is_found_by_name(sealed, data):

@@ -16,7 +16,7 @@ from forge_harness.model.throughput import CONTENDERS
 
 from .conversion import ConversionRow
 from .language_model import Measured
-from .products import OPTIONAL, PEERS, Row
+from .products import MOST_SHARE, OPTIONAL, PEERS, Row
 from .storage import StorageMeasured
 
 SCHEMA = "forge-bench/1"
@@ -29,10 +29,17 @@ def table(rows: Sequence[Row]) -> str:
     lines = [head]
     for row in rows:
         over = [f"{row.over[p][0]:.1f}" if p in row.over else "-" for p in peers]
-        ceiling = f"{100 * row.roofline:.0f} % {row.bound}"
+        share = "?" if row.roofline is None else f"{100 * row.roofline:.0f} %"
+        ceiling = f"{share} {row.bound}"
         us = row.microseconds["ours"]
         lines.append([row.case.label, row.path, f"{us:.1f}", f"{row.gigaops:.0f}", ceiling, *over])
-    return _aligned(lines, left=2)
+    text = _aligned(lines, left=2)
+    if any(row.roofline is None for row in rows):
+        text += (
+            f"\n?: more than {100 * MOST_SHARE:.0f} % of the ceiling, so the ceiling's rounds were "
+            "disturbed; not measured, run it again on a quiet machine."
+        )
+    return text
 
 
 def language_model_table(found: Measured) -> str:
@@ -169,7 +176,7 @@ def plot(rows: Sequence[Row]) -> str:
             1, 2, figsize=(11, 0.28 * len(rows) + 1.4), sharey=True, layout="constrained"
         )
         names = [f"{row.case.label} {row.path}" for row in rows]
-        left.barh(names, [100 * row.roofline for row in rows], color="#3b6ea5")
+        left.barh(names, [100 * (row.roofline or 0.0) for row in rows], color="#3b6ea5")
         left.axvline(100, color="#888888", linewidth=0.8)
         left.set_xlabel("share of the nearer ceiling, %")
         for peer, marker in zip(PEERS, "osD", strict=True):
@@ -183,7 +190,8 @@ def plot(rows: Sequence[Row]) -> str:
         right.axvline(1, color="#888888", linewidth=0.8)
         right.set_xscale("log")
         right.set_xlabel("times faster than")
-        right.legend()
+        if right.get_legend_handles_labels()[1]:
+            right.legend()
         left.invert_yaxis()
         stream = io.StringIO()
         figure.savefig(stream, format="svg", metadata={"Date": None})

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from forge_harness import kernels
+from forge_harness.benchmarks.products import MOST_SHARE
 from forge_harness.benchmarks.timing import interleave
 from forge_harness.kernels.backends import native
 
@@ -57,8 +58,9 @@ def test_kernel_roofline(subject, policy, evidence):
     Sixteen tokens by a 2560 x 2560 weight, one thread: bound by arithmetic. The ceiling is the
     instruction itself on registers, in turns with the product. Each counts with its best round:
     what else the machine does only ever slows, so more rounds bring both nearer to what they can
-    do, and neither above it. Without the native kernels, or on a processor they have no such probe
-    for, there is no ceiling to hold against.
+    do, and neither above it. A share well over 1 says that the ceiling was disturbed in all its
+    rounds: not measured. Without the native kernels, or on a processor they have no such probe for,
+    there is no ceiling to hold against.
     """
     if problem := kernels.native_problem():
         pytest.skip(f"the ceilings are measured by the native kernels: {problem}")
@@ -86,7 +88,7 @@ def test_kernel_roofline(subject, policy, evidence):
             for side, timed in interleave(calls).items():
                 seconds[side] += timed.seconds
             rate, ceiling = (work[side] / min(seconds[side]) for side in ("product", "probe"))
-            if rate / ceiling >= limit:
+            if limit <= rate / ceiling <= MOST_SHARE:
                 break
     finally:
         torch.set_num_threads(threads)
@@ -94,6 +96,8 @@ def test_kernel_roofline(subject, policy, evidence):
         "product_rate", 2 * rate / 1e9, unit="GOP/s", reason=f"{name}, 16 tokens, one thread"
     )
     evidence.record("ceiling", 2 * ceiling / 1e9, unit="GOP/s", reason=f"{path} on registers")
+    if rate / ceiling > MOST_SHARE:
+        pytest.skip(f"the product took {rate / ceiling:.2f} of a ceiling: that one was disturbed")
     evidence.at_least(
         "roofline_share",
         rate / ceiling,

@@ -12,6 +12,7 @@ import torch
 from forge_harness import kernels
 from forge_harness.benchmarks import products, report
 from forge_harness.benchmarks.products import Case
+from forge_harness.benchmarks.timing import Timed
 from forge_harness.errors import BackendUnavailableError
 
 SMALL = Case(tokens=1, rows=128, columns=64, cold=False, threads=1)
@@ -27,7 +28,7 @@ def test_a_row_holds_every_candidate_and_both_ceilings(row):
     assert set(row.over) == set(products.PEERS)
     assert row.packed_bytes == 2 * 4 * 256
     assert row.gigaops == pytest.approx(2 * 128 * 64 / row.microseconds["ours"] / 1e3)
-    assert row.roofline > 0
+    assert row.roofline is None or row.roofline > 0
     assert row.bound in ("multiply", "read")
     assert all(len(samples) == 6 for samples in row.samples.values())
 
@@ -80,3 +81,18 @@ def test_table_document_and_plot_say_the_same(row):
     svg = ET.fromstring(report.plot([row]))
     assert svg.tag.endswith("svg")
     assert "M=1 128x64 hot 1T" in report.plot([row])
+
+
+def timed(name, seconds):
+    return Timed(name, 1, [seconds] * 6, [False] * 6)
+
+
+@pytest.mark.parametrize(("probe", "share"), [(0.9, 0.9), (1.1, 1.1), (1.2, None)])
+def test_more_than_the_ceiling_is_no_share(probe, share):
+    times = {"ours": timed("ours", 1.0), "read probe": timed("read probe", probe)}
+    row = products._row(SMALL, "scalar", times, 2048)
+    assert row.roofline == share
+    text = report.table([row])
+    assert ("?: more than 110 % of the ceiling" in text) is (share is None)
+    assert report.document([row], started=datetime.now(UTC))["rows"][0]["roofline_share"] == share
+    assert report.plot([row])

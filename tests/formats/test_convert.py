@@ -77,7 +77,7 @@ def test_codes_survive_every_pair_of_formats(first, second, family, tmp_path):
         assert dict(before.tied) == dict(after.tied)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     rows=st.integers(1, 130),
     columns=st.integers(1, 130),

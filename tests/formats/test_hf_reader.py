@@ -20,7 +20,7 @@ from forge_harness.quant import absmean_ternary
 ROOT = fixtures_dir() / "checkpoints"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.integers(1, 130),
     columns=st.integers(1, 130),

@@ -232,7 +232,8 @@ def test_missing_manifest_is_refused(package: Path) -> None:
 
 
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=300,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=st.data())
 def test_any_flipped_bit_of_the_manifest_is_noticed(package: Path, data: st.DataObject) -> None:

@@ -185,7 +185,7 @@ def sources(draw: st.DrawFn) -> MemoryCheckpoint:
     return memory_checkpoint(coded, others)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(source=sources())
 def test_files_hold_what_was_given(source: MemoryCheckpoint) -> None:
     with TemporaryDirectory() as root:
@@ -613,7 +613,8 @@ def test_truncation_the_manifest_vouches_for_names_header_or_tensor(package: Pat
 
 
 @settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=200,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(name=st.sampled_from(FILES), where=st.integers(0, 2**30))
 def test_any_flipped_bit_is_noticed(package: Path, name: str, where: int) -> None:
@@ -662,7 +663,7 @@ def reference(model: torch.nn.Module, family: str) -> MemoryCheckpoint:
     return memory_checkpoint(coded, others, family=family, config=config, tied=tied)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     layers=st.integers(1, 3),
     heads=st.integers(1, 3),
@@ -687,7 +688,7 @@ def test_every_byte_lm_is_as_its_configuration_says(
         assert set(read_all(written(source, Path(root) / "p"))) == set(source.infos)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     width=st.integers(1, 9), hidden=st.integers(1, 9), blocks=st.integers(0, 3), sub=st.booleans()
 )

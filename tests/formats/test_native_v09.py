@@ -88,7 +88,7 @@ def test_codes_scales_and_values_are_the_makers(tmp_path: Path) -> None:
         assert (opened.tied, opened.extras) == ({}, {})
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     rows=st.integers(1, 130),
     columns=st.integers(1, 130),
@@ -263,7 +263,8 @@ def test_missing_or_truncated_file_is_named(tmp_path: Path, name: str) -> None:
 
 
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=300,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(where=st.integers(0, 2**30))
 def test_flipped_bit_of_the_weights_is_refused_or_stays_in_its_tensor(

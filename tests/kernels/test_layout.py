@@ -29,7 +29,7 @@ def decoded(data, row, column):
     return (int(byte) >> (2 * f) & 3) - 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=st.integers(1, 130), columns=st.integers(1, 130), seed=st.integers(0, 999))
 def test_every_code_is_where_the_text_says(rows, columns, seed):
     codes = draw(rows, columns, seed)

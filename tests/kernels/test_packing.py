@@ -52,7 +52,7 @@ def test_round_trip_of_every_row_count(backend, rows):
     assert torch.equal(kernels.unpack_i2(packed, rows, backend=backend), codes)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 130), st.integers(0, 130), st.integers(0, 2**31))
 def test_backends_agree_on_every_shape(rows, columns, seed):
     codes = random_codes(rows, columns, seed)

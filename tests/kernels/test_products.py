@@ -35,7 +35,7 @@ def threads(request):
 
 
 @pytest.mark.parametrize("path", PATHS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     m=st.integers(1, 130), n=st.integers(1, 130), k=st.integers(1, 130), seed=st.integers(0, 999)
 )
@@ -88,7 +88,7 @@ def test_runs_of_one_sign_are_exact(path):
 
 
 @pytest.mark.parametrize("path", PATHS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     m=st.integers(0, 20),
     n=st.integers(1, 130),

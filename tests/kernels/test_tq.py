@@ -23,7 +23,7 @@ def packed_of(rng, rows, columns, sparse=False):
 
 @native
 @LAYOUTS
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     rows=st.integers(1, 130),
     columns=st.integers(1, 800),
@@ -40,7 +40,7 @@ def test_native_blocks_are_those_of_the_reference(layout, rows, columns, sparse,
 
 @native
 @LAYOUTS
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(rows=st.integers(1, 70), blocks=st.integers(1, 3), seed=st.integers(0, 2**32 - 1))
 def test_both_ways_back_give_the_codes(layout, rows, blocks, seed):
     packed = packed_of(np.random.default_rng(seed), rows, blocks * BLOCK)

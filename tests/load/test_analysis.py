@@ -49,7 +49,7 @@ def test_the_same_directory_gives_the_same_bytes(tmp_path):
     assert document["verdict"] == "FAIL"
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.integers(0, 2**32))
 def test_offered_is_the_sum_of_the_classes_whatever_happened(tmp_path_factory, seed):
     fates = random.Random(seed).choices(list(Fate), k=len(RECORDS))

@@ -1,6 +1,6 @@
 """The search for the peak, against servers whose peak is known."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from forge_harness.load.peak import Probe, search
@@ -40,7 +40,6 @@ def run(probe, clock, **changed):
     return search(probe, **{**given_, **changed})
 
 
-@settings(deadline=None)
 @given(st.floats(1.5, 20_000), st.floats(1, 500))
 def test_the_peak_is_bracketed_to_a_tenth(peak, start):
     clock = Clock()
@@ -51,7 +50,6 @@ def test_the_peak_is_bracketed_to_a_tenth(peak, start):
     assert not found.is_lower_bound
 
 
-@settings(deadline=None)
 @given(st.floats(0.1, 20_000), st.floats(0, 120))
 def test_the_wall_clock_is_never_exceeded(peak, cap):
     clock = Clock()

@@ -32,7 +32,6 @@ def test_as_many_samples_are_needed_as_mlperf_needs(share, needed):
     assert (enough.value, enough.high) == (0.1, 0.1)
 
 
-@settings(deadline=None)
 @given(times, st.sampled_from([0.5, 0.9, 0.95, 0.99]))
 def test_the_value_is_numpys_inverted_cdf_and_lies_in_its_bounds(values, share):
     found = percentile(sorted(values), share)
@@ -79,7 +78,7 @@ def test_the_rank_is_the_smallest_that_holds_the_share(n, share):
     assert rank == 1 or rank - 1 < share * n
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(times)
 def test_the_histogram_agrees_to_three_digits_and_survives_its_encoding(values):
     found = histogram(values)

@@ -48,7 +48,7 @@ def test_an_unknown_class_is_no_record():
         parse_line(line)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.data())
 def test_the_account_has_each_request_once_whatever_was_written(data):
     due = [0.1 * i for i in range(20)]

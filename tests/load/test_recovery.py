@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from forge_harness.load.records import Fate, Record
@@ -24,7 +24,6 @@ def seconds(records, **changed):
     return recovery(records, **{**given_, **changed})
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.floats(0, 10), st.sampled_from(Fate)), max_size=200),
     st.floats(0, 3),

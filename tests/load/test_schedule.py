@@ -36,7 +36,7 @@ def phase(rate, seconds):
     return Phase(name=f"{rate}", multiple=rate, rate=rate, seconds=seconds)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(phases, st.integers(0, 2**32))
 def test_times_ascend_within_the_phases_and_repeat_with_the_seed(parts, seed):
     due = arrivals(parts, seed)

@@ -4,7 +4,7 @@ import hashlib
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from forge_harness.errors import LoadError
@@ -86,7 +86,6 @@ def test_a_whole_stream_is_the_answer_it_would_have_been(tokens):
     assert judged(wrong, stream(tokens)).fate is Fate.ERROR
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 25), min_size=1, max_size=8), st.data())
 def test_a_stream_cut_anywhere_is_never_ok(tokens, data):
     body = stream(tokens)

@@ -18,7 +18,7 @@ def model(request):
     return PackedLM(ByteLM(config if request.param else plain).eval())
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     prompts=st.lists(
         st.lists(st.integers(0, 255), min_size=1, max_size=30), min_size=TEXTS, max_size=TEXTS

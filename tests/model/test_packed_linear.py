@@ -37,7 +37,7 @@ def same(packed, reference, x):
     assert torch.equal(found, expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     inputs=st.integers(1, 70),
     parts=st.lists(st.integers(1, 40), min_size=1, max_size=3),
@@ -57,7 +57,7 @@ def test_the_bits_are_those_of_the_layer(
     same(packed, reference, (scale * draw(*batch, inputs, seed=seed)).to(dtype))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     sizes=st.lists(st.integers(1, 70), min_size=2, max_size=4),
     inputs=st.integers(1, 70),

@@ -68,7 +68,7 @@ def test_gradients_equal_the_float64_estimator_elementwise(compute, shape):
     assert_elementwise(bias.grad, grad_bias, 2e-6 * magnitude_b)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 60), st.integers(1, 130), st.integers(1, 40), st.integers(-3, 3))
 def test_all_modes_compute_the_integer_path(tokens, k, n, exponent):
     x, w = draw(tokens, tokens, k) * 10.0**exponent, draw(1000 + n, n, k)

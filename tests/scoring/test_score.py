@@ -193,7 +193,7 @@ def build(make, drawn):
     return policy, items
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(drawn=runs())
 def test_against_the_oracle(maker, drawn):
     policy, items = build(maker, drawn)
@@ -206,7 +206,7 @@ def test_against_the_oracle(maker, drawn):
     assert record.coverage <= coverage + 1e-9
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(drawn=runs(), data=st.data())
 def test_removing_evidence_never_raises_the_low_score(maker, drawn, data):
     policy, items = build(maker, drawn)
@@ -226,7 +226,7 @@ def test_removing_evidence_never_raises_the_low_score(maker, drawn, data):
     assert after.verdict not in PASSES or before.verdict in PASSES
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(drawn=runs(), data=st.data())
 def test_dropping_a_check_earns_nothing(maker, drawn, data):
     """A deleted test loses its points; what it failed lifts a cap, never the verdict."""
@@ -252,7 +252,7 @@ WORSE = {
 }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(drawn=runs(), data=st.data())
 def test_a_worse_outcome_never_raises_either_end(maker, drawn, data):
     policy, items = build(maker, drawn)
@@ -274,7 +274,7 @@ def test_a_worse_outcome_never_raises_either_end(maker, drawn, data):
     assert after.score.high <= before.score.high
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(drawn=runs(), data=st.data())
 def test_order_sharding_and_merging_change_nothing(maker, drawn, data):
     policy, items = build(maker, drawn)
@@ -289,7 +289,7 @@ def test_order_sharding_and_merging_change_nothing(maker, drawn, data):
     assert run(maker, policy, list(itertools.chain(*shards))) == whole
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(drawn=runs())
 def test_bounds_and_digest(maker, drawn):
     policy, items = build(maker, drawn)

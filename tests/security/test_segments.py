@@ -103,7 +103,7 @@ def test_length_and_round_trip(length: int) -> None:
     assert opened(stream) == plain
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data(), st.binary(max_size=300))
 def test_a_flipped_bit_anywhere_is_refused(data: st.DataObject, plain: bytes) -> None:
     stream = bytearray(sealed(plain))

@@ -46,7 +46,7 @@ def logits(deliveries):
     return [delivery.result.logits.tobytes() for delivery in deliveries]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     sizes=st.lists(st.integers(1, 20), min_size=1, max_size=12),
     seed=st.integers(0, 2**32 - 1),

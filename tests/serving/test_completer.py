@@ -52,7 +52,7 @@ def alone(served, wanted):
     )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     wanted=st.lists(_WANTED, min_size=1, max_size=9), joins=st.lists(st.integers(0, 3), max_size=20)
 )

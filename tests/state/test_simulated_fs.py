@@ -78,7 +78,7 @@ cuts = st.integers(0, operations(Blobs))
 choices = st.lists(st.integers(0, 1), max_size=40)
 
 
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=3000)
 @given(cuts, choices)
 def test_what_was_acknowledged_is_there_and_a_name_is_whole(cut: int, survived: list[int]) -> None:
     assert broken(Blobs, cut, survived) is None

@@ -194,6 +194,22 @@ def test_without_native_kernels_there_is_no_ceiling(run_check, monkeypatch):
     assert run_check("performance.kernel_roofline").outcome is Outcome.NOT_MEASURED
 
 
+def test_more_than_the_ceiling_is_not_measured(run_check, monkeypatch):
+    from forge_harness.kernels.backends import native
+
+    extension = native()
+    real = extension.probe_multiply
+
+    def disturbed(path, operations, threads):
+        real(path, 5 * operations, threads)
+        return real(path, operations, threads)
+
+    monkeypatch.setattr(extension, "probe_multiply", disturbed)
+    run = run_check("performance.kernel_roofline")
+    assert run.outcome is Outcome.NOT_MEASURED
+    assert "disturbed" in run.reason
+
+
 def test_packed_models_answer_as_the_trained_ones():
     subject = ReferenceSubject()
     for task in subject.tasks():
