@@ -41,7 +41,7 @@ _PROBE_OPS = 20_000
 MOST_SHARE = 1.1
 """A larger share of a ceiling is a ceiling that was not reached: something else slowed its rounds.
 
-Cold reads of packed blocks, prefetched a page ahead, were measured at up to 1.04 of the probe.
+Above 1, as medians of a few rounds differ by some hundredths between series.
 """
 
 

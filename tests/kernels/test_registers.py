@@ -7,7 +7,6 @@ which no test of results notices.
 
 from __future__ import annotations
 
-import importlib
 import platform
 import re
 import shutil
@@ -100,8 +99,3 @@ def test_a_spilling_loop_is_found():
     assert product_loops(listing, "vpdpbusd") == [
         (1, ["vmovdqa64 %zmm0,0x40(%rsp)", "vpaddd -0x80(%rbp),%zmm2,%zmm2"])
     ]
-
-
-def test_native_is_what_is_disassembled(listing):
-    native = importlib.import_module("forge_kernels._native")
-    assert native.__file__ in listing
