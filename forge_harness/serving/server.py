@@ -115,18 +115,24 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number.name)
         serving = loop.create_task(http.serve(sockets=[listening]))
+        unanswered: int | None = None
         try:
             await self.core.engine.start()
             await self._until(lambda: self.health.is_ready or self._drain_asked.is_set(), serving)
             if self.health.is_ready:
                 on_ready(self)
             await self._until(self._drain_asked.is_set, serving)
-            return await self._drain()
+            unanswered = await self._drain()
         finally:
             http.should_exit = True
             await serving
             await self.core.engine.stop()
+            if unanswered is not None:
+                # Last: requests that are not admitted, as the one that asked for the drain, are
+                # recorded until the connections are closed.
+                self.core.record("serve.stop", {"unanswered": unanswered})
             self.guard.close()
+        return ExitCode.INCOMPLETE if unanswered else ExitCode.PASS
 
     def ask_to_drain(self, actor: str, why: str = "asked for") -> None:
         """Begins a drain, once recorded: not ready, nothing new, accepted requests finish.
@@ -152,13 +158,12 @@ class Server:
             self.health.become(State.DRAINING, name)
             self._drain_asked.set()
 
-    async def _drain(self) -> ExitCode:
+    async def _drain(self) -> int:
+        """Waits for what was accepted; returns how many requests it had to abandon."""
         until = time.monotonic() + self.settings.drain_s
         while self.core.admission.in_flight and time.monotonic() < until and not self._is_in_hurry:
             await asyncio.sleep(_POLL_S)
-        unanswered = self.core.abandon_all()
-        self.core.record("serve.stop", {"unanswered": unanswered})
-        return ExitCode.INCOMPLETE if unanswered else ExitCode.PASS
+        return self.core.abandon_all()
 
     async def _until(self, condition: Callable[[], bool], serving: asyncio.Task[None]) -> None:
         while not condition():

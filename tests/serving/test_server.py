@@ -1,6 +1,8 @@
 """A real server in a child process, over loopback."""
 
+import asyncio
 import concurrent.futures
+import contextlib
 import json
 import signal
 import socket
@@ -18,11 +20,15 @@ import pytest
 import torch
 import trustme
 
+from forge_harness.errors import ExitCode
 from forge_harness.formats.detect import open_checkpoint
 from forge_harness.model import generate
 from forge_harness.model.from_checkpoint import model_from_checkpoint
+from forge_harness.security.audit import AuditLog
 from forge_harness.security.audit_file import AuditFile
+from forge_harness.serving.guard import Guard
 from forge_harness.serving.package import load_served
+from forge_harness.serving.server import serve
 from forge_harness.serving.settings import Settings
 
 from .support import DIGITS, PATIENCE_S, ROOT, ROW, running
@@ -429,6 +435,35 @@ def test_tokens_roles_and_audit_over_tls(keys, tmp_path):
     assert seen[-1] == ("server", "serve.stop", "allow")
     for secret in (client, viewer, admin):
         assert secret not in repr(events)
+
+
+def test_the_stop_is_recorded_after_every_request(tmp_path):
+    class SlowToRecord(Guard):
+        """Commits the records of requests late, as a busy disk does."""
+
+        async def record(self, event):
+            await asyncio.sleep(0.5)
+            await super().record(event)
+
+    def ask_to_drain(server):
+        def ask():
+            answers.append(httpx.post(f"{server.url}/v1/drain").status_code)
+
+        client.submit(ask)
+
+    path, answers = tmp_path / "audit.db", []
+    guard = SlowToRecord(tokens=None, audit=AuditLog(path, key=b"k" * 32, signing_key=b"s" * 32))
+    with concurrent.futures.ThreadPoolExecutor(1) as client:
+        code = serve(load_served(DIGITS), Settings(port=0), guard, on_ready=ask_to_drain)
+    with contextlib.closing(AuditFile(path, read_only=True)) as file:
+        events = [(record.event.actor, record.event.action) for record in file.records()]
+    assert (code, answers) == (ExitCode.PASS, [202])
+    assert events == [
+        ("operator", "serve.start"),
+        ("anonymous", "serve.drain"),
+        ("anonymous", "serve.drain"),
+        ("server", "serve.stop"),
+    ]
 
 
 def test_an_audit_log_that_takes_no_record_closes_the_server(keys, tmp_path):
