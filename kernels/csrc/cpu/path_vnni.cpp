@@ -44,10 +44,22 @@ void one_token(const std::int8_t* q, const std::uint8_t* panel, std::size_t kblo
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
       const __m512i w = _mm512_loadu_si512(panel + 64 * i);
-      FORGE_DOT(acc[0][i], _mm512_and_si512(w, mask0), x0);
-      FORGE_DOT(acc[1][i], _mm512_and_si512(w, mask1), x1);
-      FORGE_DOT(acc[2][i], _mm512_and_si512(w, mask2), x2);
-      FORGE_DOT(acc[3][i], _mm512_and_si512(w, mask3), x3);
+      __m512i f0, f1, f2, f3;
+      // All masks, then all products: the compiler puts each product after its mask, and Zen 4
+      // then has masks wait for the two pipes of the products (0.78 of the probe instead of 0.98).
+      __asm__(
+          "vpandd %[w], %[m0], %[f0]\n\t"
+          "vpandd %[w], %[m1], %[f1]\n\t"
+          "vpandd %[w], %[m2], %[f2]\n\t"
+          "vpandd %[w], %[m3], %[f3]\n\t"
+          "vpdpbusd %[x0], %[f0], %[a0]\n\t"
+          "vpdpbusd %[x1], %[f1], %[a1]\n\t"
+          "vpdpbusd %[x2], %[f2], %[a2]\n\t"
+          "vpdpbusd %[x3], %[f3], %[a3]"
+          : [a0] "+v"(acc[0][i]), [a1] "+v"(acc[1][i]), [a2] "+v"(acc[2][i]), [a3] "+v"(acc[3][i]),
+            [f0] "=&v"(f0), [f1] "=&v"(f1), [f2] "=&v"(f2), [f3] "=&v"(f3)
+          : [w] "v"(w), [m0] "v"(mask0), [m1] "v"(mask1), [m2] "v"(mask2), [m3] "v"(mask3),
+            [x0] "v"(x0), [x1] "v"(x1), [x2] "v"(x2), [x3] "v"(x3));
     }
   }
 #pragma GCC unroll 4
