@@ -60,7 +60,7 @@ def ternary_linear(
             f"bias has shape {tuple(bias.shape)}; expected ({packed.rows},): one entry an output."
         )
     if out is not None:
-        _check_out(out, x, packed)
+        _check_out(out, x, shape, packed.rows)
     # Decoding calls this a few hundred times a token: the usual case asks nothing twice.
     extension = native_if_loaded()
     if extension and x.is_cpu and packed.data.is_cpu and backend in ("auto", "native"):
@@ -184,24 +184,23 @@ def _native_linear(
     path: str | None,
     out: Tensor | None,
 ) -> Tensor:
-    dtype = x.dtype
-    code = _DTYPES.get(dtype)
+    code = _DTYPES.get(x.dtype)
     if code is None:
         if not x.is_floating_point():
             raise TypeError(_not_floating(x))
-        x, code = x.float(), 0
+        y = _native_linear(extension, x.float(), packed, bias, path, None)
+        return y.to(x.dtype) if out is None else out.copy_(y)
     if not x.is_contiguous():
         x = x.contiguous()
-    direct = out is not None and out.dtype == x.dtype
-    y = out if out is not None and direct else x.new_empty((*x.shape[:-1], packed.rows))
+    y = x.new_empty((*x.shape[:-1], packed.rows)) if out is None else out
     addend = None if bias is None else bias.detach().to(torch.float32).contiguous()
-    scale = packed.scale
+    scale, columns = packed.scale, packed.columns
     extension.linear(
         product_path(path),
         x.data_ptr(),
         code,
-        x.numel() // packed.columns,
-        packed.columns,
+        x.numel() // columns,
+        columns,
         packed.data.data_ptr(),
         packed.rows,
         scale.data_ptr(),
@@ -211,9 +210,7 @@ def _native_linear(
         code,
         torch.get_num_threads(),
     )
-    if out is not None:
-        return out if direct else out.copy_(y)
-    return y if y.dtype == dtype else y.to(dtype)
+    return y
 
 
 def _other_linear(chosen: str, x: Tensor, packed: PackedTernary, bias: Tensor | None) -> Tensor:
@@ -239,13 +236,16 @@ def _readable(x: Tensor) -> Tensor:
     return x.contiguous() if x.dtype in _DTYPES else x.float().contiguous()
 
 
-def _check_out(out: Tensor, x: Tensor, packed: PackedTernary) -> None:
-    expected = (*x.shape[:-1], packed.rows)
-    if out.shape != expected or out.dtype != x.dtype or not out.is_contiguous():
+def _check_out(out: Tensor, x: Tensor, shape: torch.Size, rows: int) -> None:
+    # Written for speed: an attribute of a tensor takes 50 ns, a slice of its shape 200.
+    expected = [*shape]
+    expected[-1] = rows
+    if out.shape != tuple(expected) or out.dtype != x.dtype or not out.is_contiguous():
         raise ValueError(
-            f"out is {out.dtype} {tuple(out.shape)}; expected contiguous {x.dtype} {expected}."
+            f"out is {out.dtype} {tuple(out.shape)}; expected contiguous {x.dtype} "
+            f"{tuple(expected)}."
         )
-    if out.device != x.device:
+    if not (out.is_cpu and x.is_cpu) and out.device != x.device:
         raise ValueError(f"out is on {out.device}, x on {x.device}; expected one device.")
 
 
