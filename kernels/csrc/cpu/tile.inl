@@ -25,13 +25,11 @@ inline float float_of(std::uint16_t value) {
   return result;
 }
 
-// Writes one token's 64 sums of fields, which are sums of codes plus the token's sum.
 // Compiled with -ffp-contract=off: each rounding is one of the reference's.
-inline void store_row(const Output& out, std::size_t group, std::size_t token,
-                      const Activations& x, const std::int32_t* tile) {
-  const std::size_t first = group * kGroupRows;
-  const std::size_t left = out.rows - first;
-  const std::size_t count = left < kGroupRows ? left : kGroupRows;
+__attribute__((always_inline)) inline void store_rows(const Output& out, std::size_t first,
+                                                      std::size_t count, std::size_t token,
+                                                      const Activations& x,
+                                                      const std::int32_t* tile) {
   const std::int32_t sum = x.sums[token];
   const std::size_t at = token * out.rows + first;
   if (out.accumulators) {
@@ -60,6 +58,18 @@ inline void store_row(const Output& out, std::size_t group, std::size_t token,
   }
   auto* y = static_cast<std::uint16_t*>(out.data) + at;
   for (std::size_t r = 0; r < count; ++r) y[r] = bf16_of(values[r]);
+}
+
+// Writes one token's 64 sums of fields, which are sums of codes plus the token's sum.
+inline void store_row(const Output& out, std::size_t group, std::size_t token,
+                      const Activations& x, const std::int32_t* tile) {
+  const std::size_t first = group * kGroupRows;
+  const std::size_t left = out.rows - first;
+  if (left >= kGroupRows) {
+    store_rows(out, first, kGroupRows, token, x, tile);  // a constant: loops without remainders
+  } else {
+    store_rows(out, first, left, token, x, tile);
+  }
 }
 
 // absmax int8: g = max(max |x|, 1e-5), code = round_half_even(x * ((1 / g) * 127)), scale = g / 127
