@@ -202,9 +202,9 @@ def nearest(name: str, valid: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
-def unknown_choice(what: str, got: str, valid: Iterable[str]) -> str:
+def unknown_choice(what: str, got: object, valid: Iterable[str]) -> str:
     """Returns the one sentence for an unknown name: value, nearest name, valid names."""
     choices = sorted(valid)
-    close = nearest(got, choices)
+    close = nearest(str(got), choices)
     hint = f" Did you mean {close!r}?" if close else ""
     return f"Unknown {what} {got!r}.{hint} Valid: {', '.join(choices) or 'none'}."

@@ -86,9 +86,9 @@ def cpu_path(path: str | None = None) -> str:
     """
     global _default_path
     available = cpu_paths()
-    wanted = path or os.environ.get(PATH_VARIABLE) or available[0]
+    wanted = os.environ.get(PATH_VARIABLE) or available[0] if path is None else path
     if wanted not in available:
-        source = "" if path else f" (from {PATH_VARIABLE})"
+        source = f" (from {PATH_VARIABLE})" if path is None else ""
         raise BackendUnavailableError(
             f"Kernel path {wanted!r}{source} does not run on this processor; expected "
             f"{' or '.join(map(repr, available))}."
@@ -107,9 +107,12 @@ def product_path(path: str | None) -> str:
     return path
 
 
+_loaded = sys.modules.get
+
+
 def native_if_loaded() -> Any:  # noqa: ANN401 - as `native`
     """Returns the extension module if something imported it; cheap enough for each product."""
-    return sys.modules.get("forge_kernels._native")
+    return _loaded("forge_kernels._native")
 
 
 def which(op: str, backend: Backend = "auto", *, device: str = "cpu", tokens: int = 1) -> str:

@@ -7,13 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forge_harness.errors import NonTernaryCodeError
+from forge_harness.errors import BackendUnavailableError, NonTernaryCodeError
 
+from . import captured
 from .backends import Backend, native, native_if_loaded, product_path, which
+from .captured import dispatch_modes, is_compiling
 from .packed import PackedTernary
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 """dtype -> its number in the native calls (csrc/cpu/path.h)."""
+
+# Bound once: looking a name up in a module takes as long as calling it.
+thread_count = torch.get_num_threads
+_changed = torch._C._increment_version  # torch.autograd.graph.increment_version takes twice as long
 
 
 def ternary_linear(
@@ -30,14 +36,18 @@ def ternary_linear(
     Every backend returns the same bits: float(sum) * (activation scale * weight scale) + bias, each
     operation rounded to fp32, then to x's dtype.
 
+    Tracers (torch.compile, torch.export, make_fx, torch.jit.trace) record the operator
+    `forge_harness::ternary_linear`; `out` costs them a copy.
+
     Args:
         x: Activations (..., K), floating, on the device of `packed`. No gradient flows.
         packed: The weight (N, K).
         bias: (N,) or None; added after rescaling.
         backend: Which implementation.
         path: Instruction set of the native backend; see `cpu_path`.
-        out: Contiguous (..., N) of x's dtype and device to write to; None: a new one. Allocating
-            takes as long as the rest of a small call.
+        out: Contiguous (..., N) of x's dtype and device to write to, without gradient; it may be
+            x, but share memory with nothing else that is read. None: a new one. Allocating takes
+            as long as the rest of a small call.
 
     Returns:
         (..., N) in x's dtype; `out` where it was given.
@@ -50,7 +60,8 @@ def ternary_linear(
         ValueError: Shapes or devices do not fit, or `out` is none of such a product.
     """
     shape = x.shape
-    if not shape or shape[-1] != packed.columns:
+    last = shape[-1] if shape else None
+    if last != packed.columns:
         raise ValueError(
             f"x has shape {tuple(shape)} and the packed weight {packed.shape}; "
             f"expected x (..., {packed.columns}): the last dimension is the input features."
@@ -59,12 +70,38 @@ def ternary_linear(
         raise ValueError(
             f"bias has shape {tuple(bias.shape)}; expected ({packed.rows},): one entry an output."
         )
+    if bias is not None and bias.device != packed.data.device:
+        raise ValueError(
+            f"bias is on {bias.device}, the packed weight on {packed.data.device}; move one of "
+            "them."
+        )
+    on_cpu = x.is_cpu and packed.is_cpu
     if out is not None:
         _check_out(out, x, shape, packed.rows)
-    # Decoding calls this a few hundred times a token: the usual case asks nothing twice.
+        if not (on_cpu and out.is_cpu) and out.device != x.device:
+            raise ValueError(f"out is on {out.device}, x on {x.device}; expected one device.")
+    # Spelled out: decoding calls this a few hundred times a token, and a call takes 50 ns. Under
+    # torch.jit.trace sizes are tensors.
+    if type(last) is not int or is_compiling() or dispatch_modes():
+        weight = packed.data, packed.scale
+        y = captured.ternary_linear(x, *weight, bias, packed.rows, packed.columns, backend, path)
+        return y if out is None else out.copy_(y)
+    # The usual case asks nothing twice.
     extension = native_if_loaded()
-    if extension and x.is_cpu and packed.data.is_cpu and backend in ("auto", "native"):
+    if extension and on_cpu and backend in ("auto", "native"):
         return _native_linear(extension, x, packed, bias, path, out)
+    return unwatched_linear(x, packed, bias, backend, path, out)
+
+
+def unwatched_linear(
+    x: Tensor,
+    packed: PackedTernary,
+    bias: Tensor | None,
+    backend: Backend,
+    path: str | None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """`ternary_linear` after its checks, where nothing records operators."""
     if not x.is_floating_point():
         raise TypeError(_not_floating(x))
     if x.device != packed.data.device:
@@ -75,6 +112,7 @@ def ternary_linear(
     chosen = which("ternary_linear", backend, device=x.device.type, tokens=tokens)
     if chosen == "native":
         return _native_linear(native(), x, packed, bias, path, out)
+    _refuse_path(path, chosen)
     y = _other_linear(chosen, x, packed, bias)
     return y if out is None else out.copy_(y)
 
@@ -106,9 +144,11 @@ def ternary_matmul(
             f"{packed.data.device}."
         )
     chosen = which("ternary_matmul", backend, device=q.device.type, tokens=q.shape[0])
-    q = q.contiguous()
+    _refuse_path(path, chosen)
+    q = q.contiguous().resolve_neg()
     if chosen == "native":
-        acc = torch.empty((q.shape[0], packed.rows), dtype=torch.int32)
+        _refuse_watched(q, "ternary_matmul")
+        acc = q.new_empty((q.shape[0], packed.rows), dtype=torch.int32)
         native().multiply(
             product_path(path),
             q.data_ptr(),
@@ -117,14 +157,13 @@ def ternary_matmul(
             packed.data.data_ptr(),
             packed.rows,
             acc.data_ptr(),
-            torch.get_num_threads(),
+            thread_count(),
         )
         return acc
     if chosen == "reference":
-        from forge_kernels import layout, reference
+        from forge_kernels import reference
 
-        codes = layout.unpack_blocks(packed.data, packed.rows, packed.columns)
-        return reference.exact_matmul(q, codes).to(torch.int32)
+        return reference.exact_matmul(q, _reference_codes(packed)).to(torch.int32)
     result: Tensor = _gpu(chosen).ternary_matmul(q, packed.data, packed.rows)
     return result
 
@@ -152,10 +191,12 @@ def quantize_activations(
     if not x.is_floating_point():
         raise TypeError(_not_floating(x))
     chosen = which("quantize_activations", backend, device=x.device.type)
+    _refuse_path(path, chosen)
     if chosen == "native":
+        _refuse_watched(x, "quantize_activations")
         values = _readable(x.detach())
-        codes = torch.empty(x.shape, dtype=torch.int8)
-        scales = torch.empty((*x.shape[:-1], 1), dtype=torch.float32)
+        codes = values.new_empty(x.shape, dtype=torch.int8)
+        scales = values.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
         native().quantize(
             product_path(path),
             values.data_ptr(),
@@ -164,7 +205,7 @@ def quantize_activations(
             x.shape[-1],
             codes.data_ptr(),
             scales.data_ptr(),
-            torch.get_num_threads(),
+            thread_count(),
         )
         return codes, scales
     if chosen == "reference":
@@ -190,11 +231,11 @@ def _native_linear(
             raise TypeError(_not_floating(x))
         y = _native_linear(extension, x.float(), packed, bias, path, None)
         return y.to(x.dtype) if out is None else out.copy_(y)
-    if not x.is_contiguous():
-        x = x.contiguous()
+    if not x.is_contiguous():  # a view that owes its sign, as z.conj().imag, is not
+        x = _readable(x)
     y = x.new_empty((*x.shape[:-1], packed.rows)) if out is None else out
-    addend = None if bias is None else bias.detach().to(torch.float32).contiguous()
-    scale, columns = packed.scale, packed.columns
+    addend = None if bias is None else _readable(bias.detach().to(torch.float32))
+    columns = packed.columns
     extension.linear(
         product_path(path),
         x.data_ptr(),
@@ -203,26 +244,24 @@ def _native_linear(
         columns,
         packed.data.data_ptr(),
         packed.rows,
-        scale.data_ptr(),
-        scale.ndim == 1,
+        packed.scale.data_ptr(),
+        packed.is_rowwise,
         0 if addend is None else addend.data_ptr(),
         y.data_ptr(),
         code,
-        torch.get_num_threads(),
+        thread_count(),
     )
+    if out is not None:
+        _changed((out,))  # or a backward that kept it would take the new values for the old ones
     return y
 
 
 def _other_linear(chosen: str, x: Tensor, packed: PackedTernary, bias: Tensor | None) -> Tensor:
     if chosen == "reference":
-        from forge_kernels import layout, reference
+        from forge_kernels import reference
 
-        try:
-            codes = layout.unpack_blocks(packed.data, packed.rows, packed.columns)
-        except ValueError as error:
-            raise NonTernaryCodeError(f"{error}: the packed weight is damaged.") from None
-        y = reference.ternary_linear(x, codes, packed.scale.reshape(-1))
-        return (y if bias is None else y + bias).to(x.dtype)
+        y = reference.ternary_linear(x, _reference_codes(packed), packed.scale.reshape(-1))
+        return (y if bias is None else y + bias.detach().float()).to(x.dtype)
     flat = x.detach().reshape(-1, packed.columns)
     gpu = _gpu(chosen)
     result: Tensor = gpu.ternary_linear(
@@ -231,9 +270,34 @@ def _other_linear(chosen: str, x: Tensor, packed: PackedTernary, bias: Tensor | 
     return result.reshape(*x.shape[:-1], packed.rows)
 
 
+def _reference_codes(packed: PackedTernary) -> Tensor:
+    from forge_kernels import layout
+
+    try:
+        return layout.unpack_blocks(packed.data, packed.rows, packed.columns)
+    except ValueError as error:
+        raise NonTernaryCodeError(f"{error}: the packed weight is damaged.") from None
+
+
 def _readable(x: Tensor) -> Tensor:
-    """Returns x as the native kernels read it: contiguous, fp32 or bf16."""
-    return x.contiguous() if x.dtype in _DTYPES else x.float().contiguous()
+    """Returns x as the native kernels read it: contiguous, its sign in its values, fp32 or bf16."""
+    return (x if x.dtype in _DTYPES else x.float()).resolve_neg().contiguous()
+
+
+def _refuse_path(path: str | None, backend: str) -> None:
+    if path is not None and backend != "native":
+        raise BackendUnavailableError(
+            f"Kernel path {path!r} is one of the native backend, and {backend} would run; leave "
+            "the path out, or see native_problem() for why native cannot run."
+        )
+
+
+def _refuse_watched(tensor: Tensor, op: str) -> None:
+    if type(tensor.shape[-1]) is not int or is_compiling() or dispatch_modes():
+        raise BackendUnavailableError(
+            f"native {op} cannot be traced, nor run on a {type(tensor).__name__}; expected tensors "
+            "with memory: choose backend='reference' there."
+        )
 
 
 def _check_out(out: Tensor, x: Tensor, shape: torch.Size, rows: int) -> None:
@@ -245,8 +309,10 @@ def _check_out(out: Tensor, x: Tensor, shape: torch.Size, rows: int) -> None:
             f"out is {out.dtype} {tuple(out.shape)}; expected contiguous {x.dtype} "
             f"{tuple(expected)}."
         )
-    if not (out.is_cpu and x.is_cpu) and out.device != x.device:
-        raise ValueError(f"out is on {out.device}, x on {x.device}; expected one device.")
+    if out.requires_grad:
+        raise ValueError(
+            "out requires a gradient; expected one that does not: none flows through the product."
+        )
 
 
 def _not_floating(x: Tensor) -> str:

@@ -18,7 +18,7 @@ MAX_COLUMNS = 131_072
 """Longest row whose int32 accumulators cannot overflow in any backend (csrc/cpu/layout.h)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PackedTernary:
     """A ternary weight in the form inference reads: two bits a code, and its scale.
 
@@ -26,8 +26,10 @@ class PackedTernary:
         data: uint8 (ceil(N / 64), ceil(K / 16), 256), contiguous.
         rows: Output features N.
         columns: Input features K.
-        scale: fp32, 0-d or one a row (N,); multiplies codes.
+        scale: fp32, 0-d or one a row (N,), contiguous; multiplies codes.
         layout: What `data` holds.
+        is_cpu: Whether the tensors are on the CPU.
+        is_rowwise: Whether there is a scale for each row.
 
     Raises:
         ValueError: `data` or `scale` is none of such a weight, or of another layout.
@@ -38,6 +40,9 @@ class PackedTernary:
     columns: int
     scale: Tensor = field(repr=False)
     layout: str = LAYOUT
+    # Kept, since products of one token ask each time and a tensor takes 50 ns to answer.
+    is_cpu: bool = field(init=False, repr=False)
+    is_rowwise: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         from forge_kernels.layout import blocks_shape
@@ -58,16 +63,24 @@ class PackedTernary:
                 f"packed data are {self.data.dtype} {tuple(self.data.shape)}; expected contiguous "
                 f"torch.uint8 {expected} for a weight ({self.rows}, {self.columns})."
             )
-        if self.scale.dtype != torch.float32 or self.scale.shape not in ((), (self.rows,)):
+        if (
+            self.scale.dtype != torch.float32
+            or self.scale.shape not in ((), (self.rows,))
+            or not self.scale.is_contiguous()
+            or self.scale.is_neg()
+        ):
+            strides = "" if self.scale.is_contiguous() else f" with strides {self.scale.stride()}"
             raise ValueError(
-                f"scale is {self.scale.dtype} {tuple(self.scale.shape)}; expected torch.float32 () "
-                f"or ({self.rows},)."
+                f"scale is {self.scale.dtype} {tuple(self.scale.shape)}{strides}; expected "
+                f"contiguous torch.float32 () or ({self.rows},)."
             )
         if self.scale.device != self.data.device:
             raise ValueError(
                 f"codes are on {self.data.device}, the scale on {self.scale.device}; expected one "
                 "device."
             )
+        object.__setattr__(self, "is_cpu", self.data.is_cpu)
+        object.__setattr__(self, "is_rowwise", self.scale.dim() == 1)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -180,7 +193,7 @@ def unpack(packed: PackedTernary, *, backend: Backend = "auto") -> Tensor:
             from forge_kernels import layout
 
             return layout.unpack_blocks(packed.data, packed.rows, packed.columns)
-        codes = torch.empty(packed.shape, dtype=torch.int8)
+        codes = packed.data.new_empty(packed.shape, dtype=torch.int8)
         native().unpack_blocks(packed.data.numpy(), codes.numpy(), _threads())
         return codes
     except ValueError as error:

@@ -35,7 +35,7 @@ def pack_i2(codes: Tensor, *, backend: Backend = "auto") -> Tensor:
             return reference.pack_i2(codes)
         from forge_kernels import _native
 
-        packed = torch.empty((-(-codes.shape[0] // 4), codes.shape[1]), dtype=torch.uint8)
+        packed = codes.new_empty((-(-codes.shape[0] // 4), codes.shape[1]), dtype=torch.uint8)
         _native.pack_i2(codes.contiguous().numpy(), packed.numpy())
         return packed
     except ValueError as error:
@@ -72,7 +72,7 @@ def unpack_i2(packed: Tensor, rows: int, *, backend: Backend = "auto") -> Tensor
             return reference.unpack_i2(packed, rows)
         from forge_kernels import _native
 
-        codes = torch.empty((rows, packed.shape[1]), dtype=torch.int8)
+        codes = packed.new_empty((rows, packed.shape[1]), dtype=torch.int8)
         _native.unpack_i2(packed.contiguous().numpy(), codes.numpy())
         return codes
     except ValueError as error:

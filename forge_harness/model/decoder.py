@@ -122,6 +122,10 @@ class CachedDecoder(nn.Module):
             ValueError: As `decode`, for one of them, or a fork is there twice or holds nothing. No
                 cache is changed.
         """
+        if any(other.blocks is not self.blocks for other in others):
+            raise ValueError(
+                "A decoder has other weights; expected forks of this one: fork one a text."
+            )
         _check_together(others, tokens)
         positions = [other.position for other in others]
         at = torch.tensor(positions, device=tokens.device)
@@ -145,7 +149,7 @@ class CachedDecoder(nn.Module):
         Raises:
             ValueError: The cache holds fewer.
         """
-        if not 0 <= length <= self.position:
+        if not isinstance(length, int) or not 0 <= length <= self.position:
             raise ValueError(
                 f"Cannot keep {length} tokens; expected 0 to the {self.position} in the cache."
             )
@@ -192,22 +196,31 @@ class CachedDecoder(nn.Module):
                 f"{tokens.shape[0]} sequences; expected the {self._layers[0].shape[0]} that the "
                 "cache holds: reset before another batch."
             )
+        if self.position and not self._cache_fits(tokens.shape[0]):
+            cache, weight = self._layers[0], self.embedding.weight
+            raise ValueError(
+                f"The cache is {cache.dtype} on {cache.device}, the model {weight.dtype} on "
+                f"{weight.device}; expected one of both: reset after moving or converting it."
+            )
 
     def _allocated(self, batch: int) -> tuple[Tensor, ...]:
         """Returns the cache of each layer, (B, 2 G, context, S): keys, then values."""
-        weight = self.embedding.weight
-        cache = self._cache
-        if (
-            cache is None
-            or cache.shape[1] != batch
-            or cache.dtype != weight.dtype
-            or cache.device != weight.device
-        ):
+        if not self._cache_fits(batch):
             self._cache, self._layers = None, ()  # frees the old one first
+            weight = self.embedding.weight
             shape = (len(self.blocks), batch, self._cache_heads, self.context, self._head_dim)
             self._cache = weight.new_empty(shape)
             self._layers = self._cache.unbind()
         return self._layers
+
+    def _cache_fits(self, batch: int) -> bool:
+        cache, weight = self._cache, self.embedding.weight
+        return (
+            cache is not None
+            and cache.shape[1] == batch
+            and cache.dtype == weight.dtype
+            and cache.device == weight.device
+        )
 
 
 class _Step(NamedTuple):

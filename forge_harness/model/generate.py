@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Collection, Iterator, Sequence
 from typing import Protocol
 
@@ -54,6 +55,7 @@ def generate(
         Token ids.
 
     Raises:
+        TypeError: A token id of the prompt is no integer.
         ValueError: An argument is out of range, or logits are not finite; what the model raises,
             for example when its context is full.
     """
@@ -116,6 +118,13 @@ def _check(
 ) -> None:
     if not len(prompt):
         raise ValueError("The prompt is empty; expected at least one token id to continue.")
+    for token in prompt:
+        try:
+            operator.index(token)
+        except TypeError:
+            raise TypeError(
+                f"prompt holds {token!r}; expected token ids, which are integers."
+            ) from None
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens {max_new_tokens}; expected 0 or more.")
     if not 0 <= temperature < math.inf:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +73,7 @@ class PackedLinear(nn.Module):
             BackendUnavailableError: The explicit backend cannot run here.
             NonTernaryCodeError: Its weight quantizer makes other codes than -1, 0, +1.
             ValueError: The layer is full precision, its arithmetic is none that packed weights
-                reproduce, or a scale is not finite.
+                reproduce, it has hooks or a forward of its own, or a scale is not finite.
         """
         return cls.fused((layer,), backend=backend)
 
@@ -91,7 +91,7 @@ class PackedLinear(nn.Module):
         _check_fusible(layers)
         codes, scales = zip(*(_quantized(layer) for layer in layers), strict=True)
         scale = torch.cat(scales)
-        if bool((scale == scale[0]).all()):
+        if bool((scale == scale[:1]).all()):
             scale = scale[:1]
         packed = pack(torch.cat(codes), scale=scale)
         sizes = [n for layer in layers for n in layer.parts or (layer.out_features,)]
@@ -100,14 +100,17 @@ class PackedLinear(nn.Module):
 
     @property
     def packed(self) -> PackedTernary:
-        """The weight the forward multiplies with."""
-        return self._packed
+        """The weight the forward multiplies with: the buffers, also where they were replaced."""
+        kept, buffers = self._packed, self._buffers
+        if buffers["data"] is kept.data and buffers["scale"] is kept.scale:
+            return kept
+        return replace(kept, data=cast(Tensor, self.data), scale=cast(Tensor, self.scale))
 
     @property
     def nbytes(self) -> int:
         """Bytes of codes, scales, bias and norm."""
         extra = sum(p.nbytes for p in self.parameters())
-        return self._packed.nbytes + extra + (0 if self.bias is None else self.bias.nbytes)
+        return self.packed.nbytes + extra + (0 if self.bias is None else self.bias.nbytes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., K) floating to (..., N) in x's dtype.
@@ -116,13 +119,13 @@ class PackedLinear(nn.Module):
             ValueError: The last dimension of `x` is not K.
         """
         if self.norm is not None:
-            if x.shape[-1] != self.in_features:
+            if not x.dim() or x.shape[-1] != self.in_features:
                 raise ValueError(
                     f"x has shape {tuple(x.shape)}; expected (..., {self.in_features}): the last "
                     "dimension is the input features."
                 )
             x = self.norm(x)
-        return ternary_linear(x, self._packed, self.bias, backend=self.backend)
+        return ternary_linear(x, self.packed, self.bias, backend=self.backend)
 
     def split(self, y: Tensor) -> tuple[Tensor, ...]:
         """Takes an output (..., N) apart into views, one a part."""
@@ -147,10 +150,27 @@ class PackedLinear(nn.Module):
         self._link()
         return self
 
-    def _load_from_state_dict(self, *args: object) -> None:
-        super()._load_from_state_dict(*args)
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Tensor], prefix: str, *args: object
+    ) -> None:
+        # Before anything is taken over: the fast kernels do not look at codes again.
+        data, scale = (state_dict.get(prefix + name) for name in ("data", "scale"))
+        shapes = self.packed.data.shape, self.packed.scale.shape
+        # Another shape is a mismatch that torch reports.
+        if data is not None and scale is not None and (data.shape, scale.shape) == shapes:
+            self._check_loaded(data, scale)
+        super()._load_from_state_dict(state_dict, prefix, *args)
         self._link()
-        unpack(self._packed)  # the fast kernels do not look at codes again, so a load has to
+
+    def _check_loaded(self, data: Tensor, scale: Tensor) -> None:
+        """Raises unless (data, scale) is a weight of this layer's N x K."""
+        rows, columns = self.packed.shape
+        given = PackedTernary(data, rows, columns, scale.float().contiguous())
+        if not torch.equal(pack(unpack(given), scale=given.scale).data, data):
+            raise ValueError(
+                f"The packed weight holds codes beyond {rows} x {columns}; expected one of that "
+                "shape: it was packed from another."
+            )
 
     def _link(self) -> None:
         """Lets the packed weight be the buffers, after something replaced them."""
@@ -189,6 +209,7 @@ def _quantized(layer: BitLinear) -> tuple[Tensor, Tensor]:
             f"A layer has precision {layer.precision!r}; expected 'ternary': only ternary codes "
             "can be packed, keep the layer as it is."
         )
+    _refuse_extras(layer)
     arithmetic = layer.linear
     if (
         not isinstance(arithmetic, TernaryLinearOp)
@@ -213,6 +234,20 @@ def _quantized(layer: BitLinear) -> tuple[Tensor, Tensor]:
             "holds NaN or infinity, so go back to a checkpoint that does not."
         )
     return torch.cat(codes), joined
+
+
+def _refuse_extras(layer: BitLinear) -> None:
+    """Raises ValueError for a layer whose packed twin would leave something out."""
+    if type(layer).forward is not BitLinear.forward:
+        raise ValueError(
+            f"{type(layer).__name__} has a forward of its own; expected that of BitLinear: packed "
+            "codes do not compute the rest, so put it into a module around the layer."
+        )
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        raise ValueError(
+            "A layer has forward hooks; expected none: remove them, or put them on a module around "
+            "the layer."
+        )
 
 
 def _check_fusible(layers: Sequence[BitLinear]) -> None:

@@ -71,9 +71,15 @@ class TernaryLinearOp:
             (..., N) in x's dtype.
 
         Raises:
+            TypeError: `x` or `w` is not floating.
             ValueError: The shapes do not fit, or K exceeds the limit of the compute mode.
         """
         _check_shapes(x, w, bias)
+        for name, tensor in (("x", x), ("the weight", w)):
+            if not tensor.is_floating_point():
+                raise TypeError(
+                    f"{name} has dtype {tensor.dtype}; expected floating: codes are made here."
+                )
         with torch.autocast(x.device.type, enabled=False):
             if self.compute == "fake":
                 return self._fake(x, w, bias)
@@ -115,7 +121,7 @@ class _TernaryLinear(torch.autograd.Function):
         accumulators = product(q.reshape(-1, q.shape[-1]), codes)
         y = accumulators.reshape(*q.shape[:-1], codes.shape[0]) * (activation_scale * beta)
         if bias is not None:
-            y = y + bias
+            y = y + bias.float()
         return y.to(x.dtype)
 
     @staticmethod

@@ -204,6 +204,24 @@ T* at(std::uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+// Fake tensors and wrappers around others have no memory, and say so by a null address.
+void check_memory(std::uintptr_t address, std::size_t count, const char* what) {
+  if (address == 0 && count != 0) {
+    throw std::invalid_argument(std::string(what) +
+                                " has no memory of its own; expected a plain tensor on the CPU, "
+                                "not a fake one or one that wraps others");
+  }
+}
+
+// `y` is written while the others are still read.
+void check_apart(std::uintptr_t y, std::size_t y_bytes, std::uintptr_t other, std::size_t bytes,
+                 const char* what) {
+  if (bytes != 0 && y < other + bytes && other < y + y_bytes) {
+    throw std::invalid_argument(std::string("out shares memory with ") + what +
+                                "; expected memory of its own");
+  }
+}
+
 // Addresses and not arrays: a call with torch tensors through DLPack costs 5 us, a product of one
 // token 15. The caller has checked every shape, dtype and stride.
 void linear(const char* path, std::uintptr_t x, int x_dtype, std::size_t tokens,
@@ -222,6 +240,16 @@ void linear(const char* path, std::uintptr_t x, int x_dtype, std::size_t tokens,
                            at<const float>(bias),
                            at<void>(y),
                            static_cast<forge::Dtype>(y_dtype)};
+  check_memory(x, tokens * columns, "x");
+  check_memory(blocks, rows * columns, "the packed weight");
+  check_memory(scales, 1, "the scale");
+  check_memory(y, tokens * rows, "out");
+  const std::size_t y_bytes = tokens * rows * (call.y_dtype == forge::Dtype::kFloat32 ? 4 : 2);
+  const std::size_t block_bytes =
+      forge::groups_of(rows) * forge::blocks_of(columns) * forge::kBlockBytes;
+  check_apart(y, y_bytes, blocks, block_bytes, "the packed weight");
+  check_apart(y, y_bytes, scales, scale_per_row ? 4 * rows : 4, "the scale");
+  check_apart(y, y_bytes, bias, bias == 0 ? 0 : 4 * rows, "the bias");
   nb::gil_scoped_release release;
   forge::apply_linear(chosen, call, threads);
 }
@@ -229,6 +257,9 @@ void linear(const char* path, std::uintptr_t x, int x_dtype, std::size_t tokens,
 void multiply(const char* path, std::uintptr_t q, std::size_t tokens, std::size_t columns,
               std::uintptr_t blocks, std::size_t rows, std::uintptr_t acc, std::size_t threads) {
   const forge::Path& chosen = path_named(path);
+  check_memory(q, tokens * columns, "q");
+  check_memory(blocks, rows * columns, "the packed weight");
+  check_memory(acc, tokens * rows, "the result");
   nb::gil_scoped_release release;
   forge::multiply_codes(chosen, at<const std::int8_t>(q), tokens, columns, columns,
                         at<const std::uint8_t>(blocks), rows, at<std::int32_t>(acc), threads);
@@ -238,6 +269,8 @@ void quantize(const char* path, std::uintptr_t x, int dtype, std::size_t tokens,
               std::size_t columns, std::uintptr_t codes, std::uintptr_t scales,
               std::size_t threads) {
   const forge::Path& chosen = path_named(path);
+  check_memory(x, tokens * columns, "x");
+  check_memory(codes, tokens * columns, "the result");
   nb::gil_scoped_release release;
   forge::quantize_tokens(chosen, at<const void>(x), static_cast<forge::Dtype>(dtype), tokens,
                          columns, at<std::int8_t>(codes), at<float>(scales), threads);

@@ -177,3 +177,72 @@ def test_the_environment_names_the_path_and_an_argument_goes_first(monkeypatch):
     monkeypatch.setenv(kernels.PATH_VARIABLE, "sse9")
     with pytest.raises(BackendUnavailableError, match=r"'sse9' \(from FORGE_KERNELS_PATH\)"):
         kernels.cpu_path()
+
+
+def test_out_is_refused_where_it_could_not_be_written_safely():
+    x, packed = (
+        draw(0, 5, 16),
+        kernels.pack(torch.ones(16, 16, dtype=torch.int8), scale=torch.ones(16)),
+    )
+    wanted = kernels.ternary_linear(x, packed, torch.ones(16))
+    out = torch.ones(5, 16)
+    with pytest.raises(ValueError, match="out requires a gradient"):
+        kernels.ternary_linear(x, packed, out=torch.empty(5, 16, requires_grad=True))
+    with pytest.raises(ValueError, match="out shares memory with the bias"):
+        kernels.ternary_linear(x, packed, out[4], out=out)
+    scaled = kernels.PackedTernary(packed.data, 16, 16, out[0])
+    with pytest.raises(ValueError, match="out shares memory with the scale"):
+        kernels.ternary_linear(x, scaled, out=out)
+    with pytest.raises(ValueError, match="out shares memory with the packed weight"):
+        kernels.ternary_linear(
+            x[:1], packed, out=packed.data.view(-1)[:64].view(torch.float32)[None]
+        )
+    assert out.eq(1).all()
+    kernels.ternary_linear(x, packed, torch.ones(16), out=x)  # quantized before it is overwritten
+    assert torch.equal(x, wanted)
+
+
+def test_a_backward_notices_that_out_was_written_again():
+    x, packed = draw(0, 5, 16), kernels.pack(torch.ones(8, 16, dtype=torch.int8), scale=1.0)
+    weight, out = torch.ones(5, 8, requires_grad=True), torch.empty(5, 8)
+    kernels.ternary_linear(x, packed, out=out)
+    loss = (weight * out).sum()
+    kernels.ternary_linear(2 * x, packed, out=out)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    with torch.inference_mode():
+        kernels.ternary_linear(x, packed, out=torch.empty(5, 8))
+
+
+def test_a_bias_elsewhere_is_refused():
+    packed = kernels.pack(torch.ones(8, 16, dtype=torch.int8), scale=1.0)
+    with pytest.raises(ValueError, match="bias is on meta, the packed weight on cpu"):
+        kernels.ternary_linear(draw(0, 5, 16), packed, torch.ones(8, device="meta"))
+
+
+def test_a_path_is_one_of_the_native_backend_or_refused():
+    x, q = draw(0, 5, 16), torch.ones(5, 16, dtype=torch.int8)
+    packed = kernels.pack(torch.ones(8, 16, dtype=torch.int8), scale=1.0)
+    for call in (
+        lambda **given: kernels.ternary_linear(x, packed, **given),
+        lambda **given: kernels.ternary_matmul(q, packed, **given),
+        lambda **given: kernels.quantize_activations(x, **given),
+    ):
+        with pytest.raises(BackendUnavailableError, match="'avx2' is one of the native backend"):
+            call(backend="reference", path="avx2")
+        with pytest.raises(BackendUnavailableError, match="path '' does not run"):
+            call(path="")
+        with pytest.raises(ValueError, match="Unknown kernel backend None"):
+            call(backend=None)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_a_bias_counts_as_fp32_whatever_its_dtype(backend):
+    x, bias = draw(0, 200, 16).double(), draw(1, 8).double() * 1.1
+    packed = kernels.pack(torch.ones(8, 16, dtype=torch.int8), scale=0.3)
+    found = kernels.ternary_linear(x, packed, bias, backend=backend)
+    assert torch.equal(found, kernels.ternary_linear(x, packed, bias.float(), backend="reference"))
+    latent = torch.full((8, 16), 0.3).double()
+    assert torch.equal(
+        quant.TernaryLinearOp()(x, latent, bias), quant.TernaryLinearOp()(x, latent, bias.float())
+    )

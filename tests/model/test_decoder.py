@@ -1,5 +1,7 @@
 """Texts that decode together, each in its own cache, get the bits they get alone."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -55,6 +57,7 @@ def test_what_cannot_decode_together_is_refused_and_changes_nothing(model):
         ([first, second], two[:1], "one a decoder"),
         ([first, empty], two, "holds no text"),
         ([first, full], two, "at most the context of 48"),
+        ([first, copy.deepcopy(second)], two, "expected forks of this one"),
     ):
         with pytest.raises(ValueError, match=words):
             model.decode_together(texts, tokens)

@@ -235,3 +235,68 @@ def test_what_does_not_fit_the_weight_is_refused():
         PackedLinear(packed, norm=RMSNorm(23))
     with pytest.raises(ValueError, match=r"parts \(4, 4\) sum to 8"):
         PackedLinear(packed, parts=(4, 4))
+
+
+def test_a_weight_of_another_shape_with_as_many_blocks_is_refused_and_nothing_changes():
+    torch.manual_seed(0)
+    for (k, n), (wrong_k, wrong_n) in (((47, 99), (48, 99)), ((47, 99), (47, 100))):
+        layer = PackedLinear.from_bitlinear(BitLinear(k, n))
+        before = layer.state_dict()["data"].clone()
+        other = PackedLinear.from_bitlinear(BitLinear(wrong_k, wrong_n)).state_dict()
+        with pytest.raises(ValueError, match=f"codes beyond {n} x {k}"):
+            layer.load_state_dict(other)
+        assert torch.equal(layer.state_dict()["data"], before)
+
+
+def test_a_damaged_load_leaves_the_layer_as_it_was():
+    torch.manual_seed(0)
+    layer, x = PackedLinear.from_bitlinear(BitLinear(16, 8)), torch.randn(3, 16)
+    before = layer(x)
+    damaged = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    damaged["data"].view(-1)[0] = 0xFF
+    with pytest.raises(NonTernaryCodeError):
+        layer.load_state_dict(damaged)
+    assert torch.equal(layer(x), before)
+    damaged = {**layer.state_dict(), "scale": torch.tensor(float("nan"))}
+    with pytest.raises(ValueError, match="expected finite numbers"):
+        layer.load_state_dict(damaged)
+    assert torch.equal(layer(x), before)
+
+
+def test_buffers_that_were_replaced_are_the_ones_that_count():
+    torch.manual_seed(0)
+    layer, x = PackedLinear.from_bitlinear(BitLinear(16, 8)), torch.randn(3, 16)
+    before = layer(x)
+    doubled = torch.func.functional_call(layer, {"scale": layer.scale * 2}, (x,))
+    assert torch.equal(doubled, before * 2)
+    assert torch.equal(layer(x), before)
+    layer.scale = layer.scale * 2
+    assert torch.equal(layer(x), before * 2)
+    assert torch.equal(layer.packed.scale, layer.state_dict()["scale"])
+
+
+class Doubled(BitLinear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_what_a_packed_layer_would_leave_out_is_refused():
+    hooked, pre_hooked = BitLinear(16, 8), BitLinear(16, 8)
+    hooked.register_forward_hook(lambda module, args, y: y + 1)
+    pre_hooked.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+    with pytest.raises(ValueError, match="Doubled has a forward of its own"):
+        PackedLinear.from_bitlinear(Doubled(16, 8))
+    for layer in (hooked, pre_hooked):
+        with pytest.raises(ValueError, match="has forward hooks"):
+            PackedLinear.from_bitlinear(layer)
+    normed = torch.nn.utils.parametrizations.weight_norm(BitLinear(16, 8))
+    x = torch.randn(3, 16)
+    assert torch.equal(PackedLinear.from_bitlinear(normed)(x), normed(x))
+
+
+def test_a_layer_shows_its_sizes():
+    torch.manual_seed(0)
+    one = PackedLinear.from_bitlinear(BitLinear(16, 8, bias=True))
+    two = PackedLinear.fused([BitLinear(16, 8), BitLinear(16, 4)])
+    assert repr(one) == "PackedLinear(16, 8, bias=True, backend=auto)"
+    assert repr(two) == "PackedLinear(16, 12, bias=False, parts=(8, 4), backend=auto)"

@@ -241,12 +241,26 @@ def test_what_does_not_fit_is_refused_and_the_cache_stays():
         with pytest.raises(ValueError, match=words):
             call(given_tokens)
         assert decoder.position == CONTEXT - 1
-    for length in (-1, CONTEXT):
+    for length in (-1, CONTEXT, 1.5):
         with pytest.raises(ValueError, match=f"expected 0 to the {CONTEXT - 1} in the cache"):
             decoder.truncate(length)
     again = PackedLM(model)
     again.prefill(tokens(2, CONTEXT - 1))
     assert torch.equal(decoder.decode(step), again.decode(step))
+
+
+@torch.no_grad()
+def test_a_conversion_between_tokens_is_refused_until_a_reset():
+    torch.manual_seed(0)
+    model, text = byte_lm().eval(), tokens(1, 9)
+    decoder = PackedLM(model)
+    decoder.prefill(text)
+    decoder.to(torch.bfloat16)
+    with pytest.raises(ValueError, match=r"cache is torch\.float32 on cpu, the model torch\.bf"):
+        decoder.decode(text[:, :1])
+    decoder.reset()
+    wanted = PackedLM(model).to(torch.bfloat16).prefill(text)
+    assert torch.equal(decoder.prefill(text), wanted)
 
 
 @pytest.mark.parametrize("side", SIDES)

@@ -165,10 +165,6 @@ void forget_pool() {
 Pool& current_pool() {
   Pool* found = pool.load();
   if (found == nullptr) {
-#if defined(__unix__) || defined(__APPLE__)
-    static const int registered = pthread_atfork(nullptr, nullptr, &forget_pool);
-    (void)registered;
-#endif
     found = new Pool;
     pool.store(found);
   }
@@ -178,6 +174,11 @@ Pool& current_pool() {
 }  // namespace
 
 void run_chunks(Task task, void* context, std::size_t threads, std::size_t chunks) {
+#if defined(__unix__) || defined(__APPLE__)
+  // Before `busy` is ever taken: a child would keep it taken for good.
+  static const int registered = pthread_atfork(nullptr, nullptr, &forget_pool);
+  (void)registered;
+#endif
   if (threads > 1 && chunks > 1 && chunks <= kMostChunks &&
       !busy.test_and_set(std::memory_order_acquire)) {
     if (!run_on_openmp(task, context, std::min(threads, chunks), chunks)) {

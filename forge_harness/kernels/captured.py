@@ -1,0 +1,51 @@
+"""The product as an operator of torch, which tracers can record.
+
+torch.compile, torch.export, make_fx, fake tensors and torch.jit.trace watch operators. A kernel
+that is handed addresses is none: they would record its output as memory nobody wrote.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from .backends import Backend
+from .packed import PackedTernary
+
+# True, or above 0, while something records or intercepts operators.
+is_compiling = torch.compiler.is_dynamo_compiling
+dispatch_modes = torch._C._len_torch_dispatch_stack
+
+
+@torch.library.custom_op("forge_harness::ternary_linear", mutates_args=())
+def ternary_linear(
+    x: Tensor,
+    data: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    rows: int,
+    columns: int,
+    backend: str,
+    path: str | None,
+) -> Tensor:
+    """`forge_harness.kernels.ternary_linear`, the packed weight in pieces, without `out`."""
+    from .ops import unwatched_linear
+
+    packed = PackedTernary(data, rows, columns, scale)
+    return unwatched_linear(x, packed, bias, cast(Backend, backend), path)
+
+
+@ternary_linear.register_fake
+def _shape(
+    x: Tensor,
+    data: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    rows: int,
+    columns: int,
+    backend: str,
+    path: str | None,
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], rows))
