@@ -25,6 +25,7 @@ from forge_harness._config.sources import (
     Origin,
     configuration_variables,
     find_config_file,
+    project_table,
 )
 from forge_harness._config.template import commented_toml
 
@@ -45,5 +46,6 @@ __all__ = [
     "expected",
     "find_config_file",
     "load_config",
+    "project_table",
     "resolve",
 ]

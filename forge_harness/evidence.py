@@ -23,6 +23,11 @@ _MAX_JSON_INT = 2**53 - 1
 _NON_FINITE = frozenset({"nan", "inf", "-inf"})
 
 
+def printable(text: str) -> str:
+    """Returns a text with what no UTF-8 writer takes (lone surrogates) written as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class EvidenceFailure(AssertionError):
     """A recorded value missed its limit."""
 
@@ -47,7 +52,7 @@ def plain(value: object, name: str) -> Scalar:
     if isinstance(value, bool):
         return value
     if isinstance(value, str):
-        return str(value)
+        return printable(str(value))
     if isinstance(value, int):
         return int(value) if abs(value) <= _MAX_JSON_INT else str(int(value))
     if isinstance(value, float):
@@ -217,6 +222,12 @@ class Recorder:
         """Records a value that must lie in [low, high]."""
         __tracebackhide__ = True
         bounds = [float(low), float(high)]
+        for bound in bounds:
+            if not math.isfinite(bound):
+                raise ValueError(
+                    f"evidence {name!r} has the bound {bound}; expected finite numbers: use "
+                    "at_most or at_least for a limit on one side."
+                )
         self._add(name, value, unit, bounds, Direction.WITHIN, Level(level), reason, samples)
 
     def artifact(self, name: str, path: Path, *, reason: str = "") -> None:
@@ -231,7 +242,8 @@ class Recorder:
                 partial.write_bytes(path.read_bytes())
                 partial.replace(target)
             stored = f"evidence/sha256/{digest}"
-        self._push(Evidence(name=name, value=f"sha256:{digest}", reason=reason, artifact=stored))
+        value, name = f"sha256:{digest}", printable(name)
+        self._push(Evidence(name=name, value=value, reason=printable(reason), artifact=stored))
 
     def _add(
         self,
@@ -249,13 +261,13 @@ class Recorder:
         if limit is not None and not isinstance(limit, list):
             kept_limit = plain(limit, f"limit of {name}")
         evidence = Evidence(
-            name=str(name),
+            name=printable(str(name)),
             value=plain(value, name),
-            unit=str(unit),
+            unit=printable(str(unit)),
             limit=kept_limit,
             direction=direction.value,
             level=level.value,
-            reason=str(reason),
+            reason=printable(str(reason)),
             samples=_plain_samples(samples, name),
         )
         self._push(evidence)

@@ -67,13 +67,13 @@ def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> Generator[None, None, None]:
     """Reads the markers of all items, then selects among those other plugins left."""
-    from forge_harness._pytest.collection import marks_of, process_safely
+    from forge_harness._pytest.collection import collision, marks_of, process_safely
 
-    marks = marks_of(items)
+    marks, problem = marks_of(items), collision(items)
     directories = {item.path.parent for item in items if item.nodeid in marks}
     yield
     if marks:
-        process_safely(state_of(config), items, marks, directories)
+        process_safely(state_of(config), items, marks, directories, problem)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -101,7 +101,11 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[Any]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Puts the check id, and what ended the phase, onto the report."""
-    from forge_harness._pytest.outcomes import describe
+    from forge_harness._pytest.outcomes import (
+        describe,
+        make_printable,
+        refuse_swallowed_timeout,
+    )
 
     report = yield
     state = state_of(item.config)
@@ -114,4 +118,6 @@ def pytest_runtest_makereport(
     if raised is not None:
         # A list, because what crosses to the controller must be plain JSON values.
         report.forge_raised = [raised.kind, raised.reason]  # type: ignore[attr-defined]
+    refuse_swallowed_timeout(item, report)
+    make_printable(report)
     return report

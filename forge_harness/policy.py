@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -17,6 +18,16 @@ from forge_harness.types import Profile, Severity
 SCORING_RULE = "forge-score/1"
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
+_MAX_TIMEOUT_S = 604_800.0
+"""A week, as for a whole run: timers overflow where a float does not."""
+_MAX_WEIGHT = 1_000_000
+"""Sums of it stay exact in the floats of a score and in JSON."""
+# Strict: `true` is no threshold and "5" no weight, though both could be read as one.
+_Weight = Annotated[int, Field(strict=True, le=_MAX_WEIGHT)]
+_Threshold = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+
+_TABLES = ("suite_weights", "severity_weights", "thresholds", "units")
 
 
 class CatalogueEntry(BaseModel):
@@ -42,7 +53,7 @@ class CatalogueEntry(BaseModel):
     )
     """`capability:NAME`: not applicable to a subject without that capability.
     `declared:KEY=VALUE`: not applicable when the configuration declares KEY=VALUE."""
-    timeout_s: float = Field(default=120.0, gt=0)
+    timeout_s: float = Field(default=120.0, gt=0, le=_MAX_TIMEOUT_S, allow_inf_nan=False)
     measures_suite: str | None = None
     """Suite whose passing share of severity weight this check is; computed, not a test."""
 
@@ -64,9 +75,9 @@ class Policy(BaseModel):
 
     schema_version: Literal["1.0"] = "1.0"
     rule: Literal["forge-score/1"] = "forge-score/1"
-    suite_weights: dict[str, int]
-    severity_weights: dict[Severity, int]
-    thresholds: dict[str, float]
+    suite_weights: dict[str, _Weight]
+    severity_weights: dict[Severity, _Weight]
+    thresholds: dict[str, _Threshold]
     units: dict[str, str] = Field(default_factory=dict)
     """Dotted threshold name without its direction (`gates.latency`) -> unit ("1" for shares)."""
     catalogue: tuple[CatalogueEntry, ...]
@@ -140,27 +151,58 @@ def load_policy(
 ) -> Policy:
     """Reads the policy: catalogue, thresholds and weights.
 
+    A threshold in a section that ships ([thresholds.gates]) must be one that ships. Sections and
+    suites of other names may belong to checks of the user's, which are not known here:
+    `forge_harness.selection.refuse_unread_names` judges them where they are.
+
     Args:
-        policy_file: TOML file with `suite_weights`, `severity_weights` and `thresholds`;
+        policy_file: TOML file with `suite_weights`, `severity_weights`, `thresholds` and `units`;
             the one that ships with the suites when None. Its tables are laid over the shipped
             ones, so a file with one threshold is a whole policy.
         catalogue_file: TOML file with `[[check]]` tables; the shipped catalogue when None.
 
     Raises:
-        ConfigError: A file is missing, is not TOML, or does not fit the schema.
+        ConfigError: A file is missing, is not TOML, does not fit the schema, or has a threshold
+            or unit that does not exist.
     """
     shipped = suites_dir()
-    values = _read_toml(shipped / "policy.toml")
+    values = read_toml(shipped / "policy.toml")
+    what = "Policy"
     if policy_file is not None:
-        values = _overlay(values, _read_toml(policy_file))
-    checks = list(_read_toml(catalogue_file or shipped / "catalogue.toml").get("check", []))
+        own = read_toml(policy_file)
+        _refuse_misfits(policy_file, own, _flatten(values["thresholds"]))
+        values = _overlay(values, own)
+        what = str(policy_file)
+    checks = list(read_toml(catalogue_file or shipped / "catalogue.toml").get("check", []))
     tables = {name: _flatten(values.pop(name, {})) for name in ("thresholds", "units")}
     try:
         return Policy.model_validate({**values, **tables, "catalogue": checks})
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "policy"
-        raise ConfigError(f"Policy: {key}: {first['msg']}.", key=key) from error
+        raise ConfigError(f"{what}: {key}: {first['msg']}.", key=key) from error
+
+
+def _refuse_misfits(file: Path, own: dict[str, Any], shipped: Iterable[str]) -> None:
+    """Raises for what a policy file has and nothing would ever read."""
+    known = set(Policy.model_fields) - {"catalogue"}
+    for key, value in own.items():
+        if key not in known:
+            raise ConfigError(f"{file}: {unknown_choice('key', key, known)}", key=key)
+        if key in _TABLES and not isinstance(value, dict):
+            raise ConfigError(
+                f"{file}: {key} is {described(value)}; expected a table [{key}].", key=key
+            )
+    thresholds = set(shipped)
+    sections = {name.partition(".")[0] for name in thresholds}
+    added = _flatten(own.get("thresholds", {}))
+    for name in added:
+        if name.partition(".")[0] in sections and name not in thresholds:
+            raise ConfigError(f"{file}: {unknown_choice('threshold', name, thresholds)}", key=name)
+    stems = {name.rpartition(".")[0] for name in {*thresholds, *added}}
+    for name in _flatten(own.get("units", {})):
+        if name not in stems:
+            raise ConfigError(f"{file}: {unknown_choice('unit', name, stems)}", key=name)
 
 
 def _overlay(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
@@ -184,10 +226,45 @@ def _flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def described(value: object) -> str:
+    """Returns a value of the wrong shape as a sentence names it: tables and lists by kind."""
+    if isinstance(value, dict | list):
+        return "a table" if isinstance(value, dict) else "a list"
+    return repr(value)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Returns the tables of a TOML file.
+
+    Raises:
+        ConfigError: It cannot be read, or is not TOML.
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"Cannot read {path}: {error.strerror}.", key=str(path)) from error
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply to be read.", key=str(path)) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}.", key=str(path)) from error
+
+
+def rows_of(file: Path, tables: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """Returns the `[[name]]` tables of a file; none when it has none.
+
+    Raises:
+        ConfigError: What goes by the name is no list of tables.
+    """
+    value = tables.get(name, [])
+    if not isinstance(value, list):
+        raise ConfigError(
+            f"{file}: {name} is {described(value)}; expected a list of tables [[{name}]].",
+            key=name,
+        )
+    for index, row in enumerate(value, 1):
+        if not isinstance(row, dict):
+            raise ConfigError(
+                f"{file}: {name} {index} is {described(row)}; expected a table [[{name}]].",
+                key=name,
+            )
+    return value

@@ -284,7 +284,24 @@ def _manifest_damage(raw: bytes) -> ManifestProblem | None:
     if manifest.get("schema_version") != MANIFEST_SCHEMA_VERSION:
         version = str(manifest.get("schema_version"))
         return ManifestProblem(MANIFEST, "schema version", MANIFEST_SCHEMA_VERSION, version)
+    if not _are_entries(manifest.get("files")):
+        expected = "a list of files, each once, with path, bytes and sha256"
+        return ManifestProblem(MANIFEST, "is damaged", expected, "other entries")
     return None
+
+
+def _are_entries(files: object) -> bool:
+    """Whether the files of a manifest can be read: a digest says who wrote it, not what."""
+    if not isinstance(files, list):
+        return False
+    kinds = {"path": str, "bytes": int, "sha256": str}
+    if not all(
+        isinstance(entry, dict)
+        and all(isinstance(entry.get(key), kind) for key, kind in kinds.items())
+        for entry in files
+    ):
+        return False
+    return len({entry["path"] for entry in files}) == len(files)
 
 
 def _differences(path: Path, stated: dict[str, Any]) -> Iterator[ManifestProblem]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,14 @@ from pydantic import ValidationError
 
 from forge_harness.errors import ConfigError, UsageError, unknown_choice
 from forge_harness.paths import suites_dir
-from forge_harness.policy import CatalogueEntry, Policy, load_policy
+from forge_harness.policy import (
+    CatalogueEntry,
+    Policy,
+    described,
+    load_policy,
+    read_toml,
+    rows_of,
+)
 from forge_harness.types import Profile
 
 USER_SUITE_WEIGHT = 5
@@ -78,10 +84,46 @@ def with_catalogues(policy: Policy, files: Sequence[Path]) -> Policy:
     rows: list[dict[str, Any]] = []
     weights: dict[str, int] = {}
     for file in files:
-        tables = _read_toml(file)
-        rows += [row for row in tables.get("check", []) if row.get("id") not in policy.by_id]
-        weights |= tables.get("suite_weights", {})
-    return _extended(policy, rows, weights, "Catalogue") if rows else policy
+        entries, stated = _read_catalogue(file)
+        rows += [row for row in entries if row["id"] not in policy.by_id]
+        weights |= stated
+    return _extended(policy, rows, weights, "Catalogue") if rows or weights else policy
+
+
+def _read_catalogue(file: Path) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Returns the checks and the suite weights of a catalogue file, each check judged alone.
+
+    Raises:
+        ConfigError: The file has a key that nothing reads, or a check does not fit the schema.
+    """
+    tables = read_toml(file)
+    known = ("check", "suite_weights")
+    for key in tables:
+        if key not in known:
+            raise ConfigError(f"{file}: {unknown_choice('key', key, known)}", key=key)
+    weights = tables.get("suite_weights", {})
+    if not isinstance(weights, dict):
+        raise ConfigError(
+            f"{file}: suite_weights is {described(weights)}; expected a table [suite_weights].",
+            key="suite_weights",
+        )
+    rows = rows_of(file, tables, "check")
+    for index, row in enumerate(rows, 1):
+        _refuse_bad_entry(f"{file}: check {index}", row)
+    return rows, weights
+
+
+def _refuse_bad_entry(where: str, row: dict[str, Any]) -> None:
+    for key in row:
+        if key not in CatalogueEntry.model_fields:
+            choices = unknown_choice("key", key, CatalogueEntry.model_fields)
+            raise ConfigError(f"{where}: {choices}", key=key)
+    try:
+        CatalogueEntry.model_validate(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{where}: {key}: {first['msg']}.", key=key) from error
 
 
 def with_inline(policy: Policy, inline: Iterable[InlineCheck]) -> Policy:
@@ -132,13 +174,68 @@ def _read_whole(file: Path) -> Policy:
         raise ConfigError(f"{file} is not a policy: {first['msg']}.", key=str(file)) from error
 
 
-def _read_toml(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"Cannot read {file}: {error.strerror}.", key=str(file)) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not valid TOML: {error}.", key=str(file)) from error
+def refuse_unread_names(policy: Policy) -> None:
+    """Raises for a suite weight or a threshold that no check can read: it is misspelt.
+
+    For a policy that is complete, with the user's catalogues and inline checks in it. Of the
+    user's own are: the suites of all checks, and the sections of thresholds that are named like
+    the suite of one of the user's checks.
+
+    Raises:
+        ConfigError: With the nearest name.
+    """
+    shipped = load_policy()
+    suites = {*shipped.suite_weights, *(entry.suite for entry in policy.catalogue)}
+    for suite in policy.suite_weights:
+        if suite not in suites:
+            raise ConfigError(
+                f"Policy: suite_weights: {unknown_choice('suite', suite, suites)}", key=suite
+            )
+    own = {entry.suite for entry in policy.catalogue if entry.id not in shipped.by_id}
+    for name in policy.thresholds:
+        if name not in shipped.thresholds and name.partition(".")[0] not in own:
+            raise ConfigError(
+                f"Policy: thresholds: {unknown_choice('threshold', name, shipped.thresholds)}",
+                key=name,
+            )
+
+
+def refuse_suites_without_checks(paths: Iterable[Path], nodeids: Iterable[str]) -> None:
+    """Raises for a path of the user's suites that adds nothing to the run.
+
+    Args:
+        paths: As given; a directory, or a Python file.
+        nodeids: Of all checks that were collected there, and of all modules that could not be
+            imported: those show in the run itself.
+
+    Raises:
+        UsageError: With the path.
+    """
+    files = {nodeid.partition("::")[0] for nodeid in nodeids}
+    for path in paths:
+        whole = path.resolve()
+        if whole.is_file() and whole.suffix != ".py":
+            raise UsageError(
+                f"Suite path {path} is no Python file; expected a directory of checks, or a "
+                "test_*.py file."
+            )
+        if not any(_is_in(whole, file) for file in files) and not catalogues_beside([path]):
+            raise UsageError(
+                f"Suite path {path} holds no check; expected test_*.py files with "
+                "@pytest.mark.forge_check(...), or a catalogue.toml."
+            )
+
+
+def _is_in(path: Path, file: str) -> bool:
+    """Whether the file of a node id is at a path given to pytest.
+
+    pytest names a file relative to its root directory (the shipped suites) where it lies there,
+    else to the path it was given: "" is that path itself.
+    """
+    beside = (suites_dir() / file).resolve()
+    if path.is_file():
+        return not file or beside == path or Path(file).name == path.name
+    return (bool(file) and (path / file).is_file()) or beside.is_relative_to(path)
 
 
 def select(

@@ -185,6 +185,26 @@ def test_variables_that_other_parts_read_are_not_configuration():
     ]
 
 
+def test_no_variable_a_command_declares_is_taken_for_a_key():
+    import click
+
+    from forge_harness.cli import app
+
+    def variables(command):
+        for parameter in command.params:
+            names = parameter.envvar or ()
+            yield from (names,) if isinstance(names, str) else names
+        if isinstance(command, click.Group):
+            context = click.Context(command)
+            for name in command.list_commands(context):
+                yield from variables(command.get_command(context, name))
+
+    environ = {name: "x" for name in variables(app)}
+    assert {"FORGE_HARNESS_STATE_ROOT", "FORGE_HARNESS_STATE_AUDIT"} <= environ.keys()
+    assert load_config(environ=environ).given == {}
+    assert configuration_variables(environ) == []
+
+
 def test_a_declared_key_of_the_users_own_is_kept(tmp_path):
     loaded = load(tmp_path, '[declared]\ngpu_count = "0"\n')
     assert loaded.config.declared["gpu_count"] == "0"
@@ -345,9 +365,14 @@ def test_two_files_in_one_directory_are_refused(tmp_path):
     [
         ("forge.toml", None, "Cannot read configuration file"),
         ("forge.toml", b"[run\n", "is not valid TOML"),
+        ("forge.toml", b"a = " + b"[" * 100_000, "nested too deeply"),
         ("forge.toml", b"[run]\nsubject = '\xff'\n", "is not valid TOML"),
         ("pyproject.toml", b"[project]\n", "has no [tool.forge-harness] table"),
+        ("pyproject.toml", b"tool.forge-harness = 3\n", "tool.forge-harness is 3 in"),
+        ("pyproject.toml", b"[[tool.forge-harness]]\n", "expected a table [tool.forge-harness]"),
         ("forge.toml", b"run = 3\n", "run is 3 in"),
+        ("forge.toml", b'[run]\nrun_dir = "a\\u0000b"\n', "run.run_dir is 'a\\x00b' in"),
+        ("forge.toml", b'[run]\nsuite_paths = ["a\\u0000b"]\n', "expected text without NUL"),
         ("forge.toml", b"[run]\nseed = 2020-01-01\n", "expected an integer from 0"),
         ("forge.toml", b"[run.deeper]\nseed = 1\n", "Unknown key 'run.deeper'"),
     ],
@@ -357,6 +382,11 @@ def test_an_unusable_file_is_refused(tmp_path, name, content, sentence):
     if content is not None:
         path.write_bytes(content)
     assert sentence in str(refused(file=path))
+
+
+def test_a_table_of_ours_that_is_none_is_not_passed_over(tmp_path):
+    (tmp_path / "pyproject.toml").write_text("tool.forge-harness = 3\n")
+    assert "tool.forge-harness is 3" in str(refused(cwd=tmp_path))
 
 
 def test_text_that_is_not_unicode_is_refused():
@@ -389,12 +419,13 @@ def test_the_digest_follows_values_only(tmp_path):
 
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+_PATH = _TEXT.map(lambda text: text.replace("\0", ""))
 _FLAGS = st.fixed_dictionaries(
     {},
     optional={
         "run.seed": st.integers(0, 2**32 - 1),
-        "run.subject": _TEXT,
-        "run.suite_paths": st.lists(_TEXT, max_size=3),
+        "run.subject": _PATH,
+        "run.suite_paths": st.lists(_PATH, max_size=3),
         "run.timeout_s": st.floats(0, 86_400),
         "train.task": st.sampled_from(["digits", "bytes"]),
         "train.compile": st.booleans(),

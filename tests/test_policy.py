@@ -75,11 +75,70 @@ def test_formatting_does_not_move_the_digest(tmp_path):
         ("rule = 'mine'\n", "rule"),
         ("[thresholds.gates]\naccuracy.at_least = 'high'\n", "number"),
         ("not toml", "not valid TOML"),
+        ("a = " + "[" * 100_000, "nested too deeply"),
+        ("[severity_weight]\nhigh = 1\n", "Did you mean 'severity_weights'"),
+        ("catalogue = []\n", "Unknown key 'catalogue'"),
+        ("thresholds = 3\n", "thresholds is 3; expected a table"),
+        ("[[thresholds]]\n", "thresholds is a list; expected a table"),
+        ("suite_weights = 3\n", "suite_weights is 3; expected a table"),
+        ("[thresholds.gates]\naccuracy.at_least = nan\n", "finite number"),
+        ("[thresholds.gates]\naccuracy.at_least = inf\n", "finite number"),
+        ("[thresholds.gates]\naccuracy.at_least = 1e400\n", "finite number"),
+        ("[thresholds.gates]\naccuracy.at_least = true\n", "valid number"),
+        ("[suite_weights]\ndata = 1e23\n", "suite_weights.data: .*valid integer"),
+        ("[suite_weights]\ndata = 100000000000000000000000\n", "suite_weights.data: .*less than"),
+        ("[severity_weights]\nhigh = 1e23\n", "severity_weights.high: .*valid integer"),
     ],
 )
 def test_a_bad_policy_is_refused_by_key(tmp_path, text, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as caught:
         load_policy(overlay(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "got", "close"),
+    [
+        (
+            "[thresholds.gates.acuracy]\nat_least = 0.99\n",
+            "threshold 'gates.acuracy.at_least'",
+            "gates.accuracy.at_least",
+        ),
+        (
+            "[thresholds.gates]\naccuracy = 3\n",
+            "threshold 'gates.accuracy'",
+            "gates.accuracy.at_least",
+        ),
+        (
+            "[thresholds.gates]\nlatency.at_least = 3\n",
+            "threshold 'gates.latency.at_least'",
+            "gates.latency.at_most",
+        ),
+        ("[units.gates]\nlatancy = 's'\n", "unit 'gates.latancy'", "gates.latency"),
+    ],
+)
+def test_a_misspelt_threshold_or_unit_names_the_nearest(tmp_path, text, got, close):
+    with pytest.raises(ConfigError) as caught:
+        load_policy(overlay(tmp_path, text))
+    assert f"Unknown {got}. Did you mean {close!r}?" in str(caught.value)
+    assert "policy.toml" in str(caught.value)
+
+
+def test_a_section_of_the_users_own_takes_any_threshold_and_its_unit(tmp_path):
+    text = "[thresholds.mine]\nsize.at_most = 5\n[units.mine]\nsize = 'B'\n"
+    policy = load_policy(overlay(tmp_path, text))
+    assert (policy.threshold("mine.size.at_most"), policy.units["mine.size"]) == (5.0, "B")
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), float("nan"), 1e300, 0])
+def test_a_timeout_no_timer_takes_is_refused(timeout):
+    from pydantic import ValidationError
+
+    from forge_harness.policy import CatalogueEntry
+
+    entry = load_policy().catalogue[0].model_dump()
+    with pytest.raises(ValidationError, match="timeout_s"):
+        CatalogueEntry.model_validate({**entry, "timeout_s": timeout})
 
 
 def test_an_unknown_threshold_names_the_nearest():

@@ -104,6 +104,34 @@ def test_a_manifest_rewritten_with_its_digest_still_guards_the_files(sealed):
     assert problem.sentence().startswith("evidence/sha256/ab: is not in the manifest")
 
 
+ENTRY = {"path": "run.json", "bytes": 1, "sha256": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        None,
+        3,
+        {},
+        "run.json",
+        [3],
+        [{}],
+        [{**ENTRY, "path": 3}],
+        [{**ENTRY, "sha256": None}],
+        [{**ENTRY, "bytes": "1"}],
+        [{k: v for k, v in ENTRY.items() if k != "bytes"}],
+        [ENTRY, ENTRY],
+    ],
+)
+def test_a_manifest_with_its_digest_and_no_proper_entries_is_damaged(sealed, files):
+    body = {"schema_version": "1.0"} | ({} if files is None else {"files": files})
+    content = canonical_json({**body, "digest": digest_of(body)})
+    (sealed / MANIFEST).write_bytes(content)
+    (problem,) = check_manifest(sealed)
+    assert (problem.path, problem.what) == (MANIFEST, "is damaged")
+    assert "is damaged" in {found.what for found in verify_run(sealed)}
+
+
 def test_a_manifest_of_the_same_values_in_other_bytes_is_damaged(sealed):
     values = json.loads((sealed / MANIFEST).read_bytes())
     (sealed / MANIFEST).write_text(json.dumps(values, indent=1), encoding="utf-8")

@@ -12,6 +12,8 @@ from forge_harness.selection import (
     build_policy,
     catalogues_beside,
     inline_from,
+    refuse_suites_without_checks,
+    refuse_unread_names,
     select,
     shipped_files,
 )
@@ -78,9 +80,20 @@ def test_the_policy_of_a_run_is_whole(own, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[[check]]\nid = 'mine.a'", "Catalogue: catalogue.*Field required"),
+        ("[[check]]\nid = 'mine.a'", r"catalogue\.toml: check 1: title: Field required"),
         ("[[check", "is not valid TOML"),
         (ENTRY + ENTRY, "'mine.a' is in the catalogue twice"),
+        ("[[checks]]\nid = 'mine.a'\n", r"catalogue\.toml: Unknown key 'checks'.*'check'"),
+        (ENTRY + "severty = 'low'\n", "check 1: Unknown key 'severty'. Did you mean 'severity'"),
+        (ENTRY.replace("title", "titel"), "check 1: Unknown key 'titel'. Did you mean 'title'"),
+        ("check = 5\n", "check is 5; expected a list of tables"),
+        ("check = ['a']\n", "check 1 is 'a'; expected a table"),
+        ("[check]\nid = 'mine.a'\n", "check is a table; expected a list of tables"),
+        (ENTRY.replace('"mine.a"', "[]"), "check 1: id: "),
+        ("suite_weights = 3\n" + ENTRY, "suite_weights is 3; expected a table"),
+        ("[suite_weights]\nmine = 1e23\n" + ENTRY, "suite_weights.mine"),
+        (ENTRY + "timeout_s = inf\n", "check 1: timeout_s: .*finite"),
+        (ENTRY + "timeout_s = 1e300\n", "check 1: timeout_s: "),
     ],
 )
 def test_a_bad_catalogue_is_one_sentence(own, text, message):
@@ -126,3 +139,79 @@ def test_shipped_files_name_the_check_or_all_suites():
         [suites_dir()],
         shipped_files(["state.io_errors"]),
     )
+
+
+def test_a_broken_entry_is_refused_even_where_the_policy_has_its_check(own):
+    text = ENTRY.replace("mine.a", "data.balance") + "severty = 'low'\n"
+    (own / "catalogue.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match="Unknown key 'severty'"):
+        build_policy(None, [own / "catalogue.toml"])
+
+
+def test_a_catalogue_may_weigh_a_suite_whose_checks_are_inline(own):
+    (own / "catalogue.toml").write_text("[suite_weights]\nb = 7\n", encoding="utf-8")
+    policy = build_policy(None, [own / "catalogue.toml"], [InlineCheck("b.x", "X", "low")])
+    assert policy.suite_weights["b"] == 7
+    refuse_unread_names(policy)
+    with pytest.raises(ConfigError, match="Unknown suite 'b'"):
+        refuse_unread_names(build_policy(None, [own / "catalogue.toml"]))
+
+
+POLICY = """
+[suite_weights]
+mine = 3
+b = 2
+[thresholds.mine]
+size.at_most = 5
+[thresholds.b]
+x.at_least = 1
+"""
+
+
+def test_a_policy_may_name_what_catalogues_and_inline_checks_add(own, tmp_path):
+    file = tmp_path / "p.toml"
+    file.write_text(POLICY, encoding="utf-8")
+    inline = [InlineCheck("b.x", "X", "low")]
+    policy = build_policy(file, [own / "catalogue.toml"], inline)
+    refuse_unread_names(policy)
+    assert (policy.suite_weights["mine"], policy.suite_weights["b"]) == (3, 2)
+    refuse_unread_names(build_policy())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[suite_weights]\ndatta = 5\n", "Unknown suite 'datta'. Did you mean 'data'?"),
+        ("[suite_weights]\nmien = 5\n", "Unknown suite 'mien'. Did you mean 'mine'?"),
+        ("[thresholds.gatse]\naccuracy.at_least = 1\n", "Did you mean 'gates.accuracy.at_least'?"),
+        ("[thresholds.data]\nsize.at_most = 1\n", "Unknown threshold 'data.size.at_most'."),
+        ("[thresholds]\ngates = 1\n", "Unknown threshold 'gates'."),
+    ],
+)
+def test_a_name_no_check_can_read_is_refused(own, tmp_path, text, message):
+    file = tmp_path / "p.toml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        refuse_unread_names(build_policy(file, [own / "catalogue.toml"]))
+    assert message in str(caught.value)
+
+
+def test_a_suite_path_needs_a_check_or_a_catalogue(own, tmp_path):
+    checks = tmp_path / "checks"
+    checks.mkdir()
+    file = checks / "test_it.py"
+    file.touch()
+    for nodeid in (f"{file}::test_a", "test_it.py::test_a"):
+        refuse_suites_without_checks([checks, file], [nodeid])
+    refuse_suites_without_checks([file], ["::test_a"])
+    data = suites_dir() / "data"
+    refuse_suites_without_checks([data], [f"data/{next(data.glob('test_*.py')).name}::test_a"])
+    refuse_suites_without_checks([own], [])
+    with pytest.raises(UsageError, match=f"Suite path {checks} holds no check; expected "):
+        refuse_suites_without_checks([own, checks], ["elsewhere.py::test_a"])
+
+
+def test_a_suite_path_that_is_no_python_file_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("x", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"Suite path .*notes\.txt is no Python file; expected"):
+        refuse_suites_without_checks([tmp_path / "notes.txt"], [])

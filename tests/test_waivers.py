@@ -31,6 +31,17 @@ def test_dates_may_be_toml_dates_or_text(tmp_path):
         (("2026-12-31", '"2026-13-01"'), "waiver 1: expires: "),
         (("[[waiver]]", "[[waivers]]"), "Unknown table 'waivers'. Did you mean 'waiver'"),
         (("[[waiver]]", "[[waiver"), "is not valid TOML"),
+        (
+            ("[[waiver]]", "[waiver]"),
+            r"waiver is a table; expected a list of tables \[\[waiver\]\]",
+        ),
+        ((GOOD, "waiver = 3\n"), "waiver is 3; expected a list of tables"),
+        ((GOOD, "waiver = ['a']\n"), "waiver 1 is 'a'; expected a table"),
+        (('"kim"', '""'), "waiver 1: owner is empty; expected text"),
+        (('"kim"', '" "'), "waiver 1: owner is empty; expected text"),
+        (('"upstream bug"', '""'), "waiver 1: reason is empty; expected text"),
+        (('"a.x"', '""'), "waiver 1: check is empty; expected text"),
+        (("owner =", "ownr ="), "waiver 1: Unknown key 'ownr'. Did you mean 'owner'"),
     ],
 )
 def test_a_bad_waiver_is_one_sentence(tmp_path, change, message):

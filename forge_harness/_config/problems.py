@@ -10,6 +10,8 @@ from pydantic import ValidationError
 
 from forge_harness._config.schema import (
     DECLARED_DEFAULTS,
+    PATH_KEYS,
+    PATH_LIST_KEYS,
     HarnessConfig,
     config_json_schema,
     default_values,
@@ -19,6 +21,8 @@ from forge_harness.errors import ConfigError, nearest
 
 OPEN_SECTIONS = frozenset({"declared"})
 """Sections that take keys of the user's own."""
+_PATHS = frozenset({*PATH_KEYS, *PATH_LIST_KEYS, "run.subject"})
+"""Keys whose text is given to the file system, which takes no NUL."""
 
 
 def key_problem(key: str, given: Given) -> ConfigError | None:
@@ -27,15 +31,23 @@ def key_problem(key: str, given: Given) -> ConfigError | None:
     if not dot and section in HarnessConfig.model_fields:
         sentence = f"{section} is {given.value!r} {given.where}; expected a table [{section}]."
         return ConfigError(sentence, key=key)
-    if isinstance(given.value, str) and not _is_unicode(given.value):
+    texts = [text for text in _items(given.value) if isinstance(text, str)]
+    if not all(map(_is_unicode, texts)):
         sentence = f"{key} is {given.value!r} {given.where}; expected text in UTF-8."
         return ConfigError(sentence, key=key)
+    if key in _PATHS and any("\0" in text for text in texts):
+        sentence = f"{key} is {given.value!r} {given.where}; expected text without NUL, as in any "
+        return ConfigError(f"{sentence}path.", key=key)
     if key in default_values():
         return None
     # A declared key nobody reads is fine, but a misspelt one would rule nothing out in silence.
     if section in OPEN_SECTIONS and name and nearest(name, DECLARED_DEFAULTS) is None:
         return None
     return unknown_key(key, given.where)
+
+
+def _items(value: object) -> list[object]:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _is_unicode(text: str) -> bool:

@@ -12,7 +12,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from forge_harness._config.problems import key_problem, unknown_key, value_problems
-from forge_harness._config.schema import HarnessConfig, default_values, dotted_values
+from forge_harness._config.schema import (
+    PATH_KEYS,
+    PATH_LIST_KEYS,
+    HarnessConfig,
+    default_values,
+    dotted_values,
+)
 from forge_harness._config.sources import (
     Given,
     Origin,
@@ -25,11 +31,6 @@ from forge_harness._config.sources import (
 from forge_harness._config.toml import toml_sections
 from forge_harness.canonical import digest_of
 from forge_harness.errors import ConfigError
-
-PATH_KEYS = ("run.run_dir", "run.policy", "run.waivers", "paths.runs", "paths.state")
-"""Keys that hold one path."""
-PATH_LIST_KEYS = ("run.suite_paths", "paths.sources")
-"""Keys that hold several."""
 
 
 @dataclass(frozen=True)

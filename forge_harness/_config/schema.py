@@ -24,6 +24,11 @@ DECLARED_DOCS = {
 }
 """What the known declared keys mean."""
 
+PATH_KEYS = ("run.run_dir", "run.policy", "run.waivers", "paths.runs", "paths.state")
+"""Keys that hold one path."""
+PATH_LIST_KEYS = ("run.suite_paths", "paths.sources")
+"""Keys that hold several."""
+
 _SECTION = ConfigDict(
     extra="forbid",
     frozen=True,

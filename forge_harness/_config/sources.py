@@ -18,9 +18,16 @@ CONFIG_NAME = "forge.toml"
 PROJECT_NAME = "pyproject.toml"
 PROJECT_TABLE = "forge-harness"
 ENV_PREFIX = "FORGE_HARNESS_"
-ENV_RESERVED = frozenset({"FORGE_HARNESS_DEBUG", "FORGE_HARNESS_ADVISORIES_FILE"})
+ENV_RESERVED = frozenset(
+    {
+        "FORGE_HARNESS_DEBUG",
+        "FORGE_HARNESS_ADVISORIES_FILE",
+        "FORGE_HARNESS_STATE_ROOT",
+        "FORGE_HARNESS_STATE_AUDIT",
+    }
+)
 """Variables with the prefix that are not configuration: they change no value a run depends on,
-only whether tracebacks are shown and where advisory data are."""
+only whether tracebacks are shown, where advisory data are, and what `state` commands work on."""
 
 _BOOLEANS = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
@@ -47,7 +54,7 @@ def find_config_file(start: Path) -> Path | None:
     """
     for directory in (start, *start.parents):
         own, project = directory / CONFIG_NAME, directory / PROJECT_NAME
-        in_project = project.is_file() and _project_table(project) is not None
+        in_project = project.is_file() and project_table(project) is not None
         if own.is_file() and in_project:
             raise ConfigError(
                 f"{directory} has both {CONFIG_NAME} and [tool.{PROJECT_TABLE}] in "
@@ -69,7 +76,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     """
     if path.name != PROJECT_NAME:
         return _read_toml(path)
-    table = _project_table(path)
+    table = project_table(path)
     if table is None:
         raise ConfigError(
             f"{path} has no [tool.{PROJECT_TABLE}] table; add one, or name a {CONFIG_NAME}.",
@@ -169,10 +176,23 @@ def _flatten(flags: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
-def _project_table(path: Path) -> dict[str, Any] | None:
+def project_table(path: Path) -> dict[str, Any] | None:
+    """Returns [tool.forge-harness] of a pyproject.toml, or None where it has none.
+
+    Raises:
+        ConfigError: The file is not TOML, or what goes by the name is no table.
+    """
     tool = _read_toml(path).get("tool", {})
-    table = tool.get(PROJECT_TABLE) if isinstance(tool, dict) else None
-    return table if isinstance(table, dict) else None
+    if not isinstance(tool, dict) or PROJECT_TABLE not in tool:
+        return None
+    table = tool[PROJECT_TABLE]
+    if not isinstance(table, dict):
+        raise ConfigError(
+            f"tool.{PROJECT_TABLE} is {table!r} in {path}; expected a table "
+            f"[tool.{PROJECT_TABLE}].",
+            key=f"tool.{PROJECT_TABLE}",
+        )
+    return table
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -182,5 +202,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"Cannot read configuration file {path}: {error.strerror}.", key=str(path)
         ) from error
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply to be read.", key=str(path)) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}.", key=str(path)) from error

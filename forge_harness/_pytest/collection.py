@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from forge_harness._pytest.marks import CheckMark, read_mark
+from forge_harness._pytest.marks import MARKER, CheckMark, read_mark
 from forge_harness._pytest.state import ForgeState
-from forge_harness.errors import ForgeError
+from forge_harness.errors import ConfigError, ForgeError
 
 
 def marks_of(items: Iterable[pytest.Item]) -> dict[str, CheckMark]:
@@ -18,22 +18,45 @@ def marks_of(items: Iterable[pytest.Item]) -> dict[str, CheckMark]:
     return {nodeid: mark for nodeid, mark in marks if mark is not None}
 
 
+def collision(items: Iterable[pytest.Item]) -> str | None:
+    """Returns the sentence for two checks of one node id, or None.
+
+    Node ids are relative to the first suite path, so that tests/a.py of two paths may share one;
+    of two checks with one node id only one would be in the record.
+    """
+    paths: dict[str, Path] = {}
+    for item in items:
+        other = paths.setdefault(item.nodeid, item.path)
+        if other != item.path and item.get_closest_marker(MARKER) is not None:
+            return (
+                f"{other} and {item.path} both hold a test {item.nodeid!r}, so that one would "
+                "stand for both; rename one of the files."
+            )
+    return None
+
+
 def process_safely(
     state: ForgeState,
     items: list[pytest.Item],
     marks: dict[str, CheckMark],
     directories: Iterable[Path],
+    problem: str | None = None,
 ) -> None:
     """Does what `process` does; a problem of the user's files ends the session as a usage error.
+
+    `problem` is one that is known already.
 
     In an xdist worker an exception would be an INTERNALERROR. There each item fails with the
     sentence, and the controller, which meets the same problem, ends the session.
     """
     try:
+        if problem is not None:
+            raise ConfigError(problem)
         process(state, items, marks, directories)
     except ForgeError as error:
         if not state.is_worker:
             raise pytest.UsageError(str(error)) from error
+        state.problem = str(error)
         state.marks = {nodeid: mark.with_problem(str(error)) for nodeid, mark in marks.items()}
         state.publish_collected()
 

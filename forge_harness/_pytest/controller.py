@@ -63,7 +63,7 @@ class Controller:
             return
         from forge_harness._pytest.collection import selection_problem
 
-        problem = selection_problem(self.state)
+        problem = self.state.problem or selection_problem(self.state)
         if problem is not None:
             pytest.exit(problem, returncode=pytest.ExitCode.USAGE_ERROR)
         self._announce()

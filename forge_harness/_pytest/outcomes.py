@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from forge_harness._pytest.gate import NOT_APPLICABLE
+from forge_harness.evidence import printable
 from forge_harness.types import Level, Outcome
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class Raised:
     """What ended a phase, in words that cross process borders."""
 
     kind: str
-    """`assertion`, `exception`, `timeout`, `skip` or `not_applicable`."""
+    """`assertion`, `exception`, `timeout`, `xfail`, `skip` or `not_applicable`."""
     reason: str
 
 
@@ -37,6 +38,8 @@ def describe(item: pytest.Item, call: pytest.CallInfo[Any]) -> Raised | None:
     if isinstance(error, pytest.skip.Exception):
         kind = "not_applicable" if item.stash.get(NOT_APPLICABLE, False) else "skip"
         return Raised(kind, first_line(str(error.msg)))
+    if isinstance(error, pytest.xfail.Exception):
+        return Raised("xfail", first_line(str(error.msg)))
     if isinstance(error, pytest.fail.Exception):
         timeout = _TIMEOUT.search(str(error))
         if timeout is not None:
@@ -49,8 +52,28 @@ def describe(item: pytest.Item, call: pytest.CallInfo[Any]) -> Raised | None:
 
 def first_line(text: str) -> str:
     """Returns the first line of a message, cut to what fits into a table cell."""
-    line = text.strip().partition("\n")[0]
+    line = printable(text).strip().partition("\n")[0]
     return line if len(line) <= _REASON_CHARS else f"{line[: _REASON_CHARS - 1]}…"
+
+
+def make_printable(report: pytest.TestReport) -> None:
+    """Replaces what no UTF-8 writer takes: one such text would end the session of all workers."""
+    texts = [report.longreprtext, *(text for _, text in report.sections)]
+    if any(printable(text) != text for text in texts):
+        if report.longrepr is not None:
+            report.longrepr = printable(report.longreprtext)
+        report.sections = [(name, printable(text)) for name, text in report.sections]
+
+
+def refuse_swallowed_timeout(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Fails a call that went on after its time was up, having caught what should have ended it."""
+    mark = item.get_closest_marker("timeout")
+    limit = mark.args[0] if mark is not None and mark.args else None
+    if report.when == "call" and report.passed and limit and report.duration > limit:
+        report.outcome = "failed"
+        sentence = f"caught its timeout of {limit:g} s and ran for {report.duration:.1f} s"
+        report.longrepr = sentence
+        report.forge_raised = ["timeout", sentence]  # type: ignore[attr-defined]
 
 
 @dataclass(slots=True)
@@ -64,6 +87,8 @@ class Attempt:
     xfail: str | None = None
     subtest: str | None = None
     """Reason of the first failed subtest."""
+    skipped_subtest: str | None = None
+    """Reason of the first subtest that was skipped."""
     log: str | None = None
     duration_s: float = 0.0
     evidence: list[dict[str, Any]] = field(default_factory=list)
@@ -76,8 +101,7 @@ class Attempt:
             self.log = tail(report.longreprtext)
         # Subtests report their own phases before the item's call.
         if hasattr(report, "context"):
-            if report.failed and self.subtest is None:
-                self.subtest = raised[1] if raised else "a subtest failed"
+            self._add_subtest(report, *(raised or ("", "")))
             return
         self.outcomes[report.when or ""] = report.outcome
         if raised is not None:
@@ -86,10 +110,18 @@ class Attempt:
             self.xfail = str(report.wasxfail)
         self.evidence = [v for k, v in report.user_properties if k == EVIDENCE_KEY]  # type: ignore[misc]
 
+    def _add_subtest(self, report: pytest.TestReport, kind: str, reason: str) -> None:
+        if report.failed and self.subtest is None:
+            self.subtest = reason or "a subtest failed"
+        elif kind == "xfail" or hasattr(report, "wasxfail"):
+            self.xfail = self.xfail or reason or str(getattr(report, "wasxfail", ""))
+        elif report.skipped and kind != "not_applicable" and self.skipped_subtest is None:
+            self.skipped_subtest = f"a subtest was skipped: {reason or 'no reason given'}"
+
 
 def tail(text: str) -> str | None:
     """Returns the end of a failure text, where pytest puts the error itself."""
-    text = text.strip()
+    text = printable(text).strip()
     return text[-_LOG_CHARS:] or None
 
 
@@ -98,15 +130,19 @@ def judge(attempt: Attempt) -> tuple[Outcome, str]:
     if attempt.xfail is not None:
         # A known failure is a waiver with owner and expiry; the mark has neither.
         return Outcome.FAIL, first_line(f"xfail without a waiver: {attempt.xfail}")
-    for phase in ("setup", "call", "teardown"):
+    phases = ("setup", "call", "teardown")
+    for phase in phases:
         if attempt.outcomes.get(phase) == "failed":
             return _failed(attempt, phase)
+    if attempt.subtest is not None:
+        return Outcome.FAIL, attempt.subtest
+    for phase in phases:
         if attempt.outcomes.get(phase) == "skipped":
             kind, reason = attempt.raised.get(phase, ("skip", "skipped"))
             na = kind == "not_applicable"
             return (Outcome.NOT_APPLICABLE if na else Outcome.NOT_MEASURED), reason or "skipped"
-    if attempt.subtest is not None:
-        return Outcome.FAIL, attempt.subtest
+    if attempt.skipped_subtest is not None and _passed(attempt.evidence)[0] is not Outcome.FAIL:
+        return Outcome.NOT_MEASURED, attempt.skipped_subtest
     return _passed(attempt.evidence)
 
 

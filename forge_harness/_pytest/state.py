@@ -36,6 +36,8 @@ class ForgeState:
         self.handover: Handover | None = config.pluginmanager.get_plugin("forge_handover")
         self.shared = _shared_directory(config)
         self.marks: dict[str, CheckMark] = {}
+        self.problem: str | None = None
+        """What a worker found wrong with the user's files; the controller refuses to go on."""
         self.catalogues: tuple[Path, ...] = ()
         self._is_single_threaded = False
 
@@ -166,6 +168,7 @@ class ForgeState:
         document = {
             "marks": {nodeid: mark.to_json() for nodeid, mark in self.marks.items()},
             "catalogues": [str(path) for path in self.catalogues],
+            "problem": self.problem,
         }
         self._publish(COLLECTED, document)
 
@@ -176,6 +179,7 @@ class ForgeState:
             return
         self.marks = {nodeid: CheckMark(**mark) for nodeid, mark in document["marks"].items()}
         self.catalogues = tuple(Path(path) for path in document["catalogues"])
+        self.problem = document["problem"]
         self.__dict__.pop("policy", None)
 
     def published_subject(self) -> dict[str, Any] | None:

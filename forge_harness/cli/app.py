@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -45,6 +46,30 @@ COMMANDS = {
     "config": ("config:config_group", "Show or check the configuration, print its schema."),
 }
 """Command -> (module:object under forge_harness.cli, one line of help), in the order of use."""
+
+_WRITABLE = "name a place that can be written to"
+_SPACE = "free some, or name another place"
+_REMEDIES = {
+    errno.EACCES: _WRITABLE,
+    errno.EPERM: _WRITABLE,
+    errno.EROFS: _WRITABLE,
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EFBIG: _SPACE,
+    errno.EISDIR: "name a file",
+    errno.ENOTDIR: "name a path whose parts are directories",
+    errno.EEXIST: "name something that does not exist yet",
+    errno.ENOTEMPTY: "name an empty directory",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "remove the link that leads to itself",
+    errno.ENOENT: "check the path",
+    errno.ENXIO: "name a plain file",
+    errno.ENODEV: "name a plain file",
+    errno.EBUSY: "try again when nothing else uses it",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.EIO: "check the disk, and run again with --debug",
+}
+"""What to do about errors of the operating system; others are ours, and stay internal errors."""
 
 _EPILOG = """\
 \b
@@ -108,13 +133,48 @@ def _run(call: Any) -> int:  # noqa: ANN401 - a callable of no arguments
         return _say(f"Error: {error}", error.exit_code)
     except KeyboardInterrupt:
         return _say("Interrupted.", ExitCode.INTERRUPTED)
-    except SystemExit:
-        # The only thing that still exits below here is click meeting a broken pipe, with 1,
-        # which is the code of a failed gate.
-        return ExitCode.INTERRUPTED
+    except SystemExit as error:
+        return _exited(error)
+    except OSError as error:
+        return _refused(error) if error.errno in _REMEDIES else _internal_error(error)
     except Exception as error:
         return _internal_error(error)
     return returned if isinstance(returned, int) else ExitCode.PASS
+
+
+def _exited(error: SystemExit) -> int:
+    """Says what ended the process; whatever it was, it is no result of a command.
+
+    click itself still exits below here when it meets a broken pipe: with 1, which is the code of a
+    failed gate, and with nobody left to tell. All it leaves to see is its wrapper of the stream.
+    """
+    if "PacifyFlushWrapper" in type(sys.stdout).__name__:
+        return ExitCode.INTERRUPTED
+    _trace()
+    return _say(
+        f"Error: Code that was imported called sys.exit({error.code!r}); expected a subject or "
+        "plugin that only defines things when it is imported.",
+        ExitCode.USAGE,
+    )
+
+
+def _refused(error: OSError) -> int:
+    """Says what the operating system refused, and where."""
+    _trace()
+    # Of a rename, the second name is the one the user gave.
+    path = error.filename2 or error.filename
+    where = "" if path is None else f"{_given_name(path)}: "
+    sentence = f"{where}{error.strerror}; {_REMEDIES[error.errno or 0]}."
+    return _say(f"Error: {sentence}", ExitCode.USAGE)
+
+
+def _given_name(path: object) -> str:
+    """Returns a path as the user gave it: without our temporary name, `.NAME.PID.partial`."""
+    text = os.fsdecode(path) if isinstance(path, bytes) else str(path)
+    directory, name = os.path.split(text)
+    if name.startswith(".") and name.endswith(".partial"):
+        name = name.removesuffix(".partial").rpartition(".")[0].removeprefix(".") or name
+    return os.path.join(directory, name)
 
 
 def _internal_error(error: Exception) -> int:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from forge_harness.cli.options import examples, json_option
 from forge_harness.cli.terminal import echo_json, table
-from forge_harness.errors import ExitCode
+from forge_harness.errors import AuditError, ExitCode, UsageError
+
+if TYPE_CHECKING:
+    from forge_harness.security.audit_heads import Head
 
 _path = click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
 
@@ -66,10 +70,14 @@ def tail_command(path: Path, count: int, as_json: bool) -> int:
 @click.option(
     "--keys", required=True, metavar="SOURCE", help="Keyring: FILE, env:NAME, command:..."
 )
-@click.option("--heads", type=click.Path(path_type=Path), help="Signed heads (FILE.heads).")
+@click.option(
+    "--heads",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Signed heads (FILE.heads).",
+)
 @click.option(
     "--newest",
-    type=click.Path(path_type=Path, exists=True),
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="A head kept elsewhere: the last line of the file of heads, as it was.",
 )
 @json_option
@@ -80,7 +88,6 @@ def verify_command(
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from forge_harness.security.audit import verify
-    from forge_harness.security.audit_heads import parse_head
     from forge_harness.security.key_sources import load_keyring
     from forge_harness.security.keys import Purpose
 
@@ -91,7 +98,7 @@ def verify_command(
         key=keyring.active(Purpose.AUDIT),
         public_keys=[Ed25519PrivateKey.from_private_bytes(s).public_key() for s in seeds if s],
         heads=heads,
-        newest=None if newest is None else parse_head(newest.read_bytes().strip()),
+        newest=None if newest is None else _head_in(newest),
     )
     if as_json:
         echo_json(asdict(report))
@@ -104,3 +111,15 @@ def verify_command(
             f"record {report.covered}."
         )
     return ExitCode.VERIFICATION_FAILED if report.problems else ExitCode.PASS
+
+
+def _head_in(path: Path) -> Head:
+    from forge_harness.security.audit_heads import parse_head
+
+    try:
+        return parse_head(path.read_bytes().strip())
+    except AuditError as error:
+        raise UsageError(
+            f"--newest {path} holds no signed head; expected a line of the file of heads, as it "
+            "was kept."
+        ) from error

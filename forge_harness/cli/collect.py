@@ -21,6 +21,7 @@ def collected_marks(suite_paths: Sequence[Path]) -> list[dict[str, Any]]:
         ForgeError: Collection ended without an answer; the sentence has pytest's last line.
     """
     from forge_harness.integration.check_stage import pytest_command
+    from forge_harness.integration.child import scrubbed_environment
     from forge_harness.integration.pytest_events import Events
     from forge_harness.paths import suites_dir
 
@@ -39,7 +40,12 @@ def collected_marks(suite_paths: Sequence[Path]) -> list[dict[str, Any]]:
         )
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+                command,
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT_S,
+                check=False,
+                env=scrubbed_environment(),
             )
         except subprocess.TimeoutExpired as error:
             raise ForgeError(f"Collecting the checks took over {TIMEOUT_S} s.") from error

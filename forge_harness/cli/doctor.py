@@ -19,8 +19,8 @@ from forge_harness.cli.terminal import echo_json, table
 from forge_harness.errors import ExitCode
 
 if TYPE_CHECKING:
+    from forge_harness.cli.subject_child import Offer
     from forge_harness.policy import Policy
-    from forge_harness.subject.loader import LoadedSubject
 
 
 @click.command(
@@ -37,12 +37,13 @@ def doctor_command(config_file: Path | None, subject: str | None, as_json: bool)
 
     Exits 7 when something that checks need is missing, else 0.
     """
-    from forge_harness.subject.loader import load_subject
+    from forge_harness.cli.subject_child import offer_of
+    from forge_harness.subject.loader import REFERENCE_SPEC
 
     loaded = load(config_file, {"run.subject": subject})
     policy = policy_in_force(loaded)
     environment = {**_environment(), **_torch(), "native_module": _native()}
-    found = load_subject(loaded.config.run.subject or None)
+    found = offer_of(loaded.config.run.subject or REFERENCE_SPEC)
     capabilities = capability_rows(found, policy)
     problems = [*_environment_problems(environment), *_capability_problems(found, capabilities)]
     if as_json:
@@ -85,14 +86,11 @@ def _native() -> str:
     return f"missing: {problem}" if problem else f"{native_version()}"
 
 
-def capability_rows(subject: LoadedSubject, policy: Policy) -> list[dict[str, Any]]:
+def capability_rows(subject: Offer, policy: Policy) -> list[dict[str, Any]]:
     """Returns one row a capability: offered, missing methods, checks that ask for it."""
-    from forge_harness.protocols import CAPABILITIES, methods_of
-
     rows = []
-    for name in CAPABILITIES:
+    for name, missing in subject.missing.items():
         gated = [entry for entry in policy.catalogue if name in entry.requires]
-        missing = [m for m in methods_of(name) if not callable(getattr(subject.subject, m, None))]
         rows.append(
             {
                 "capability": name,
@@ -117,7 +115,7 @@ def _environment_problems(environment: dict[str, Any]) -> list[str]:
     ]
 
 
-def _capability_problems(subject: LoadedSubject, rows: list[dict[str, Any]]) -> list[str]:
+def _capability_problems(subject: Offer, rows: list[dict[str, Any]]) -> list[str]:
     return [
         f"Subject {subject.name!r} does not offer {row['capability']}: "
         f"{_stay(len(row['checks']))} not measured, or not applicable where the catalogue says so."
@@ -132,7 +130,7 @@ def _stay(count: int) -> str:
 
 def _print(
     environment: dict[str, Any],
-    subject: LoadedSubject,
+    subject: Offer,
     capabilities: list[dict[str, Any]],
     problems: list[str],
 ) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from forge_harness.cli.options import examples, json_option, open_run, run_dir_argument
+from forge_harness.cli.gate import admitted
+from forge_harness.cli.options import examples, json_option, run_dir_argument
 from forge_harness.cli.summary import scope_sentence, score_sentence
 from forge_harness.cli.terminal import echo_json, table
 
@@ -35,10 +36,13 @@ if TYPE_CHECKING:
     help="Score the way back leads to.",
 )
 def explain_command(directory: Path, as_json: bool, limit: int, target: int) -> None:
-    """Show the way from 100 points down to the score of the run in DIR, and a way back."""
+    """Show the way from 100 points down to the score of the run in DIR, and a way back.
+
+    The run must verify, as it must for `gate`: points of a forged record explain nothing.
+    """
     from forge_harness.scoring import waterfall, way_back
 
-    record, policy = open_run(directory)
+    record, policy = admitted(directory)
     steps = waterfall(record, policy)
     repairs = way_back(record, policy, target=target)
     if as_json:

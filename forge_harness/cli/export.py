@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,7 @@ def export_command(
         raise UsageError("Name one or more sources, or --fleet.")
     if name is not None and (fleet or len(sources) > 1):
         raise UsageError("--name names one package; leave it out for several.")
+    targets = _targets(sources, out)
     from forge_harness.integration.phase6_preparer import NotReadyError, Phase6Preparer
 
     preparer = Phase6Preparer()
@@ -74,25 +76,43 @@ def export_command(
         if fleet:
             packages = _fleet(preparer, out)
         else:
-            several = len(sources) > 1
             packages = [
                 preparer.export(
                     source,
-                    out / source.name if several else out,
+                    target,
                     name=name,
                     formats=formats,
                     read=read_options(reading),
                     allow_not_ready=allow_not_ready,
                 )
-                for source in sources
+                for source, target in zip(sources, targets, strict=True)
             ]
-            if several:
+            if len(sources) > 1:
                 preparer.bake_manifest([package.path for package in packages], out / MANIFEST)
     except NotReadyError as error:
         click.echo(f"Error: {error}", err=True)
         return ExitCode.GATE_FAILED
     _show(packages, as_json)
     return ExitCode.PASS
+
+
+def _targets(sources: Sequence[Path], out: Path) -> list[Path]:
+    """Returns the directory of each source's package; refuses a clash before any is written."""
+    if len(sources) == 1:
+        return [out]
+    # The name of `runs/a/..` or `.` is only known once the dots are gone.
+    targets = [out / Path(os.path.abspath(source)).name for source in sources]
+    by_target: dict[Path, Path] = {}
+    for source, target in zip(sources, targets, strict=True):
+        if target in by_target:
+            raise UsageError(
+                f"{by_target[target]} and {source} would both be the package {target.name!r} in "
+                f"{out}; export one of them alone, under another name."
+            )
+        by_target[target] = source
+        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            raise UsageError(f"{target} exists and is not an empty directory; give another --out.")
+    return targets
 
 
 def _fleet(preparer: Any, out: Path) -> list[ExportedPackage]:  # noqa: ANN401

@@ -13,6 +13,7 @@ from forge_harness.cli.summary import MEANINGS, verdict_lines
 from forge_harness.errors import ExitCode, ForgeError, VerificationError
 from forge_harness.policy import Policy
 from forge_harness.record import RunRecord
+from forge_harness.rundir import MANIFEST, RUN
 from forge_harness.types import Verdict
 
 _SHOWN = 5
@@ -71,8 +72,9 @@ def admitted(directory: Path) -> tuple[RunRecord, Policy]:
     try:
         record, policy = open_run(directory)
     except RunDirectoryError as error:
-        # A file that is there but cannot be understood is damage, not a wrong argument.
-        if (directory / "run.json").exists():
+        # What is there but cannot be understood, or a run without its record, is damage and not a
+        # wrong argument.
+        if any((directory / name).exists() for name in (RUN, MANIFEST)):
             raise VerificationError(f"Refused: {error}") from error
         raise
     if record.state == "running":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import click
@@ -73,7 +75,7 @@ jobs:
 def init_command(directory: Path) -> None:
     """Write forge.toml, an example check and a GitHub Actions workflow into DIR.
 
-    Refuses to overwrite: when one of the files exists, none is written.
+    Refuses to overwrite: when one of the files exists, or one cannot be written, none is.
     """
     from forge_harness.config import CONFIG_NAME, commented_toml
 
@@ -82,31 +84,74 @@ def init_command(directory: Path) -> None:
         CHECK_PATH: EXAMPLE_CHECK,
         WORKFLOW_PATH: WORKFLOW,
     }
-    taken = [name for name in files if (directory / name).exists()]
-    if taken:
-        raise UsageError(
-            f"Refusing to overwrite {', '.join(str(directory / name) for name in taken)}; nothing "
-            "was written. Move it away, or name another directory."
-        )
+    check_all(directory, files)
     for path in write_all(directory, files):
         click.echo(path)
     click.echo("Next: forge-harness doctor, then forge-harness run")
 
 
+def check_all(directory: Path, names: Iterable[str]) -> None:
+    """Refuses a directory that files cannot all be written to, before one is.
+
+    Raises:
+        UsageError: A file exists, or lies where a directory must be.
+        ConfigError: The directory is configured by its pyproject.toml already, or that is broken.
+    """
+    from forge_harness.config import project_table
+
+    # A link that leads nowhere is in the way too.
+    taken = [directory / name for name in names if os.path.lexists(directory / name)]
+    if taken:
+        raise UsageError(
+            f"Refusing to overwrite {', '.join(map(str, taken))}; nothing was written. Move it "
+            "away, or name another directory."
+        )
+    for path in (directory / name for name in names):
+        above = next((parent for parent in path.parents if os.path.lexists(parent)), None)
+        if above is not None and not above.is_dir():
+            raise UsageError(
+                f"Cannot write {path}: {above} is a file; expected a directory, or nothing; "
+                "nothing was written. Move it away, or name another directory."
+            )
+    project = directory / "pyproject.toml"
+    if project.is_file() and project_table(project) is not None:
+        raise UsageError(
+            f"{project} has [tool.forge-harness], which a forge.toml beside it would contradict; "
+            "nothing was written. Remove the table, or name another directory."
+        )
+
+
 def write_all(directory: Path, files: Mapping[str, str]) -> list[Path]:
-    """Writes files under a directory; never over an existing one.
+    """Writes files under a directory; all of them or none, and never over an existing one.
 
     Raises:
         RunDirectoryError: One cannot be written.
     """
-    written = []
+    made: list[Path] = []
+    written: list[Path] = []
     for name, text in files.items():
         path = directory / name
         try:
+            missing = [parent for parent in path.parents if not parent.exists()]
             path.parent.mkdir(parents=True, exist_ok=True)
+            made = [*missing, *made]
             with path.open("x", encoding="utf-8", newline="\n") as stream:
+                written.append(path)
                 stream.write(text)
         except OSError as error:
-            raise RunDirectoryError(f"Cannot write {path}: {error.strerror}.") from error
-        written.append(path)
+            _undo(written, made)
+            raise RunDirectoryError(
+                f"Cannot write {path}: {error.strerror}; nothing was written. Name another "
+                "directory."
+            ) from error
     return written
+
+
+def _undo(files: Iterable[Path], directories: Iterable[Path]) -> None:
+    """Removes what a failed `write_all` made, so that a second try does not meet it."""
+    for path in files:
+        with contextlib.suppress(OSError):
+            path.unlink()
+    for path in directories:
+        with contextlib.suppress(OSError):
+            path.rmdir()

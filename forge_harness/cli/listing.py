@@ -46,12 +46,18 @@ def checks(
     An id without a test is not measured, unless it is computed from the checks of a suite.
     """
     from forge_harness.cli.collect import collected_marks
-    from forge_harness.selection import inline_from, refuse_unknown, with_inline
+    from forge_harness.selection import (
+        inline_from,
+        refuse_unknown,
+        refuse_unread_names,
+        with_inline,
+    )
 
     loaded = load(config_file)
     marks = collected_marks(loaded.suite_paths())
     tests = Counter(mark["check"] for mark in marks)
     policy = with_inline(policy_in_force(loaded), inline_from(marks))
+    refuse_unread_names(policy)
     refuse_unknown(policy, suites, ())
     wanted = [
         entry

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from forge_harness.cli.options import PROFILES, examples, existing, json_option
+from forge_harness.cli.options import PROFILES, FiniteRange, examples, existing, json_option
 from forge_harness.cli.terminal import coloured, echo_json, shown
 from forge_harness.errors import ExitCode, LoadError
 
@@ -69,7 +69,7 @@ def _target_options(command: _Command) -> _Command:
             default=0.5,
             show_default=True,
             metavar="SECONDS",
-            type=click.FloatRange(min=0, min_open=True),
+            type=FiniteRange(min=0, min_open=True),
             help="Objective of the response time.",
         ),
         click.option(
@@ -77,7 +77,7 @@ def _target_options(command: _Command) -> _Command:
             default=5.0,
             show_default=True,
             metavar="SECONDS",
-            type=click.FloatRange(min=0, min_open=True),
+            type=FiniteRange(min=0, min_open=True),
             help="For a whole answer; also sent as X-Deadline-Ms.",
         ),
         click.option(
@@ -119,7 +119,7 @@ def _target_options(command: _Command) -> _Command:
 @_target_options
 @click.option(
     "--rate",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     metavar="R",
     help="Base rate (1x), requests a second.",
 )
@@ -134,7 +134,7 @@ def _target_options(command: _Command) -> _Command:
     "--share",
     default=0.1,
     show_default=True,
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     metavar="F",
     help="Base rate as a share of the capacity.",
 )
@@ -200,17 +200,15 @@ def run_command(
     "--start",
     default=20.0,
     show_default=True,
-    type=click.FloatRange(min=1),
+    type=FiniteRange(min=1),
     metavar="R",
     help="First rate, requests a second.",
 )
-@click.option(
-    "--cap", type=click.FloatRange(min=1), metavar="SECONDS", help="Most the search may take."
-)
+@click.option("--cap", type=FiniteRange(min=1), metavar="SECONDS", help="Most the search may take.")
 @click.option(
     "--probe",
     "probe_s",
-    type=click.FloatRange(min=0.5),
+    type=FiniteRange(min=0.5),
     metavar="SECONDS",
     help="Length of one probe.",
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from forge_harness.cli.options import examples, existing, json_option
+from forge_harness.cli.options import FiniteRange, examples, existing, json_option
 from forge_harness.cli.terminal import echo_json, table
 from forge_harness.errors import ExitCode
 
@@ -42,7 +42,7 @@ _SHOWN = 50
 )
 @click.option(
     "--at-least",
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     metavar="SHARE",
     help="Exit 1 when the mean of the categories is below.",
 )

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from forge_harness.cli.options import examples, open_run, run_dir_argument
+from forge_harness.cli.gate import admitted
+from forge_harness.cli.options import examples, run_dir_argument
 from forge_harness.cli.run import DEFAULT_FORMATS, parse_formats
-from forge_harness.errors import RunDirectoryError, VerificationError
+from forge_harness.errors import RunDirectoryError, UsageError
 
 if TYPE_CHECKING:
     from forge_harness.policy import Policy
@@ -41,31 +42,34 @@ if TYPE_CHECKING:
 def report_command(directory: Path, formats: tuple[str, ...], out: Path | None) -> None:
     """Write the reports of the run in DIR again, from its record and policy.
 
-    The exit code does not depend on the verdict: `gate` gates. Without --out the run must
-    verify, since writing into it renews its manifest.
+    The exit code does not depend on the verdict: `gate` gates. But the run must verify, as it must
+    for `gate`: a report of a forged record would look like one of a sound run.
     """
-    record, policy = open_run(directory)
+    from forge_harness.finish import finish_run
+
+    if out is not None:
+        _refuse_within_a_run(out)
+    record, policy = admitted(directory)
     if out is None:
-        written = _renew(directory, record, policy, formats)
+        written = finish_run(directory, record, policy, formats)
     else:
         written = _elsewhere(out, record, policy, formats)
     for path in written:
         click.echo(path)
 
 
-def _renew(
-    directory: Path, record: RunRecord, policy: Policy, formats: tuple[str, ...]
-) -> list[Path]:
-    from forge_harness.finish import finish_run
-    from forge_harness.scoring import verify_run
+def _refuse_within_a_run(out: Path) -> None:
+    """A file that a run's manifest does not name is damage to that run, whoever put it there."""
+    from forge_harness.rundir import POLICY, RUN
 
-    problems = verify_run(directory)
-    if problems:
-        raise VerificationError(
-            f"{directory} does not verify ({problems[0].sentence()}); a new manifest would hide "
-            "that. Use --out DIR to write the reports elsewhere."
+    place = out.resolve()
+    runs = (p for p in (place, *place.parents) if (p / RUN).is_file() and (p / POLICY).is_file())
+    run = next(runs, None)
+    if run is not None:
+        raise UsageError(
+            f"--out {out} is within a run ({run}), which would no longer verify; choose a "
+            "directory outside of it, or leave --out away to renew the run's own reports."
         )
-    return finish_run(directory, record, policy, formats)
 
 
 def _elsewhere(

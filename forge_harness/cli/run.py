@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from forge_harness.cli.options import PROFILES, config_option, examples, existing, load
-from forge_harness.errors import ExitCode, UsageError, unknown_choice
+from forge_harness.errors import ExitCode, ForgeError, UsageError, unknown_choice
 
 if TYPE_CHECKING:
     from forge_harness.config import LoadedConfig
@@ -233,8 +233,13 @@ def _validate(
     from forge_harness.rundir import check_is_free
     from forge_harness.scoring import exit_code_for
 
-    check_is_free(directory)  # before the subject is loaded, which takes seconds
+    # Before the subject is loaded, which takes seconds.
+    check_is_free(directory)
+    if state is not None:
+        _check_store(state, directory)
     plan = validator.plan()
+    if state is not None:
+        _make_store(state)
     if not quiet:
         click.echo(
             f"Validating subject {plan.subject.name!r}: {len(plan.entries)} of "
@@ -249,8 +254,59 @@ def _validate(
     code = exit_code_for(record)
     click.echo(summary(record, directory, written, code))
     if state is not None:
-        click.echo(f"Kept as {_keep(record, directory, state)} in {shown(state)}.")
-    return ExitCode(code)
+        code = _keep_or_say(record, directory, state, code)
+    return code
+
+
+def _check_store(root: Path, directory: Path) -> None:
+    """Refuses, without a change, a store that cannot take the run once it is finished.
+
+    Raises:
+        UsageError: Store and run directory lie within each other.
+        StateError: Something else is there.
+    """
+    from forge_harness.state.opening import examine
+
+    store, run = root.resolve(), directory.resolve()
+    if store.is_relative_to(run):
+        raise UsageError(
+            f"The state store {root} lies within the run directory {directory}, which would not "
+            "verify with it; choose a place outside."
+        )
+    if run.is_relative_to(store):
+        raise UsageError(
+            f"The run directory {directory} lies within the state store {root}, which holds "
+            "nothing but states; choose a place outside."
+        )
+    examine(root, create=True)
+
+
+def _make_store(root: Path) -> None:
+    """Opens the store once: what forbids it must be known before hours are spent on the run."""
+    from forge_harness.integration.state_manager import StateManager
+
+    try:
+        StateManager(root).close()
+    except OSError as error:
+        raise UsageError(
+            f"The state store {root} cannot be opened ({error.strerror}); choose another place."
+        ) from error
+
+
+def _keep_or_say(record: RunRecord, directory: Path, root: Path, code: ExitCode) -> ExitCode:
+    """Keeps the run; returns the exit code, which is the run's own unless that was 0."""
+    from forge_harness.cli.terminal import shown
+    from forge_harness.probes.masking import Masker
+
+    try:
+        kept = _keep(record, directory, root)
+    except (ForgeError, OSError) as error:
+        sentence = f"Error: The run is not kept in {shown(root)}: {error}"
+        click.echo(Masker().text(sentence), err=True)
+        lost = error.exit_code if isinstance(error, ForgeError) else ExitCode.USAGE
+        return code or lost
+    click.echo(f"Kept as {kept} in {shown(root)}.")
+    return code
 
 
 def _keep(record: RunRecord, directory: Path, root: Path) -> str:

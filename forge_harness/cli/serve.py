@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from forge_harness.cli.options import examples, keys_option
+from forge_harness.cli.options import FiniteRange, examples, keys_option
 from forge_harness.errors import UsageError
 
 _path = click.Path(path_type=Path)
@@ -65,7 +65,7 @@ _path = click.Path(path_type=Path)
 )
 @click.option(
     "--client-rate",
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     default=0.0,
     help="Requests a second of one client (no limit).",
 )
@@ -77,7 +77,7 @@ _path = click.Path(path_type=Path)
 )
 @click.option(
     "--drain-s",
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     default=30.0,
     show_default=True,
     help="Longest wait for accepted requests at the end.",
@@ -135,6 +135,8 @@ def serve_command(
             "Without --tokens everybody on this machine may ask; say --no-auth if that is meant.",
             err=True,
         )
+    if tokens is not None:
+        _check_tokens(tokens)
     guard = GuardSpec(tokens, audit, keys)
 
     def say(line: dict[str, object]) -> None:
@@ -155,3 +157,10 @@ def serve_command(
     served = load_served(package, threads=settings.threads)
     chosen = sized(settings, served, max_batch, deadline_ms)
     return serve(served, chosen, guard.open(), on_ready=lambda server: say(ready_line(server)))
+
+
+def _check_tokens(path: Path) -> None:
+    """Refuses, before the server is ready, a file no token could ever be read from."""
+    from forge_harness.security.tokens import TokenStore
+
+    TokenStore(path, key=b"").tokens()  # Reading needs no key; only hashing does.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from forge_harness.cli.options import examples, json_option, keys_option
+from forge_harness.cli.options import FiniteRange, examples, json_option, keys_option
 from forge_harness.cli.terminal import echo_json, table
 from forge_harness.errors import ExitCode, UsageError
 
@@ -275,7 +275,7 @@ def restore_command(store: _Opener, target: str) -> int:
 @click.option(
     "--grace",
     "grace_s",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=3600.0,
     show_default=True,
     help="Seconds; nothing younger is freed.",

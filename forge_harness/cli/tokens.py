@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from forge_harness.cli.options import examples, json_option, keys_option
+from forge_harness.cli.options import FiniteRange, examples, json_option, keys_option
 from forge_harness.cli.terminal import echo_json, table
-from forge_harness.errors import ExitCode
+from forge_harness.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,7 +51,13 @@ def tokens_group() -> None:
 @keys_option(required=True)
 @click.option("--name", required=True, help="Of who will hold it.")
 @click.option("--role", "roles", multiple=True, required=True, help="What it may do (repeatable).")
-@click.option("--days", type=float, default=30.0, show_default=True, help="Until it expires.")
+@click.option(
+    "--days",
+    type=FiniteRange(min=0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="Until it expires.",
+)
 @_audit
 def issue_command(
     path: Path, keys: str, name: str, roles: tuple[str, ...], days: float, audit: Path | None
@@ -59,6 +65,8 @@ def issue_command(
     """Issue a token; it is printed once and kept nowhere."""
     from forge_harness.serving.guard import AUDIENCE
 
+    if not name.strip():
+        raise UsageError(f"--name is {name!r}; expected the name of who will hold the token.")
     store, keyring = _opened(path, keys)
     _record(audit, keyring, "token.issue", {"name": name, "roles": sorted(roles), "days": days})
     secret, token = store.issue(name, roles, audience=AUDIENCE, days=days)
@@ -77,6 +85,7 @@ def issue_command(
 @_audit
 def revoke_command(path: Path, token_id: str, keys: str, audit: Path | None) -> int:
     """End the token ID now; a running server refuses it from its next request on."""
+    _existing(path)
     store, keyring = _opened(path, keys)
     _record(audit, keyring, "token.revoke", {"id": token_id})
     token = store.revoke(token_id)
@@ -92,6 +101,7 @@ def revoke_command(path: Path, token_id: str, keys: str, audit: Path | None) -> 
 @json_option
 def list_command(path: Path, keys: str, as_json: bool) -> int:
     """List the tokens of FILE; never the tokens themselves, nor their hashes."""
+    _existing(path)
     store, _ = _opened(path, keys)
     rows = [
         {key: value for key, value in asdict(token).items() if key != "hash"}
@@ -106,6 +116,12 @@ def list_command(path: Path, keys: str, as_json: bool) -> int:
     ]
     click.echo(table(("id", "name", "roles", "created", "expires", "revoked"), cells))
     return ExitCode.PASS
+
+
+def _existing(path: Path) -> None:
+    """A wrong name must not look like a file without tokens; only `issue` makes one."""
+    if not path.exists():
+        raise UsageError(f"There is no token file {path}; `forge-harness tokens issue` makes one.")
 
 
 def _opened(path: Path, keys: str) -> tuple[TokenStore, Keyring]:

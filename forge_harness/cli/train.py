@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from forge_harness.cli.options import config_option, examples, load
+from forge_harness.cli.directory_lock import training_into
+from forge_harness.cli.options import FiniteRange, config_option, examples, load
 from forge_harness.cli.terminal import is_plain
 from forge_harness.errors import ExitCode, UsageError
 
@@ -48,7 +49,9 @@ _PLAIN_LINES = 10
 @click.option("--seed", type=int, help="Of initial weights and data order.")
 @click.option("--batch-size", type=int, help="Samples of one optimizer step.")
 @click.option("--accumulation", type=int, help="Micro-batches of one optimizer step.")
-@click.option("--learning-rate", type=float, help="Peak of the schedule.")
+@click.option(
+    "--learning-rate", type=FiniteRange(min=0, min_open=True), help="Peak of the schedule."
+)
 @click.option("--compute", type=click.Choice(["exact", "int8", "fake"]), help="Ternary product.")
 @click.option("--checkpoint-every", type=int, help="Steps between checkpoints.")
 @click.option(
@@ -95,7 +98,7 @@ def train_command(
     else:
         task, options = _configured(loaded)
     try:
-        with _progress(f"{task} {options.precision}") as on_step:
+        with training_into(out), _progress(f"{task} {options.precision}") as on_step:
             result = train_to_directory(
                 task,
                 out,

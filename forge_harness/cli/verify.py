@@ -60,6 +60,11 @@ def verify_command(
         raise UsageError("--signature and --threshold go with --key: pin the public key.")
     from forge_harness.scoring import verify_run
 
+    if _is_package(directory):
+        raise UsageError(
+            f"{directory} is a package, not a run; give --key PEM, the pinned public key of who "
+            "signed it, to hold it against its signature."
+        )
     if not directory.is_dir() or not any((directory / n).exists() for n in _OURS):
         open_run(directory)  # refuses with the sentence for what is wrong
     problems = verify_run(directory)
@@ -94,6 +99,17 @@ def _verify_package(
         by = ", ".join(signer[:16] for signer in found.signers)
         click.echo(f"{directory} is what was signed: {found.files} files, signed by {by}.")
     return ExitCode.PASS
+
+
+def _is_package(directory: Path) -> bool:
+    """Whether the only thing here that a run has as well is the manifest of a package."""
+    if any((directory / name).exists() for name in ("run.json", "policy.json")):
+        return False
+    try:
+        manifest = json.loads((directory / "manifest.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(manifest, dict) and "schema" in manifest and "schema_version" not in manifest
 
 
 _OURS = ("run.json", "manifest.json", "policy.json")

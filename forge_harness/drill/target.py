@@ -22,7 +22,7 @@ def opener_of(name: str) -> Callable[..., Store]:
         name: `module:attribute`, the attribute dotted where it is nested.
 
     Raises:
-        UsageError: The module or the attribute is not there.
+        UsageError: The module or the attribute is not there, or cannot be called.
     """
     module, _, path = name.partition(":")
     try:
@@ -34,6 +34,11 @@ def opener_of(name: str) -> Callable[..., Store]:
             f"The store opener {name!r} cannot be imported: {error}. Expected module:attribute, "
             "importable in a fresh process."
         ) from error
+    if not callable(found):
+        raise UsageError(
+            f"The store opener {name!r} is a {type(found).__name__}; expected something that opens "
+            "a store when it is called with a path."
+        )
     return cast("Callable[..., Store]", found)
 
 

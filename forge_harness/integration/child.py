@@ -21,8 +21,22 @@ _TERM_GRACE_S = 2.0
 _READ_BYTES = 1 << 16
 _LINES = 1000
 _LONGEST_WAIT_BYTES = 1 << 20
-# What a user sets for their own pytest runs must not change what a validation does.
-_NOT_INHERITED = ("PYTEST_ADDOPTS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD", "PYTEST_XDIST_WORKER")
+_PYTEST_PREFIX = "PYTEST_"
+_INHERITED = frozenset({"PYTEST_DEBUG_TEMPROOT"})
+"""Where temporary directories go: a matter of the machine, not of a run."""
+
+
+def scrubbed_environment() -> dict[str, str]:
+    """Returns this process's environment as processes that run checks get it.
+
+    What a user, or a pytest session around this process, sets for other pytest runs (plugins,
+    options, xdist's worker) must not change what a validation does.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(_PYTEST_PREFIX) or name in _INHERITED
+    }
 
 
 class Log:
@@ -95,7 +109,7 @@ class Child:
     """A running child process. Leaving the `with` block ends its whole group."""
 
     def __init__(self, command: Sequence[str], log: Log) -> None:
-        environment = {k: v for k, v in os.environ.items() if k not in _NOT_INHERITED}
+        environment = scrubbed_environment()
         watched, self._lifeline = os.pipe()
         environment[lifeline.VARIABLE] = str(watched)
         self._process = subprocess.Popen(

@@ -26,6 +26,8 @@ from forge_harness.selection import (
     build_policy,
     catalogues_beside,
     inline_from,
+    refuse_suites_without_checks,
+    refuse_unread_names,
     select,
     shipped_files,
     with_catalogues,
@@ -39,6 +41,10 @@ COLLECT_TIMEOUT_S = 120.0
 STUDY_CAPABILITY = "MeasuresQuality"
 _CHILD = (sys.executable, "-m", "forge_harness.integration.pipeline_child")
 _POLL_S = 0.1
+_COLLECTED = (0, 5)
+"""Exit statuses of a pytest that looked at every file: with tests in them, and without."""
+_USAGE_ERROR = 4
+"""Exit status of a pytest that refuses the files it was given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +130,7 @@ class PipelineValidator:
         self._config_file = config_file
         self._command = list(sys.argv if command is None else command)
         self._plan: Plan | None = None
-        self._uncollected: list[ItemRecord] = []
+        self._gaps: list[str] = []
 
     def plan(self) -> Plan:
         """Returns what a run will do; loads the subject in a process of its own.
@@ -141,7 +147,8 @@ class PipelineValidator:
             entries = self._select(policy)
             if not entries:
                 raise NothingCollectedError("No check is in scope; widen --suite or --profile.")
-            subject = self._probe_subject()
+            with termination_interrupts():
+                subject = self._probe_subject()
             needs_study = STUDY_CAPABILITY in subject.capabilities and any(
                 STUDY_CAPABILITY in entry.requires for entry in entries
             )
@@ -159,11 +166,10 @@ class PipelineValidator:
         try:
             return select(policy, scope.profile, scope.suites, scope.checks)
         except UsageError as error:
-            # A name may be unknown only because the file that defines it is broken.
-            if not self._uncollected:
+            # A name may be unknown only because the file that defines it is broken, or skipped.
+            if not self._gaps:
                 raise
-            broken = self._uncollected[0]
-            raise UsageError(f"{error} {broken.nodeid} {broken.reason}.") from error
+            raise UsageError(f"{error} {self._gaps[0]}.") from error
 
     @property
     def policy(self) -> Policy:
@@ -210,16 +216,31 @@ class PipelineValidator:
         else:
             policy = with_catalogues(self._given_policy, catalogues)
         if not self._suite_paths:
+            refuse_unread_names(policy)
             return policy
+        log = Log(None)
+        uncollected: list[ItemRecord] = []
         with tempfile.TemporaryDirectory(prefix="forge-plan-") as directory:
-            events = Events(Path(directory) / "events.jsonl", self._uncollected.append)
-            options = ["--collect-only", "-q", "--forge-events", str(events.path)]
-            options += ["--forge-profile", self._scope.profile]
+            events = Events(Path(directory) / "events.jsonl", uncollected.append)
+            options = ["--collect-only", "-q", "-rs", "--forge-events", str(events.path)]
+            # The widest scope: a path whose checks are all nightly is not empty.
+            options += ["--forge-profile", Profile.NIGHTLY.value]
             command = pytest_command(self._suite_paths, *options)
-            _run_to_end(command, Log(None), COLLECT_TIMEOUT_S)
+            status = _run_to_end(command, log, COLLECT_TIMEOUT_S)
             events.read()
-        # A module that cannot be imported shows in the run itself, with its traceback.
-        return with_inline(policy, inline_from(events.marks.values()))
+        if status == _USAGE_ERROR:
+            raise UsageError(log.last_line().removeprefix("ERROR: "))
+        policy = with_inline(policy, inline_from(events.marks.values()))
+        # Nothing ran, so each check that was collected is told of too, as one that never did.
+        lost = [item for item in uncollected if item.nodeid not in events.marks]
+        self._gaps = [f"{item.nodeid} {item.reason}" for item in lost]
+        self._gaps += [line for line in log.take_lines() if line.startswith("SKIPPED [")]
+        # What cannot be imported shows in the run itself, with its traceback. Until it can, or
+        # while a module skips itself, nobody knows which names it would define.
+        if status in _COLLECTED and not self._gaps:
+            refuse_suites_without_checks(self._suite_paths, events.marks)
+            refuse_unread_names(policy)
+        return policy
 
     def _probe_subject(self) -> SubjectRecord:
         with tempfile.TemporaryDirectory(prefix="forge-subject-") as directory:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from forge_harness.errors import LoadError
 
@@ -25,6 +25,7 @@ from .validity import Cpu, cpu_share, lateness_p99, phase_problems
 PEAK = "peak.json"
 CONTEXT = "context.json"
 _DETAILS = 8
+_Found = TypeVar("_Found")
 
 
 def analyse(directory: Path) -> LoadReport:
@@ -47,12 +48,11 @@ def analyse(directory: Path) -> LoadReport:
     workers = _workers(directory, plan)
     phases = _phases(plan, books.records, [worker.cpu for worker in workers], requests)
     recovered = _recovery(plan, books.records, phases)
-    memory = tuple((float(t), float(size)) for t, size in _json(directory, "memory.json") or ())
-    found = _json(directory, PEAK)
-    peak = None if found is None else peak_from_json(found)
+    memory = _taken(directory, "memory.json", _pairs) or ()
+    peak = _taken(directory, PEAK, peak_from_json)
     return LoadReport(
         plan=plan,
-        context=_json(directory, CONTEXT) or {},
+        context=_taken(directory, CONTEXT, _mapping) or {},
         phases=phases,
         windows=windows(books.records, 0.0, plan.seconds),
         recovery=recovered,
@@ -81,7 +81,7 @@ def _workers(directory: Path, plan: LoadPlan) -> list[_Worker]:
             worker = _Worker(int(content["worker"]), int(content["of"]), cpu)
             same = content["plan_digest"] == plan.digest
         except (KeyError, TypeError, ValueError) as error:
-            raise LoadError(f"{path} is damaged ({error!r}); run the load again.") from error
+            raise _damaged(path, error) from error
         if not same:
             raise LoadError(
                 f"{path} tells of another plan than {directory / PLAN}; use a directory a run."
@@ -177,8 +177,7 @@ def _reconcile(
     failed = sum(r.fate in (Fate.ERROR, Fate.TIMEOUT) for r in ended)
     own = Counter(r.status for r in ended if r.status is not None)
     sent = sum(r.sent is not None for r in books.records)
-    counted = _json(directory, "locust.json")
-    locust = None if counted is None else (counted["requests"], counted["failures"])
+    locust = _taken(directory, "locust.json", _counts)
     paths = frozenset(request.path for request in requests)
     server = _server_codes(directory, paths)
     unknown = None if server is None else unexplained(own, server, sent - own.total())
@@ -233,12 +232,18 @@ def _server_codes(directory: Path, paths: frozenset[str]) -> Counter[int] | None
     before, after = directory / "server-before.prom", directory / "server-after.prom"
     if not (before.exists() and after.exists()):
         return None
-    found = answers_by_code(parse(after.read_text(encoding="utf-8")), paths)
-    earlier = answers_by_code(parse(before.read_text(encoding="utf-8")), paths)
+    found, earlier = (_codes(path, paths) for path in (after, before))
     if found is None:
         return None
     found.subtract(earlier or Counter())
     return Counter({code: count for code, count in found.items() if count})
+
+
+def _codes(path: Path, paths: frozenset[str]) -> Counter[int] | None:
+    try:
+        return answers_by_code(parse(path.read_text(encoding="utf-8")), paths)
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
 
 
 def _by_fate(records: Sequence[Record]) -> dict[str, int]:
@@ -252,5 +257,36 @@ def _json(directory: Path, name: str) -> Any:  # noqa: ANN401 - any JSON value
         return None
     try:
         return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise LoadError(f"{path} is damaged ({error}); run the load again.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, error) from error
+
+
+def _taken(directory: Path, name: str, take: Callable[[Any], _Found]) -> _Found | None:
+    """Returns what a file of the run holds, None without the file; JSON of another form is damage.
+
+    Raises:
+        LoadError: It does not hold what it should.
+    """
+    content = _json(directory, name)
+    try:
+        return None if content is None else take(content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(directory / name, error) from error
+
+
+def _pairs(content: Any) -> tuple[tuple[float, float], ...]:  # noqa: ANN401 - any JSON value
+    return tuple((float(time), float(size)) for time, size in content)
+
+
+def _counts(content: Any) -> tuple[int, int]:  # noqa: ANN401 - any JSON value
+    return int(content["requests"]), int(content["failures"])
+
+
+def _mapping(content: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON value
+    if not isinstance(content, dict):
+        raise TypeError(f"{type(content).__name__} in place of an object")
+    return content
+
+
+def _damaged(path: Path, error: Exception) -> LoadError:
+    return LoadError(f"{path} is damaged ({error!r}); run the load again.")

@@ -90,7 +90,7 @@ def read_plan(path: Path) -> LoadPlan:
         phases = tuple(Phase(**phase) for phase in content.pop("phases"))
         known = {field.name for field in fields(LoadPlan)}
         plan = LoadPlan(**{k: v for k, v in content.items() if k in known}, phases=phases)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LoadError(
             f"{path} is no load plan ({error}); `forge-harness load run --dry-run` writes one."
         ) from error

@@ -101,6 +101,7 @@ def parse_line(line: str) -> Record:
     """
     try:
         content: dict[str, Any] = json.loads(line)
+        _check_types(content)
         return Record(
             index=content["index"],
             kind=content["kind"],
@@ -114,8 +115,19 @@ def parse_line(line: str) -> Record:
             size=content["bytes"],
             detail=content["detail"],
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"no record: {error}") from error
+
+
+def _check_types(content: dict[str, Any]) -> None:
+    numbers = (content["intended"], *(content[key] or 0 for key in ("sent", "first", "done")))
+    whole = (content["index"], content["kind"], content["bytes"], content["status"] or 0)
+    if not all(isinstance(value, int) for value in whole):
+        raise TypeError("something else than a whole number")
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in numbers):
+        raise TypeError("something else than a time")
+    if not (isinstance(content["request_id"], str) and isinstance(content["detail"], str)):
+        raise TypeError("something else than text")
 
 
 def read_records(directory: Path) -> list[Record]:
@@ -131,7 +143,10 @@ def read_records(directory: Path) -> list[Record]:
         raise LoadError(f"{directory} holds no records-*.jsonl; expected the directory of a run.")
     found: list[Record] = []
     for path in files:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")
+        except ValueError as error:
+            raise LoadError(f"{path} is no text ({error}); run the load again.") from error
         for number, line in enumerate(lines, start=1):
             if not line:
                 continue

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -185,7 +187,9 @@ def _warnings(root: Path, files: Sequence[Path]) -> Measure:
     command = find_tool("ruff")
     if command is None:
         return _uncounted(found, root, sources, "not installed")
-    arguments = (*command, "check", "--output-format", "concise", "--no-cache", "--quiet")
+    arguments = [*command, "check", "--output-format", "concise", "--no-cache", "--quiet"]
+    for path in _not_plain(root):
+        arguments += ["--extend-exclude", glob.escape(str(path))]
     # From within the tree: without a configuration of its own ruff would take that of the directory
     # the harness happens to run in.
     folder = (root if root.is_dir() else root.parent).resolve()
@@ -199,6 +203,13 @@ def _warnings(root: Path, files: Sequence[Path]) -> Measure:
     if run.exit_code not in (0, 1):
         return _uncounted(found, root, sources, run.last_words())
     return replace(found, places=tuple(_first_findings(run.stdout, root, folder, sources)))
+
+
+def _not_plain(root: Path) -> Iterator[Path]:
+    """What ruff would wait for and never get: pipes and devices, links to them included."""
+    for directory, _, files in os.walk(root):
+        paths = (Path(directory).resolve() / name for name in files)
+        yield from (path for path in paths if path.exists() and not path.is_file())
 
 
 def _uncounted(measure: Measure, root: Path, sources: Sequence[Path], why: str) -> Measure:

@@ -46,6 +46,9 @@ def decide(
     if blocking:
         return Verdict.FAIL, [*blocking, *problems]
     open_ends = _incomplete_reasons(checks, score)
+    is_whole = state == "finished" and not open_ends
+    if not (is_whole or is_selection) and (hopeless := _low_reasons(score, at_best=True)):
+        return Verdict.FAIL, [*hopeless, *open_ends, *problems]
     if state != "finished":
         detail = f": {state_reason}" if state_reason else ""
         return Verdict.INCOMPLETE, [f"the run is {state}{detail}", *open_ends, *problems]
@@ -105,15 +108,19 @@ def _incomplete_reasons(checks: Sequence[CheckRecord], score: Score) -> list[str
     return reasons
 
 
-def _low_reasons(score: Score) -> list[str]:
+def _low_reasons(score: Score, *, at_best: bool = False) -> list[str]:
+    """Returns what is too low, or (`at_best`) stays so whatever the missing checks come to."""
+    words = "at most " if at_best else ""
+    # Without caps: one that a missing check imposes goes with its measurement.
+    reached = int(score.uncapped_high) if at_best else score.low
     reasons = []
-    if score.low < PASSING_SCORE:
-        reasons.append(f"the score is {score.low}, under {PASSING_SCORE}")
-    reasons += [
-        f"suite {suite.name} is at {int(suite.low)}, under {SUITE_FLOOR}"
-        for suite in score.suites
-        if suite.applicable and suite.low < SUITE_FLOOR
-    ]
+    if reached < PASSING_SCORE and any(suite.applicable for suite in score.suites):
+        reasons.append(f"the score is {words}{reached}, under {PASSING_SCORE}")
+    for suite in score.suites:
+        share = suite.high if at_best else suite.low
+        if suite.applicable and share < SUITE_FLOOR:
+            at = words or "at "
+            reasons.append(f"suite {suite.name} is {at}{int(share)}, under {SUITE_FLOOR}")
     return reasons
 
 
@@ -155,7 +162,8 @@ def _percent(share: Fraction) -> str:
 def exit_code_for(record: RunRecord) -> ExitCode:
     """Returns the exit code of the command that made the run (`run`, pytest).
 
-    A selection ends with 0 when all of it was measured and nothing in it failed.
+    A selection ends with 0 when all of it was measured and nothing in it failed; waived failures,
+    warnings and checks that passed at a second attempt count as in a whole run.
     """
     if record.state == "interrupted":
         return ExitCode.INTERRUPTED
@@ -165,8 +173,14 @@ def exit_code_for(record: RunRecord) -> ExitCode:
 
 
 def gate_exit_code(record: RunRecord) -> ExitCode:
-    """Returns the exit code of `gate`, for which a selection is never a release."""
+    """Returns the exit code of `gate`, for which a selection is never a release.
+
+    A selection in which something failed, of whatever severity, has failed: its verdict does not
+    weigh it against the rest of the run.
+    """
     if record.verdict is Verdict.FAIL:
+        return ExitCode.GATE_FAILED
+    if record.verdict is Verdict.PARTIAL and any(c.outcome in _MEASURED_BAD for c in record.checks):
         return ExitCode.GATE_FAILED
     if record.state == "finished" and record.verdict in (
         Verdict.PASS,

@@ -14,9 +14,11 @@ from pydantic import BaseModel, ValidationError
 from forge_harness.canonical import canonical_json, file_sha256
 from forge_harness.errors import RunDirectoryError
 from forge_harness.policy import Policy
-from forge_harness.record import RunRecord
-from forge_harness.rundir import MANIFEST, POLICY, RUN, check_manifest
-from forge_harness.scoring.assembly import reassemble
+from forge_harness.record import ItemRecord, RunRecord
+from forge_harness.rundir import ITEMS, MANIFEST, POLICY, RUN, check_manifest, read_items
+from forge_harness.scoring.assembly import items_of, reassemble
+from forge_harness.scoring.derived import without_derived
+from forge_harness.scoring.rollup import unique
 
 _ARTIFACT = re.compile(r"^evidence/sha256/([0-9a-f]{64})$")
 _CAUSE_FIRST = ("checks", "unscored_items", "suites", "coverage", "score", "verdict")
@@ -43,9 +45,9 @@ class Discrepancy:
 def verify_run(path: Path) -> list[Discrepancy]:
     """Returns every difference between what a run directory claims and what it holds.
 
-    In this order: an unfinished run, damaged files, policy, artifacts, then what the items and
-    evidence of run.json give when assembled again. No stored outcome, score, coverage, verdict
-    or digest is trusted.
+    In this order: an unfinished run, damaged files, policy, artifacts, what the items and evidence
+    of run.json give when assembled again, and items.jsonl. No stored outcome, score, coverage,
+    verdict or digest is trusted.
 
     Raises:
         RunDirectoryError: `path` is not a directory.
@@ -62,6 +64,7 @@ def verify_run(path: Path) -> list[Discrepancy]:
         found += _artifacts(path, record)
         if policy is not None:
             found += _recomputed(record, policy)
+        found += _items(path, record)
     return found
 
 
@@ -124,6 +127,26 @@ def _artifacts(path: Path, record: RunRecord) -> Iterator[Discrepancy]:
             elif file_sha256(stored) != match[1]:
                 found = f"sha256:{file_sha256(stored)}"
                 yield Discrepancy(evidence.artifact, f"artifact of {check.id}", named, found)
+
+
+def _items(path: Path, record: RunRecord) -> Iterator[Discrepancy]:
+    """Compares run.json with what was written down as each item finished."""
+    try:
+        lines = {item.nodeid: item for item in unique(read_items(path))}
+    except (OSError, ValueError) as error:
+        yield Discrepancy(ITEMS, "cannot be read", "one item a line", str(error).splitlines()[0])
+        return
+    told = {item.nodeid: item for item in without_derived(items_of(record))}
+    for nodeid in sorted({*lines, *told}):
+        line, item = lines.get(nodeid), told.get(nodeid)
+        if line is None and record.state != "finished":
+            continue  # what a full disk did not take
+        if line != item:
+            yield Discrepancy(ITEMS, nodeid, _item(item), _item(line))
+
+
+def _item(item: ItemRecord | None) -> str:
+    return _short(None if item is None else item.model_dump(mode="json", exclude={"log"}))
 
 
 def _recomputed(record: RunRecord, policy: Policy) -> list[Discrepancy]:

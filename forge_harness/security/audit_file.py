@@ -15,7 +15,7 @@ from pathlib import Path
 
 from forge_harness.canonical import canonical_json
 from forge_harness.durable import sync_directory
-from forge_harness.errors import AuditError
+from forge_harness.errors import AuditError, ExitCode
 
 from .audit_events import AuditEvent, AuditRecord, Decision
 
@@ -52,6 +52,22 @@ BEGIN SELECT RAISE(ABORT, 'the audit log keeps its id'); END;
 """
 _COLUMNS = "number, time, actor, action, resource, decision, request_id, detail, previous, mac"
 _BUSY_MS = 10_000
+_MAGIC = b"SQLite format 3\0"
+_HEADER_BYTES = 100
+_ID_AT, _VERSION_AT = slice(68, 72), slice(60, 64)
+"""Where the header of an SQLite file has application_id and user_version."""
+
+
+class NotAnAuditLogError(AuditError):
+    """What was named is no audit log, or none can be at that place."""
+
+    exit_code = ExitCode.USAGE
+
+
+class DamagedAuditError(AuditError):
+    """The file is an audit log, and does not hold what was recorded any more."""
+
+    exit_code = ExitCode.VERIFICATION_FAILED
 
 
 class AuditFile:
@@ -62,7 +78,9 @@ class AuditFile:
         read_only: Whether nothing is ever written.
 
     Raises:
-        AuditError: It is no audit log, a newer one, or cannot be opened.
+        NotAnAuditLogError: It is no audit log, a newer one, or cannot be opened.
+        DamagedAuditError: It was one.
+        AuditError: Another process keeps it locked.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
@@ -70,7 +88,7 @@ class AuditFile:
         try:
             self._connection = self._open(read_only)
         except (sqlite3.Error, OSError) as error:
-            raise AuditError(
+            raise NotAnAuditLogError(
                 f"The audit log {str(path)!r} cannot be opened ({error}); check the path, the "
                 "permissions and the disk."
             ) from error
@@ -87,7 +105,10 @@ class AuditFile:
     @property
     def log_id(self) -> str:
         """Random id of this log, 32 hexadecimal digits."""
-        row = self._connection.execute("SELECT id FROM log").fetchone()
+        try:
+            row = self._connection.execute("SELECT id FROM log").fetchone()
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from error
         return "" if row is None else str(row[0])
 
     def append(
@@ -148,10 +169,19 @@ class AuditFile:
             for row in self._connection.execute(f"SELECT {_COLUMNS} FROM event {rest}", values):
                 yield _record(row)
         except (sqlite3.Error, ValueError, TypeError) as error:
-            raise AuditError(
-                f"The audit log {str(self.path)!r} cannot be read ({error}): it is damaged; keep "
-                "it and compare with a copy."
-            ) from error
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> AuditError:
+        """Returns what to raise for a failed look into a log that is one."""
+        if _is_busy(error):
+            return AuditError(
+                f"The audit log {str(self.path)!r} cannot be read ({error}); try again when the "
+                "process that writes it is done."
+            )
+        return DamagedAuditError(
+            f"The audit log {str(self.path)!r} cannot be read ({error}): it is damaged; keep "
+            "it and compare with a copy."
+        )
 
     def _open(self, read_only: bool) -> sqlite3.Connection:
         if read_only and not self.path.is_file():
@@ -183,7 +213,9 @@ class AuditFile:
             if found == (0, 0) and not read_only and self._is_empty():
                 self._create()
             elif found != (APPLICATION_ID, VERSION):
-                raise AuditError(
+                if self._was_ours():
+                    raise self._unreadable(ValueError("its head is gone"))
+                raise NotAnAuditLogError(
                     f"{str(self.path)!r} is no audit log of version {VERSION} (application "
                     f"{found[0]:#x}, version {found[1]}); name another file, or use the version "
                     "that wrote it."
@@ -192,10 +224,28 @@ class AuditFile:
                 self._connection.execute("PRAGMA journal_mode = WAL")
                 self._connection.execute("PRAGMA synchronous = FULL")
         except sqlite3.Error as error:
-            raise AuditError(
-                f"{str(self.path)!r} is no audit log, or it is damaged ({error}); name another "
-                "file."
+            if _is_busy(error) or self._was_ours():
+                raise self._unreadable(error) from error
+            raise NotAnAuditLogError(
+                f"{str(self.path)!r} is no audit log ({error}); name another file."
             ) from error
+
+    def _was_ours(self) -> bool:
+        """Whether a file that cannot be taken for a log was one: it says so, or has its heads.
+
+        A newer version's log is whole, only not for us.
+        """
+        try:
+            if not self.path.is_file():  # a pipe would be waited for
+                return False
+            with self.path.open("rb") as stream:
+                header = stream.read(_HEADER_BYTES)
+        except OSError:
+            return False
+        if len(header) == _HEADER_BYTES and header.startswith(_MAGIC):
+            ours = header[_ID_AT] == APPLICATION_ID.to_bytes(4, "big")
+            return ours and header[_VERSION_AT] == VERSION.to_bytes(4, "big")
+        return self.path.with_name(f"{self.path.name}.heads").is_file()
 
     def _create(self) -> None:
         with self._transaction():
@@ -212,6 +262,11 @@ class AuditFile:
 
     def _pragma(self, name: str) -> int:
         return int(self._connection.execute(f"PRAGMA {name}").fetchone()[0])
+
+
+def _is_busy(error: Exception) -> bool:
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
+    return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def _statements(layout: str) -> Iterator[str]:

@@ -94,18 +94,21 @@ def open_envelope(
     Raises:
         SignatureError: Too few did, or it is no envelope of an in-toto statement.
     """
-    if not 1 <= threshold <= len({key_id(key) for key in keys}):
+    pinned = len({key_id(key) for key in keys})
+    if not 1 <= threshold <= pinned:
+        are = "1 different key is" if pinned == 1 else f"{pinned} different keys are"
         raise SecurityError(
-            f"{threshold} signatures are asked for and {len(keys)} keys are pinned; pin as many."
+            f"{threshold} signatures are asked for and {are} pinned; pin as many, or lower the "
+            "threshold."
         )
     payload_type, payload, signatures = _parsed(envelope)
     signed = pre_authentication(payload_type, payload)
     signers = [key_id(key) for key in keys if any(_holds(key, s, signed) for s in signatures)]
     distinct = tuple(dict.fromkeys(signers))
     if len(distinct) < threshold:
-        pinned = ", ".join(key_id(key)[:12] for key in keys)
+        names = ", ".join(dict.fromkeys(key_id(key)[:12] for key in keys))
         raise SignatureError(
-            f"{len(distinct)} of the pinned keys ({pinned}) signed this and {threshold} must have; "
+            f"{len(distinct)} of the pinned keys ({names}) signed this and {threshold} must have; "
             "get the package from its owner, or pin the key it was signed with."
         )
     return _statement(payload_type, payload), distinct
@@ -148,7 +151,7 @@ def _parsed(envelope: bytes) -> tuple[str, bytes, list[bytes]]:
         payload_type = document["payloadType"]
         if not isinstance(payload_type, str):
             raise TypeError("payloadType is no text")
-    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+    except (KeyError, TypeError, ValueError, RecursionError, binascii.Error) as error:
         raise SignatureError(
             f"This is no DSSE envelope ({error}); get the signature again."
         ) from error
@@ -164,5 +167,5 @@ def _statement(payload_type: str, payload: bytes) -> Statement:
         if len(subject) != len(document["subject"]):
             raise ValueError("a name twice")
         return Statement(subject, document["predicateType"], document.get("predicate") or {})
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise SignatureError(f"What was signed is no in-toto statement ({error}).") from error

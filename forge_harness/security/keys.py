@@ -172,7 +172,7 @@ class Keyring:
             if document["schema"] != SCHEMA:
                 raise ValueError(f"schema is not {SCHEMA!r}")
             return cls(_parsed(entry) for entry in document["keys"])
-        except (KeyError, TypeError, ValueError, binascii.Error) as error:
+        except (KeyError, TypeError, ValueError, RecursionError, binascii.Error) as error:
             # Not the parser's own message: it may quote the key.
             raise SecurityError(
                 f"The keyring cannot be read ({type(error).__name__}); expected JSON of schema "

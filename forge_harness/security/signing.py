@@ -101,9 +101,11 @@ def verify_package(
         threshold: How many different pinned keys must have signed.
 
     Raises:
+        SecurityError: There is no such directory.
         SignatureError: The signature is missing or of no pinned key, or a file was changed, added,
-            removed or renamed; names the first.
+            removed, renamed or linked; names the first.
     """
+    _check_directory(directory)
     source = signature or signature_beside(directory)
     try:
         envelope = source.read_bytes()
@@ -118,7 +120,11 @@ def verify_package(
             f"The signature is over a statement of type {statement.predicate_type!r}; expected "
             f"{PREDICATE_TYPE!r}."
         )
-    found = digests(directory)
+    try:
+        found = digests(directory)
+    except SecurityError as error:
+        # Only plain files were signed, so whatever else is there now came later.
+        raise SignatureError(f"{str(directory)!r} is not what was signed: {error}") from error
     if differing := _differences(statement.subject, found):
         more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
         raise SignatureError(
@@ -135,8 +141,7 @@ def digests(directory: Path) -> dict[str, str]:
     Raises:
         SecurityError: It is no directory, is empty, or holds something that is no plain file.
     """
-    if not directory.is_dir():
-        raise SecurityError(f"{str(directory)!r} is no directory; expected a package.")
+    _check_directory(directory)
     found = {}
     for root, folders, files in os.walk(directory, onerror=_raise):
         for name in [*folders, *files]:
@@ -152,6 +157,11 @@ def digests(directory: Path) -> dict[str, str]:
     if not found:
         raise SecurityError(f"{str(directory)!r} holds no file; there is nothing to sign.")
     return found
+
+
+def _check_directory(path: Path) -> None:
+    if not path.is_dir():
+        raise SecurityError(f"{str(path)!r} is no directory; expected a package.")
 
 
 def _raise(error: OSError) -> None:

@@ -1,5 +1,6 @@
 """The command group: light start, our exit codes, errors as one sentence."""
 
+import errno
 import importlib
 import os
 import subprocess
@@ -117,6 +118,68 @@ def test_an_unexpected_exception_is_3_with_a_hint_and_no_traceback(invoke, broke
     assert result.stderr == (
         "Internal error: ZeroDivisionError: by nought. Run again with --debug for the traceback.\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("number", "path", "sentence"),
+    [
+        (
+            errno.EROFS,
+            "/ro/x",
+            "/ro/x: Read-only file system; name a place that can be written to.",
+        ),
+        (errno.EACCES, "/x", "/x: Permission denied; name a place that can be written to."),
+        (errno.ENOSPC, None, "No space left on device; free some, or name another place."),
+        (errno.EISDIR, "/d", "/d: Is a directory; name a file."),
+        (errno.ENAMETOOLONG, "/n", "/n: File name too long; choose a shorter name."),
+        (errno.ENOENT, b"/n", "/n: No such file or directory; check the path."),
+        (errno.ENOENT, "/a/.n.x.12.partial", "/a/n.x: No such file or directory; check the path."),
+        (errno.EIO, "/n", "/n: Input/output error; check the disk, and run again with --debug."),
+    ],
+)
+def test_an_operating_system_error_is_one_sentence(invoke, broken, number, path, sentence):
+    broken(OSError(number, os.strerror(number), path))
+    result = invoke("doctor")
+    assert result.exit_code == ExitCode.USAGE
+    assert result.stderr == f"Error: {sentence}\n"
+
+
+def test_a_failed_rename_names_the_target(invoke, broken):
+    broken(OSError(errno.EISDIR, "Is a directory", "/a/.n.1.partial", None, "/a/n"))
+    assert invoke("doctor").stderr == "Error: /a/n: Is a directory; name a file.\n"
+
+
+def test_an_operating_system_error_without_a_number_stays_internal(invoke, broken):
+    broken(OSError("could not get source code"))
+    assert invoke("doctor").exit_code == ExitCode.INTERNAL_ERROR
+
+
+def test_an_operating_system_error_keeps_its_traceback_for_debugging(invoke, broken):
+    broken(OSError(errno.EISDIR, "Is a directory", "/d"))
+    assert "Traceback (most recent call last)" in invoke("--debug", "doctor").stderr
+
+
+def test_an_output_that_cannot_be_written_is_one_sentence(invoke, tmp_path):
+    result = invoke("keys", "new", tmp_path / ("n" * 300))
+    assert result.exit_code == ExitCode.USAGE
+    assert "File name too long; choose a shorter name." in result.stderr
+
+
+@pytest.mark.parametrize("code", [0, 1, None, "bye"])
+def test_user_code_that_exits_is_named_and_never_a_pass(invoke, broken, code):
+    broken(SystemExit(code))
+    result = invoke("doctor")
+    assert result.exit_code == ExitCode.USAGE
+    assert f"called sys.exit({code!r})" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_subject_file_that_exits_is_no_pass(invoke, tmp_path):
+    (tmp_path / "bye.py").write_text("import sys\nsys.exit(0)\n")
+    result = invoke("doctor", "--subject", f"{tmp_path / 'bye.py'}:Toy")
+    assert result.exit_code == ExitCode.USAGE
+    assert "exit" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("how", ["flag", "variable"])

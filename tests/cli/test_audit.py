@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import os
+import sqlite3
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from forge_harness.cli import app
 from forge_harness.cli.audit import audit_group
-from forge_harness.errors import AuditError
+from forge_harness.errors import AuditError, ExitCode
 from forge_harness.security.audit import AuditEvent, AuditLog, Decision
 from forge_harness.security.key_sources import write_keyring
 from forge_harness.security.keys import Keyring, Purpose
@@ -63,3 +66,72 @@ def test_a_log_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     result = run(tmp_path / "none.db", "tail")
     assert isinstance(result.exception, AuditError)
     assert not (tmp_path / "none.db").exists()
+
+
+def code_of(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert "Traceback" not in result.stderr
+    return result.exit_code, result.stderr
+
+
+@pytest.mark.parametrize("what", ["missing", "text", "empty", "directory", "database"])
+@pytest.mark.parametrize("command", ["tail", "verify"])
+def test_what_is_no_log_is_a_usage_error(log: Path, what: str, command: str) -> None:
+    path = log.with_name("other")
+    if what == "text":
+        path.write_text("no database, long enough to be looked at" * 20)
+    elif what == "empty":
+        path.write_text("")
+    elif what == "directory":
+        path.mkdir()
+    elif what == "database":
+        connection = sqlite3.connect(path)
+        connection.execute("CREATE TABLE t (x)")
+        connection.commit()
+        connection.close()
+    keys = ["--keys", log.with_name("keys.json")] if command == "verify" else []
+    code, said = code_of("audit", command, path, *keys)
+    assert code == ExitCode.USAGE, said
+    assert str(path) in said
+
+
+def test_a_pipe_is_no_log_and_is_not_waited_for(log: Path) -> None:
+    pipe = log.with_name("pipe.db")
+    os.mkfifo(pipe)
+    tokens = ("tokens", "issue", log.with_name("t.json"), "--name", "ci", "--role", "client")
+    code, said = code_of(*tokens, "--keys", log.with_name("keys.json"), "--audit", pipe)
+    assert code == ExitCode.USAGE, said
+    assert "pipe.db" in said
+
+
+@pytest.mark.parametrize("command", ["tail", "verify"])
+def test_a_log_cut_off_anywhere_is_damage(log: Path, command: str) -> None:
+    sqlite3.connect(log).execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    content = log.read_bytes()
+    keys = ["--keys", log.with_name("keys.json")] if command == "verify" else []
+    for length in (*range(0, len(content), 1000), 50, 4096, 8192):
+        log.write_bytes(content[:length])
+        code, said = code_of("audit", command, log, *keys)
+        assert code == ExitCode.VERIFICATION_FAILED, (length, said)
+    log.write_bytes(content)
+    assert code_of("audit", command, log, *keys)[0] == ExitCode.PASS
+
+
+def test_a_log_overwritten_in_the_middle_is_damage(log: Path) -> None:
+    content = bytearray(log.read_bytes())
+    content[4096:] = b"x" * (len(content) - 4096)
+    log.write_bytes(content)
+    keys = ["--keys", log.with_name("keys.json")]
+    assert code_of("audit", "verify", log, *keys)[0] == ExitCode.VERIFICATION_FAILED
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"[]", b'{"number": 1}', b"\xff\xfe"])
+def test_a_newest_head_that_is_none_is_a_usage_error(log: Path, content: bytes) -> None:
+    head = log.with_name("head.json")
+    head.write_bytes(content)
+    keys = ["--keys", log.with_name("keys.json")]
+    code, said = code_of("audit", "verify", log, *keys, "--newest", head)
+    assert code == ExitCode.USAGE, said
+    assert str(head) in said
+    assert code_of("audit", "verify", log, *keys, "--newest", log.parent)[0] == ExitCode.USAGE
+    assert code_of("audit", "verify", log, *keys, "--heads", log.parent)[0] == ExitCode.USAGE

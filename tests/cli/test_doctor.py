@@ -68,3 +68,37 @@ def test_a_wrong_subject_is_a_usage_error(invoke, spec):
     assert result.exit_code == ExitCode.USAGE
     assert result.stderr.startswith("Error: ")
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("import os; os._exit(0)", "ended its process (exit status 0)"),
+        ("import sys; sys.exit(0)", "ended its process (exit status 0)"),
+        ("import sys; sys.exit('gone')", "ended its process (exit status 1): gone"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "killed by SIGSEGV"),
+        ("import os\nclass X:\n    def __init__(self): os._exit(0)", "exit status 0"),
+        ("class X:\n    @property\n    def pack(self): raise ValueError('no pack')", "no pack"),
+        (
+            "class X:\n    def pack(self, c): ...\n    def unpack(self, p, r): ...\n"
+            "    @property\n    def name(self): return 1 / 0",
+            "raised ZeroDivisionError",
+        ),
+    ],
+)
+def test_a_subject_that_ends_its_process_ends_not_the_doctor(forge, tmp_path, source, said):
+    (tmp_path / "bad.py").write_text(source + "\n")
+    result = forge("doctor", "--subject", f"{tmp_path / 'bad.py'}:X")
+    assert result.returncode == ExitCode.USAGE, result.stderr
+    assert said in result.stderr
+    assert result.stderr.startswith("Error: ")
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stdout == ""
+
+
+def test_what_a_subject_prints_is_not_in_the_document(forge, tmp_path, toy):
+    with (tmp_path / "toy.py").open("a") as stream:
+        stream.write("print('hello')\n")
+    result = forge("doctor", "--subject", toy, "--json")
+    assert json.loads(result.stdout)["subject"]["name"] == "toy"
+    assert result.stderr == ""

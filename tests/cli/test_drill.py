@@ -44,7 +44,12 @@ def test_what_was_not_measured_is_not_passed(monkeypatch):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(("--campaign", "kil"), "Did you mean 'kill'"), (("--opener", "x:y"), "cannot be imported")],
+    [
+        (("--campaign", "kil"), "Did you mean 'kill'"),
+        (("--opener", "x:y"), "cannot be imported"),
+        (("--opener", "os:path"), "'os:path' is a module"),
+        (("--opener", "os:sep"), "'os:sep' is a str"),
+    ],
 )
 def test_wrong_names_are_refused(arguments, said):
     error = invoke(*arguments).exception

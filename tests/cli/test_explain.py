@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import pytest
 
+from forge_harness.errors import ExitCode
 from forge_harness.rundir import read_record
 
 
@@ -45,3 +46,18 @@ def test_the_way_back_leads_to_the_target(invoke, run_of):
         sum(Fraction(step["points"]) for step in document["steps"])
         == 100 - document["score"]["low"]
     )
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_forged_run_is_not_explained(invoke, run_of, options):
+    run = run_of(alpha="fail")
+    text = (run / "run.json").read_text()
+    (run / "run.json").write_text(text.replace('"FAIL"', '"PASS"'))
+    result = invoke("explain", run, *options)
+    assert result.exit_code == ExitCode.VERIFICATION_FAILED
+    assert result.stdout == ""
+    assert f"Refused: {run} does not verify" in result.stderr
+
+
+def test_a_killed_run_is_not_explained(invoke, run_of):
+    assert invoke("explain", run_of(seal=False)).exit_code == ExitCode.INCOMPLETE

@@ -35,6 +35,27 @@ def test_several_sources_get_a_baking_manifest(tmp_path):
     assert "2 packages" in result.stdout
 
 
+@pytest.mark.parametrize("second", ["v1.0", "v1.0/", "../v1.0", "v1.0/x/.."])
+def test_sources_of_one_name_are_refused_before_anything_is_written(tmp_path, monkeypatch, second):
+    (tmp_path / "v1.0" / "x").mkdir(parents=True)
+    (tmp_path / "deeper" / "v1.0" / "x").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "deeper")
+    result = run(MODELS / "v1.0", second, "--out", tmp_path / "p")
+    assert result.exit_code == 4
+    assert "would both be the package 'v1.0'" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_package_that_is_there_is_found_before_anything_is_written(tmp_path):
+    (tmp_path / "p" / "custom").mkdir(parents=True)
+    (tmp_path / "p" / "custom" / "x").write_text("")
+    result = run(MODELS / "v1.0", MODELS / "custom", "--out", tmp_path / "p")
+    assert result.exit_code == 4
+    assert "exists and is not an empty directory" in result.stderr
+    assert [path.name for path in (tmp_path / "p").iterdir()] == ["custom"]
+
+
 def test_a_training_directory_is_a_source(tmp_path):
     train = ["train", "--task", "digits", "--steps", "200", "--out", str(tmp_path / "run")]
     assert CliRunner().invoke(app, train).exit_code == 0

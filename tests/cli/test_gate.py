@@ -80,6 +80,7 @@ def _edit(run, **fields):
     [
         lambda run: _edit(run, verdict="PASS"),
         lambda run: (run / "run.json").write_text("{"),
+        lambda run: (run / "run.json").unlink(),
         lambda run: (run / "policy.json").write_text("{}"),
         lambda run: (run / "policy.json").unlink(),
         lambda run: (run / "manifest.json").unlink(),

@@ -57,6 +57,51 @@ def test_a_directory_that_cannot_be_made_is_one_sentence(tmp_path, invoke):
     assert "Cannot write" in result.stderr
 
 
+@pytest.mark.parametrize("name", ["forge_checks", ".github", ".github/workflows"])
+def test_a_file_where_a_directory_goes_stops_everything(tmp_path, invoke, name):
+    taken = tmp_path / name
+    taken.parent.mkdir(parents=True, exist_ok=True)
+    taken.write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    result = invoke("init", tmp_path)
+    assert result.exit_code == ExitCode.USAGE
+    assert f"{taken} is a file; expected a directory, or nothing; nothing was" in result.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_dangling_link_in_the_place_of_a_file_stops_everything(tmp_path, invoke):
+    (tmp_path / "forge_checks").mkdir()
+    (tmp_path / "forge_checks" / "test_example.py").symlink_to(tmp_path / "gone")
+    assert invoke("init", tmp_path).exit_code == ExitCode.USAGE
+    assert not (tmp_path / "forge.toml").exists()
+
+
+def test_a_table_in_pyproject_stops_everything(tmp_path, invoke):
+    (tmp_path / "pyproject.toml").write_text("[tool.forge-harness.run]\nseed = 1\n")
+    result = invoke("init", tmp_path)
+    assert result.exit_code == ExitCode.USAGE
+    assert "pyproject.toml has [tool.forge-harness]" in result.stderr
+    assert "nothing was written" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["pyproject.toml"]
+
+
+def test_what_could_be_written_is_taken_back_when_the_rest_cannot(tmp_path, invoke, monkeypatch):
+    from pathlib import Path
+
+    real = Path.open
+
+    def failing(path, mode="r", *rest, **options):
+        if path.name == "forge.yml":
+            raise OSError(28, "No space left on device")
+        return real(path, mode, *rest, **options)
+
+    monkeypatch.setattr(Path, "open", failing)
+    result = invoke("init", tmp_path / "new")
+    assert result.exit_code == ExitCode.USAGE
+    assert "No space left on device" in result.stderr
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
 def test_two_configurations_in_one_project_are_seen(project, invoke, monkeypatch):
     (project / "pyproject.toml").write_text("[tool.forge-harness.run]\nseed = 1\n")
     monkeypatch.chdir(project)

@@ -100,3 +100,32 @@ def test_waivers_say_which_have_expired(invoke, project):
     assert "expired" in invoke("list", "waivers").output
     (project / "forge.toml").write_text('[run]\nwaivers = "gone.toml"\n')
     assert invoke("list", "waivers").exit_code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PYTEST_ADDOPTS", "--bogus"),
+        ("PYTEST_PLUGINS", "no_such_plugin"),
+        ("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1"),
+    ],
+)
+def test_what_is_set_for_other_pytest_runs_changes_no_listing(
+    invoke, project, monkeypatch, name, value
+):
+    monkeypatch.setenv(name, value)
+    result = invoke("list", "checks", "--suite", "mine")
+    assert result.exit_code == 0, result.stderr
+    assert "2 checks, 1 with a test" in result.output
+
+
+def test_a_name_no_check_reads_is_refused_where_all_checks_are_known(invoke, project):
+    (project / "p.toml").write_text(
+        "[suite_weights]\nmine = 2\n[thresholds.mine]\na.at_least = 1\n"
+    )
+    (project / "forge.toml").write_text('[run]\nsuite_paths = ["mine"]\npolicy = "p.toml"\n')
+    assert invoke("list", "checks", "--suite", "mine").exit_code == 0
+    (project / "p.toml").write_text("[suite_weights]\nmien = 2\n")
+    result = invoke("list", "checks", "--suite", "mine")
+    assert result.exit_code == ExitCode.USAGE
+    assert "Unknown suite 'mien'. Did you mean 'mine'?" in result.stderr

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -96,3 +99,45 @@ def test_a_directory_that_holds_no_run_is_refused(invoke, tmp_path):
     done = invoke("load", "report", tmp_path)
     assert done.exit_code == 4
     assert "is no load plan" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("load") / "l1"
+    command = [sys.executable, "-m", "forge_harness", "load", "run", "--url"]
+    flags = ["--out", str(out), "--rate", "40", "--phases", "1x:1", "--slo", "2", "-q"]
+    with support.serving() as url:
+        subprocess.run([*command, url, *flags], capture_output=True, check=False)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("locust.json", b"[]"),
+        ("locust.json", b'{"requests": "x"}'),
+        ("locust.json", b"\xff"),
+        ("context.json", b"3"),
+        ("context.json", b"[1]"),
+        ("memory.json", b"3"),
+        ("memory.json", b'[["a", 1]]'),
+        ("peak.json", b"[]"),
+        ("peak.json", b'{"probes": 3}'),
+        ("generator-0.json", b"[]"),
+        ("generator-0.json", b"{}"),
+        ("server-before.prom", b"\xff\xfe"),
+        ("records-0.jsonl", b"\xff\xfe"),
+        ("records-0.jsonl", b'{"index": "x"}\n{}\n'),
+        ("plan.json", b"[" * 100_000),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_one_sentence(invoke, finished, tmp_path, name, content):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    assert invoke("load", "report", run).exit_code in (0, 1, 7)
+    assert name == "peak.json" or (run / name).exists() or name == "memory.json"
+    (run / name).write_bytes(content)
+    done = invoke("load", "report", run)
+    assert done.exit_code == 4, done.output
+    assert name in done.stderr
+    assert len(done.stderr.splitlines()) == 1

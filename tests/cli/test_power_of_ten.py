@@ -55,3 +55,10 @@ def test_what_is_not_there_is_refused(invoke, arguments):
     done = invoke("power-of-ten", *arguments)
     assert done.exit_code == 4
     assert "nowhere" in done.output
+
+
+@pytest.mark.parametrize("limit", ["nan", "inf", "-inf"])
+def test_a_limit_that_is_no_number_gates_nothing(invoke, tree, limit):
+    result = invoke("power-of-ten", tree, "--at-least", limit)
+    assert result.exit_code == 4
+    assert "is not a finite number" in result.stderr

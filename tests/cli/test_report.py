@@ -36,21 +36,52 @@ def test_elsewhere_leaves_the_run_alone(invoke, run_of, tmp_path):
     assert sorted(run.rglob("*")) == before
 
 
-def test_a_damaged_run_is_not_given_a_new_manifest(invoke, run_of, tmp_path):
+def test_a_damaged_run_is_given_no_report_and_no_new_manifest(invoke, run_of, tmp_path):
     run = run_of(beta="fail")
     (run / "items.jsonl").write_text("")
     manifest = (run / "manifest.json").read_bytes()
-    result = invoke("report", run)
-    assert result.exit_code == ExitCode.VERIFICATION_FAILED
-    assert "a new manifest would hide that" in result.stderr
+    for where in ([], ["--out", tmp_path / "out"]):
+        result = invoke("report", run, *where)
+        assert result.exit_code == ExitCode.VERIFICATION_FAILED
+        assert f"Refused: {run} does not verify" in result.stderr
     assert (run / "manifest.json").read_bytes() == manifest
     assert verify_run(run)
-    assert invoke("report", run, "--out", tmp_path / "out").exit_code == ExitCode.PASS
+    assert not (tmp_path / "out").exists()
 
 
-def test_a_killed_run_is_not_sealed(invoke, run_of):
+def test_a_forged_verdict_gets_no_report(invoke, run_of, tmp_path):
+    run = run_of(alpha="fail")
+    text = (run / "run.json").read_text()
+    assert '"FAIL"' in text
+    (run / "run.json").write_text(text.replace('"FAIL"', '"PASS"'))
+    result = invoke("report", run, "--out", tmp_path / "out")
+    assert result.exit_code == ExitCode.VERIFICATION_FAILED
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("where", ["", "public", "artifacts/deeper"])
+def test_reports_elsewhere_are_not_within_a_run(invoke, run_of, where):
+    run, other = run_of(), run_of()
+    for target in (run, other):
+        result = invoke("report", run, "--out", target / where, "--format", "json")
+        assert result.exit_code == ExitCode.USAGE
+        assert "is within a run" in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+        assert verify_run(target) == []
+
+
+def test_a_link_into_the_run_is_within_it(invoke, run_of, tmp_path):
+    run = run_of()
+    (tmp_path / "link").symlink_to(run)
+    result = invoke("report", run, "--out", tmp_path / "link" / "public")
+    assert result.exit_code == ExitCode.USAGE
+    assert verify_run(run) == []
+
+
+def test_a_killed_run_is_not_sealed(invoke, run_of, tmp_path):
     run = run_of(seal=False)
-    assert invoke("report", run).exit_code == ExitCode.VERIFICATION_FAILED
+    for where in ([], ["--out", tmp_path / "out"]):
+        assert invoke("report", run, *where).exit_code == ExitCode.INCOMPLETE
     assert not (run / "manifest.json").exists()
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from forge_harness.cli.run import default_workers, make_validator, run_directory
 from forge_harness.config import load_config
-from forge_harness.errors import ExitCode
+from forge_harness.errors import ExitCode, StateError
 from forge_harness.rundir import read_record
 from forge_harness.scoring import verify_run
 
@@ -232,3 +232,44 @@ def test_workers_follow_the_cpus_this_process_may_use(monkeypatch, cpus, quota, 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cpus)))
     monkeypatch.setattr("forge_harness.probes.cgroup.cpu_quota", lambda: quota)
     assert default_workers() == workers
+
+
+@pytest.mark.parametrize(
+    ("run_dir", "state", "sentence"),
+    [
+        ("out", "out/states", "lies within the run directory"),
+        ("out", "out", "lies within the run directory"),
+        ("states/out", "states", "lies within the state store"),
+        ("out", "toy.py", "toy.py is not a directory; expected one for a state store."),
+        ("out", "mine", "holds 'test_mine.py' and no state store"),
+        ("out", "toy.py/states", "toy.py/states"),
+    ],
+)
+def test_a_store_that_cannot_take_the_run_is_refused_before_it(
+    invoke, project, run_dir, state, sentence
+):
+    result = invoke("run", "--check", "mine.bad", "--run-dir", run_dir, "--state", state)
+    assert result.exit_code == ExitCode.USAGE, result.output
+    assert sentence in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (project / run_dir).exists()
+    assert not (project / "states").exists()
+
+
+@pytest.mark.parametrize(
+    ("check", "code"),
+    [("mine.bad", ExitCode.GATE_FAILED), ("mine.good", ExitCode.USAGE)],
+)
+def test_a_store_lost_meanwhile_does_not_hide_how_the_run_ended(
+    invoke, project, monkeypatch, check, code
+):
+    from forge_harness.integration.state_manager import StateManager
+
+    def refuse(*_, **__):
+        raise StateError("The disk is full.")
+
+    monkeypatch.setattr(StateManager, "save", refuse)
+    result = invoke("run", "-q", "--check", check, "--run-dir", "out", "--state", "states")
+    assert result.exit_code == code, result.output
+    assert "The run is not kept in states: The disk is full." in result.stderr
+    assert verify_run(project / "out") == []

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from forge_harness.cli import app
 from forge_harness.cli.sign import sign_command
 from forge_harness.cli.verify import verify_command
-from forge_harness.errors import SignatureError, UsageError
+from forge_harness.errors import ExitCode, SignatureError, UsageError
 from forge_harness.security.key_sources import write_keyring
 from forge_harness.security.keys import Keyring
 
@@ -52,3 +54,50 @@ def test_options_that_belong_together(package: Path) -> None:
     arguments = [str(package), "--threshold", "2"]
     alone = CliRunner().invoke(verify_command, arguments, standalone_mode=False)
     assert "go with --key" in str(alone.exception)
+
+
+def code_of(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["verify", *(str(argument) for argument in arguments)])
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    return result.exit_code, result.stderr
+
+
+@pytest.mark.parametrize("what", ["link", "pipe", "emptied"])
+def test_what_was_done_to_a_signed_package_exits_8(package: Path, what: str) -> None:
+    sign(package)
+    if what == "link":
+        (package / "link").symlink_to("weights")
+    elif what == "pipe":
+        os.mkfifo(package / "pipe")
+    else:
+        (package / "weights").unlink()
+    code, said = code_of(package, "--key", package.with_name("key.pem"))
+    assert code == ExitCode.VERIFICATION_FAILED, said
+    assert "is not what was signed" in said
+
+
+def test_a_package_that_is_not_there_exits_4(package: Path) -> None:
+    sign(package)
+    key = package.with_name("key.pem")
+    for path in (package.with_name("none"), package / "weights"):
+        code, said = code_of(path, "--key", key)
+        assert code == ExitCode.USAGE, said
+        assert "is no directory; expected a package" in said
+
+
+def test_one_key_twice_is_one_key(package: Path) -> None:
+    sign(package)
+    key = package.with_name("key.pem")
+    code, said = code_of(package, "--key", key, "--key", key, "--threshold", "2")
+    assert code == ExitCode.USAGE
+    assert "2 signatures are asked for and 1 different key is pinned" in said
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_package_without_a_key_is_not_called_damaged(package: Path, signed: bool) -> None:
+    (package / "manifest.json").write_text('{"schema": "forge-manifest/1", "files": {}}')
+    if signed:
+        sign(package)
+    code, said = code_of(package)
+    assert code == ExitCode.USAGE, said
+    assert f"{package} is a package, not a run; give --key PEM" in said

@@ -115,3 +115,28 @@ def test_every_key_of_run_has_a_flag():
         section, _, name = key.partition(".")
         if section == "run":
             assert f"--{flags.get(name, name)} " in SURFACE["run"] + " ", key
+
+
+FLOATS = [
+    (name, parameter)
+    for name, command in commands()
+    for parameter in command.params
+    if isinstance(parameter.type, click.types.FloatParamType)
+]
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999"])
+@pytest.mark.parametrize(
+    ("name", "parameter"), FLOATS, ids=[f"{name}-{found.name}" for name, found in FLOATS]
+)
+def test_every_number_is_finite(name, parameter, text):
+    context = click.Context(dict(commands())[name])
+    with pytest.raises(click.BadParameter, match="is not a finite number"):
+        parameter.type.convert(text, parameter, context)
+
+
+def test_numbers_that_are_finite_keep_their_range():
+    kind = dict(FLOATS)["power-of-ten"].type
+    assert kind.convert("0.5", None, None) == 0.5
+    with pytest.raises(click.BadParameter, match="not in the range 0<=x<=1"):
+        kind.convert("2", None, None)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from forge_harness.errors import (
+    ConfigError,
     ExitCode,
     NothingCollectedError,
     RunDirectoryError,
@@ -24,6 +25,7 @@ from forge_harness.integration.pipeline_validator import PipelineValidator
 from forge_harness.record import Waiver
 from forge_harness.rundir import read_items, read_record
 from forge_harness.scoring import exit_code_for, verify_run
+from forge_harness.selection import build_policy
 from forge_harness.types import Outcome, Profile, Verdict
 
 SUBJECT = """
@@ -235,6 +237,37 @@ def test_an_interrupted_run_is_recorded(project, number):
     assert (record.verdict, exit_code_for(record)) == (Verdict.INCOMPLETE, ExitCode.INTERRUPTED)
 
 
+SLOW_SUBJECT = """
+import pathlib, time
+pathlib.Path("loading").touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl_c", "terminated"])
+def test_a_signal_while_the_subject_is_loaded_leaves_nothing_behind(project, number, tmp_path):
+    (project / "slow.py").write_text(SLOW_SUBJECT)
+    command = [sys.executable, "-m", "forge_harness", "run", "--subject", "slow.py:subject"]
+    command += ["--check", "environment.python_version", "--run-dir", "run"]
+    (project / "tmp").mkdir()
+    process = subprocess.Popen(
+        command,
+        cwd=project,
+        env={**os.environ, "TMPDIR": str(project / "tmp")},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for _ in range(300):
+        if (project / "loading").exists():
+            break
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors.splitlines()[-1]) == (2, "Interrupted.")
+    assert not (project / "run").exists()
+    assert list((project / "tmp").iterdir()) == []
+
+
 def test_a_killed_run_never_verifies_and_takes_its_processes_along(project):
     write_checks(project, TWO)
     process = subprocess.Popen(
@@ -296,6 +329,68 @@ def test_a_name_unknown_for_a_broken_file_says_so(project):
     write_checks(project, "def test_it(: pass")
     with pytest.raises(UsageError, match=r"Unknown suite 'mine'.*test_mine\.py could not be coll"):
         make(project).plan()
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        (None, "checks holds no check; expected"),
+        ("def test_plain(): pass\n", "checks holds no check; expected"),
+    ],
+    ids=["empty", "unmarked"],
+)
+def test_a_suite_path_without_a_check_is_refused(project, source, sentence):
+    if source is not None:
+        write_checks(project, source)
+    with pytest.raises(UsageError, match=sentence):
+        make(project, suites=(), checks=("environment.python_version",)).plan()
+
+
+def test_a_name_that_is_only_misspelt_blames_no_file(project):
+    write_checks(project, CHECKS)
+    with pytest.raises(UsageError, match=r"Unknown suite 'mien'\. Did you mean 'mine'") as caught:
+        make(project, suites=("mien",)).plan()
+    assert "test_mine.py" not in str(caught.value)
+
+
+def test_a_name_unknown_for_a_module_that_skips_itself_says_so(project):
+    write_checks(project, "pytest.importorskip('not_there')\n" + CHECKS)
+    with pytest.raises(UsageError, match=r"Unknown suite 'mine'.*SKIPPED.*not_there"):
+        make(project).plan()
+    (project / "p.toml").write_text("[suite_weights]\nmine = 3\n")
+    validator = PipelineValidator(
+        build_policy(project / "p.toml"), "toy.py:Toy", suite_paths=[project / "checks"]
+    )
+    assert validator.plan().policy.suite_weights["mine"] == 3
+
+
+def test_a_suite_path_whose_checks_are_all_nightly_is_not_empty(project):
+    source = "@pytest.mark.forge_check('state.power_loss')\ndef test_a(evidence): pass\n"
+    write_checks(project, source)
+    assert make(project, suites=("environment",)).plan().entries
+
+
+def test_a_suite_path_that_is_a_text_file_is_refused(project):
+    (project / "notes.txt").write_text("x", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"notes\.txt is no Python file"):
+        make(project, suites=("data",), suite_paths=[project / "notes.txt"]).plan()
+
+
+def test_a_policy_may_name_the_users_suites_and_nothing_unknown(project):
+    write_checks(project, CHECKS)
+    file = project / "p.toml"
+    file.write_text("[suite_weights]\nmine = 3\n[thresholds.mine]\na.at_least = 1\n")
+    validator = PipelineValidator(
+        build_policy(file), "toy.py:Toy", suite_paths=[project / "checks"], command=[]
+    )
+    assert validator.plan().policy.suite_weights["mine"] == 3
+    for paths in ([project / "checks"], []):
+        file.write_text("[suite_weights]\ndatta = 5\n")
+        validator = PipelineValidator(
+            build_policy(file), "toy.py:Toy", suite_paths=paths, command=[]
+        )
+        with pytest.raises(ConfigError, match=r"Unknown suite 'datta'\. Did you mean 'data'"):
+            validator.plan()
 
 
 def test_a_scope_without_checks_is_refused(project):

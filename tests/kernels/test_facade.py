@@ -246,3 +246,25 @@ def test_a_bias_counts_as_fp32_whatever_its_dtype(backend):
     assert torch.equal(
         quant.TernaryLinearOp()(x, latent, bias), quant.TernaryLinearOp()(x, latent, bias.float())
     )
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_sizes_that_cannot_be_packed_are_refused_before_anything_is_read(backend):
+    wide = torch.zeros((1, 1), dtype=torch.int8).expand(1, kernels.MAX_COLUMNS + 1)
+    for codes in (wide, wide[:0], wide[:, :0]):
+        with pytest.raises(ValueError, match="at least one row and 1 to 131,072 columns"):
+            kernels.pack(codes, scale=1.0, backend=backend)
+        with pytest.raises(ValueError, match="at least one row and 1 to 131,072 columns"):
+            kernels.pack_stored(codes.to(torch.uint8), codes.shape[0], scale=1.0, backend=backend)
+    with pytest.raises(ValueError, match="9 rows do not fit"):
+        kernels.pack_stored(torch.zeros(2, 4, dtype=torch.uint8), 9, scale=1.0, backend=backend)
+
+
+def test_a_packed_weight_stays_where_it_is_and_shows_no_tensors():
+    packed = kernels.pack(torch.ones(8, 16, dtype=torch.int8), scale=0.5)
+    assert packed.to("cpu") is packed
+    assert (packed.is_cpu, packed.is_rowwise) == (True, False)
+    assert kernels.pack(torch.ones(8, 16, dtype=torch.int8), scale=torch.ones(8)).is_rowwise
+    assert repr(packed) == "PackedTernary(rows=8, columns=16, layout='i2-64x16')"
+    moved = packed.to("meta")
+    assert (moved.data.device.type, moved.is_cpu) == ("meta", False)

@@ -1,5 +1,6 @@
 """Records: nothing is lost on the way through a file, and the books notice what is."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -96,3 +97,27 @@ def test_times_without_an_answer_are_infinite():
     record.status = 200
     assert (record.response_s, record.service_s, record.lateness_s) == (3.0, 2.5, 0.5)
     assert Record(0, 1.0, 0).lateness_s is None
+
+
+@pytest.mark.parametrize("line", ["[]", "3", "null", '"x"', "[" * 100_000])
+def test_a_line_that_is_json_and_no_record_is_refused(line):
+    with pytest.raises(ValueError, match="no record"):
+        parse_line(line)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("index", "x"), ("kind", None), ("intended", None), ("done", "1"), ("status", [200]),
+     ("sent", math.nan), ("bytes", 1.5)],
+)  # fmt: skip
+def test_a_value_of_another_type_is_no_record(key, value):
+    content = json.loads(Record(1, 0.5, 0, sent=0.5, done=0.75, status=200).line())
+    parse_line(json.dumps(content))
+    with pytest.raises(ValueError, match="no record"):
+        parse_line(json.dumps({**content, key: value}))
+
+
+def test_records_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "records-0.jsonl").write_bytes(b"\xff\xfe\n" * 3)
+    with pytest.raises(LoadError, match=r"records-0\.jsonl is no text"):
+        read_records(tmp_path)

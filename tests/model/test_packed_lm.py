@@ -220,6 +220,7 @@ def test_the_packed_model_is_smaller_and_the_cache_is_what_it_says():
     assert resident_bytes(packed) < 0.11 * resident_bytes(dense)
     assert packed.cache_bytes == 0
     packed.prefill(tokens(3, 2))
+    assert not any("rope" in name or "cache" in name for name in packed.state_dict())
     # keys and values, layers, sequences, heads, context, head size, fp32
     assert packed.cache_bytes == 2 * 2 * 3 * 4 * CONTEXT * 64 * 4
 

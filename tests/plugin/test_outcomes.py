@@ -111,6 +111,47 @@ def test_subtest(evidence, subtests):
     evidence.record("x", 1)
     with subtests.test("inner"):
         assert False, "inside"
+
+@mine("a")
+def test_subtest_skip(evidence, subtests):
+    evidence.record("x", 1)
+    with subtests.test("inner"):
+        pytest.skip("no such device")
+
+@mine("a")
+def test_subtest_skip_and_fail(evidence, subtests):
+    with subtests.test("inner"):
+        pytest.skip("no such device")
+    with subtests.test("other"):
+        assert False, "inside"
+
+@mine("a")
+def test_subtest_xfail(evidence, subtests):
+    evidence.record("x", 1)
+    with subtests.test("inner"):
+        pytest.xfail("later")
+
+@mine("a")
+def test_skip_and_teardown(bad_teardown, evidence): pytest.skip("no such device")
+
+@mine("a")
+@pytest.mark.timeout(0.2)
+def test_swallowed_timeout(evidence):
+    evidence.record("x", 1)
+    try:
+        time.sleep(30)
+    except BaseException:
+        pass
+    time.sleep(0.1)
+
+@mine("a")
+def test_unprintable(evidence):
+    print("captured \\udcfe")
+    evidence.record("name \\udcff", "value \\udcff", reason="why \\udcff")
+    raise ValueError("broken \\udcff")
+
+@mine("a")
+def test_one_sided(evidence): evidence.within("x", 1, low=-float("inf"), high=2, reason="r")
 """
 
 EXPECTED = {
@@ -137,6 +178,17 @@ EXPECTED = {
     "test_non_finite": ("fail", "x is nan, not finite; expected a number"),
     "test_twice": ("error", "ValueError: evidence 'x' is recorded twice in one item"),
     "test_subtest": ("fail", "inside"),
+    "test_subtest_skip": ("not_measured", "a subtest was skipped: no such device"),
+    "test_subtest_skip_and_fail": ("fail", "inside"),
+    "test_subtest_xfail": ("fail", "xfail without a waiver: later"),
+    "test_skip_and_teardown": ("error", "teardown: RuntimeError: teardown is broken"),
+    "test_swallowed_timeout": ("error", "caught its timeout of 0.2 s and ran for 0.3 s"),
+    "test_unprintable": ("error", r"ValueError: broken \udcff"),
+    "test_one_sided": (
+        "error",
+        "ValueError: evidence 'x' has the bound -inf; expected finite numbers: use at_most or "
+        "at_least for a limit on one side.",
+    ),
 }
 
 

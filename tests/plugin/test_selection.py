@@ -111,7 +111,7 @@ def test_a_bad_catalogue_is_a_usage_error(told, pytester):
     (pytester.path / "catalogue.toml").write_text("[[check]]\nid = 3\n", encoding="utf-8")
     run = told(SOURCE)
     assert run.status == pytest.ExitCode.USAGE_ERROR
-    assert "Catalogue: catalogue." in run.output
+    assert "catalogue.toml: check 1: id: " in run.output
 
 
 TIMED = """
@@ -128,3 +128,27 @@ def test_what_compares_times_runs_last(pytester):
     result = pytester.runpytest_inprocess("-v", "-p", "no:cacheprovider", "test_it.py")
     ended = [line for line in result.outlines if "::" in line and "PASSED" in line]
     assert ["::test_2" in ended[0], "::test_1" in ended[1]] == [True, True], result.outlines
+
+
+@pytest.mark.parametrize("options", [(), ("-n", "1")])
+def test_two_files_whose_tests_would_stand_for_each_other_are_a_usage_error(
+    told, pytester, options
+):
+    # Relative to the first path both are test_size.py::test_fits; the last of them would be both.
+    source = (
+        "import pytest\n"
+        "@pytest.mark.forge_check('mine.{0}', title='T', severity='{1}')\n"
+        "def test_fits(evidence): evidence.at_most('x', {2}, limit=1, reason='r')\n"
+    )
+    for name, severity, value in (("alpha", "high", 5), ("beta", "low", 0)):
+        (pytester.path / name).mkdir()
+        text = source.format(name, severity, value)
+        (pytester.path / name / "test_size.py").write_text(text, encoding="utf-8")
+    (pytester.path / "root").mkdir()
+    paths = [str(pytester.path / name) for name in ("alpha", "beta")]
+    run = told(
+        "", *paths, "--rootdir", str(pytester.path / "root"), *options, subprocess=bool(options)
+    )
+    assert run.status == pytest.ExitCode.USAGE_ERROR
+    assert "both hold a test 'test_size.py::test_fits'" in run.output
+    assert not run.items

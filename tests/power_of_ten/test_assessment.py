@@ -1,5 +1,6 @@
 """Scores over trees whose counts are known by hand."""
 
+import os
 from datetime import date
 from fractions import Fraction
 
@@ -131,3 +132,15 @@ def test_waivers_are_read_from_a_file(tmp_path):
         file.write_text(text.replace(before, after))
         with pytest.raises(ConfigError):
             load_waivers(file)
+
+
+@pytest.mark.parametrize("name", ["pipe.py", "[pipe].py", "pipe.pyi"])
+def test_what_is_no_plain_file_is_not_waited_for(tmp_path, name):
+    root = tree(tmp_path, a=RECURSIVE)
+    (root / "deeper").mkdir()
+    os.mkfifo(root / "deeper" / name)
+    before = assess([root], today=TODAY)
+    assert before.files == 1
+    (measure,) = [m for m in before.rules[9].measures if m.tool == "ruff"]
+    assert measure.missing == ""
+    assert measure.opportunities == 1

@@ -93,6 +93,31 @@ def test_a_low_score_fails(make):
     assert (record.verdict, record.verdict_reasons) == ("FAIL", ["the score is 70, under 80"])
 
 
+@pytest.mark.parametrize("state", ["finished", "interrupted"])
+def test_what_no_missing_check_can_mend_has_failed(make, state):
+    """Were it INCOMPLETE, one more unmeasured check would turn `gate --fail-on fail` green."""
+    checks = [(f"a.c{i}", "low") for i in range(10)]
+    bad = [make.item(f"a.c{i}", "fail") for i in range(3)]
+    good = [make.item(f"a.c{i}") for i in range(3, 8)]
+    record = run(make, checks, [*bad, *good], state=state)
+    assert record.verdict == "FAIL"
+    assert record.verdict_reasons[0] == "the score is at most 70, under 80"
+    hopeful = run(make, checks, [*bad[:2], *good], state=state)
+    assert hopeful.verdict == "INCOMPLETE"
+
+
+def test_a_suite_no_missing_check_can_mend_has_failed(make):
+    checks = [("a.x", "critical"), ("a.y", "high"), ("b.x", "medium"), ("b.y", "low")]
+    record = run(
+        make,
+        checks,
+        [make.item("a.x"), make.item("b.x", "fail")],
+        context=make.context(),
+    )
+    assert record.verdict == "FAIL"
+    assert "suite b is at most 33, under 50" in record.verdict_reasons
+
+
 def test_between_80_and_90_is_ready_with_notes(make):
     checks = [(f"a.c{i}", "high") for i in range(10)]
     items = [make.item(name, "flaky" if i < 3 else "pass") for i, (name, _) in enumerate(checks)]
@@ -154,7 +179,19 @@ class TestSelection:
 
     def test_a_medium_failure(self, make):
         record = self.record(make, make.item("a.x", "fail"), make.item("a.y"))
-        assert (record.verdict, exit_code_for(record)) == ("PARTIAL", 7)
+        assert record.verdict == "PARTIAL"
+        assert (exit_code_for(record), gate_exit_code(record)) == (1, 1)
+
+    @pytest.mark.parametrize("outcome", ["fail", "error"])
+    def test_a_failure_beside_a_part_not_measured(self, make, outcome):
+        record = self.record(make, make.item("a.x", outcome))
+        assert record.verdict == "PARTIAL"
+        assert (exit_code_for(record), gate_exit_code(record)) == (1, 1)
+
+    @pytest.mark.parametrize("outcome", ["warn", "flaky"])
+    def test_what_does_not_fail_a_whole_run_does_not_fail_a_part(self, make, outcome):
+        record = self.record(make, make.item("a.x", outcome), make.item("a.y"))
+        assert (exit_code_for(record), gate_exit_code(record)) == (0, 7)
 
     def test_a_blocking_failure(self, make):
         record = self.record(make, make.item("a.x"), make.item("a.y", "fail"))

@@ -10,6 +10,7 @@ from forge_harness.canonical import canonical_json, sha256_hex
 from forge_harness.errors import RunDirectoryError
 from forge_harness.rundir import RunDirectory
 from forge_harness.scoring import Scope, assemble, verify_run
+from forge_harness.scoring.assembly import items_of
 from forge_harness.types import Level
 
 CHECKS = (("a.x", "critical"), ("a.y", "medium"), ("b.x", "high"))
@@ -46,6 +47,8 @@ def sealed(make, tmp_path):
     directory = RunDirectory.create(path, record=stub, policy=policy)
     (path / "evidence" / "sha256").mkdir(parents=True)
     (path / "evidence" / "sha256" / DIGEST).write_bytes(PAYLOAD)
+    for item in items_of(record):
+        directory.append_item(item)
     directory.write_final(record, policy)
     directory.seal()
     return path
@@ -195,7 +198,8 @@ def test_causes_come_before_what_follows_from_them(sealed):
     edit(sealed, forge)
     places = [what for _, what in found(sealed)]
     assert places[0].startswith("$.checks[1]")
-    assert places[-1].startswith("$.score")
+    assert places[-2].startswith("$.score")
+    assert places[-1] == "suites/test_a_y.py::test[0]"  # in items.jsonl
 
 
 def test_a_changed_policy_changes_its_digest(sealed):
@@ -236,7 +240,10 @@ def test_an_artifact_of_another_digest(sealed):
         run["checks"][0]["evidence"][0]["value"] = "sha256:" + "0" * 64
 
     edit(sealed, forge)
-    assert found(sealed) == [("run.json", "$.checks[0].evidence[0].value")]
+    assert found(sealed) == [
+        ("run.json", "$.checks[0].evidence[0].value"),
+        ("items.jsonl", "suites/test_a_x.py::test[0]"),
+    ]
 
 
 def test_bytes_that_are_not_canonical(sealed):
@@ -257,3 +264,40 @@ def test_no_directory(tmp_path):
     with pytest.raises(RunDirectoryError, match="is not a directory"):
         verify_run(tmp_path / "none")
     assert [d.file for d in verify_run(tmp_path)] == ["manifest.json", "run.json", "policy.json"]
+
+
+def test_a_record_that_contradicts_what_was_written_as_items_finished(make, tmp_path):
+    """A forger who changes the evidence, and everything computed from it, and seals again."""
+    policy = make.policy(*CHECKS)
+    true = [make.item("a.x", "fail"), make.item("a.y")]
+    forged = [make.item("a.x"), make.item("a.y")]
+    stub = assemble(policy, [], scope=Scope(), context=make.context(), state="running")
+    record = assemble(policy, forged, scope=Scope(), context=make.context())
+    path = tmp_path / "r"
+    directory = RunDirectory.create(path, record=stub, policy=policy)
+    for item in true:
+        directory.append_item(item)
+    directory.write_final(record, policy)
+    directory.seal()
+    assert found(path) == [("items.jsonl", true[0].nodeid)]
+    for content in (b"", None):  # emptied, then gone
+        (path / "items.jsonl").unlink()
+        if content is not None:
+            (path / "items.jsonl").write_bytes(content)
+        directory.seal()
+        assert found(path) == [("items.jsonl", item.nodeid) for item in true]
+    (path / "items.jsonl").write_bytes(b"[]\n")
+    directory.seal()
+    assert found(path) == [("items.jsonl", "cannot be read")]
+
+
+def test_what_a_full_disk_did_not_take_is_no_contradiction(make, tmp_path):
+    policy = make.policy(*CHECKS)
+    items = [make.item("a.x"), make.item("a.y")]
+    stub = assemble(policy, [], scope=Scope(), context=make.context(), state="running")
+    record = assemble(policy, items, scope=Scope(), context=make.context(), state="aborted")
+    directory = RunDirectory.create(tmp_path / "r", record=stub, policy=policy)
+    directory.append_item(items[0])
+    directory.write_final(record, policy)
+    directory.seal()
+    assert verify_run(tmp_path / "r") == []

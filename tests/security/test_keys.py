@@ -71,6 +71,11 @@ def test_no_key_in_representations_and_messages() -> None:
         assert caught.value.__cause__ is None
 
 
+def test_json_too_deep_to_read_is_no_keyring() -> None:
+    with pytest.raises(SecurityError, match=r"cannot be read \(RecursionError\)"):
+        Keyring.from_bytes(b"[" * 100_000)
+
+
 def test_two_active_keys_of_a_purpose_are_refused() -> None:
     with pytest.raises(SecurityError, match="two active keys"):
         Keyring([*Keyring.new().keys, *Keyring.new().keys])

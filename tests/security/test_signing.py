@@ -93,9 +93,9 @@ def test_only_pinned_keys_count_and_each_once(package: Path) -> None:
     sign_package(package, [SEEDS[0], SEEDS[0]])
     with pytest.raises(SignatureError, match="1 of the pinned keys"):
         verify_package(package, KEYS[:2], threshold=2)
-    with pytest.raises(SecurityError, match="keys are pinned"):
+    with pytest.raises(SecurityError, match="1 different key is pinned"):
         verify_package(package, [KEYS[0], KEYS[0]], threshold=2)
-    with pytest.raises(SecurityError, match="keys are pinned"):
+    with pytest.raises(SecurityError, match="0 different keys are pinned"):
         verify_package(package, [])
 
 
@@ -150,6 +150,21 @@ def test_missing_and_empty_things_are_sentences(package: Path, tmp_path: Path) -
 def test_any_other_bytes_are_no_envelope(content: bytes) -> None:
     with pytest.raises(SignatureError):
         dsse.open_envelope(content, KEYS)
+
+
+def test_json_too_deep_to_read_is_no_envelope_and_no_statement() -> None:
+    deep = b"[" * 100_000
+    with pytest.raises(SignatureError, match="no DSSE envelope"):
+        dsse.open_envelope(deep, KEYS)
+    key = Ed25519PrivateKey.from_private_bytes(SEEDS[0])
+    signature = key.sign(dsse.pre_authentication(dsse.PAYLOAD_TYPE, deep))
+    envelope = {
+        "payloadType": dsse.PAYLOAD_TYPE,
+        "payload": base64.b64encode(deep).decode(),
+        "signatures": [{"keyid": "", "sig": base64.b64encode(signature).decode()}],
+    }
+    with pytest.raises(SignatureError, match="no in-toto statement"):
+        dsse.open_envelope(json.dumps(envelope).encode(), KEYS)
 
 
 def test_pre_authentication_encoding_of_the_specification() -> None:

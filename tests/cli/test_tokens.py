@@ -1,0 +1,66 @@
+"""tokens, and serve with them: what is wrong with a file is a usage error, said first."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from forge_harness.errors import ExitCode
+
+
+@pytest.fixture
+def keys(tmp_path, invoke):
+    assert invoke("keys", "new", tmp_path / "keys.json").exit_code == ExitCode.PASS
+    return ("--keys", tmp_path / "keys.json")
+
+
+def issue(invoke, keys, path, *more, name="ci"):
+    return invoke("tokens", "issue", path, *keys, "--name", name, "--role", "client", *more)
+
+
+def test_issued_listed_revoked(invoke, keys, tmp_path):
+    path = tmp_path / "tokens.json"
+    assert issue(invoke, keys, path).stdout.startswith("fht_")
+    (row,) = json.loads(invoke("tokens", "list", path, *keys, "--json").stdout)
+    assert row["name"] == "ci"
+    assert "revoked on" in invoke("tokens", "revoke", path, row["id"], *keys).stdout
+
+
+@pytest.mark.parametrize("arguments", [("list",), ("revoke",)])
+def test_a_file_that_is_not_there_is_not_an_empty_one(invoke, keys, tmp_path, arguments):
+    path = tmp_path / "deeper" / "nope"
+    more = ("0123456789abcdef",) if arguments == ("revoke",) else ()
+    result = invoke("tokens", *arguments, path, *more, *keys)
+    assert result.exit_code == ExitCode.USAGE
+    assert (
+        f"There is no token file {path}; `forge-harness tokens issue` makes one." in result.stderr
+    )
+    assert result.stdout == ""
+    assert not path.parent.exists()
+
+
+@pytest.mark.parametrize("name", ["", "  ", "\t"])
+def test_a_token_is_somebodys(invoke, keys, tmp_path, name):
+    result = issue(invoke, keys, tmp_path / "tokens.json", name=name)
+    assert result.exit_code == ExitCode.USAGE
+    assert "--name" in result.stderr
+    assert not (tmp_path / "tokens.json").exists()
+
+
+def test_an_audit_log_that_is_a_directory_is_a_usage_error(invoke, keys, tmp_path):
+    (tmp_path / "logs").mkdir()
+    result = issue(invoke, keys, tmp_path / "tokens.json", "--audit", tmp_path / "logs")
+    assert result.exit_code == ExitCode.USAGE, result.stderr
+    assert "logs" in result.stderr
+    assert not (tmp_path / "tokens.json").exists()
+
+
+@pytest.mark.parametrize("content", ["-----BEGIN PUBLIC KEY-----", "", "[]", '{"schema": "x"}'])
+def test_serve_refuses_what_is_no_token_file_before_it_is_ready(invoke, keys, tmp_path, content):
+    (tmp_path / "pub.pem").write_text(content)
+    package = tmp_path / "package"
+    result = invoke("serve", "--package", package, *keys, "--tokens", tmp_path / "pub.pem")
+    assert result.exit_code == ExitCode.USAGE
+    assert "pub.pem' cannot be read" in result.stderr
+    assert result.stdout == ""
