@@ -248,6 +248,8 @@ def _validate(
             f"Run: {shown(directory)}",
             err=True,
         )
+    for gap in validator.gaps:
+        click.echo(f"Not collected: {gap}", err=True)
     with progress_of(quiet) as progress:
         record = validator.validate(directory, progress)
     written = finish_run(directory, record, plan.policy, formats)

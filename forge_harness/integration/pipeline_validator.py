@@ -172,6 +172,16 @@ class PipelineValidator:
             raise UsageError(f"{error} {self._gaps[0]}.") from error
 
     @property
+    def gaps(self) -> tuple[str, ...]:
+        """What of the user's suites the plan does not know, a sentence each.
+
+        Modules that cannot be imported, and those that skip themselves: whatever checks they
+        define are not in the catalogue, so that nothing else would miss them.
+        """
+        self.plan()
+        return tuple(self._gaps)
+
+    @property
     def policy(self) -> Policy:
         """The policy the run is scored with."""
         return self.plan().policy

@@ -362,6 +362,9 @@ def test_a_name_unknown_for_a_module_that_skips_itself_says_so(project):
         build_policy(project / "p.toml"), "toy.py:Toy", suite_paths=[project / "checks"]
     )
     assert validator.plan().policy.suite_weights["mine"] == 3
+    (gap,) = validator.gaps
+    assert "SKIPPED" in gap
+    assert "not_there" in gap
 
 
 def test_a_suite_path_whose_checks_are_all_nightly_is_not_empty(project):
