@@ -188,6 +188,9 @@ void add_unpacked(const Strip& strip, const std::uint8_t* fields) {
   sums.widen(strip.sums);
 }
 
+// Bytes of the next blocks that are asked for with each strip.
+constexpr std::size_t kAhead = kWidenAfter * kBlockBytes / (kGroupRows / kStripRows);
+
 struct Tile {
   void (*packed)(const Strip&, const std::uint8_t*, std::uint8_t*);
   void (*keeping)(const Strip&, const std::uint8_t*, std::uint8_t*);
@@ -224,6 +227,11 @@ void several_tokens(const std::int8_t* q, std::size_t stride, std::size_t tokens
     const std::size_t blocks = b + kWidenAfter < kblocks ? kWidenAfter : kblocks - b;
     const std::uint8_t* words = panel + b * kBlockBytes;
     for (std::size_t s = 0; s < kGroupRows / kStripRows; ++s, words += kStripBytes) {
+      // A quarter of the next words for each strip: the processor does not read ahead of rows that
+      // are 256 bytes apart. M = 16 at 6912x2560: 0.69 -> 0.88 of the probe with weights in the
+      // third cache, and a third faster with weights in none.
+      const std::uint8_t* next = panel + (b + kWidenAfter) * kBlockBytes + s * kAhead;
+      for (std::size_t i = 0; i < kAhead; i += 64) _mm_prefetch(next + i, _MM_HINT_T1);
       for (std::size_t i = 0; i < tiles; ++i) {
         // The larger tiles first: the first takes the fields out.
         const std::size_t token = (tokens * i + tiles - 1) / tiles;
