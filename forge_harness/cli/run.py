@@ -230,6 +230,7 @@ def _validate(
     from forge_harness.cli.summary import summary
     from forge_harness.cli.terminal import shown
     from forge_harness.finish import finish_run
+    from forge_harness.integration.stops import uninterrupted
     from forge_harness.rundir import check_is_free
     from forge_harness.scoring import exit_code_for
 
@@ -250,11 +251,14 @@ def _validate(
         )
     for gap in validator.gaps:
         click.echo(f"Not collected: {gap}", err=True)
-    with progress_of(quiet) as progress:
-        record = validator.validate(directory, progress)
-    written = finish_run(directory, record, plan.policy, formats)
-    code = exit_code_for(record)
-    click.echo(summary(record, directory, written, code))
+    with uninterrupted():
+        with progress_of(quiet) as progress:
+            record = validator.validate(directory, progress)
+        if record.state == "interrupted" and not quiet:
+            click.echo("Stopped. What was measured is written now.", err=True)
+        written = finish_run(directory, record, plan.policy, formats)
+        code = exit_code_for(record)
+        click.echo(summary(record, directory, written, code))
     if state is not None:
         code = _keep_or_say(record, directory, state, code)
     return code

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from forge_harness.security.keys import Keyring
-    from forge_harness.security.tokens import TokenStore
+    from forge_harness.security.tokens import Token, TokenStore
 
 _file = click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
 _audit = click.option(
@@ -68,8 +68,12 @@ def issue_command(
     if not name.strip():
         raise UsageError(f"--name is {name!r}; expected the name of who will hold the token.")
     store, keyring = _opened(path, keys)
-    _record(audit, keyring, "token.issue", {"name": name, "roles": sorted(roles), "days": days})
-    secret, token = store.issue(name, roles, audience=AUDIENCE, days=days)
+
+    def record(token: Token) -> None:
+        detail = {"id": token.id, "name": name, "roles": token.roles, "days": days}
+        _record(audit, keyring, "token.issue", detail)
+
+    secret, token = store.issue(name, roles, audience=AUDIENCE, days=days, record=record)
     click.echo(secret)
     click.echo(f"Token {token.id} of {name!r}, until {token.expires_at}.", err=True)
     return ExitCode.PASS
@@ -87,8 +91,11 @@ def revoke_command(path: Path, token_id: str, keys: str, audit: Path | None) -> 
     """End the token ID now; a running server refuses it from its next request on."""
     _existing(path)
     store, keyring = _opened(path, keys)
-    _record(audit, keyring, "token.revoke", {"id": token_id})
-    token = store.revoke(token_id)
+
+    def record(token: Token) -> None:
+        _record(audit, keyring, "token.revoke", {"id": token.id})
+
+    token = store.revoke(token_id, record=record)
     click.echo(f"Token {token.id} of {token.name!r} was revoked on {token.revoked_at}.")
     return ExitCode.PASS
 

@@ -7,10 +7,8 @@ import os
 import selectors
 import signal
 import subprocess
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import BinaryIO
 
 from forge_harness.integration import lifeline
@@ -189,21 +187,3 @@ def describe_status(status: int) -> str:
     name = signal.Signals(-status).name if -status in set(signal.Signals) else str(-status)
     memory = ", often for memory" if name == "SIGKILL" else ""
     return f"killed by {name}{memory}"
-
-
-@contextlib.contextmanager
-def termination_interrupts() -> Iterator[None]:
-    """Makes SIGTERM end the block like Ctrl-C does, so that a stopped run is still recorded."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    previous: Callable[[int, FrameType | None], object] | int | None
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -13,10 +13,11 @@ from pathlib import Path
 from forge_harness.canonical import canonical_json
 from forge_harness.errors import NothingCollectedError, SubjectError, UsageError
 from forge_harness.integration.check_stage import CheckStage, pytest_command
-from forge_harness.integration.child import Child, Log, describe_status, termination_interrupts
+from forge_harness.integration.child import Child, Log, describe_status
 from forge_harness.integration.pipeline_child import PROGRESS, write_error
 from forge_harness.integration.pytest_events import Events
 from forge_harness.integration.recording import FinalState, Recording, new_context, utc_now
+from forge_harness.integration.stops import interrupted_once, uninterrupted
 from forge_harness.paths import suites_dir
 from forge_harness.policy import CatalogueEntry, Policy
 from forge_harness.record import ItemRecord, RunRecord, SubjectRecord, Waiver
@@ -147,7 +148,7 @@ class PipelineValidator:
             entries = self._select(policy)
             if not entries:
                 raise NothingCollectedError("No check is in scope; widen --suite or --profile.")
-            with termination_interrupts():
+            with interrupted_once():
                 subject = self._probe_subject()
             needs_study = STUDY_CAPABILITY in subject.capabilities and any(
                 STUDY_CAPABILITY in entry.requires for entry in entries
@@ -190,8 +191,8 @@ class PipelineValidator:
         """Runs the plan and writes items and record into `run_dir`.
 
         The record is final, but the directory is not sealed: `forge_harness.finish.finish_run`
-        adds the reports and the manifest. Ctrl-C and SIGTERM end the run; what was measured by
-        then is recorded with the state `interrupted`.
+        adds the reports and the manifest. Ctrl-C, SIGTERM and SIGHUP end the run; what was
+        measured by then is recorded with the state `interrupted`, whatever else arrives.
 
         Args:
             run_dir: Must not exist, or be empty.
@@ -207,7 +208,8 @@ class PipelineValidator:
         recording = self._recording(self.plan(), started_at)
         recording.start(run_dir.resolve())
         run = _Run(self, self.plan(), recording, run_dir.resolve(), deadline, progress or _silent)
-        return run.record()
+        with uninterrupted():
+            return run.record()
 
     def _recording(self, plan: Plan, started_at: str) -> Recording:
         context = new_context(
@@ -329,7 +331,7 @@ class _Run:
         state: FinalState = "finished"
         with tempfile.TemporaryDirectory(prefix="forge-run-") as work:
             try:
-                with termination_interrupts():
+                with interrupted_once():
                     problem = self._stages(Path(work))
                 state = "aborted" if problem else "finished"
             except KeyboardInterrupt:

@@ -89,7 +89,7 @@ def parse_head(line: bytes) -> Head:
         if not isinstance(head.number, int) or not isinstance(head.signature, str):
             raise TypeError("wrong types")
         return head
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise AuditError(f"A line is no signed head of an audit log ({error}).") from error
 
 

@@ -8,7 +8,7 @@ import hmac
 import json
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -69,7 +69,13 @@ class TokenStore:
         self._by_hash: dict[str, Token] = {}
 
     def issue(
-        self, name: str, roles: Iterable[str], *, audience: str, days: float = 30.0
+        self,
+        name: str,
+        roles: Iterable[str],
+        *,
+        audience: str,
+        days: float = 30.0,
+        record: Callable[[Token], None] | None = None,
     ) -> tuple[str, Token]:
         """Makes a token; returns it and what is kept of it, once that is on disk.
 
@@ -78,9 +84,10 @@ class TokenStore:
             roles: Some of the known roles.
             audience: The service it is for.
             days: Until it expires.
+            record: Told of the token before it is on disk; what it raises, there is no token.
 
         Raises:
-            SecurityError: A role is unknown, or the time is none.
+            SecurityError: A role is unknown, or the time is none; nothing was recorded.
             OSError: The file system refused; there is no new token.
         """
         chosen = tuple(sorted(self.access.check_roles(roles)))
@@ -101,14 +108,21 @@ class TokenStore:
             expires_at=(now + timedelta(days=days)).isoformat(timespec="seconds"),
         )
         with self._locked():
-            self._write([*self.tokens(), token])
+            tokens = self.tokens()
+            if record is not None:
+                record(token)
+            self._write([*tokens, token])
         return secret, token
 
-    def revoke(self, token_id: str) -> Token:
+    def revoke(self, token_id: str, *, record: Callable[[Token], None] | None = None) -> Token:
         """Ends a token now; returns once that is on disk.
 
+        Args:
+            token_id: Of the token.
+            record: Told of the revoked token before it is on disk; what it raises, nothing ended.
+
         Raises:
-            TokenError: There is none of that id.
+            TokenError: There is none of that id; nothing was recorded.
         """
         with self._locked():
             tokens = self.tokens()
@@ -119,6 +133,8 @@ class TokenStore:
                 )
             ended = found.revoked_at or datetime.now(UTC).isoformat(timespec="seconds")
             revoked = replace(found, revoked_at=ended)
+            if record is not None:
+                record(revoked)
             self._write([revoked if token is found else token for token in tokens])
         return revoked
 
@@ -194,7 +210,7 @@ class TokenStore:
             tokens = [Token(**{**t, "roles": tuple(t["roles"])}) for t in document["tokens"]]
             if any(datetime.fromisoformat(t.expires_at).tzinfo is None for t in tokens):
                 raise ValueError("an end without a time zone")
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise SecurityError(
                 f"The token file {str(self.path)!r} cannot be read ({error}); nobody is let in "
                 "until it is restored from a copy."

@@ -108,6 +108,16 @@ def use(key: Key, state_id: str) -> dict[str, Any]:
     return {"action": "use", "phase": key[0], "name": key[1], "state": state_id}
 
 
+_MALFORMED = (
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    UnicodeDecodeError,
+    json.JSONDecodeError,
+)
+
+
 def parse(text: bytes, digest: str) -> Manifest:
     """Returns what a manifest says.
 
@@ -121,7 +131,7 @@ def parse(text: bytes, digest: str) -> Manifest:
         if document["format"] not in range(1, FORMAT + 1):
             raise ValueError(f"its manifest has format {document['format']!r}")
         return _parse(document, digest)
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+    except _MALFORMED as error:
         raise ValueError(f"its manifest is malformed: {error!r}") from error
 
 

@@ -98,7 +98,9 @@ def test_flags_beat_the_environment_in_every_process(forge, project):
     assert not (run / "report.html").exists()
 
 
-def test_ctrl_c_ends_with_2_and_a_directory_that_says_so(project):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("again", [False, True], ids=["once", "again_and_again"])
+def test_a_stopped_run_ends_with_2_and_a_sealed_directory(project, number, again):
     started = project / "started"
     process = subprocess.Popen(
         [sys.executable, "-m", "forge_harness", "run", "--run-dir", "out", "--check", "mine.slow"],
@@ -112,16 +114,24 @@ def test_ctrl_c_ends_with_2_and_a_directory_that_says_so(project):
         while not started.exists() and time.monotonic() < deadline:
             assert process.poll() is None, process.communicate()
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
+        # As a CI system does, until the manifest is there and nothing can be lost any more.
+        while again and not (project / "out" / "manifest.json").exists():
+            assert process.poll() is None, process.communicate()
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.01)
         stdout, stderr = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == ExitCode.INTERRUPTED, stderr
     assert "Exit code 2: interrupted." in stdout
+    assert "Stopped. What was measured is written now.\n" in stderr
+    assert "Traceback" not in stderr
     record = read_record(project / "out")
     assert (record.state, str(record.verdict)) == ("interrupted", "INCOMPLETE")
     assert str(record.checks[0].outcome) == "not_measured"
-    assert "Traceback" not in stderr
+    assert verify_run(project / "out") == []
+    assert (project / "out" / "report.html").is_file()
 
 
 @pytest.mark.parametrize(

@@ -64,3 +64,33 @@ def test_serve_refuses_what_is_no_token_file_before_it_is_ready(invoke, keys, tm
     assert result.exit_code == ExitCode.USAGE
     assert "pub.pem' cannot be read" in result.stderr
     assert result.stdout == ""
+
+
+def recorded(invoke, log):
+    if not log.exists():
+        return []
+    shown = invoke("audit", "tail", log, "--json")
+    assert shown.exit_code == ExitCode.PASS, shown.stderr
+    return json.loads(shown.stdout)
+
+
+def test_the_audit_log_names_the_token_that_was_issued_and_revoked(invoke, keys, tmp_path):
+    path, log = tmp_path / "tokens.json", tmp_path / "audit.db"
+    assert issue(invoke, keys, path, "--audit", log).exit_code == ExitCode.PASS
+    (row,) = json.loads(invoke("tokens", "list", path, *keys, "--json").stdout)
+    invoke("tokens", "revoke", path, row["id"], *keys, "--audit", log)
+    issued, revoked = recorded(invoke, log)
+    assert issued["action"] == "token.issue"
+    assert issued["detail"] == {"id": row["id"], "name": "ci", "roles": ["client"], "days": 30.0}
+    assert (revoked["action"], revoked["detail"]) == ("token.revoke", {"id": row["id"]})
+
+
+def test_what_is_refused_is_not_recorded_as_done(invoke, keys, tmp_path):
+    path, log = tmp_path / "tokens.json", tmp_path / "audit.db"
+    refused = issue(invoke, keys, path, "--role", "root", "--audit", log)
+    assert (refused.exit_code, path.exists()) == (ExitCode.USAGE, False)
+    assert recorded(invoke, log) == []
+    issue(invoke, keys, path)
+    unknown = invoke("tokens", "revoke", path, "0" * 16, *keys, "--audit", log)
+    assert unknown.exit_code == ExitCode.USAGE
+    assert recorded(invoke, log) == []

@@ -221,7 +221,7 @@ print(record.state, record.state_reason)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl_c", "terminated"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_is_recorded(project, number):
     write_checks(project, TWO)
     process = subprocess.Popen(
@@ -244,7 +244,7 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl_c", "terminated"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_the_subject_is_loaded_leaves_nothing_behind(project, number, tmp_path):
     (project / "slow.py").write_text(SLOW_SUBJECT)
     command = [sys.executable, "-m", "forge_harness", "run", "--subject", "slow.py:subject"]

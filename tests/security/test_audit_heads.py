@@ -6,6 +6,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from forge_harness.canonical import sha256_hex
+from forge_harness.errors import AuditError
 from forge_harness.security import audit_heads
 from forge_harness.security.audit_heads import HeadFile, is_signed_by, parse_head
 
@@ -56,3 +57,9 @@ def test_a_torn_first_line_goes(heads):
     heads.path.write_bytes(b'{"log_id"')
     heads.add("log", 1, MAC, KEY)
     assert [parse_head(line).number for line in heads.lines()] == [1]
+
+
+@pytest.mark.parametrize("line", [b"", b"[]", b"{}", b'{"number": 1', b"[" * 100_000])
+def test_a_line_that_is_no_head_is_refused(line):
+    with pytest.raises(AuditError, match="no signed head"):
+        parse_head(line)

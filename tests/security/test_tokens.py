@@ -92,7 +92,14 @@ def test_bad_requests_for_a_token(store: TokenStore) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{}", b'{"schema": "forge-tokens/2", "tokens": []}', b'{"schema": "forge-tok']
+    "content",
+    [
+        b"",
+        b"{}",
+        b'{"schema": "forge-tokens/2", "tokens": []}',
+        b'{"schema": "forge-tok',
+        b"[" * 100_000,
+    ],
 )
 def test_a_damaged_file_lets_nobody_in(store: TokenStore, content: bytes) -> None:
     secret, _ = store.issue("ci", ["client"], audience="serve")

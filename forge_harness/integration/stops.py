@@ -1,0 +1,69 @@
+"""Requests to stop a run: the first ends its checks, none ends the writing of its record.
+
+A CI system cancels a job by one signal after the other, seconds apart, and a closed terminal
+sends one too; by then the run may be writing what it measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+STOPS = tuple(
+    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+
+
+@contextlib.contextmanager
+def interrupted_once() -> Iterator[None]:
+    """Ends the block with KeyboardInterrupt on the first stop signal; later ones do nothing.
+
+    They would fall into the clean-up that the first one caused. Does nothing off the main thread,
+    where no handler can be set.
+    """
+    came = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        if not came:
+            came = True
+            raise KeyboardInterrupt
+
+    with _handled_by(interrupt):
+        yield
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Lets stop signals do nothing in the block, except where `interrupted_once` is in it."""
+
+    # Not SIG_IGN, which child processes would inherit.
+    def wait(number: int, frame: FrameType | None) -> None:
+        pass
+
+    with _handled_by(wait):
+        yield
+
+
+@contextlib.contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # A signal that is ignored stays so: nohup, and a shell's background jobs, mean it.
+    before = {
+        number: signal.getsignal(number)
+        for number in STOPS
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        for number in before:
+            signal.signal(number, handler)
+        yield
+    finally:
+        for number, previous in before.items():
+            # None: a handler that was not set by Python, and cannot be set again from here.
+            signal.signal(number, signal.SIG_DFL if previous is None else previous)

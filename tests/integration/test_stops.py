@@ -1,0 +1,100 @@
+"""Stop signals: the first ends a block that says so, in any other they wait for nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from forge_harness.integration.stops import STOPS, interrupted_once, uninterrupted
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """A signal that is not handled would end pytest itself."""
+
+    def fail(number, frame):
+        raise AssertionError(f"{signal.Signals(number).name} reached the handler from before")
+
+    before = {number: signal.signal(number, fail) for number in STOPS}
+    yield fail
+    for number, previous in before.items():
+        signal.signal(number, previous)
+
+
+def stop(number):
+    os.kill(os.getpid(), number)
+
+
+def test_the_signals_are_those_of_a_user_a_scheduler_and_a_terminal():
+    assert set(STOPS) == {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+
+
+@pytest.mark.parametrize("number", STOPS)
+@pytest.mark.parametrize("later", STOPS)
+def test_the_first_signal_interrupts_and_later_ones_leave_the_clean_up_alone(number, later):
+    cleaned = []
+
+    def work():
+        with interrupted_once():
+            try:
+                stop(number)
+            finally:
+                stop(later)
+                cleaned.append(later)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert cleaned == [later]
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_nothing_interrupts_a_block_that_must_end(number):
+    reached = []
+    with uninterrupted():
+        stop(number)
+        reached.append("inside")
+        with pytest.raises(KeyboardInterrupt), interrupted_once():
+            stop(number)
+        stop(number)
+        reached.append("after an interrupted block in it")
+    assert len(reached) == 2
+
+
+@pytest.mark.parametrize("block", [interrupted_once, uninterrupted])
+def test_the_handlers_from_before_come_back(block, handlers):
+    with block():
+        assert all(signal.getsignal(number) is not handlers for number in STOPS)
+    assert all(signal.getsignal(number) is handlers for number in STOPS)
+
+
+@pytest.mark.parametrize("block", [interrupted_once, uninterrupted])
+def test_a_signal_that_is_ignored_stays_ignored(block):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with block():
+        stop(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_a_child_process_does_not_inherit_that_signals_do_nothing():
+    with uninterrupted():
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(30) == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("block", [interrupted_once, uninterrupted])
+def test_another_thread_sets_no_handlers(block, handlers):
+    seen = []
+
+    def enter():
+        with block():
+            seen.extend(signal.getsignal(number) for number in STOPS)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [handlers] * len(STOPS)
