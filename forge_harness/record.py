@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from forge_harness.types import Outcome, Profile, Severity, Verdict
+from forge_harness.types import UNKNOWN_CHECK, Outcome, Profile, Severity, Verdict
 
 RECORD_SCHEMA_VERSION = "1.0"
 
@@ -54,6 +54,11 @@ class ItemRecord(BaseModel):
     evidence: list[EvidenceRecord] = Field(default_factory=list)
     log: str | None = None
     """Last lines of the failure text, when there is one."""
+
+    @property
+    def hides_checks(self) -> bool:
+        """Whether it was left out before anybody knew what it checks: not measured, not failed."""
+        return self.check == UNKNOWN_CHECK and self.outcome is Outcome.NOT_MEASURED
 
 
 class CheckItem(BaseModel):

@@ -70,3 +70,7 @@ class Level(StrEnum):
 
     FAIL = "fail"
     WARN = "warn"
+
+
+UNKNOWN_CHECK = "unknown"
+"""Check id of an item of which nobody knows what it checks."""

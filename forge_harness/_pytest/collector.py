@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from forge_harness._pytest.marks import UNKNOWN_CHECK, CheckMark
+from forge_harness._pytest.marks import CheckMark
 from forge_harness._pytest.outcomes import Attempt, first_line, item_record, tail
 from forge_harness.probes.masking import Masker
-from forge_harness.types import Outcome
+from forge_harness.types import UNKNOWN_CHECK, Outcome
 
 if TYPE_CHECKING:
     from forge_harness.record import ItemRecord
@@ -34,6 +34,7 @@ class Collector:
         self._masker = Masker()
         self.records: dict[str, ItemRecord] = {}
         self.collection_errors: dict[str, str] = {}
+        self._skipped_modules: set[str] = set()
 
     def add(self, report: pytest.TestReport, marks: Mapping[str, CheckMark]) -> None:
         """Takes the report of one phase."""
@@ -77,6 +78,16 @@ class Collector:
         reason = first_line(f"could not be collected: {text[-1].removeprefix('E').strip()}")
         self.collection_errors[report.nodeid] = reason
         self._give(_bare(report.nodeid, UNKNOWN_CHECK, Outcome.ERROR, reason, report.longreprtext))
+
+    def add_skipped_module(self, report: pytest.CollectReport) -> None:
+        """Takes a module that skipped itself: what it checks is unknown, and not measured."""
+        if report.nodeid in self._skipped_modules:
+            return
+        self._skipped_modules.add(report.nodeid)
+        # Path, line and message, as pytest reports a skip.
+        why = report.longrepr[2] if isinstance(report.longrepr, (tuple, list)) else ""
+        reason = first_line(f"skipped itself whole: {why.removeprefix('Skipped: ')}")
+        self._give(_bare(report.nodeid, UNKNOWN_CHECK, Outcome.NOT_MEASURED, reason))
 
     def close(self, marks: Mapping[str, CheckMark], reason: str) -> int:
         """Records as not measured what was collected and never reported; returns how many.

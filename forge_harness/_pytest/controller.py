@@ -26,7 +26,7 @@ class Controller:
         self.keeper: Keeper | None = None
         self.internal_error: str | None = None
         self.problem: str | None = None
-        self._failed_collections: list[pytest.CollectReport] = []
+        self._lost_collections: list[pytest.CollectReport] = []
         self._session: pytest.Session | None = None
 
     @pytest.hookimpl(tryfirst=True)
@@ -78,11 +78,11 @@ class Controller:
         self.collector.add(report, self.state.marks)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """Remembers a module that could not be imported."""
-        if report.failed:
-            self._failed_collections.append(report)
+        """Remembers a module that could not be imported, or skipped itself."""
+        if report.failed or (report.skipped and self._defines_checks(report)):
+            self._lost_collections.append(report)
             if self.state.options.events is not None:
-                self._take_failed_collections()
+                self._take_lost_collections()
 
     def pytest_internalerror(self, excrepr: object) -> None:
         """Remembers that pytest, or a worker, broke down."""
@@ -97,7 +97,7 @@ class Controller:
             return
         if not self.state.marks and self.keeper is None and self.state.options.events is None:
             return
-        self._take_failed_collections()
+        self._take_lost_collections()
         reason = self._why_lost(session, exitstatus)
         lost = self.collector.close(self.state.marks, reason)
         if self.state.handover is not None:
@@ -166,10 +166,27 @@ class Controller:
             if self.keeper.disk_full is not None and self._session is not None:
                 self._session.shouldstop = self.keeper.disk_full
 
-    def _take_failed_collections(self) -> None:
-        for report in self._failed_collections:
-            self.collector.add_collection(report)
-        self._failed_collections.clear()
+    def _take_lost_collections(self) -> None:
+        for report in self._lost_collections:
+            if report.skipped:
+                self.collector.add_skipped_module(report)
+            else:
+                self.collector.add_collection(report)
+        self._lost_collections.clear()
+
+    def _defines_checks(self, report: pytest.CollectReport) -> bool:
+        """Whether a module that skipped itself may hold checks.
+
+        All that `forge-harness run` collects may; in a pytest session of a user's that is what
+        names the marker, as other tests are none of our business.
+        """
+        if self.state.options.events is not None:
+            return True
+        path = self.state.config.rootpath / report.nodeid.partition("::")[0]
+        try:
+            return b"forge_check" in path.read_bytes()
+        except OSError:
+            return True
 
     def _make_keeper(self) -> Keeper:
         if self.keeper is None:

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
+from forge_harness.types import UNKNOWN_CHECK
+
 MARKER = "forge_check"
 MARKER_LINE = (
     "forge_check(id, *, title=None, severity=None, component=None): the test belongs to the "
     "check `id` of the catalogue; title and severity together define a check of your own."
 )
 TIMING_LINE = "forge_timing: the check compares times; it runs after all that do not."
-UNKNOWN_CHECK = "unknown"
-"""Check id of an item whose marker names none."""
 
 _ID = re.compile(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*")
 _SEVERITIES = ("critical", "high", "medium", "low")

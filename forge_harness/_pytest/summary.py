@@ -34,6 +34,9 @@ def write_summary(terminal: pytest.TerminalReporter, keeper: Keeper) -> None:
         f"{counts[Outcome.PASS]} passed, {len(bad)} failed, "
         f"{counts[Outcome.NOT_MEASURED]} not measured; policy {record.policy_digest[:19]}"
     )
+    for item in record.unscored_items[:_LISTED]:
+        if item.hides_checks:
+            terminal.write_line(f"  {item.nodeid}: {item.reason}; what it checks is not measured")
     for check in bad[:_LISTED]:
         terminal.write_line(_line(check))
     if len(bad) > _LISTED:
@@ -48,7 +51,7 @@ def write_summary(terminal: pytest.TerminalReporter, keeper: Keeper) -> None:
 
 
 def _reason(reasons: list[str]) -> str:
-    more = f" (and {len(reasons) - 1} more reasons)" if len(reasons) > 1 else ""
+    more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
     return f"{reasons[0]}{more}" if reasons else "all of it holds"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from forge_harness.record import CheckRecord, RunRecord
+from forge_harness.record import CheckRecord, ItemRecord, RunRecord
 from forge_harness.types import Outcome, Severity
 
 MAX_ANNOTATIONS = 10
@@ -27,13 +27,17 @@ def annotation_commands(record: RunRecord) -> list[str]:
     errors = [check for check in checks if _blocks(check)]
     warnings = [check for check in checks if check not in errors and _noteworthy(check)]
     unscored = [
-        _command("error", item.check, f"{item.nodeid}: not in the catalogue")
+        _command("error", item.check, f"{item.nodeid}: {_why_unscored(item)}")
         for item in record.unscored_items
     ]
     return [
         *_limited("error", [*(_of_check("error", check) for check in errors), *unscored]),
         *_limited("warning", [_of_check("warning", check) for check in warnings]),
     ]
+
+
+def _why_unscored(item: ItemRecord) -> str:
+    return item.reason if item.hides_checks else "not in the catalogue"
 
 
 def _blocks(check: CheckRecord) -> bool:

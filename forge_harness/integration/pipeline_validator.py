@@ -234,7 +234,7 @@ class PipelineValidator:
         uncollected: list[ItemRecord] = []
         with tempfile.TemporaryDirectory(prefix="forge-plan-") as directory:
             events = Events(Path(directory) / "events.jsonl", uncollected.append)
-            options = ["--collect-only", "-q", "-rs", "--forge-events", str(events.path)]
+            options = ["--collect-only", "-q", "--forge-events", str(events.path)]
             # The widest scope: a path whose checks are all nightly is not empty.
             options += ["--forge-profile", Profile.NIGHTLY.value]
             command = pytest_command(self._suite_paths, *options)
@@ -246,7 +246,11 @@ class PipelineValidator:
         # Nothing ran, so each check that was collected is told of too, as one that never did.
         lost = [item for item in uncollected if item.nodeid not in events.marks]
         self._gaps = [f"{item.nodeid} {item.reason}" for item in lost]
-        self._gaps += [line for line in log.take_lines() if line.startswith("SKIPPED [")]
+        if events.finished is None:
+            ended = "timed out" if status is None else describe_status(status)
+            self._gaps.append(f"pytest ended while collecting ({ended}): {log.last_line()}")
+        elif events.finished["error"] is not None:
+            self._gaps.append(f"pytest broke down while collecting: {events.finished['error']}")
         # What cannot be imported shows in the run itself, with its traceback. Until it can, or
         # while a module skips itself, nobody knows which names it would define.
         if status in _COLLECTED and not self._gaps:

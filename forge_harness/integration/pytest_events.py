@@ -12,8 +12,6 @@ from typing import Any
 from forge_harness.record import ItemRecord
 from forge_harness.types import Outcome
 
-WITHOUT_CHECK = "unknown"
-
 
 @dataclass(slots=True)
 class Events:

@@ -58,7 +58,8 @@ def build_report(record: RunRecord, policy: Policy, baseline: RunRecord | None =
         quality=quality_tasks(record),
         load=load_run(record),
         checks=checks,
-        unscored=tuple(item_row(item) for item in record.unscored_items),
+        unscored=tuple(item_row(i) for i in record.unscored_items if not i.hides_checks),
+        uncollected=tuple(item_row(i) for i in record.unscored_items if i.hides_checks),
         waivers=tuple(_waiver_row(waiver, record) for waiver in record.waivers),
         specification=specification_sections(record, checks, suites, components),
         provenance=_provenance(record),
@@ -88,6 +89,8 @@ def _section(reason: str) -> str:
         return "waivers"
     if "not in the catalogue's scope" in reason:
         return "unscored"
+    if "holds unknown checks" in reason:
+        return "uncollected"
     return "provenance" if reason.startswith("the run is ") else "suites"
 
 
@@ -125,9 +128,15 @@ def _alerts(record: RunRecord, policy: Policy) -> list[str]:
             f"The policy beside this record ({policy.digest}) is not the one it was scored with "
             f"({record.policy_digest}); run forge-harness verify."
         )
-    if record.unscored_items:
-        count = len(record.unscored_items)
-        alerts.append(f"{count} collected items belong to no check in scope; they block.")
+    hidden = sum(item.hides_checks for item in record.unscored_items)
+    if blocking := len(record.unscored_items) - hidden:
+        alerts.append(f"{blocking} collected items belong to no check in scope; they block.")
+    if hidden:
+        alerts.append(
+            f"{hidden} module{'s' if hidden > 1 else ''} of the suites skipped "
+            f"{'themselves' if hidden > 1 else 'itself'}; the checks in there are not measured, "
+            "and in no count below."
+        )
     return alerts
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from forge_harness.report.model import CheckRow, ItemRow, Report
+from forge_harness.report.model import CheckRow, Report
 from forge_harness.types import Outcome, Severity, Verdict
 
 NOT_MEASURED_TYPE = "forge.not_measured"
@@ -28,8 +27,8 @@ def render_junit(report: Report) -> str:
         for check in report.checks:
             if check.suite == name:
                 _add_check(suite, check)
-    if report.unscored:
-        _add_unscored(root, report.unscored)
+    if report.unscored or report.uncollected:
+        _add_unscored(root, report)
     if report.headline.verdict not in _GREEN and not _is_red(root):
         _add_verdict(root, report)
     for suite in root:
@@ -56,12 +55,15 @@ def _add_check(suite: ElementTree.Element, check: CheckRow) -> None:
         ElementTree.SubElement(case, "system-out").text = f"{check.outcome}: {check.reason}"
 
 
-def _add_unscored(root: ElementTree.Element, items: Sequence[ItemRow]) -> None:
+def _add_unscored(root: ElementTree.Element, report: Report) -> None:
     suite = ElementTree.SubElement(root, "testsuite", name="unscored")
-    for item in items:
+    for item in report.unscored:
         case = _case(suite, "unscored", item.nodeid, item.duration_s)
         message = "belongs to no check in scope; collected checks and catalogue must match"
         _problem(case, "error", "forge.unscored", message, item.log)
+    for item in report.uncollected:
+        case = _case(suite, "unscored", item.nodeid, item.duration_s)
+        _problem(case, "error", NOT_MEASURED_TYPE, item.reason, item.log)
 
 
 def _add_verdict(root: ElementTree.Element, report: Report) -> None:

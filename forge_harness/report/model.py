@@ -279,6 +279,8 @@ class Report:
     load: LoadRun | None
     checks: tuple[CheckRow, ...]
     unscored: tuple[ItemRow, ...]
+    uncollected: tuple[ItemRow, ...]
+    """Modules that skipped themselves: nobody knows which checks they hold."""
     waivers: tuple[WaiverRow, ...]
     specification: tuple[SpecificationSection, ...]
     provenance: tuple[tuple[str, str], ...]

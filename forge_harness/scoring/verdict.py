@@ -35,7 +35,7 @@ def decide(
 
     Args:
         checks: Every check in scope.
-        unscored: Items the score cannot place; each blocks.
+        unscored: Items the score cannot place; each blocks, or hides checks, which is incomplete.
         score: The score of `checks`.
         is_selection: Whether only a part of the profile was asked for.
         state: State of the run; only a finished one can pass.
@@ -45,7 +45,7 @@ def decide(
     blocking = blocking_reasons(checks, unscored)
     if blocking:
         return Verdict.FAIL, [*blocking, *problems]
-    open_ends = _incomplete_reasons(checks, score)
+    open_ends = _incomplete_reasons(checks, unscored, score)
     is_whole = state == "finished" and not open_ends
     if not (is_whole or is_selection) and (hopeless := _low_reasons(score, at_best=True)):
         return Verdict.FAIL, [*hopeless, *open_ends, *problems]
@@ -72,6 +72,7 @@ def blocking_reasons(checks: Sequence[CheckRecord], unscored: Sequence[ItemRecor
         f"{item.nodeid} belongs to check {item.check!r}, which is not in the catalogue's scope of"
         " this run; collected checks and catalogue must match"
         for item in unscored
+        if not item.hides_checks
     ]
 
 
@@ -90,8 +91,15 @@ def _blocks(check: CheckRecord) -> str | None:
     return None
 
 
-def _incomplete_reasons(checks: Sequence[CheckRecord], score: Score) -> list[str]:
-    reasons = []
+def _incomplete_reasons(
+    checks: Sequence[CheckRecord], unscored: Sequence[ItemRecord], score: Score
+) -> list[str]:
+    # As a critical check that is not measured: it may hold one.
+    reasons = [
+        f"{item.nodeid} holds unknown checks, not measured: {item.reason}"
+        for item in unscored
+        if item.hides_checks
+    ]
     for severity in (Severity.CRITICAL, Severity.HIGH):
         missing = [
             check.id
@@ -162,12 +170,13 @@ def _percent(share: Fraction) -> str:
 def exit_code_for(record: RunRecord) -> ExitCode:
     """Returns the exit code of the command that made the run (`run`, pytest).
 
-    A selection ends with 0 when all of it was measured and nothing in it failed; waived failures,
-    warnings and checks that passed at a second attempt count as in a whole run.
+    A selection ends with 0 when all of it was measured, no module that may hold more of it skipped
+    itself, and nothing in it failed; waived failures, warnings and checks that passed at a second
+    attempt count as in a whole run.
     """
     if record.state == "interrupted":
         return ExitCode.INTERRUPTED
-    if record.verdict is Verdict.PARTIAL and _selection_is_good(record.checks):
+    if record.verdict is Verdict.PARTIAL and _selection_is_good(record):
         return ExitCode.PASS
     return gate_exit_code(record)
 
@@ -190,7 +199,9 @@ def gate_exit_code(record: RunRecord) -> ExitCode:
     return ExitCode.INCOMPLETE
 
 
-def _selection_is_good(checks: Sequence[CheckRecord]) -> bool:
-    outcomes = [c.outcome for c in checks if c.outcome is not Outcome.NOT_APPLICABLE]
+def _selection_is_good(record: RunRecord) -> bool:
+    if record.unscored_items:
+        return False
+    outcomes = [c.outcome for c in record.checks if c.outcome is not Outcome.NOT_APPLICABLE]
     bad = (*_MEASURED_BAD, Outcome.NOT_MEASURED)
     return bool(outcomes) and not any(outcome in bad for outcome in outcomes)

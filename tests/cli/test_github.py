@@ -50,6 +50,15 @@ def test_a_test_outside_the_catalogue_is_an_error(run_of, make):
     assert "title=data.stray::" in annotation_commands(changed)[0]
 
 
+def test_a_module_that_skipped_itself_is_an_error_that_says_so(run_of, make):
+    record = read_record(run_of())
+    why = "skipped itself whole: no GPU"
+    hidden = make.item("unknown", "not_measured").model_copy(update={"reason": why})
+    (command,) = annotation_commands(record.model_copy(update={"unscored_items": [hidden]}))
+    assert command.startswith("::error title=unknown::")
+    assert command.endswith(why)
+
+
 def test_text_is_escaped_as_the_runner_reads_it(run_of):
     record = read_record(run_of(beta="fail"))
     check = record.checks[1].model_copy(update={"reason": "50 %\nof: it, yes"})

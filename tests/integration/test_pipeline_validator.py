@@ -355,7 +355,7 @@ def test_a_name_that_is_only_misspelt_blames_no_file(project):
 
 def test_a_name_unknown_for_a_module_that_skips_itself_says_so(project):
     write_checks(project, "pytest.importorskip('not_there')\n" + CHECKS)
-    with pytest.raises(UsageError, match=r"Unknown suite 'mine'.*SKIPPED.*not_there"):
+    with pytest.raises(UsageError, match=r"Unknown suite 'mine'.*skipped itself.*not_there"):
         make(project).plan()
     (project / "p.toml").write_text("[suite_weights]\nmine = 3\n")
     validator = PipelineValidator(
@@ -363,8 +363,35 @@ def test_a_name_unknown_for_a_module_that_skips_itself_says_so(project):
     )
     assert validator.plan().policy.suite_weights["mine"] == 3
     (gap,) = validator.gaps
-    assert "SKIPPED" in gap
-    assert "not_there" in gap
+    assert "skipped itself whole: could not import 'not_there'" in gap
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_module_that_skips_itself_is_on_the_record(project, workers):
+    write_checks(project, TWO.partition('@mine("waits")')[0])
+    (project / "checks" / "test_gone.py").write_text(
+        "import pytest\npytest.importorskip('not_there')\n" + CHECKS, encoding="utf-8"
+    )
+    validator = make(project, workers=workers)
+    record = validator.validate(project / "run")
+    (hidden,) = record.unscored_items
+    assert (hidden.hides_checks, hidden.nodeid.endswith("test_gone.py")) == (True, True)
+    assert "skipped itself whole: could not import 'not_there'" in hidden.reason
+    assert outcomes(record) == {"mine.before": "pass"}
+    assert (record.verdict, exit_code_for(record)) == (Verdict.PARTIAL, ExitCode.INCOMPLETE)
+    finish_run(project / "run", record, validator.policy)
+    assert verify_run(project / "run") == []
+    shown = (project / "run" / "report.html").read_text(encoding="utf-8")
+    assert "1 module of the suites skipped itself" in shown
+
+
+def test_a_pytest_that_breaks_while_collecting_is_named(project):
+    write_checks(project, CHECKS)
+    (project / "checks" / "conftest.py").write_text(
+        "def pytest_collection_modifyitems(): raise ValueError('of the conftest')\n"
+    )
+    with pytest.raises(UsageError, match=r"Unknown suite 'mine'.*while collecting.*of the conft"):
+        make(project).plan()
 
 
 def test_a_suite_path_whose_checks_are_all_nightly_is_not_empty(project):

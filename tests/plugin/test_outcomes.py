@@ -353,3 +353,29 @@ def test_a_module_that_cannot_be_imported_is_seen(told, pytester):
     lost = run.items["test_other.py"]
     assert (lost["outcome"], lost["check"]) == ("error", "unknown")
     assert "No module named 'nowhere_to_be_found'" in lost["reason"]
+
+
+SKIPS = """
+pytest.importorskip("nowhere_to_be_found")
+
+@pytest.mark.forge_check("mine.lost", title="It", severity="high")
+def test_lost(evidence): evidence.record("x", 1)
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("-n", "2")], ids=["one_process", "workers"])
+def test_a_module_that_skips_itself_is_seen_once(told, pytester, options):
+    pytester.makepyfile(test_other=f"import pytest\n{SKIPS}")
+    run = told(UNMARKED, *options, "test_it.py", "test_other.py", subprocess=bool(options))
+    hidden = run.items["test_other.py"]
+    assert (hidden["outcome"], hidden["check"]) == ("not_measured", "unknown")
+    assert hidden["reason"].startswith("skipped itself whole: could not import 'nowhere_to_be")
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_of_a_users_session_only_modules_that_name_the_marker_count(session, pytester, marked):
+    skips = SKIPS if marked else SKIPS.replace("forge_check", "another")
+    pytester.makepyfile(test_other=f"import pytest\n{skips}")
+    output = session(UNMARKED, "test_it.py", "test_other.py").stdout.str()
+    sentence = "test_other.py: skipped itself whole: could not import 'nowhere_to_be_found'"
+    assert (sentence in output) is marked

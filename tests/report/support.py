@@ -226,10 +226,16 @@ def hostile_record():
     return record(items, subject=subject, waivers=[waiver], environment={HOSTILE: HOSTILE})
 
 
+def hiding_record():
+    hidden = item("unknown", "not_measured", reason="skipped itself whole: no GPU", rows=[])
+    return record([*items_of_all(), hidden])
+
+
 RECORDS = {
     "pass": record,
     "fail": failing_record,
     "incomplete": incomplete_record,
+    "hiding": hiding_record,
     "interrupted": interrupted_record,
     "hostile": hostile_record,
 }

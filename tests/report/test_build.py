@@ -16,7 +16,7 @@ from . import support
 
 def anchors(report):
     known = {"verdict", "changes", "suites", "components", "quality", "load", "checks", "unscored"}
-    known |= {"waivers", "specification", "provenance"}
+    known |= {"uncollected", "waivers", "specification", "provenance"}
     known |= {check.anchor for check in report.checks}
     return known | {row.anchor for check in report.checks for row in check.evidence}
 
@@ -204,3 +204,12 @@ def test_limits_are_words_and_missed_ones_are_marked():
         ("nan", "", "fail"),
         ("text", "", "info"),
     ]
+
+
+def test_a_module_that_skipped_itself_is_told_apart_and_linked(report_of):
+    report = report_of("hiding")
+    (hidden,) = report.uncollected
+    assert (hidden.reason, report.unscored) == ("skipped itself whole: no GPU", ())
+    assert report.reasons[0][0].anchor == "uncollected"
+    (alert,) = report.headline.alerts
+    assert alert.startswith("1 module of the suites skipped itself; the checks in there")

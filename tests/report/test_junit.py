@@ -91,3 +91,10 @@ def test_a_green_run_has_no_case_for_the_verdict(run_record):
 def test_an_item_of_no_check_is_an_error(run_record):
     suite = junit(run_record("hostile")).find("testsuite[@name='unscored']")
     assert suite.find("testcase/error").get("type") == "forge.unscored"
+
+
+def test_a_module_that_skipped_itself_is_an_error_with_its_reason(run_record):
+    suite = junit(run_record("hiding")).find("testsuite[@name='unscored']")
+    (error,) = suite.iter("error")
+    assert error.get("type") == "forge.not_measured"
+    assert error.get("message") == "skipped itself whole: no GPU"

@@ -19,9 +19,9 @@ def all_good(make):
     return [make.item(name) for name, _ in GOOD]
 
 
-def with_one(make, severity, outcome, **options):
+def with_one(make, severity, outcome, more=(), **options):
     """Twelve critical passes and one check of the given severity and outcome."""
-    items = all_good(make)
+    items = [*all_good(make), *more]
     if outcome is not None:
         items.append(make.item("a.x", outcome))
     return run(make, [*GOOD, ("a.x", severity)], items, **options)
@@ -161,6 +161,30 @@ def test_an_item_outside_the_catalogue_blocks(make):
     assert [item.check for item in record.unscored_items] == ["a.unknown"]
 
 
+def skipped_module(make):
+    return make.item("unknown", "not_measured", evidence=0, reason="skipped itself whole: no GPU")
+
+
+def test_a_module_that_hides_checks_is_as_bad_as_a_critical_check_not_measured(make):
+    record = run(make, GOOD, [*all_good(make), skipped_module(make)])
+    assert record.verdict == "INCOMPLETE"
+    assert (exit_code_for(record), gate_exit_code(record)) == (7, 7)
+    (reason,) = record.verdict_reasons
+    assert "holds unknown checks, not measured: skipped itself whole: no GPU" in reason
+    assert (record.score.low, record.score.high) == (100, 100)
+
+
+def test_a_module_that_hides_checks_excuses_no_failure(make):
+    record = with_one(make, "high", "fail", more=[skipped_module(make)])
+    assert (record.verdict, gate_exit_code(record)) == ("FAIL", 1)
+
+
+@pytest.mark.parametrize("outcome", ["error", "fail", "pass"])
+def test_only_what_was_not_measured_hides(make, outcome):
+    record = run(make, GOOD, [*all_good(make), make.item("unknown", outcome)])
+    assert (record.verdict, gate_exit_code(record)) == ("FAIL", 1)
+
+
 class TestSelection:
     SCOPE = Scope(checks=("a.x", "a.y"))
     CHECKS = (("a.x", "medium"), ("a.y", "high"), ("b.z", "critical"))
@@ -176,6 +200,10 @@ class TestSelection:
     def test_a_part_not_measured(self, make):
         record = self.record(make, make.item("a.y"))
         assert (record.verdict, exit_code_for(record)) == ("PARTIAL", 7)
+
+    def test_a_module_that_may_hold_more_of_it(self, make):
+        record = self.record(make, make.item("a.x"), make.item("a.y"), skipped_module(make))
+        assert (record.verdict, exit_code_for(record), gate_exit_code(record)) == ("PARTIAL", 7, 7)
 
     def test_a_medium_failure(self, make):
         record = self.record(make, make.item("a.x", "fail"), make.item("a.y"))
