@@ -1,0 +1,61 @@
+"""The data a subject trains and evaluates on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+from .model import Batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataInfo:
+    """What the subject declares about a task's data."""
+
+    kind: Literal["classes", "tokens"]
+    cardinality: int
+    """Classes, or vocabulary size."""
+    train_size: int
+    validation_size: int
+    digest: str
+    """`sha256:<hex>` of the content, as recorded when the data were made."""
+    input_dtype: str
+    """torch dtype name of the inputs, for example "int64"."""
+
+
+@runtime_checkable
+class LoadsData(Protocol):
+    """The data of each task. A sample id is its index in its split."""
+
+    def data_info(self, task: str) -> DataInfo:
+        """What is declared about the data."""
+        ...
+
+    def data_digest(self, task: str) -> str:
+        """`sha256:<hex>` recomputed now from the content that is loaded."""
+        ...
+
+    def documents(self, task: str, split: Literal["train", "validation"]) -> Sequence[bytes]:
+        """The content units that must not be in two splits: images, or whole files."""
+        ...
+
+    def sample_contents(
+        self, task: str, split: Literal["train", "validation"], ids: Sequence[int]
+    ) -> Sequence[bytes]:
+        """Content of samples exactly as the loader delivers them, labels left out."""
+        ...
+
+    def labels(self, task: str, split: Literal["train", "validation"]) -> Sequence[int]:
+        """Class labels, or all token ids that occur, of a split."""
+        ...
+
+    def batch(self, task: str, split: Literal["train", "validation"], ids: Sequence[int]) -> Batch:
+        """The batch of these samples."""
+        ...
+
+    def epoch_order(
+        self, task: str, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1
+    ) -> Sequence[int]:
+        """Train sample ids one rank visits in an epoch, in order."""
+        ...

@@ -1,0 +1,57 @@
+"""Quality of the ternary model beside the full-precision one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+Arm = Literal["ternary", "full", "post_training"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QualityRun:
+    """One trained and evaluated model of a quality comparison."""
+
+    task: str
+    arm: Arm
+    seed: int
+    steps: int
+    learning_rate: float
+    parameters: int
+    accuracy: float
+    """Share of correct predictions on held-out data."""
+    loss: float
+    """Mean cross-entropy on held-out data, nats."""
+    block_correct: tuple[int, ...]
+    """Correct predictions a block of held-out data; the blocks are the same in all arms."""
+    block_size: tuple[int, ...]
+    """Predictions a block."""
+    curve: tuple[tuple[int, float, float], ...]
+    """(step, training loss, held-out accuracy or -1 where not evaluated)."""
+    finite: bool
+    seconds: float
+    peak_rss_bytes: int
+    data_digest: str
+    package_bytes: int = 0
+    """Size on disk of the exported ternary package; 0 for other arms."""
+    full_precision_bytes: int = 0
+    """Size on disk of the same model's fp32 weights."""
+    bf16_bytes: int = 0
+    """Size on disk of the same model's weights in bf16; 0 where it was not measured."""
+
+
+@runtime_checkable
+class MeasuresQuality(Protocol):
+    """Trains its tasks in each arm, so that quantized quality can be set against full precision."""
+
+    def quality_plan(self, profile: str) -> Sequence[tuple[str, Arm, int]]:
+        """(task, arm, seed) of every run of the comparison, most expensive first.
+
+        `post_training` rows come with the `full` run of the same seed and are not listed.
+        """
+        ...
+
+    def quality_run(self, task: str, arm: Arm, seed: int, profile: str) -> Sequence[QualityRun]:
+        """Trains and evaluates; the `full` arm also returns its `post_training` row."""
+        ...
