@@ -77,6 +77,23 @@ def staged_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     sync_directory(path.parent)
 
 
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Keeps others that ask for it from a file until the block ends; waits for whoever has it.
+
+    The lock is on `<name>.lock` beside it, as the file itself is replaced when it is written.
+
+    Raises:
+        OSError: The file system refused.
+    """
+    import fcntl  # Windows has none.
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.lock").open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
 def sync_tree(path: Path) -> None:
     """Makes every file and name below a directory durable."""
     for root, _, files in os.walk(path):

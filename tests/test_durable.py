@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from forge_harness.durable import staged_directory, staged_file, write_durably
+from forge_harness.durable import exclusive, staged_directory, staged_file, write_durably
 
 OLD, NEW = {"a": b"old", "b": b"old"}, {"a": b"new", "deep/c": b"new"}
 
@@ -281,3 +282,24 @@ def test_remains_of_a_killed_process_are_no_part_of_the_next(tmp_path: Path) -> 
     fill(tmp_path / f".target.{os.getpid()}.partial", {"stale": b"half"})
     write_new_directory(tmp_path / "target")
     assert content(tmp_path / "target") == NEW
+
+
+def test_one_holder_at_a_time(tmp_path: Path) -> None:
+    path, order = tmp_path / "file", []
+    inside = threading.Event()
+
+    def second() -> None:
+        inside.wait(10)
+        with exclusive(path):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with exclusive(path):
+        inside.set()
+        thread.join(0.3)
+        # Replacing the file changes nothing for who waits.
+        write_durably(path, b"new")
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"]

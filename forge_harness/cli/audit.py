@@ -92,11 +92,11 @@ def verify_command(
     from forge_harness.security.keys import Purpose
 
     keyring = load_keyring(keys)
-    seeds = [keyring.usable(i, Purpose.SIGN) for i in keyring.usable_ids(Purpose.SIGN)]
+    seeds = keyring.usable_keys(Purpose.SIGN)
     report = verify(
         path,
-        key=keyring.active(Purpose.AUDIT),
-        public_keys=[Ed25519PrivateKey.from_private_bytes(s).public_key() for s in seeds if s],
+        keys=keyring.usable_keys(Purpose.AUDIT),
+        public_keys=[Ed25519PrivateKey.from_private_bytes(s).public_key() for s in seeds],
         heads=heads,
         newest=None if newest is None else _head_in(newest),
     )
@@ -110,6 +110,12 @@ def verify_command(
             f"{path} {state}: {report.records} records, {report.heads} signed heads, covered to "
             f"record {report.covered}."
         )
+        if (open_end := report.records - report.covered) > 0:
+            click.echo(
+                f"The newest {open_end} are covered by no head: more of them could have been cut "
+                "off without a trace.",
+                err=True,
+            )
     return ExitCode.VERIFICATION_FAILED if report.problems else ExitCode.PASS
 
 

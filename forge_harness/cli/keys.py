@@ -38,16 +38,17 @@ def keys_group() -> None:
 @click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
 def new_command(path: Path) -> int:
     """Write a new keyring to FILE, which must not exist; only its owner can read it."""
-    from forge_harness.security.key_sources import write_keyring
+    from forge_harness.security.key_sources import create_keyring
     from forge_harness.security.keys import Keyring
 
-    if path.exists() or path.is_symlink():
+    keyring = Keyring.new()
+    try:
+        create_keyring(path, keyring)
+    except FileExistsError as error:
         raise UsageError(
             f"{path} exists, and what is sealed under its keys could never be read again; give "
             "another name, or `keys rotate` it."
-        )
-    keyring = Keyring.new()
-    write_keyring(path, keyring)
+        ) from error
     click.echo(
         f"{path}: {len(keyring.keys)} keys. Keep a copy where {path} cannot be lost with it."
     )
@@ -84,19 +85,22 @@ def rotate_command(path: Path, purpose: str, places: tuple[Path, ...]) -> int:
     With --sealed only the heads of the files change, whatever their size; readers go on meanwhile.
     Killed half-way, a repetition of the command completes it.
     """
-    from forge_harness.security.key_sources import keyring_from_file, write_keyring
+    from forge_harness.security.key_sources import changing_keyring, write_keyring
     from forge_harness.security.keys import Purpose
     from forge_harness.security.sealing import KeyringSealer
 
     if places and purpose != "seal":
         raise UsageError(f"--sealed goes with --purpose seal, not {purpose!r}.")
-    keyring = keyring_from_file(path).rotated(Purpose(purpose))
-    write_keyring(path, keyring)
-    click.echo(f"{path}: key {keyring.active_id(Purpose(purpose))} is active to {purpose}.")
-    sealer = KeyringSealer(keyring)
-    for place in places:
-        changed, total = _rewrap(place, sealer)
-        click.echo(f"{place}: {changed} of {total} sealed contents put under it.")
+    # Until the contents are under it too: another rotation meanwhile would move them on, to a key
+    # that this one does not know.
+    with changing_keyring(path) as former:
+        keyring = former.rotated(Purpose(purpose))
+        write_keyring(path, keyring)
+        click.echo(f"{path}: key {keyring.active_id(Purpose(purpose))} is active to {purpose}.")
+        sealer = KeyringSealer(keyring)
+        for place in places:
+            changed, total = _rewrap(place, sealer)
+            click.echo(f"{place}: {changed} of {total} sealed contents put under it.")
     return ExitCode.PASS
 
 
@@ -125,9 +129,10 @@ def _rewrap(place: Path, sealer: KeyringSealer) -> tuple[int, int]:
 @click.argument("key_id", metavar="ID")
 def destroy_command(path: Path, key_id: str) -> int:
     """Forget the bytes of a decrypt-only key; what is still sealed under it is lost."""
-    from forge_harness.security.key_sources import keyring_from_file, write_keyring
+    from forge_harness.security.key_sources import changing_keyring, write_keyring
 
-    write_keyring(path, keyring_from_file(path).destroyed(key_id))
+    with changing_keyring(path) as keyring:
+        write_keyring(path, keyring.destroyed(key_id))
     click.echo(f"{path}: key {key_id} is destroyed.")
     return ExitCode.PASS
 

@@ -53,9 +53,10 @@ def coloured(word: str, text: str | None = None) -> str:
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Returns an aligned table; numbers to the right, the last column wrapped on a terminal.
 
-    Piped output is never wrapped: one row, one line, for grep.
+    Piped output is never wrapped: one row, one line, for grep. What a cell has of line breaks and
+    control characters is escaped: it may come from a stranger, who must not write rows of his own.
     """
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
     widths = [
         max([len(header), *(len(row[i]) for row in cells)]) for i, header in enumerate(headers)
     ]
@@ -64,6 +65,14 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     lines = [_line(list(headers), widths, right, room)]
     lines += [_line(row, widths, right, room) for row in cells]
     return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """Returns a text in which nothing ends the line or moves the cursor; such is escaped."""
+    if text.isprintable():
+        return text
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(escaped)
 
 
 def _line(row: list[str], widths: Sequence[int], right: Sequence[bool], room: int) -> str:

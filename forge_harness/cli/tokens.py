@@ -65,8 +65,10 @@ def issue_command(
     """Issue a token; it is printed once and kept nowhere."""
     from forge_harness.serving.guard import AUDIENCE
 
-    if not name.strip():
-        raise UsageError(f"--name is {name!r}; expected the name of who will hold the token.")
+    if not name.strip() or not name.isprintable():
+        raise UsageError(
+            f"--name is {name!r}; expected the name of who will hold the token, in one line."
+        )
     store, keyring = _opened(path, keys)
 
     def record(token: Token) -> None:
@@ -133,11 +135,10 @@ def _existing(path: Path) -> None:
 
 def _opened(path: Path, keys: str) -> tuple[TokenStore, Keyring]:
     from forge_harness.security.key_sources import load_keyring
-    from forge_harness.security.keys import Purpose
     from forge_harness.security.tokens import TokenStore
 
     keyring = load_keyring(keys)
-    return TokenStore(path, key=keyring.active(Purpose.TOKENS)), keyring
+    return TokenStore.of_keyring(path, keyring), keyring
 
 
 def _record(audit: Path | None, keyring: Keyring, action: str, detail: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from forge_harness.durable import staged_directory
 from forge_harness.errors import StateError, UnknownStateError, unknown_choice
 from forge_harness.security.audit_events import AuditEvent, Decision
 from forge_harness.state import CollectReport, Generation, NewState, State, Store, VerifyReport
+from forge_harness.state.records import file_names_problem
 
 from .state_kinds import (
     KINDS,
@@ -199,6 +200,8 @@ class StateManager:
             StateError: The state is unknown or damaged, or the target is in use.
         """
         state = self.get(phase=phase, name=name, generation=generation)
+        if (problem := file_names_problem(state.files)) is not None:
+            raise StateError(f"{problem} The store was not written by this harness; do not use it.")
         try:
             with (
                 self._recorded("state.copy_out", f"{state.phase}/{name}"),
@@ -262,7 +265,8 @@ class StateManager:
         """
         marks = self.checkpoints()
         if isinstance(target, str):
-            if target not in marks and not target.isdecimal():
+            # A generation has at most 19 digits; int() refuses a number of thousands of them.
+            if target not in marks and not (target.isdecimal() and len(target) < 20):
                 raise UnknownStateError(unknown_choice("checkpoint", target, marks))
             target = marks.get(target) or int(target)
         with self._recorded("state.restore", str(target)):

@@ -71,7 +71,7 @@ class AuditLog:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._headed_at = 0.0
-        self._headed_number = -1
+        self._headed_number = self._last_number = -1
 
     @classmethod
     def of_keyring(cls, path: Path, keyring: Keyring) -> AuditLog:
@@ -151,7 +151,7 @@ class AuditLog:
     def _commit_groups(self) -> None:
         running = True
         while running:
-            group = [self._queue.get()]
+            group = [self._next()]
             deadline = time.monotonic() + self._group_s
             while len(group) < GROUP_EVENTS and group[-1] is not None:
                 try:
@@ -161,19 +161,47 @@ class AuditLog:
             running = group[-1] is not None
             self._commit([each for each in group if each is not None])
 
+    def _next(self) -> tuple[AuditEvent, Future[AuditRecord]] | None:
+        """Returns what comes next; when nothing does, the newest record gets a head first.
+
+        Without one, all that was recorded since the last head could be cut off without a trace
+        for as long as the server is idle.
+        """
+        while self._headed_number < self._last_number:
+            try:
+                left = self._headed_at + HEAD_S - time.monotonic()
+                return self._queue.get(timeout=max(0.0, left))
+            except queue.Empty:
+                self._head_newest()
+        return self._queue.get()
+
+    def _head_newest(self) -> None:
+        try:
+            with self._appending:
+                last = self._file.last()
+            if last is not None:
+                self._add_head(last)
+        except (AuditError, OSError):
+            # As long as the disk refuses; what is recorded meanwhile is refused by `_commit`.
+            self._headed_at = time.monotonic()
+
     def _commit(self, group: Sequence[tuple[AuditEvent, Future[AuditRecord]]]) -> None:
         if not group:
             return
+        # Who gave up waiting still did what is recorded; a future cannot be cancelled from here on.
+        waiting = [future.set_running_or_notify_cancel() for _, future in group]
         try:
             records = self._append([event for event, _ in group])
             if time.monotonic() - self._headed_at >= HEAD_S:
                 self._add_head(records[-1])
         except Exception as error:
-            for _, future in group:
-                future.set_exception(error)
+            for (_, future), waits in zip(group, waiting, strict=True):
+                if waits:
+                    future.set_exception(error)
             return
-        for (_, future), record in zip(group, records, strict=True):
-            future.set_result(record)
+        for (_, future), waits, record in zip(group, waiting, records, strict=True):
+            if waits:
+                future.set_result(record)
 
     def _append(self, events: Sequence[AuditEvent]) -> Sequence[AuditRecord]:
         def follow(last: AuditRecord | None) -> list[AuditRecord]:
@@ -188,7 +216,9 @@ class AuditLog:
             return records
 
         with self._appending:
-            return self._file.append(follow)
+            appended = self._file.append(follow)
+        self._last_number = appended[-1].number
+        return appended
 
     def _add_head(self, record: AuditRecord) -> None:
         self._heads.add(self._log_id, record.number, record.mac, self._signing_key)
@@ -221,7 +251,7 @@ def heads_beside(path: Path) -> Path:
 def verify(
     path: Path,
     *,
-    key: bytes,
+    keys: Sequence[bytes],
     public_keys: Iterable[Ed25519PublicKey],
     heads: Path | None = None,
     newest: Head | None = None,
@@ -230,7 +260,7 @@ def verify(
 
     Args:
         path: The log.
-        key: That chains the records.
+        keys: Those that chained the records: the active one, and former ones since the log began.
         public_keys: Pinned keys; a head must be signed by one of them.
         heads: File of the heads; None: beside the log.
         newest: A head kept elsewhere; without it, log and heads put back together go unnoticed.
@@ -241,7 +271,7 @@ def verify(
     file = AuditFile(path, read_only=True)
     try:
         macs: dict[int, str] = {}
-        problems = list(_chain_problems(file, key, macs))
+        problems = list(_chain_problems(file, keys, macs))
         log_id = file.log_id
     finally:
         file.close()
@@ -254,19 +284,26 @@ def verify(
     return AuditReport(len(macs), len(lines), covered, tuple(problems))
 
 
-def _chain_problems(file: AuditFile, key: bytes, macs: dict[int, str]) -> Iterable[str]:
-    expected, previous = 1, genesis(key, file.log_id)
+def _chain_problems(file: AuditFile, keys: Sequence[bytes], macs: dict[int, str]) -> Iterable[str]:
+    before = [genesis(key, file.log_id) for key in keys]
+    expected, likely = 1, keys[:1]
     for record in file.records():
         macs[record.number] = record.mac.hex()
         if record.number != expected:
             yield f"Record {expected} is missing: {record.number} follows {expected - 1}."
-        elif not hmac.compare_digest(record.previous, previous):
+        elif not any(hmac.compare_digest(record.previous, previous) for previous in before):
             yield f"Record {record.number} does not follow the one before it."
-        if not hmac.compare_digest(
-            record.mac, mac_of(key, record.number, record.previous, record.event)
-        ):
+        key = next((key for key in (*likely, *keys) if _is_written_with(key, record)), None)
+        if key is None:
             yield f"Record {record.number} was changed, or written with another key."
-        expected, previous = record.number + 1, record.mac
+        else:
+            likely = [key]
+        expected, before = record.number + 1, [record.mac]
+
+
+def _is_written_with(key: bytes, record: AuditRecord) -> bool:
+    mac = mac_of(key, record.number, record.previous, record.event)
+    return hmac.compare_digest(record.mac, mac)
 
 
 def _head_problems(

@@ -8,10 +8,11 @@ import os
 import shlex
 import stat
 import subprocess
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from forge_harness.durable import write_durably
+from forge_harness.durable import exclusive, write_durably
 from forge_harness.errors import MissingKeyError, SecurityError
 
 from .keys import Keyring
@@ -64,6 +65,39 @@ def keyring_from_file(path: Path) -> Keyring:
             return Keyring.from_bytes(stream.read())
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def changing_keyring(path: Path) -> Iterator[Keyring]:
+    """Yields the keyring of a file that nobody else changes until the block ends.
+
+    Of two that read, change and write it side by side, one would lose a key, and all that is
+    sealed under it.
+
+    Raises:
+        MissingKeyError: There is no such file.
+        SecurityError: As `keyring_from_file`.
+    """
+    keyring_from_file(path)
+    with exclusive(path):
+        yield keyring_from_file(path)
+
+
+def create_keyring(path: Path, keyring: Keyring) -> None:
+    """Writes a new keyring file.
+
+    Raises:
+        FileExistsError: The name is taken.
+        OSError: The file system refused.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Takes the name first: of two that find it free, one gets it.
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    try:
+        write_keyring(path, keyring)
+    except BaseException:
+        path.unlink()
+        raise
 
 
 def write_keyring(path: Path, keyring: Keyring) -> None:

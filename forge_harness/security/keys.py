@@ -145,6 +145,10 @@ class Keyring:
         """Returns the ids of the keys of a purpose that are not destroyed."""
         return tuple(key.id for key in self.keys if key.purpose is purpose and key.material)
 
+    def usable_keys(self, purpose: Purpose = Purpose.SEAL) -> tuple[bytes, ...]:
+        """Returns the keys of a purpose that are not destroyed, oldest first."""
+        return tuple(key.material for key in self.keys if key.purpose is purpose and key.material)
+
     def to_bytes(self) -> bytes:
         """Returns the keyring as JSON, keys included: keep it where only its owner reads."""
         keys = [

@@ -12,6 +12,8 @@ SKIPPED = frozenset(
     {"__pycache__", "node_modules", "build", "dist", "site-packages", "venv", "htmlcov"}
 )
 """Directories that hold what others wrote or tools made; hidden ones are left out as well."""
+NOT_TYPED = frozenset({".git", ".hg", ".svn", "__pycache__", "node_modules", "site-packages"})
+"""Directories in which nobody types anything; caches and virtual environments are such too."""
 
 
 def tree_files(root: Path, suffixes: Collection[str] = ()) -> Iterator[Path]:
@@ -38,6 +40,31 @@ def tree_files(root: Path, suffixes: Collection[str] = ()) -> Iterator[Path]:
                 yield path
 
 
+def typed_files(root: Path) -> tuple[list[Path], list[Path]]:
+    """Returns the regular files of a tree that somebody may have typed into, hidden ones too.
+
+    Links are not followed.
+
+    Args:
+        root: Directory, or one file.
+
+    Returns:
+        The files in order, and the directories that were left out.
+
+    Raises:
+        UsageError: Nothing is there.
+    """
+    if not root.is_dir():
+        return list(tree_files(root)), []
+    files, left_out = [], []
+    for directory, names, found in os.walk(root):
+        here = Path(directory)
+        left_out += [here / name for name in sorted(names) if _not_typed(here / name)]
+        names[:] = sorted(name for name in names if not _not_typed(here / name))
+        files += [here / name for name in sorted(found) if _regular(here / name)]
+    return files, left_out
+
+
 def relative(path: Path, root: Path) -> str:
     """Returns a path under `root` as text, with forward slashes."""
     resolved, base = path.resolve(), root.resolve()
@@ -53,6 +80,12 @@ def _skipped(directory: Path) -> bool:
         or directory.name.endswith(".egg-info")
         or (directory / "pyvenv.cfg").exists()
     )
+
+
+def _not_typed(directory: Path) -> bool:
+    # CACHEDIR.TAG: the mark of caches, https://bford.info/cachedir/
+    marks = ("pyvenv.cfg", "CACHEDIR.TAG")
+    return directory.name in NOT_TYPED or any((directory / mark).exists() for mark in marks)
 
 
 def _regular(path: Path) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from forge_harness.probes import secrets
-from forge_harness.security.scan_files import relative, tree_files
+from forge_harness.security.scan_files import relative, typed_files
 from forge_harness.security.scan_types import Finding, Scan, judged
 
 NAME = "secrets"
@@ -28,7 +29,9 @@ _EXPECTED = {
 
 
 def scan(root: Path) -> Scan:
-    """Looks through every text file of a tree.
+    """Looks through every text file of a tree, those of hidden directories included.
+
+    What was not read is counted in the notes.
 
     Args:
         root: Directory or file.
@@ -37,12 +40,14 @@ def scan(root: Path) -> Scan:
         UsageError: It is not there.
     """
     findings: list[Finding] = []
-    scanned = large = ignored = 0
-    for path in tree_files(root):
+    scanned = large = binary = ignored = 0
+    files, left_out = typed_files(root)
+    for path in files:
         if path.stat().st_size > MAX_FILE_BYTES:
             large += 1
             continue
         if (text := read_text(path)) is None:
+            binary += 1
             continue
         scanned += 1
         for line, why, marked in _found(text):
@@ -53,6 +58,8 @@ def scan(root: Path) -> Scan:
         f"{count} {what}"
         for count, what in (
             (large, f"files over {MAX_FILE_BYTES} bytes were not read"),
+            (binary, "binary files were not read"),
+            (len(left_out), "directories of version control, caches and others' code were not read"),
             (ignored, f"lines are marked {IGNORE!r}"),
         )
         if count
@@ -70,8 +77,10 @@ def scan(root: Path) -> Scan:
 
 
 def read_text(path: Path) -> str | None:
-    """Returns the text of a file, None when it is binary."""
+    """Returns the text of a file, None when it is binary: UTF-8, or UTF-16 that says so."""
     raw = path.read_bytes()
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return raw.decode("utf-16", errors="replace")
     if b"\x00" in raw[:8192]:
         return None
     return raw.decode("utf-8", errors="replace")

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import base64
-import fcntl
 import hmac
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from forge_harness.canonical import canonical_json
-from forge_harness.durable import write_durably
+from forge_harness.durable import exclusive, write_durably
 from forge_harness.errors import SecurityError, TokenError
 
 from .access import Access, Principal
+from .keys import Keyring, Purpose
 
 PREFIX = "fht_"
 SCHEMA = "forge-tokens/1"
@@ -57,16 +56,35 @@ class TokenStore:
 
     Args:
         path: The file; made with the first token.
-        key: 32 bytes; without it the hashes are worth nothing.
+        key: 32 bytes, hashes new tokens; without it the hashes are worth nothing.
+        former: Keys of tokens that were issued before a rotation.
         access: Whose roles tokens may have; None: the shipped ones.
     """
 
-    def __init__(self, path: Path, *, key: bytes, access: Access | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        key: bytes,
+        former: Iterable[bytes] = (),
+        access: Access | None = None,
+    ) -> None:
         self.path = path
         self.access = access or Access()
-        self._key = key
+        self._keys = (key, *former)
         self._stamp: tuple[int, int, int] | None = None
         self._by_hash: dict[str, Token] = {}
+
+    @classmethod
+    def of_keyring(cls, path: Path, keyring: Keyring) -> TokenStore:
+        """Opens a file of tokens with a keyring's active key, and its former ones for reading.
+
+        Raises:
+            MissingKeyError: The keyring has no active key for tokens.
+        """
+        key = keyring.active(Purpose.TOKENS)
+        former = (each for each in keyring.usable_keys(Purpose.TOKENS) if each != key)
+        return cls(path, key=key, former=former)
 
     def issue(
         self,
@@ -100,14 +118,14 @@ class TokenStore:
         now = datetime.now(UTC)
         token = Token(
             id=secrets.token_hex(8),
-            hash=self._hash(secret),
+            hash=_hash(self._keys[0], secret),
             name=name,
             roles=chosen,
             audience=audience,
             created_at=now.isoformat(timespec="seconds"),
             expires_at=(now + timedelta(days=days)).isoformat(timespec="seconds"),
         )
-        with self._locked():
+        with exclusive(self.path):
             tokens = self.tokens()
             if record is not None:
                 record(token)
@@ -124,7 +142,7 @@ class TokenStore:
         Raises:
             TokenError: There is none of that id; nothing was recorded.
         """
-        with self._locked():
+        with exclusive(self.path):
             tokens = self.tokens()
             found = next((token for token in tokens if token.id == token_id), None)
             if found is None:
@@ -164,10 +182,10 @@ class TokenStore:
                 f"The token is malformed; expected {PREFIX!r} and 43 letters, digits, '-' or '_'."
             )
         self._refresh()
-        presented = self._hash(secret)
-        token = self._by_hash.get(presented)
         # The look-up is by a keyed hash, so its time says nothing about a token.
-        if token is None or not hmac.compare_digest(token.hash, presented):
+        found = (self._by_hash.get(_hash(key, secret)) for key in self._keys)
+        token = next((each for each in found if each is not None), None)
+        if token is None:
             raise TokenError("The token is unknown; ask for a new one.")
         if token.revoked_at is not None:
             raise TokenError(f"Token {token.id} was revoked on {token.revoked_at}; get a new one.")
@@ -179,17 +197,6 @@ class TokenStore:
                 "token of this service."
             )
         return Principal(token.name, frozenset(token.roles))
-
-    def _hash(self, secret: str) -> str:
-        return hmac.digest(self._key, secret.encode(), "sha256").hex()
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keeps a change of another process from being lost."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_name(f"{self.path.name}.lock").open("a") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            yield
 
     def _refresh(self) -> None:
         try:
@@ -221,3 +228,7 @@ class TokenStore:
         content = {"schema": SCHEMA, "tokens": [asdict(token) for token in tokens]}
         write_durably(self.path, canonical_json(content))
         self._stamp = None
+
+
+def _hash(key: bytes, secret: str) -> str:
+    return hmac.digest(key, secret.encode(), "sha256").hex()

@@ -20,7 +20,7 @@ from typing import Any
 from forge_harness.canonical import canonical_json, sha256_hex
 from forge_harness.errors import StateError
 
-from .records import BlobRef, Generation, NewState, State
+from .records import BlobRef, Generation, NewState, State, file_names_problem
 
 FORMAT = 3
 """The one that is written."""
@@ -159,6 +159,8 @@ def _parse(document: Mapping[str, Any], digest: str) -> Manifest:
 
 
 def _state(body: Mapping[str, Any], number: int, created_at: str) -> State:
+    if (problem := file_names_problem(body["files"])) is not None:
+        raise ValueError(f"its manifest is malformed: {problem}")
     return State(
         id=body["id"],
         phase=body["phase"],

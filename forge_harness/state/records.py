@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ class NewState:
     """A state to commit.
 
     Raises:
-        StateError: A label is empty, longer than 255 characters or has control characters.
+        StateError: A label is empty, longer than 255 characters or has control characters; a file
+            name leads out of the state, or is a directory of another.
     """
 
     phase: str
@@ -48,6 +49,9 @@ class NewState:
             _check_label(what, label)
         for name in self.files:
             _check_label("file name", name)
+        problem = file_names_problem(self.files)
+        if problem is not None:
+            raise StateError(f"{problem} Choose another.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +135,24 @@ class CollectReport:
     """Contents and files nothing needs that are younger than the grace period."""
     quarantined: int
     """Damaged contents kept aside; a collection never removes them."""
+
+
+def file_names_problem(names: Collection[str]) -> str | None:
+    """Returns what is wrong with the file names of a state, or None.
+
+    They become paths where a state is written out, and a store may come from anybody.
+    """
+    for name in names:
+        parts = name.split("/")
+        if "\\" in name or any(part in ("", ".", "..") for part in parts):
+            return (
+                f"The file name {name!r} of a state is no relative path; expected names joined by "
+                "'/', none of them empty, '.' or '..'."
+            )
+        for end in range(1, len(parts)):
+            if (parent := "/".join(parts[:end])) in names:
+                return f"The file name {parent!r} of a state is also the directory of {name!r}."
+    return None
 
 
 def _check_label(what: str, label: object) -> None:

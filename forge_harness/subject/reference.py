@@ -325,7 +325,7 @@ class ReferenceSubject:
     def audit_problems(self, path: Path) -> Sequence[str]:
         """See `KeepsAuditLog.audit_problems`."""
         return audit.verify(
-            path, key=self._keys().active(Purpose.AUDIT), public_keys=[self._public_key()]
+            path, keys=self._keys().usable_keys(Purpose.AUDIT), public_keys=[self._public_key()]
         ).problems
 
     def audited(self, path: Path, action: Callable[[], None]) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,8 @@ from forge_harness import StateManager
 from forge_harness.cli.keys import PURPOSES, keys_group
 from forge_harness.cli.state import state_group
 from forge_harness.errors import ForgeError, MissingKeyError
-from forge_harness.security.key_sources import keyring_from_file
-from forge_harness.security.keys import Purpose
+from forge_harness.security.key_sources import create_keyring, keyring_from_file
+from forge_harness.security.keys import Keyring, Purpose
 from forge_harness.security.sealing import KeyringSealer, key_ids
 
 
@@ -72,3 +74,41 @@ def test_wrong_uses(keys: Path, tmp_path: Path) -> None:
     assert isinstance(run("rotate", str(tmp_path / "none")).exception, MissingKeyError)
     active = keyring_from_file(keys).active_id()
     assert "is active" in str(run("destroy", str(keys), active).exception)
+
+
+ROTATE = """
+import sys
+from forge_harness.cli.keys import keys_group
+from forge_harness.errors import MissingKeyError
+for _ in range(8):
+    keys_group(["rotate", sys.argv[1], "--sealed", sys.argv[2]], standalone_mode=False)
+"""
+
+
+def test_rotations_side_by_side_lose_no_key(keys: Path, tmp_path: Path) -> None:
+    keyring, sealed = keyring_from_file(keys), tmp_path / "sealed"
+    sealed.write_bytes(KeyringSealer(keyring).seal_bytes(b"content"))
+    command = [sys.executable, "-c", ROTATE, str(keys), str(sealed)]
+    both = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait(120) for process in both] == [0, 0]
+    rotated = keyring_from_file(keys)
+    assert len(rotated.usable_ids()) == 1 + 16
+    assert set(key_ids(sealed)) == {rotated.active_id()}
+
+
+def test_of_two_new_keyrings_of_one_name_one_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "deeper" / "keys.json"
+    create_keyring(path, first := Keyring.new())
+    with pytest.raises(FileExistsError):
+        create_keyring(path, Keyring.new())
+    assert keyring_from_file(path).active_id() == first.active_id()
+
+
+def test_a_keyring_that_cannot_be_written_leaves_no_name(tmp_path: Path, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("forge_harness.security.key_sources.write_durably", refuse)
+    with pytest.raises(OSError, match="No space"):
+        create_keyring(tmp_path / "keys.json", Keyring.new())
+    assert list(tmp_path.iterdir()) == []

@@ -52,3 +52,12 @@ def test_a_pipe_is_plain(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     assert is_plain(sys.stdout)
     assert coloured("FAIL") == "FAIL"
+
+
+def test_a_cell_writes_no_rows_of_its_own_and_moves_no_cursor():
+    shown = table(("a", "b"), [("x\n     99  operator", "\x1b[2J\u202e y\r"), ("ñ 日本", 1)])
+    assert len(shown.splitlines()) == 3
+    assert "\\n     99  operator" in shown
+    assert "\\x1b[2J\\u202e y\\r" in shown
+    assert "ñ 日本" in shown
+    assert all(line.isprintable() for line in shown.splitlines())

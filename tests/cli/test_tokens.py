@@ -40,7 +40,7 @@ def test_a_file_that_is_not_there_is_not_an_empty_one(invoke, keys, tmp_path, ar
     assert not path.parent.exists()
 
 
-@pytest.mark.parametrize("name", ["", "  ", "\t"])
+@pytest.mark.parametrize("name", ["", "  ", "\t", "ci\n     9  admin", "\x1b[2J"])
 def test_a_token_is_somebodys(invoke, keys, tmp_path, name):
     result = issue(invoke, keys, tmp_path / "tokens.json", name=name)
     assert result.exit_code == ExitCode.USAGE

@@ -18,6 +18,7 @@ from forge_harness.integration.state_manager import StateInput
 from forge_harness.security.audit import AuditLog
 from forge_harness.security.keys import Keyring
 from forge_harness.security.sealing import HEAD_BYTES, KeyringSealer
+from forge_harness.state import NewState, Store
 
 
 @pytest.fixture
@@ -315,3 +316,35 @@ def test_what_cannot_be_recorded_is_not_done(audited) -> None:
         with pytest.raises(AuditError):
             act()
     assert manager.summary() == before
+
+
+@pytest.mark.parametrize("name", ["../pwned", "{tmp}/pwned", "sub/../../pwned"])
+def test_a_store_that_would_write_elsewhere_is_damaged_and_not_written_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    root, name = tmp_path / "states", name.format(tmp=tmp_path)
+    with monkeypatch.context() as patch:
+        # As somebody who writes a store by other means than this harness.
+        for module in ("records", "manifest"):
+            patch.setattr(f"forge_harness.state.{module}.file_names_problem", lambda names: None)
+        state = NewState(
+            phase="phase5",
+            kind="package",
+            name="p",
+            metadata={"encoding": "directory"},
+            files={"model.bin": b"ok", name: b"pwned"},
+        )
+        with Store.open(root) as store:
+            store.commit([state])
+    with StateManager(root, create=False) as manager:
+        problems = manager.verify().problems
+        assert any("is no relative path" in problem.what for problem in problems)
+        with pytest.raises(StateError):
+            manager.copy_out(tmp_path / "out" / "here", phase=5, name="p")
+    assert list(tmp_path.rglob("pwned")) == []
+
+
+def test_a_number_of_thousands_of_digits_is_no_generation(manager: StateManager) -> None:
+    manager.save(phase=5, kind="config", name="c", data={"a": 1})
+    with pytest.raises(UnknownStateError):
+        manager.restore("9" * 5000)

@@ -13,7 +13,7 @@ from forge_harness.security import scan_secrets
 
 # Put together here: a scan of this file must find nothing.
 AWS = "AKIA" + "QWERTYUIOPASDFGH"
-HF = "hf_" + "aBcDeFgHiJkLmNoPqRsTuVwXyZaBcDeF"
+HF = "hf_" + "aBcDeFgHiJkLmNoP" + "qRsTuVwXyZaBcDeF"
 JWT = ".".join(["eyJ" + "hbGciOiJIUzI1NiJ9", "eyJzdWIiOiIxMjM0In0", "c2lnbmF0dXJlLXRlc3Q"])
 
 
@@ -78,14 +78,57 @@ def test_binary_large_hidden_and_linked_files(tmp_path, monkeypatch):
     (tmp_path / "plain.txt").write_text("x")
     (tmp_path / "binary").write_bytes(b"\x00" + AWS.encode())
     (tmp_path / "large.txt").write_text(AWS + " " * 100)
-    (tmp_path / ".git").mkdir()
-    (tmp_path / ".git" / "config").write_text(AWS)
+    for name in (".git", "node_modules", ".cache", ".venv"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config").write_text(AWS)
+    (tmp_path / ".cache" / "CACHEDIR.TAG").write_text("Signature: 8a477f597d28d172789f06886806bc55")
+    (tmp_path / ".venv" / "pyvenv.cfg").write_text("home = /usr/bin")
     (tmp_path / ".env").write_text(f"KEY={AWS}\n")
     (tmp_path / "link.txt").symlink_to(tmp_path / "large.txt")
     scan = scan_secrets.scan(tmp_path)
     assert [f.place for f in scan.findings] == [".env"]
     assert scan.scanned == 2
-    assert "1 files over 100 bytes were not read" in scan.notes
+    assert scan.notes == (
+        "1 files over 100 bytes were not read",
+        "1 binary files were not read",
+        "4 directories of version control, caches and others' code were not read",
+    )
+
+
+@pytest.mark.parametrize(
+    ("place", "encoding"),
+    [
+        (".github/workflows/ci.yml", "utf-8"),
+        (".aws/credentials", "utf-8"),
+        ("build/deploy.sh", "utf-8"),
+        ("settings.ini", "utf-16"),
+    ],
+)
+def test_where_credentials_are_pasted_is_looked_at(place, encoding, tmp_path):
+    (tmp_path / "harmless.py").write_text("x = 1\n")
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / place).write_text(f"first\nkey = {AWS}\n", encoding=encoding)
+    scan = scan_secrets.scan(tmp_path)
+    assert [(f.place, f.line) for f in scan.findings] == [(place, 2)]
+    assert scan.notes == ()
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["a" * 1_000_000, "a+" * 500_000, "eyJ-" * 250_000, "http://" * 100_000, 'a="' * 300_000],
+    ids=["word", "scheme", "token", "urls", "quotes"],
+)
+def test_a_line_of_a_megabyte_is_read_to_its_end(line):
+    # Tried from each letter to the end, the first of these takes hours.
+    key = "AK" + "IAQWERTYUIOPASDFGH"
+    assert secrets.in_line(f"{line} {key}") == "has the form of a AWS access key"
+    assert secrets.in_line(f"{line} {key}x") != "has the form of a AWS access key"
+
+
+def test_names_of_credentials_are_found_wherever_they_begin():
+    for before in ("", "x ", "(", '"', "self.", "a" * 150 + "."):
+        line = before + "pass" + 'word = "correct-horse"'
+        assert secrets.in_line(line) == "is assigned to a name of a credential", before
 
 
 @pytest.mark.parametrize("form", [*secrets.FORM_NAMES[:2], "entropy"])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from forge_harness.errors import SecurityError, TokenError
 from forge_harness.security.access import Principal
+from forge_harness.security.keys import Keyring, Purpose
 from forge_harness.security.tokens import TokenStore
 
 KEY = bytes(range(32))
@@ -138,3 +139,18 @@ def test_no_token_is_lost_when_several_are_issued_at_once(store: TokenStore) -> 
     for thread in threads:
         thread.join()
     assert len({token.name for token in store.tokens()}) == 20
+
+
+def test_a_token_outlives_a_rotation_and_not_the_destruction_of_its_key(tmp_path: Path) -> None:
+    path, keyring = tmp_path / "tokens.json", Keyring.new()
+    secret, _ = TokenStore.of_keyring(path, keyring).issue("ci", ["client"], audience="serve")
+    former, rotated = keyring.active_id(Purpose.TOKENS), keyring.rotated(Purpose.TOKENS)
+    store = TokenStore.of_keyring(path, rotated)
+    assert store.authenticate(secret, audience="serve").name == "ci"
+    newer, _ = store.issue("cd", ["client"], audience="serve")
+    with pytest.raises(TokenError, match="unknown"):
+        TokenStore.of_keyring(path, keyring).authenticate(newer, audience="serve")
+    store = TokenStore.of_keyring(path, rotated.destroyed(former))
+    assert store.authenticate(newer, audience="serve").name == "cd"
+    with pytest.raises(TokenError, match="unknown"):
+        store.authenticate(secret, audience="serve")

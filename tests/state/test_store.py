@@ -315,3 +315,18 @@ def test_a_commit_does_not_look_through_all_contents(tmp_path):
             )
         store._opened().connection.set_trace_callback(None)
     assert sum("WHERE sealed" in query for query in asked) == 1
+
+
+OUTSIDE = ["../pwned", "/tmp/pwned", "a/../../pwned", "a//b", "./a", "a/", ".", "..", "a\\..\\b"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_file_name_stays_within_its_state(name: str) -> None:
+    with pytest.raises(StateError, match="is no relative path"):
+        NewState(phase="phase5", kind="package", name="p", files={"ok": b"", name: b""})
+
+
+def test_a_file_is_no_directory_of_another() -> None:
+    with pytest.raises(StateError, match="'a/b' of a state is also the directory of 'a/b/c'"):
+        NewState(phase="phase5", kind="package", name="p", files={"a/b/c": b"", "a/b": b""})
+    NewState(phase="phase5", kind="package", name="p", files={"a.b/c": b"", "a": b"", "..a": b""})
