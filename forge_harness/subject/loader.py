@@ -69,10 +69,20 @@ def load_subject(spec: str | None = None) -> LoadedSubject:
     return LoadedSubject(
         subject=subject,
         spec=text,
-        name=str(getattr(subject, "name", type(subject).__name__)),
+        name=_name_of(subject, text),
         capabilities=capabilities,
         digest=None if source is None else f"sha256:{file_sha256(source)}",
     )
+
+
+def _name_of(subject: object, spec: str) -> str:
+    name = str(getattr(subject, "name", type(subject).__name__))
+    if not name.strip() or not name.isprintable():
+        raise SubjectError(
+            f"Subject {spec!r} has the name {name!r}; expected text of one line, which reports can "
+            "show."
+        )
+    return name
 
 
 def _is_checkpoint(path: Path) -> bool:

@@ -103,3 +103,14 @@ def test_the_digest_follows_the_file(tmp_path):
     other = tmp_path / "other.py"
     other.write_text(text + "# changed\n")
     assert load_subject(f"{path}:P").digest != load_subject(f"{other}:P").digest
+
+
+@pytest.mark.parametrize("name", ["", " ", "two\nlines", "\x1b[31m", "\ud800"])
+def test_a_name_that_no_report_can_show_is_refused(tmp_path, name):
+    (tmp_path / "named.py").write_text(
+        f"class Packer:\n    name = {name!r}\n"
+        "    def pack(self, codes): ...\n"
+        "    def unpack(self, packed, rows): ...\n"
+    )
+    with pytest.raises(SubjectError, match="expected text of one line"):
+        load_subject(f"{tmp_path / 'named.py'}:Packer")
