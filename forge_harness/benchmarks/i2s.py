@@ -21,7 +21,10 @@ from forge_harness.kernels.backends import native
 
 BLOCK = 128
 """Columns of a block: value j in byte j mod 32, bits 6 - 2 * (j div 32)."""
-_SYMBOLS = ("ggml_vec_dot_i2_i8_s", "_Z20ggml_vec_dot_i2_i8_siPfmPKvmS1_mi")  # forge-scan: no secret
+_SYMBOLS = (
+    "ggml_vec_dot_i2_i8_s",
+    "_Z20ggml_vec_dot_i2_i8_siPfmPKvmS1_mi",
+)  # forge-scan: no secret
 """With C linkage, and as a C++ compiler names it."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -169,7 +168,7 @@ def run_command(
     base = Base(rate=rate, capacity=_capacity(capacity), share=share)
     if dry_run:
         return _write_plan(template, out, base, shape, target["profile"])
-    with _progress(quiet) as told:
+    with _stoppable(out), _progress(quiet) as told:
         report = measure(
             template,
             out,
@@ -230,13 +229,18 @@ def peak_command(
     from dataclasses import replace
     from tempfile import TemporaryDirectory
 
+    from forge_harness.integration.stops import interrupted_once
     from forge_harness.load.driver import LIMITS
     from forge_harness.load.report import peak_json, peak_table, peak_text
 
     template = _template(target)
     limits = replace(LIMITS[target["profile"]], start=start)
     limits = replace(limits, cap_s=cap or limits.cap_s, probe_s=probe_s or limits.probe_s)
-    with TemporaryDirectory(prefix="forge-load-") as scratch, _progress(quiet) as told:
+    with (
+        TemporaryDirectory(prefix="forge-load-") as scratch,
+        interrupted_once(),
+        _progress(quiet) as told,
+    ):
         peak = _find_peak(template, out or Path(scratch), limits, told)
     if as_json:
         echo_json(peak_json(peak))
@@ -279,16 +283,11 @@ def report_command(directory: Path, as_json: bool) -> int:
 
 def _template(target: dict[str, Any]) -> LoadPlan:
     """Refuses what cannot be run before anything is written or sent."""
-    from forge_harness.load.plan import LoadPlan, check_address
-    from forge_harness.load.traffic import requests_of
+    from forge_harness.load.plan import LoadPlan, bearer_token, check_address
+    from forge_harness.load.traffic import read_requests
 
     check_address(target["url"])
     existing(target["ca"], "The certificate file --ca")
-    name = target["token_env"]
-    if name and not os.environ.get(name):
-        raise LoadError(
-            f"--token-env {name}: no such environment variable; export {name}=TOKEN first."
-        )
     file = target["requests_file"]
     plan = LoadPlan(
         url=target["url"],
@@ -298,10 +297,12 @@ def _template(target: dict[str, Any]) -> LoadPlan:
         timeout_s=target["timeout"],
         slo_s=target["slo"],
         concurrency=target["concurrency"],
-        token_env=name,
+        token_env=target["token_env"],
         ca=None if target["ca"] is None else str(target["ca"].resolve()),
     )
-    requests_of(plan.requests, plan.seed)
+    bearer_token(plan)
+    if file is not None:
+        read_requests(file)
     return plan
 
 
@@ -388,6 +389,21 @@ class _LoadProgress:
 
         if self.callback is not None:
             self.callback(Progress(stage=stage, done=done, total=total, label=label))
+
+
+@contextmanager
+def _stoppable(directory: Path) -> Iterator[None]:
+    """Lets a run be stopped in order: the generator is gone, and what was sent is on record."""
+    from forge_harness.integration.stops import interrupted_once
+    from forge_harness.load.report import REPORT
+
+    try:
+        with interrupted_once():
+            yield
+    except KeyboardInterrupt:
+        if (directory / REPORT).exists():
+            click.echo(f"Stopped. What was sent until then: {shown(directory / REPORT)}", err=True)
+        raise
 
 
 @contextmanager

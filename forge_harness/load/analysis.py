@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 
 from forge_harness.errors import LoadError
 
-from .gates import OVERLOAD_ABOVE, gates
+from .gates import gates, recovers
 from .metrics import answers_by_code, parse, unexplained
 from .percentiles import encoded_histogram, summary
 from .plan import PLAN, LoadPlan, read_plan
 from .records import Account, Fate, Record, account, read_records
-from .recovery import Recovery, recovery, windows
+from .recovery import Recovery, recovery, windows, worst
 from .report import LoadReport, PhaseReport, Reconciliation, peak_from_json
 from .schedule import Phase, arrivals, choices, phase_starts
 from .traffic import Request, requests_of
@@ -42,7 +42,7 @@ def analyse(directory: Path) -> LoadReport:
             f"{directory} is no directory; `forge-harness load run --out DIR` makes one."
         )
     plan = read_plan(directory / PLAN)
-    requests = requests_of(plan.requests, plan.seed)
+    requests = requests_of(plan, directory)
     due = arrivals(plan.phases, plan.seed)
     books = account(read_records(directory), due, choices(len(due), len(requests), plan.seed))
     workers = _workers(directory, plan)
@@ -50,16 +50,24 @@ def analyse(directory: Path) -> LoadReport:
     recovered = _recovery(plan, books.records, phases)
     memory = _taken(directory, "memory.json", _pairs) or ()
     peak = _taken(directory, PEAK, peak_from_json)
+    reconciliation = _reconcile(directory, plan, books, requests, workers)
     return LoadReport(
         plan=plan,
         context=_taken(directory, CONTEXT, _mapping) or {},
         phases=phases,
         windows=windows(books.records, 0.0, plan.seconds),
         recovery=recovered,
-        reconciliation=_reconcile(directory, books, requests, workers),
+        reconciliation=reconciliation,
         memory=memory,
         peak=peak,
-        gates=gates(plan, phases, recovery=recovered, memory=memory, peak=peak),
+        gates=gates(
+            plan,
+            phases,
+            recovery=recovered,
+            memory=memory,
+            peak=peak,
+            counters_lost=reconciliation.counters_lost,
+        ),
         checked=sum(bool(request.expect) for request in requests),
         kinds=len(requests),
     )
@@ -70,6 +78,8 @@ class _Worker:
     index: int
     of: int
     cpu: Cpu
+    stopped_at: float | None
+    """When it was stopped before it was done."""
 
 
 def _workers(directory: Path, plan: LoadPlan) -> list[_Worker]:
@@ -78,7 +88,13 @@ def _workers(directory: Path, plan: LoadPlan) -> list[_Worker]:
         content = _json(directory, path.name)
         try:
             cpu = [(float(t), float(used)) for t, used in content["cpu"]]
-            worker = _Worker(int(content["worker"]), int(content["of"]), cpu)
+            stopped = content.get("stopped_at")
+            worker = _Worker(
+                int(content["worker"]),
+                int(content["of"]),
+                cpu,
+                None if stopped is None else float(stopped),
+            )
             same = content["plan_digest"] == plan.digest
         except (KeyError, TypeError, ValueError) as error:
             raise _damaged(path, error) from error
@@ -151,27 +167,28 @@ def _phase(
 def _recovery(
     plan: LoadPlan, records: Sequence[Record], phases: Sequence[PhaseReport]
 ) -> Recovery | None:
-    """Of the base load that follows the last overload."""
-    overloads = [i for i, phase in enumerate(plan.phases) if phase.multiple > OVERLOAD_ABOVE]
-    if not overloads:
-        return None
-    after = phases[overloads[-1] + 1 :]
-    if not after or after[0].multiple > 1:
-        return None
     base = phases[0] if phases[0].multiple == 1 else None
     p95 = None if base is None else next(p.value for p in base.response if p.share == 0.95)
-    return recovery(
-        records,
-        drop=after[0].start,
-        end=after[0].start + after[0].seconds,
-        rate=after[0].rate,
-        baseline_p95=p95,
-        slo_s=plan.slo_s,
+    return worst(
+        recovery(
+            records,
+            drop=phase.start,
+            end=phase.start + phase.seconds,
+            rate=phase.rate,
+            baseline_p95=p95,
+            slo_s=plan.slo_s,
+        )
+        for index, phase in enumerate(phases)
+        if recovers(phases, index)
     )
 
 
 def _reconcile(
-    directory: Path, books: Account, requests: Sequence[Request], workers: Sequence[_Worker]
+    directory: Path,
+    plan: LoadPlan,
+    books: Account,
+    requests: Sequence[Request],
+    workers: Sequence[_Worker],
 ) -> Reconciliation:
     ended = [r for r in books.records if r.fate not in (Fate.DROPPED, Fate.CENSORED)]
     failed = sum(r.fate in (Fate.ERROR, Fate.TIMEOUT) for r in ended)
@@ -179,7 +196,7 @@ def _reconcile(
     sent = sum(r.sent is not None for r in books.records)
     locust = _taken(directory, "locust.json", _counts)
     paths = frozenset(request.path for request in requests)
-    server = _server_codes(directory, paths)
+    server, lost = _server_codes(directory, paths)
     unknown = None if server is None else unexplained(own, server, sent - own.total())
     return Reconciliation(
         scheduled=len(books.records),
@@ -193,8 +210,17 @@ def _reconcile(
         own_codes=dict(own),
         server_codes=None if server is None else dict(server),
         unexplained=unknown,
-        problems=tuple(_book_problems(books, workers, locust, (len(ended), failed), unknown)),
+        counters_lost=lost,
+        problems=(
+            *_stops(workers, plan),
+            *_book_problems(books, workers, locust, (len(ended), failed), unknown),
+        ),
     )
+
+
+def _stops(workers: Sequence[_Worker], plan: LoadPlan) -> list[str]:
+    stops = [worker.stopped_at for worker in workers if worker.stopped_at is not None]
+    return [f"the run was stopped at {min(stops):.1f} s of {plan.seconds:g} s"] if stops else []
 
 
 def _book_problems(
@@ -228,15 +254,18 @@ def _book_problems(
     return problems
 
 
-def _server_codes(directory: Path, paths: frozenset[str]) -> Counter[int] | None:
+def _server_codes(directory: Path, paths: frozenset[str]) -> tuple[Counter[int] | None, bool]:
+    """What the server counted between the two scrapes, and whether only the second is missing."""
     before, after = directory / "server-before.prom", directory / "server-after.prom"
-    if not (before.exists() and after.exists()):
-        return None
-    found, earlier = (_codes(path, paths) for path in (after, before))
+    if not before.exists():
+        return None, False
+    earlier = _codes(before, paths)
+    found = _codes(after, paths) if after.exists() else None
     if found is None:
-        return None
+        # Before the first request a counter may have no sample; it does not lose one later.
+        return None, not after.exists() or earlier is not None
     found.subtract(earlier or Counter())
-    return Counter({code: count for code, count in found.items() if count})
+    return Counter({code: count for code, count in found.items() if count}), False
 
 
 def _codes(path: Path, paths: frozenset[str]) -> Counter[int] | None:

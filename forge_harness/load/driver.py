@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -19,7 +20,7 @@ from forge_harness.errors import LoadError
 from .analysis import CONTEXT, PEAK, analyse
 from .peak import Peak, Probe, search
 from .percentiles import nearest_rank
-from .plan import SHAPES, LoadPlan, Shape, check_plan, phases_at
+from .plan import PLAN, SHAPES, LoadPlan, Shape, check_plan, phases_at, read_plan
 from .records import Fate, account, read_records
 from .report import REPORT, LoadReport, peak_json
 from .schedule import Phase, arrivals, choices
@@ -86,7 +87,7 @@ def find_peak(
         own = directory / "probes" / f"{count:02d}"
         count += 1
         generator.run(check_plan(plan), own, on_step)
-        found = read_probe(own, plan)
+        found = read_probe(own)
         if on_probe is not None:
             on_probe(found)
         return found
@@ -104,10 +105,11 @@ def find_peak(
     return peak
 
 
-def read_probe(directory: Path, plan: LoadPlan) -> Probe:
+def read_probe(directory: Path) -> Probe:
     """Returns what a run of one phase says about its rate."""
+    plan = read_plan(directory / PLAN)
     due = arrivals(plan.phases, plan.seed)
-    kinds = choices(len(due), len(requests_of(plan.requests, plan.seed)), plan.seed)
+    kinds = choices(len(due), len(requests_of(plan, directory)), plan.seed)
     books = account(read_records(directory), due, kinds)
     told = json.loads((directory / "generator-0.json").read_bytes())
     good = sum(r.fate is Fate.OK and r.response_s <= plan.slo_s for r in books.records)
@@ -189,23 +191,30 @@ def measure(
     Raises:
         LoadError: Nothing answers at the address, or nothing is served; the directory is not empty.
         GeneratorError: The generator ended.
+        KeyboardInterrupt: As it came; the report of what was sent until then is written.
     """
     base = base or Base()
     # Before anything is written: a second try must find its directory as the first did.
     server_of(template).scrape()
     fresh_directory(directory)
-    with Generator(directory / GENERATOR_LOG) as generator:
-        rate, capacity = base.rate, base.capacity
-        if rate is None and capacity is None:
-            limits = LIMITS[profile]
-            peak = find_peak(
-                generator, template, directory, limits, on_step=on_step, on_probe=on_probe
-            )
-            capacity = _capacity(peak)
-        if rate is None:
-            rate = base.share * (capacity or 0.0)
-        plan = shaped(replace(template, capacity=capacity), rate, shape, profile)
-        return run_load(generator, plan, directory, on_step=on_step)
+    try:
+        with Generator(directory / GENERATOR_LOG) as generator:
+            rate, capacity = base.rate, base.capacity
+            if rate is None and capacity is None:
+                limits = LIMITS[profile]
+                peak = find_peak(
+                    generator, template, directory, limits, on_step=on_step, on_probe=on_probe
+                )
+                capacity = _capacity(peak)
+            if rate is None:
+                rate = base.share * (capacity or 0.0)
+            plan = shaped(replace(template, capacity=capacity), rate, shape, profile)
+            return run_load(generator, plan, directory, on_step=on_step)
+    except KeyboardInterrupt:
+        # The generator has ended by now and left its records. Without a plan, the search was on.
+        with contextlib.suppress(LoadError):
+            write_report(directory)
+        raise
 
 
 def _capacity(peak: Peak) -> float:

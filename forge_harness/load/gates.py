@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .peak import Peak
+from .peak import GOODPUT_SHARE, Peak
 from .percentiles import Percentile
 from .plan import LoadPlan
 from .recovery import Recovery
 from .report import Gate, PhaseReport
 
 OVERLOAD_ABOVE = 10.0
-"""Multiples of the base rate above which the server may shed."""
+"""Multiples of the base rate above which the server may shed. At it the server does all it can, and
+is held to what it was found to do: the share of a probe that is served."""
 GOODPUT_OF_PEAK = 0.8
 SHED_P95_S = 0.1
 RECOVERY_S = 2.0
 MEMORY_RATIO = 1.05
+_RIGHT = "every accepted request is answered right"
+_NOTHING_DUE = "no request was due in it"
 
 
 def gates(
@@ -25,12 +28,19 @@ def gates(
     recovery: Recovery | None,
     memory: Sequence[tuple[float, float]],
     peak: Peak | None,
+    counters_lost: bool = False,
 ) -> tuple[Gate, ...]:
     """Returns every gate of a run, in the order of the phases."""
     found: list[Gate] = []
     for index, phase in enumerate(phases):
         name = f"{phase.name} (again)" if phase.name in {p.name for p in phases[:index]} else None
-        found += _phase_gates(phase, name or phase.name, plan, peak, first=index == 0)
+        name = name or phase.name
+        if phase.multiple > OVERLOAD_ABOVE:
+            found += _overload_gates(phase, name, plan, peak)
+            continue
+        found.append(_count(f"{name} failed requests", phase, phase.failed, _RIGHT))
+        if not recovers(phases, index):
+            found += _service_gates(phase, name, plan)
     if recovery is not None:
         found.append(_recovery_gate(recovery))
     before = [size for t, size in memory if phases and t < phases[0].seconds]
@@ -45,28 +55,49 @@ def gates(
                 reason="a queue that is not given back grows with each overload",
             )
         )
+    if counters_lost:
+        found.append(
+            Gate(
+                name="unexplained requests",
+                value=None,
+                limit=0,
+                direction="at_most",
+                unit="requests",
+                reason="the server's counters could not be read at the end",
+            )
+        )
     return tuple(found)
 
 
-def _phase_gates(
-    phase: PhaseReport, name: str, plan: LoadPlan, peak: Peak | None, *, first: bool
-) -> list[Gate]:
-    if phase.multiple > OVERLOAD_ABOVE:
-        return _overload_gates(phase, name, plan, peak)
-    found = [
-        _count(f"{name} failed requests", phase.failed, "every accepted request is answered right")
-    ]
-    if first:
-        found.append(
-            _count(f"{name} shed requests", phase.counts["shed"], "base load is all served")
+def recovers(phases: Sequence[PhaseReport], index: int) -> bool:
+    """Returns whether a phase is the lower load after an overload.
+
+    What the server sheds in it and how long it takes is held to the time of the recovery.
+    """
+    after = index > 0 and phases[index - 1].multiple > OVERLOAD_ABOVE
+    return after and phases[index].multiple < OVERLOAD_ABOVE
+
+
+def _service_gates(phase: PhaseReport, name: str, plan: LoadPlan) -> list[Gate]:
+    shed = phase.counts["shed"]
+    if phase.multiple < OVERLOAD_ABOVE:
+        served = _count(f"{name} shed requests", phase, shed, "only overload may be shed")
+    else:
+        served = Gate(
+            name=f"{name} accepted share",
+            value=1 - shed / phase.offered if phase.offered else None,
+            limit=GOODPUT_SHARE,
+            direction="at_least",
+            unit="",
+            reason="as of a rate that is served" if phase.offered else _NOTHING_DUE,
         )
-        found.append(_percentile(f"{name} response p95", phase.response, 0.95, plan.slo_s))
-    return found
+    return [served, _percentile(f"{name} response p95", phase.response, 0.95, plan.slo_s)]
 
 
 def _overload_gates(phase: PhaseReport, name: str, plan: LoadPlan, peak: Peak | None) -> list[Gate]:
+    errors = phase.counts["error"]
     found = [
-        _count(f"{name} errors", phase.counts["error"], "overload is shed, not answered wrong"),
+        _count(f"{name} errors", phase, errors, "overload is shed, not answered wrong"),
         _percentile(f"{name} response p99", phase.response, 0.99, plan.slo_s),
     ]
     if phase.counts["shed"]:
@@ -75,11 +106,13 @@ def _overload_gates(phase: PhaseReport, name: str, plan: LoadPlan, peak: Peak | 
         found.append(
             Gate(
                 name=f"{name} goodput over peak",
-                value=phase.goodput / peak.goodput,
+                value=phase.goodput / peak.goodput if phase.offered else None,
                 limit=GOODPUT_OF_PEAK,
                 direction="at_least",
                 unit="",
-                reason="overload must not cost the work that is accepted",
+                reason="overload must not cost the work that is accepted"
+                if phase.offered
+                else _NOTHING_DUE,
             )
         )
     return found
@@ -99,9 +132,14 @@ def _recovery_gate(found: Recovery) -> Gate:
     )
 
 
-def _count(name: str, value: int, reason: str) -> Gate:
+def _count(name: str, phase: PhaseReport, value: int, reason: str) -> Gate:
     return Gate(
-        name=name, value=value, limit=0, direction="at_most", unit="requests", reason=reason
+        name=name,
+        value=value if phase.offered else None,
+        limit=0,
+        direction="at_most",
+        unit="requests",
+        reason=reason if phase.offered else _NOTHING_DUE,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 import ssl
 import time
@@ -101,7 +102,7 @@ class Server:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, error.read()
-        except (OSError, ValueError) as error:
+        except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise LoadError(
                 f"Nothing answers at {self.url} ({reason}); start a server with "

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+import os
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from forge_harness.canonical import digest_of
+from forge_harness.canonical import digest_of, sha256_hex
 from forge_harness.durable import write_durably
 from forge_harness.errors import LoadError
 
@@ -16,6 +17,8 @@ from .schedule import Phase
 
 SCHEMA = "forge-load-plan/1"
 PLAN = "plan.json"
+REQUESTS = "requests.jsonl"
+"""Copy of the request file beside the plan: what was sent, whatever becomes of the original."""
 SIGN = "FORGE-LOAD "
 """Starts the lines in which the generator tells its parent how far it is."""
 MAX_ARRIVALS = 2_000_000
@@ -40,7 +43,10 @@ class LoadPlan:
     seed: int
     phases: tuple[Phase, ...]
     requests: str | None = None
-    """File of requests (see traffic.py), absolute; None for seeded digits without labels."""
+    """File of requests (see traffic.py); None for seeded digits without labels. In a plan that was
+    written, the name of the copy beside it."""
+    requests_sha256: str | None = None
+    """Of that copy; None in a plan that was not written yet."""
     timeout_s: float = 5.0
     """From sending to the whole answer; also sent as X-Deadline-Ms."""
     slo_s: float = 0.5
@@ -63,6 +69,9 @@ class LoadPlan:
         """Returns the plan as JSON values."""
         content = {"schema": SCHEMA, **asdict(self)}
         content["phases"] = [asdict(phase) for phase in self.phases]
+        if self.requests_sha256 is None:
+            # Plans of earlier releases, whose digest is in other files, do not have it.
+            del content["requests_sha256"]
         return content
 
     @property
@@ -71,10 +80,34 @@ class LoadPlan:
         return digest_of(self.document())
 
     def write(self, directory: Path) -> Path:
-        """Writes plan.json into a directory and returns its path."""
+        """Writes plan.json into a directory, with a copy of the requests, and returns its path.
+
+        Raises:
+            LoadError: The request file cannot be read.
+        """
+        plan = self if self.requests_sha256 else self._with_copy(directory)
         path = directory / PLAN
-        write_durably(path, json.dumps(self.document(), indent=2).encode() + b"\n")
+        write_durably(path, json.dumps(plan.document(), indent=2).encode() + b"\n")
         return path
+
+    def _with_copy(self, directory: Path) -> LoadPlan:
+        if self.requests is None:
+            return self
+        content = read_file(Path(self.requests))
+        write_durably(directory / REQUESTS, content)
+        return replace(self, requests=REQUESTS, requests_sha256=sha256_hex(content))
+
+
+def read_file(path: Path) -> bytes:
+    """Returns the content of a request file.
+
+    Raises:
+        LoadError: It cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise LoadError(f"The request file {path} cannot be read: {error}.") from error
 
 
 def read_plan(path: Path) -> LoadPlan:
@@ -130,10 +163,45 @@ def check_address(url: str) -> None:
     try:
         parts = urlsplit(url)
         known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        named = "@" in parts.netloc
     except ValueError:
-        known = False
-    if not known:
+        known = named = False
+    if named:
+        raise LoadError(
+            "The address holds a user name or a password, which the plan would keep; expected "
+            "http://host:port, and a token by --token-env."
+        )
+    # urlsplit drops line breaks, and takes what no request line can hold.
+    if not known or not _is_graphic(url):
         raise LoadError(f"{url!r} is no address; expected http://host:port or https://host:port.")
+
+
+def bearer_token(plan: LoadPlan) -> str:
+    """Returns the token in the environment variable a plan names, "" when it names none.
+
+    A line break after it is left out: files end with one.
+
+    Raises:
+        LoadError: The variable is not set, or holds what no header can carry; without its value.
+    """
+    name = plan.token_env
+    if not name:
+        return ""
+    token = os.environ.get(name, "").rstrip("\r\n")
+    if not token:
+        raise LoadError(
+            f"--token-env {name}: no such environment variable; export {name}=TOKEN first."
+        )
+    if not _is_graphic(token):
+        raise LoadError(
+            f"--token-env {name}: the variable holds no token; expected printable ASCII characters "
+            "without spaces, and nothing else."
+        )
+    return token
+
+
+def _is_graphic(text: str) -> bool:
+    return text.isascii() and text.isprintable() and " " not in text
 
 
 def phases_at(base: float, shape: Shape) -> tuple[Phase, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from .percentiles import nearest_rank
@@ -125,6 +125,15 @@ def recovery(
                 break
             seconds = window.start - drop
     return Recovery(seconds=seconds, watched_s=end - drop, limit_s=limit, problem=problem)
+
+
+def worst(found: Iterable[Recovery]) -> Recovery | None:
+    """Returns the one that never ended, else one that could not be told, else the longest."""
+    return max(
+        found,
+        key=lambda r: (r.measured and r.seconds is None, not r.measured, r.seconds or 0.0),
+        default=None,
+    )
 
 
 def is_good(window: Window, limit_s: float) -> bool:

@@ -91,11 +91,15 @@ class Reconciliation:
     """None when the server offers no counters."""
     unexplained: int | None
     """Requests that our count and the server's cannot both be right about."""
+    counters_lost: bool
+    """Whether the server offered counters before the run and none after it."""
     problems: tuple[str, ...]
 
     @property
     def server_text(self) -> str:
         """How the server's counters compare, in a clause."""
+        if self.counters_lost:
+            return "not compared with the server: its counters could not be read at the end"
         if self.server_codes is None:
             return "not compared with the server: it offers no forge_requests_total"
         return f"the server's counters leave {self.unexplained} unexplained"
@@ -140,7 +144,7 @@ class LoadReport:
     phases: tuple[PhaseReport, ...]
     windows: tuple[Window, ...]
     recovery: Recovery | None
-    """None when the plan has no base load after an overload."""
+    """The worst of the plan's overloads; None when no lower load follows one."""
     reconciliation: Reconciliation
     memory: tuple[tuple[float, float], ...]
     """(time, resident bytes of the server) during the run and at its end."""

@@ -18,7 +18,7 @@ from typing import IO, Any
 from forge_harness.errors import GeneratorError, LoadError
 
 from .metrics import MEMORY, Server, parse, total
-from .plan import SIGN, LoadPlan
+from .plan import SIGN, LoadPlan, bearer_token
 
 _SIGN = SIGN.encode()
 LOCUSTFILE = Path(__file__).parent / "generator" / "locustfile.py"
@@ -89,8 +89,9 @@ class Generator:
     def run(self, plan: LoadPlan, directory: Path, on_step: OnStep | None = None) -> None:
         """Runs a plan and leaves its files in a directory.
 
-        Writes plan.json, the server's counters before and after, memory.json when it has them, and
-        what the generator wrote: records-0.jsonl, generator-0.json, locust.json.
+        Writes plan.json with its requests, the server's counters before and after (before only,
+        when it does not outlive the load), memory.json when it has them, and what the generator
+        wrote: records-0.jsonl, generator-0.json, locust.json.
 
         Raises:
             LoadError: Nothing answers at the plan's address.
@@ -202,7 +203,11 @@ class _Watch:
             self._on_step(step)
 
     def after(self) -> None:
-        text = self._server.scrape(at_rest=True) if self._offered else None
+        text = None
+        if self._offered:
+            # A server that did not outlive the load has no counters left; the report says so.
+            with contextlib.suppress(LoadError):
+                text = self._server.scrape(at_rest=True)
         self._keep("server-after.prom", text)
         self._remember(self._last_t, text)
         self._keep("memory.json", json.dumps(self._memory) if self._memory else None)
@@ -225,9 +230,12 @@ class _Watch:
 
 
 def server_of(plan: LoadPlan) -> Server:
-    """Returns the server that a plan loads, asked with the plan's token."""
-    token = os.environ.get(plan.token_env, "") if plan.token_env else ""
-    return Server(url=plan.url, ca=plan.ca, token=token)
+    """Returns the server that a plan loads, asked with the plan's token.
+
+    Raises:
+        LoadError: The plan's variable holds no token.
+    """
+    return Server(url=plan.url, ca=plan.ca, token=bearer_token(plan))
 
 
 def locust_command() -> list[str]:

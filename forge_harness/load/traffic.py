@@ -19,8 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from forge_harness.canonical import sha256_hex
 from forge_harness.errors import LoadError
 
+from .plan import PLAN, LoadPlan, read_file
 from .records import Fate
 
 _FIELDS = frozenset({"path", "body", "method", "expect"})
@@ -48,15 +50,25 @@ class Verdict:
     detail: str = ""
 
 
-def read_requests(path: Path) -> tuple[Request, ...]:
+def read_requests(path: Path, *, sha256: str | None = None) -> tuple[Request, ...]:
     """Reads a request file.
 
+    Args:
+        path: Of the file.
+        sha256: Hexadecimal digest it must have; None when any will do.
+
     Raises:
-        LoadError: It is missing or empty, or a line is no request, with its number.
+        LoadError: It is missing, empty or another, or a line is no request, with its number.
     """
+    content = read_file(path)
+    if sha256 is not None and sha256_hex(content) != sha256:
+        raise LoadError(
+            f"{path} is not what was sent: its SHA-256 is not that of {path.parent / PLAN}; put "
+            "the copy back that the run made, or run the load again."
+        )
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = content.decode()
+    except UnicodeDecodeError as error:
         raise LoadError(f"The request file {path} cannot be read: {error}.") from error
     lines = [(n, line) for n, line in enumerate(text.splitlines(), start=1) if line.strip()]
     if not lines:
@@ -114,9 +126,20 @@ def seeded_digits(seed: int, count: int = 64) -> tuple[Request, ...]:
     )
 
 
-def requests_of(file: str | None, seed: int) -> tuple[Request, ...]:
-    """Returns the requests a plan sends: those of its file, or seeded digits."""
-    return seeded_digits(seed) if file is None else read_requests(Path(file))
+def requests_of(plan: LoadPlan, directory: Path) -> tuple[Request, ...]:
+    """Returns the requests that the plan in a directory sends: its copy of a file, or digits.
+
+    Raises:
+        LoadError: The copy is missing or another, or the plan does not tell which it was.
+    """
+    if plan.requests is None:
+        return seeded_digits(plan.seed)
+    if plan.requests_sha256 is None:
+        raise LoadError(
+            f"{directory / PLAN} is of an earlier release and names its requests without a digest, "
+            "so what was sent is not known; run the load again."
+        )
+    return read_requests(directory / plan.requests, sha256=plan.requests_sha256)
 
 
 def judge(

@@ -22,6 +22,8 @@ _KEY_BLOCK = re.compile(
 )
 _KEY_BEGINS = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----")
 _KEY_ENDS = re.compile(rb"-----END [A-Z ]*PRIVATE KEY-----")
+_OWN_TOKEN = re.compile(r"\bfht_[A-Za-z0-9_-]{16,}")
+"""Of `tokens issue`, or most of one; what is shorter stands in an example."""
 _NOT_SECRET = frozenset({"PWD", "OLDPWD"})
 _SHORTEST = 6
 """Masking every occurrence of a shorter value would mask words and numbers that are none."""
@@ -53,7 +55,7 @@ class Masker:
         text = _KEY_BLOCK.sub("***private key***", text)
         for name, form in FORMS.items():
             text = form.sub(f"***{name}***", text)
-        return text
+        return _OWN_TOKEN.sub("***Forge token***", text)
 
     def data(self, data: bytes) -> bytes:
         """Returns output without them; what is no UTF-8 stays as it is."""

@@ -15,7 +15,9 @@ FORMS = {
     "Hugging Face token": re.compile(r"\bhf_[A-Za-z0-9]{30,}\b"),
     "API key": re.compile(r"\bsk-[A-Za-z0-9_-]{20,}\b"),
     "private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
-    "JSON web token": re.compile(r"\beyJ[A-Za-z0-9_-]{8,2048}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\b"),
+    "JSON web token": re.compile(
+        r"\beyJ[A-Za-z0-9_-]{8,2048}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\b"
+    ),
     "password in a URL": re.compile(r"\b[a-z][a-z0-9+]{0,31}://[^/\s:@]+:[^/\s:@]+@"),
 }
 FORM_NAMES = tuple(FORMS)

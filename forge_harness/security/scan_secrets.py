@@ -59,7 +59,10 @@ def scan(root: Path) -> Scan:
         for count, what in (
             (large, f"files over {MAX_FILE_BYTES} bytes were not read"),
             (binary, "binary files were not read"),
-            (len(left_out), "directories of version control, caches and others' code were not read"),
+            (
+                len(left_out),
+                "directories of version control, caches and others' code were not read",
+            ),
             (ignored, f"lines are marked {IGNORE!r}"),
         )
         if count

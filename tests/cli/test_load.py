@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
+import urllib.request
 
+import psutil
 import pytest
+
+from forge_harness.load.metrics import parse, total
 
 from ..load import support
 
@@ -40,6 +46,83 @@ def test_a_server_that_fails_ends_with_one(forge, tmp_path):
     assert done.returncode == 1, done.stdout + done.stderr
     assert "1x failed requests" in done.stdout
     assert done.stderr == ""
+
+
+def test_a_server_that_dies_ends_with_one_and_a_report(forge, tmp_path):
+    out = tmp_path / "l"
+    with support.serving("--exit-at", 1) as url:
+        done = forge(
+            "load", "run", "--url", url, "--out", out, "--rate", 60,
+            "--phases", "1x:2", "--slo", 2, "-q",
+        )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "counters could not be read at the end" in done.stdout
+    assert json.loads((out / "report.json").read_bytes())["verdict"] == "FAIL"
+
+
+def test_a_phase_without_requests_is_not_measured(forge, tmp_path):
+    with support.serving() as url:
+        done = forge(
+            "load", "run", "--url", url, "--out", tmp_path / "l", "--rate", 60,
+            "--phases", "1x:2,0.0001x:0.5", "--slo", 2, "-q",
+        )  # fmt: skip
+    assert done.returncode == 7, done.stdout + done.stderr
+    assert "0.0001x failed requests: not measured, no request was due in it" in done.stdout
+
+
+def requests_at(url):
+    with urllib.request.urlopen(f"{url}/metrics") as answer:
+        return total(parse(answer.read().decode()), "forge_requests_total") or 0
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"])
+def test_a_run_that_is_stopped_takes_its_load_with_it(invoke, tmp_path, name):
+    out = tmp_path / "l"
+    number = signal.Signals[name]
+    command = [sys.executable, "-m", "forge_harness", "load", "run", "--out", str(out), "-q"]
+    flags = ["--rate", "60", "--phases", "1x:100"]
+
+    def restore():
+        # Of a parent that ignores it, as nohup does, a child inherits that.
+        if number != signal.SIGKILL:
+            signal.signal(number, signal.SIG_DFL)
+
+    with support.serving() as url:
+        run = subprocess.Popen(
+            [*command, "--url", url, *flags], stderr=subprocess.PIPE, text=True, preexec_fn=restore
+        )
+        until = time.monotonic() + 30
+        while requests_at(url) < 30:
+            assert run.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        generators = psutil.Process(run.pid).children(recursive=True)
+        assert generators
+        run.send_signal(number)
+        code = run.wait(30)
+        said = run.communicate()[1]
+        gone, left = psutil.wait_procs(generators, timeout=20)
+        assert (len(gone), left) == (len(generators), [])
+        count = requests_at(url)
+        time.sleep(0.5)
+        assert requests_at(url) == count
+    if number != signal.SIGKILL:
+        assert code == 2, said
+        assert json.loads((out / "report.json").read_bytes())["verdict"] == "INVALID"
+        assert said.splitlines()[-1] == "Interrupted."
+        assert "report.json" in said
+    again = invoke("load", "report", out)
+    assert again.exit_code == 7, again.output
+    assert "the run was stopped at " in again.output
+    assert "0 unexplained" not in again.output
+
+
+def test_a_token_no_header_can_carry_is_not_said(invoke, monkeypatch, tmp_path):
+    monkeypatch.setenv("MYT", "fht_s3cret\nmore")
+    done = invoke("load", "run", "--url", URL, "--out", tmp_path / "l", "--token-env", "MYT")
+    assert done.exit_code == 4
+    assert "--token-env MYT: the variable holds no token" in done.stderr
+    assert "s3cret" not in done.output + done.stderr
 
 
 def test_a_generator_that_gave_up_is_invalid(forge, tmp_path):
@@ -76,6 +159,8 @@ def test_a_dry_run_writes_a_plan_for_locust(invoke, tmp_path):
     ("flags", "said"),
     [
         (("--url", "localhost:80"), "'localhost:80' is no address"),
+        (("--url", "http://127.0.0.1:1/a b"), "'http://127.0.0.1:1/a b' is no address"),
+        (("--url", "http://ada:s3cret@127.0.0.1:1"), "a user name or a password"),
         (("--ca", "none.pem"), "certificate file --ca none.pem does not exist"),
         (("--token-env", "FORGE_NO_SUCH"), "FORGE_NO_SUCH: no such environment variable"),
         (("--requests", "none.jsonl"), "none.jsonl cannot be read"),

@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import random
 import time
 
@@ -30,7 +31,6 @@ class Service:
     async def turn(self):
         """Waits for this request's turn on the one worker."""
         now = time.monotonic()
-        self.start = self.start if self.start is not None else now
         begin = max(now, self.free_at)
         o = self.options
         if o.stall_s and o.stall_at <= begin - self.start < o.stall_at + o.stall_s:
@@ -50,7 +50,11 @@ class Service:
             return 200, "\n".join(lines).encode(), {} if not o.no_metrics else None
         if o.token and headers.get("authorization") != f"Bearer {o.token}":
             return self.count(path, 401, b"{}", {})
-        if self.waiting >= o.queue:
+        now = time.monotonic()
+        self.start = self.start if self.start is not None else now
+        if o.exit_at and now - self.start > o.exit_at:
+            os._exit(1)
+        if self.waiting >= o.queue or (o.refuse_at and now - self.start > o.refuse_at):
             return self.count(path, 503, b"{}", {} if o.no_retry_after else {"Retry-After": "1"})
         self.waiting += 1
         try:
@@ -134,6 +138,8 @@ if __name__ == "__main__":
     parser.add_argument("--service-ms", type=float, default=1.0)
     parser.add_argument("--stall-at", type=float, default=0.0)
     parser.add_argument("--stall-s", type=float, default=0.0)
+    parser.add_argument("--refuse-at", type=float, default=0.0)
+    parser.add_argument("--exit-at", type=float, default=0.0)
     parser.add_argument("--token", default="")
     parser.add_argument("--queue", type=int, default=10**9)
     for share in ("drop", "stale", "truncate", "cut", "fail", "undercount"):

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from forge_harness.errors import ExitCode, LoadError
 from forge_harness.load.analysis import analyse
 from forge_harness.load.driver import write_report
+from forge_harness.load.plan import read_plan
 from forge_harness.load.records import Fate
 from forge_harness.load.report import peak_from_json, table
+from forge_harness.load.schedule import phase_starts
 
 from . import support
 
@@ -111,6 +113,72 @@ def test_a_server_without_counters_is_said_and_no_problem(tmp_path):
     report = analyse(support.write_run(tmp_path, PLAN, RECORDS, server=False))
     assert report.verdict == "PASS"
     assert "it offers no forge_requests_total" in table(report)
+
+
+def test_a_server_that_lost_its_counters_is_said_and_not_passed(tmp_path):
+    directory = support.write_run(tmp_path, PLAN, RECORDS)
+    (directory / "server-after.prom").unlink()
+    report = analyse(directory)
+    assert (report.verdict, report.exit_code) == ("INCOMPLETE", ExitCode.INCOMPLETE)
+    assert "not compared with the server: its counters could not be read at the end" in (
+        table(report)
+    )
+    assert "offers no forge_requests_total" not in table(report)
+    (directory / "server-after.prom").write_text("up 1")
+    (directory / "server-before.prom").write_text(support.counters(RECORDS))
+    assert analyse(directory).reconciliation.counters_lost
+
+
+def test_a_server_that_died_fails_and_is_not_the_generators_fault(tmp_path):
+    directory = support.write_run(tmp_path, PLAN, [*RECORDS[:-9], *map(refused, RECORDS[-9:])])
+    (directory / "server-after.prom").unlink()
+    report = analyse(directory)
+    assert (report.verdict, report.problems) == ("FAIL", ())
+
+
+def refused(record):
+    return replace(record, status=None, fate=Fate.ERROR, detail="ConnectionRefusedError")
+
+
+def test_a_run_that_was_stopped_is_said_and_never_green(tmp_path):
+    directory = support.write_run(tmp_path, PLAN, RECORDS)
+    rewrite(directory / "generator-0.json", stopped_at=17.96)
+    report = analyse(directory)
+    assert report.problems == ("the run was stopped at 18.0 s of 18 s",)
+    assert report.exit_code == ExitCode.INCOMPLETE
+
+
+def test_the_report_is_of_what_was_sent_whatever_becomes_of_the_request_file(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    line = '{"path": "/v1/predict", "body": {"inputs": [[3]]}%s}\n'
+    file.write_text(line % "")
+    plan = support.plan_of(shape=((1, 12),), requests=str(file))
+    run = tmp_path / "run"
+    run.mkdir()
+    written = read_plan(plan.write(run))
+    support.write_run(run, written, support.served(plan, kinds=1))
+    once = write_report(run).to_json()
+    assert json.loads(once)["requests"] == {"kinds": 1, "with_expected_answer": 0}
+    file.write_text(line % ', "expect": {"labels": [3]}')
+    assert write_report(run).to_json() == once
+    file.unlink()
+    assert write_report(run).to_json() == once
+    assert (run / "report.json").read_bytes() == once
+    (run / "requests.jsonl").write_text(line % ', "expect": {"labels": [3]}')
+    with pytest.raises(LoadError, match="is not what was sent"):
+        write_report(run)
+
+
+@pytest.mark.parametrize("index", [2, 4])
+def test_the_recovery_of_each_overload_counts(tmp_path, index):
+    plan = support.plan_of(shape=((1, 4), (23, 1), (5, 4), (23, 1), (1, 4)))
+    start = phase_starts(plan.phases)[index]
+    records = [
+        support.shed(r) if start + 3 <= r.intended < start + 4 else r for r in support.served(plan)
+    ]
+    report = analyse(support.write_run(tmp_path, plan, records))
+    assert (report.recovery.measured, report.recovery.seconds) == (True, None)
+    assert report.verdict == "FAIL"
 
 
 def test_a_slow_generator_makes_the_run_invalid(tmp_path):

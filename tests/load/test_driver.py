@@ -6,7 +6,7 @@ import pytest
 
 from forge_harness.errors import LoadError
 from forge_harness.load import driver
-from forge_harness.load.driver import Base, SearchLimits, find_peak, measure
+from forge_harness.load.driver import Base, SearchLimits, find_peak, measure, read_probe
 
 from . import support
 
@@ -48,6 +48,46 @@ def test_the_base_is_a_share_of_a_capacity_that_is_known(tmp_path):
     assert report.plan.capacity == 400
     assert report.context["locust"]
     assert json.loads((tmp_path / "run" / "report.json").read_bytes())["verdict"] == report.verdict
+
+
+def test_a_run_that_is_interrupted_is_reported_as_far_as_it_came(tmp_path):
+    def interrupt(step):
+        if step.sent > 30:
+            raise KeyboardInterrupt
+
+    shape = ((1, 60),)
+    with support.serving() as url, pytest.raises(KeyboardInterrupt):
+        measure(
+            support.plan_of(url), tmp_path, profile="quick", shape=shape, base=Base(rate=60),
+            on_step=interrupt,
+        )  # fmt: skip
+    document = json.loads((tmp_path / "report.json").read_bytes())
+    assert document["verdict"] == "INVALID"
+    assert document["reconciliation"]["counts"]["ok"] >= 20
+
+
+def test_a_search_that_is_interrupted_leaves_no_report(tmp_path):
+    def interrupt(step):
+        raise KeyboardInterrupt
+
+    with support.serving() as url, pytest.raises(KeyboardInterrupt):
+        measure(support.plan_of(url), tmp_path, profile="quick", on_step=interrupt)
+    assert not (tmp_path / "report.json").exists()
+
+
+def test_each_probe_is_read_with_the_requests_it_sent(generator, tmp_path):
+    file = tmp_path / "requests.jsonl"
+    file.write_text('{"path": "/v1/predict", "body": {"inputs": [[3]]}, "expect": {"labels": [3]}}')
+
+    def remove(probe):
+        file.unlink(missing_ok=True)
+
+    limits = SearchLimits(cap_s=4.5, probe_s=0.5, start=20)
+    with support.serving() as url:
+        template = support.plan_of(url, requests=str(file), slo_s=5.0)
+        with pytest.raises(LoadError, match="cannot be read"):
+            find_peak(generator, template, tmp_path / "run", limits, on_probe=remove)
+    assert read_probe(tmp_path / "run" / "probes" / "00").good > 0
 
 
 def test_nothing_is_written_when_nothing_answers(tmp_path):

@@ -86,6 +86,82 @@ def test_slow_answers_fail_from_the_objective_on(good):
     assert at(math.inf)["23x response p99"] == "fail"
 
 
+RAMP = support.plan_of(shape=((1, 6), (5, 3), (10, 3), (1, 6)))
+"""Up to all the server can do, and never beyond."""
+
+
+@pytest.fixture(scope="module")
+def ramp(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("load") / "run"
+    return analyse(support.write_run(directory, RAMP, support.served(RAMP)))
+
+
+def test_below_overload_every_phase_is_all_served_in_time(ramp):
+    found = judged(ramp)
+    assert set(found.values()) == {"pass"}
+    assert list(found) == [
+        *("1x failed requests", "1x shed requests", "1x response p95"),
+        *("5x failed requests", "5x shed requests", "5x response p95"),
+        *("10x failed requests", "10x accepted share", "10x response p95"),
+        *("1x (again) failed requests", "1x (again) shed requests", "1x (again) response p95"),
+        "memory after over before",
+    ]
+
+
+@pytest.mark.parametrize(("index", "name"), [(0, "1x"), (1, "5x"), (3, "1x (again)")])
+def test_one_request_shed_below_overload_fails(ramp, index, name):
+    phases = list(ramp.phases)
+    phases[index] = with_counts(phases[index], shed=1)
+    found = judged(ramp, phases=phases)
+    assert {gate for gate, state in found.items() if state == "fail"} == {f"{name} shed requests"}
+
+
+@pytest.mark.parametrize(("share", "state"), [(0.0199, "pass"), (0.0201, "fail"), (1, "fail")])
+def test_at_ten_times_as_much_may_be_shed_as_in_a_probe_that_is_served(ramp, share, state):
+    phases = list(ramp.phases)
+    phases[2] = replace(with_counts(phases[2], shed=round(10_000 * share)), offered=10_000)
+    assert judged(ramp, phases=phases)["10x accepted share"] == state
+
+
+@pytest.mark.parametrize(("index", "name"), [(1, "5x"), (2, "10x"), (3, "1x (again)")])
+def test_every_phase_below_overload_keeps_the_objective(ramp, index, name):
+    phases = list(ramp.phases)
+    slow = tuple(replace(p, value=RAMP.slo_s * 1.01) for p in phases[index].response)
+    phases[index] = replace(phases[index], response=slow)
+    found = judged(ramp, phases=phases)
+    assert {gate for gate, state in found.items() if state == "fail"} == {f"{name} response p95"}
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_a_phase_without_requests_is_not_measured(ramp, index):
+    phases = list(ramp.phases)
+    none = tuple(replace(p, value=None, count=0) for p in phases[index].response)
+    phases[index] = replace(phases[index], offered=0, response=none)
+    states = [gate.state for gate in gates(RAMP, phases, recovery=None, memory=(), peak=None)]
+    assert states.count("not_measured") == 3
+    assert "fail" not in states
+
+
+def test_an_overload_without_requests_is_not_measured(good):
+    phases = list(good.phases)
+    phases[1] = replace(phases[1], offered=0, good=0)
+    peak = Peak(rate=1.0, above=None, goodput=1.0, bound="limit")
+    found = judged(good, phases=phases, peak=peak)
+    assert found["23x errors"] == found["23x goodput over peak"] == "not_measured"
+
+
+@pytest.mark.parametrize(("multiple", "name"), [(5, ""), (10, "10x accepted share")])
+def test_a_lower_load_after_an_overload_is_held_to_its_recovery(good, multiple, name):
+    phases = [*good.phases[:2], replace(good.phases[2], name=f"{multiple}x", multiple=multiple)]
+    found = judged(good, phases=phases)
+    assert f"{multiple}x shed requests" not in found
+    assert not name or name in found
+
+
+def test_counters_that_were_lost_are_not_measured(good):
+    assert judged(good, counters_lost=True)["unexplained requests"] == "not_measured"
+
+
 @pytest.mark.parametrize(
     ("seconds", "problem", "state"),
     [(2.0, "", "pass"), (2.5, "", "fail"), (None, "", "fail"), (None, "too slow", "not_measured")],

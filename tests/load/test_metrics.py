@@ -1,5 +1,7 @@
 """The server's own counters, and when they and ours cannot both be right."""
 
+import socket
+import threading
 from collections import Counter
 
 import pytest
@@ -65,6 +67,27 @@ def test_an_answer_counted_under_another_status_is_unexplained():
 def test_nothing_there_is_said_with_the_address():
     with pytest.raises(LoadError, match=r"Nothing answers at http://127\.0\.0\.1:1"):
         Server(url="http://127.0.0.1:1").scrape()
+
+
+def test_what_no_request_can_carry_is_not_taken_for_silence():
+    with pytest.raises(ValueError, match="Invalid header"):
+        Server(url="http://127.0.0.1:1", token="a\nb").scrape()
+
+
+def test_what_is_no_http_is_nothing_that_answers():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer():
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(b"220 mail ready\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(LoadError, match=r"Nothing answers .*220 mail ready"):
+            Server(url=f"http://127.0.0.1:{listening.getsockname()[1]}").scrape()
+        thread.join()
 
 
 def test_a_server_without_counters_has_none():

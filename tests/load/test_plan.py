@@ -1,5 +1,6 @@
 """Plans: the same in every process, and refused when they cannot be run."""
 
+import hashlib
 import json
 from dataclasses import replace
 
@@ -8,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forge_harness.errors import LoadError
-from forge_harness.load.plan import SHAPES, check_plan, parse_shape, phases_at, read_plan
+from forge_harness.load.plan import (
+    SHAPES,
+    bearer_token,
+    check_plan,
+    parse_shape,
+    phases_at,
+    read_plan,
+)
 
 from . import support
 
@@ -16,10 +24,33 @@ multiples = st.integers(1, 99)
 
 
 def test_a_plan_survives_its_file(tmp_path):
-    plan = support.plan_of(requests="/tmp/r.jsonl", token_env="T", ca="/ca.pem", capacity=200.0)
+    plan = support.plan_of(token_env="T", ca="/ca.pem", capacity=200.0)
     again = read_plan(plan.write(tmp_path))
     assert again == plan
     assert again.digest == plan.digest
+
+
+def test_a_plan_takes_its_requests_with_it(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    file.write_text("{}\n")
+    plan = support.plan_of(requests=str(file))
+    written = read_plan(plan.write(tmp_path / "run"))
+    assert (tmp_path / "run" / "requests.jsonl").read_text() == "{}\n"
+    digest = hashlib.sha256(b"{}\n").hexdigest()
+    assert written == replace(plan, requests="requests.jsonl", requests_sha256=digest)
+    file.write_text("[]\n")
+    assert read_plan(plan.write(tmp_path / "other")).digest != written.digest
+    # Written again, it is the plan that it was.
+    assert read_plan(written.write(tmp_path / "run")) == written
+
+
+def test_requests_that_cannot_be_read_are_said(tmp_path):
+    with pytest.raises(LoadError, match=r"request file .*none\.jsonl cannot be read"):
+        support.plan_of(requests=str(tmp_path / "none.jsonl")).write(tmp_path)
+
+
+def test_a_plan_without_requests_has_the_digest_it_had_in_earlier_releases():
+    assert "requests_sha256" not in support.plan_of().document()
 
 
 def test_the_digest_tells_plans_apart():
@@ -63,11 +94,39 @@ def test_a_plan_of_a_later_release_with_another_field_is_still_read(tmp_path):
         "http://h:port",
         "http://h:0",
         "http://[x",
+        "http://h:80/a b",
+        "http://h\nx:80",
+        "http://h:80/\u00e9",
+        "http://h:99999",
     ],
 )
 def test_an_address_that_is_none_is_refused(url):
     with pytest.raises(LoadError, match="is no address"):
         check_plan(support.plan_of(url=url))
+
+
+@pytest.mark.parametrize("url", ["http://ada:s3cret@h:80", "http://s3cret@h"])
+def test_an_address_with_a_password_is_refused_without_it(url):
+    with pytest.raises(LoadError, match="a token by --token-env") as caught:
+        check_plan(support.plan_of(url=url))
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_line_break_after_a_token_is_none_of_it(monkeypatch, end):
+    monkeypatch.setenv("FORGE_TEST_TOKEN", f"fht_abc{end}")
+    assert bearer_token(support.plan_of(token_env="FORGE_TEST_TOKEN")) == "fht_abc"
+    assert bearer_token(support.plan_of()) == ""
+
+
+@pytest.mark.parametrize(
+    "token", ["fht_\u20ac", "fht_s3cret\nX: y", "Bearer fht_s3cret", " fht_s3cret", "fht_\x7f"]
+)
+def test_what_no_header_can_carry_is_refused_without_it(monkeypatch, token):
+    monkeypatch.setenv("FORGE_TEST_TOKEN", token)
+    with pytest.raises(LoadError, match="the variable holds no token") as caught:
+        bearer_token(support.plan_of(token_env="FORGE_TEST_TOKEN"))
+    assert not any(part in str(caught.value) for part in ("fht_", "s3cret", "\u20ac"))
 
 
 @pytest.mark.parametrize(

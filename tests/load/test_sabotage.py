@@ -113,6 +113,16 @@ def test_base_load_may_not_be_shed(loaded):
     assert report.phases[0].counts["shed"] == report.phases[0].offered
 
 
+def test_a_server_that_begins_to_refuse_below_overload_fails(loaded):
+    report = loaded("--refuse-at", 2, shape=((1, 1.5), (5, 1), (10, 0.5), (1, 1.5)), base=80)
+    assert report.verdict == "FAIL"
+    assert report.phases[2].counts["ok"] == report.phases[3].counts["ok"] == 0
+    found = states(report)
+    assert found["1x shed requests"] == "pass"
+    refused = ("5x shed requests", "10x accepted share", "1x (again) shed requests")
+    assert {found[name] for name in refused} == {"fail"}
+
+
 def test_a_refusal_without_retry_after_is_an_error(loaded):
     report = loaded("--queue", 0, "--no-retry-after")
     assert details(report)["status 503 without Retry-After"] == report.phases[0].offered

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import threading
 
 import psutil
@@ -9,7 +10,7 @@ import pytest
 
 from forge_harness.errors import GeneratorError, LoadError
 from forge_harness.load.analysis import analyse
-from forge_harness.load.session import Generator, child_environment
+from forge_harness.load.session import Generator, child_environment, locust_command
 
 from . import support
 
@@ -64,10 +65,63 @@ def test_a_generator_that_hangs_is_ended_all_the_same(tmp_path, monkeypatch):
 
 
 def test_a_plan_it_cannot_run_is_said_in_its_words(generator, tmp_path):
+    file = tmp_path / "none.jsonl"
+    file.write_text("\n")
     with support.serving() as url:
-        plan = support.plan_of(url, requests=str(tmp_path / "none.jsonl"))
-        with pytest.raises(GeneratorError, match=r"LoadError: The request file .*none\.jsonl"):
-            generator.run(plan, tmp_path)
+        plan = support.plan_of(url, requests=str(file))
+        with pytest.raises(GeneratorError, match=r"LoadError: The request file .*no request"):
+            generator.run(plan, tmp_path / "run")
+
+
+def test_a_server_that_does_not_outlive_the_load_fails_and_is_not_compared(generator, tmp_path):
+    with support.serving("--exit-at", 1) as url:
+        plan = support.plan_of(url, 100, ((1, 2),), slo_s=10.0)
+        generator.run(plan, tmp_path)
+    assert (tmp_path / "server-before.prom").exists()
+    assert not (tmp_path / "server-after.prom").exists()
+    report = analyse(tmp_path)
+    assert (report.problems, report.verdict) == ((), "FAIL")
+    assert "its counters could not be read at the end" in report.reconciliation.server_text
+
+
+def test_a_generator_whose_plan_is_stopped_ends_at_once_and_leaves_its_records(tmp_path):
+    with support.serving() as url:
+        plan = support.plan_of(url, 60, ((1, 60),))
+        with pytest.raises(KeyboardInterrupt), Generator(tmp_path / "log") as own:
+            own.run(plan, tmp_path, interrupts_after(30))
+    books = analyse(tmp_path).reconciliation
+    assert "the run was stopped at " in books.problems[0]
+    assert books.problems[0].endswith(" s of 60 s")
+    assert (books.missing, books.duplicated) == (0, 0)
+    assert books.counts["ok"] >= 20
+    assert books.locust == (books.ended, 0)
+
+
+@pytest.mark.timeout(60)
+def test_a_generator_whose_parent_is_gone_before_it_is_ready_ends(tmp_path):
+    process = subprocess.Popen(
+        [*locust_command(), "--headless", "-u", "1", "-r", "1"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**child_environment(), "FORGE_LOAD_SESSION": "1"},
+        cwd=tmp_path,
+    )
+    try:
+        process.stdin.close()
+        process.stdout.close()
+        process.wait(40)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def interrupts_after(count):
+    def step(told):
+        if told.sent > count:
+            raise KeyboardInterrupt
+
+    return step
 
 
 def test_what_would_change_locust_or_slow_it_is_kept_from_it():

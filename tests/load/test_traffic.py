@@ -8,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forge_harness.errors import LoadError
+from forge_harness.load.plan import read_plan
 from forge_harness.load.records import Fate
 from forge_harness.load.traffic import Request, judge, read_requests, requests_of, seeded_digits
+
+from . import support
 
 LABELS = Request(path="/v1/predict", expect={"labels": [3]})
 STREAM = Request(path="/v1/completions", streamed=True, expect={"tokens": [5, 6, 7]})
@@ -125,7 +128,7 @@ def test_a_request_file_is_read(tmp_path):
         '{"path": "/healthz", "method": "get"}\n',
         encoding="utf-8",
     )
-    first, second, third = requests_of(str(file), 0)
+    first, second, third = read_requests(file)
     assert (first.method, json.loads(first.body)) == ("POST", {"inputs": [[1]]})
     assert (first.streamed, second.streamed) == (False, True)
     assert (third.method, third.body) == ("GET", b"")
@@ -156,6 +159,29 @@ def test_a_bad_request_file_is_said_with_its_line(tmp_path, text, said):
 def test_a_missing_request_file_is_said(tmp_path):
     with pytest.raises(LoadError, match="cannot be read"):
         read_requests(tmp_path / "none.jsonl")
+
+
+def test_a_plan_sends_its_copy_and_nothing_else(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"path": "/a"}\n')
+    run = tmp_path / "run"
+    plan = read_plan(support.plan_of(requests=str(file)).write(run))
+    file.write_text('{"path": "/b"}\n')
+    assert [request.path for request in requests_of(plan, run)] == ["/a"]
+    (run / "requests.jsonl").write_text('{"path": "/b"}\n')
+    with pytest.raises(LoadError, match=r"requests\.jsonl is not what was sent: its SHA-256"):
+        requests_of(plan, run)
+    (run / "requests.jsonl").unlink()
+    with pytest.raises(LoadError, match=r"requests\.jsonl cannot be read"):
+        requests_of(plan, run)
+
+
+def test_a_plan_that_does_not_say_which_requests_it_sent_is_refused(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"path": "/a"}\n')
+    with pytest.raises(LoadError, match=r"without a digest.*; run the load again"):
+        requests_of(support.plan_of(requests=str(file)), tmp_path)
+    assert requests_of(support.plan_of(), tmp_path) == seeded_digits(1)
 
 
 def test_digits_are_made_from_the_seed():

@@ -68,6 +68,12 @@ def test_known_forms_are_masked_without_a_variable(name):
     assert PLANTED[name][:12] not in masked
 
 
+def test_a_token_of_ours_is_masked_without_a_variable():
+    token = "fht_" + "aB3-_" * 8 + "xyz"
+    assert Masker({}).text(f"b'Bearer {token}\\n'") == "b'Bearer ***Forge token***\\n'"
+    assert Masker({}).text("fht_... is how one begins") == "fht_... is how one begins"
+
+
 def test_a_private_key_is_masked_to_its_end():
     assert Masker({}).data(b"a\n" + KEY + b"b\n") == b"a\n***private key***\nb\n"
 

@@ -6,6 +6,7 @@ Locust's: the schedule of the plan in FORGE_LOAD_PLAN is, and the number of user
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -28,6 +29,8 @@ from forge_harness.load.validity import generator_problems
 
 INVALID = 3
 """Exit status when the generator could not keep the schedule."""
+_STOP_S = 5.0
+"""For writing what became of the requests of a plan that is stopped."""
 _LEAD_S = 0.3
 _LEAD_APART_S = 3.0
 """Between telling workers to start and the start; a message may take a moment."""
@@ -57,17 +60,23 @@ class _Share:
         loop = OpenLoop(plan, directory, worker=worker, of=of, told=self._tell_locust)
         self.loop = loop
         ticker = gevent.spawn(self._tick, loop)
+        stopped_at = None
         try:
             # Preparing a long schedule takes a while; the lead is from when it is ready.
             loop.run(start if start else time.monotonic() + _LEAD_S)
+        except gevent.GreenletExit:
+            stopped_at = round(loop.now(), 2)
+            raise
         finally:
             ticker.kill()
             self.loop = None
-            self._conclude(loop, directory, worker=worker, of=of)
+            self._conclude(loop, directory, worker=worker, of=of, stopped_at=stopped_at)
             if isinstance(self.environment.runner, LocalRunner):
                 _write_locust_counts(self.environment, directory, before)
 
-    def _conclude(self, loop: OpenLoop, directory: Path, *, worker: int, of: int) -> None:
+    def _conclude(
+        self, loop: OpenLoop, directory: Path, *, worker: int, of: int, stopped_at: float | None
+    ) -> None:
         problems = generator_problems(loop.records, loop.cpu, loop.plan)
         counts = {fate.value: 0 for fate in Fate}
         for record in loop.records:
@@ -80,6 +89,7 @@ class _Share:
             "counts": counts,
             "cpu": [[round(t, 3), round(cpu, 3)] for t, cpu in loop.cpu],
             "problems": problems,
+            "stopped_at": stopped_at,
         }
         path = directory / f"generator-{worker}.json"
         path.write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -127,8 +137,10 @@ def _write_locust_counts(
 
 def _say(message: dict[str, Any]) -> None:
     if "FORGE_LOAD_SESSION" in os.environ:
-        sys.stdout.write(f"{SIGN}{json.dumps(message)}\n")
-        sys.stdout.flush()
+        # Nobody listens any more when the parent was killed; the end of input ends the plan.
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.write(f"{SIGN}{json.dumps(message)}\n")
+            sys.stdout.flush()
 
 
 def _runner(environment: Environment) -> Any:  # noqa: ANN401 - a runner of any kind
@@ -146,16 +158,22 @@ def _plan() -> tuple[LoadPlan, Path]:
 
 def _serve_parent(environment: Environment) -> None:
     share = _Share(environment)
+    plan: gevent.Greenlet | None = None
     _say({"event": "ready"})
+    # Read while a plan runs: the end of input is the end of the parent, and of the load with it.
     for line in FileObject(sys.stdin.fileno(), "r", close=False):
-        path = Path(json.loads(line)["plan"])
-        try:
-            share.run(read_plan(path), path.parent, worker=0, of=1, start=0.0)
-            _say({"event": "done"})
-        except Exception as error:
-            _say({"event": "failed", "error": f"{type(error).__name__}: {error}"})
-    # The end of input is the end of the parent.
+        plan = gevent.spawn(_run_for_parent, share, Path(json.loads(line)["plan"]))
+    if plan is not None:
+        plan.kill(timeout=_STOP_S)
     _runner(environment).quit()
+
+
+def _run_for_parent(share: _Share, path: Path) -> None:
+    try:
+        share.run(read_plan(path), path.parent, worker=0, of=1, start=0.0)
+        _say({"event": "done"})
+    except Exception as error:
+        _say({"event": "failed", "error": f"{type(error).__name__}: {error}"})
 
 
 # ---- by hand: one plan, from FORGE_LOAD_PLAN; alone, or as master and workers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import ssl
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import gevent.ssl
 from geventhttpclient.connectionpool import ConnectionPool, SSLConnectionPool
 from geventhttpclient.response import HTTPParseError, HTTPSocketPoolResponse
 
-from forge_harness.load.plan import LoadPlan
+from forge_harness.load.plan import LoadPlan, bearer_token
 from forge_harness.load.records import Fate, Record
 from forge_harness.load.schedule import arrivals, choices, phase_of, share
 from forge_harness.load.traffic import Request, judge, requests_of
@@ -46,7 +45,7 @@ class OpenLoop:
         self, plan: LoadPlan, directory: Path, *, worker: int, of: int, told: Told
     ) -> None:
         self.plan = plan
-        self._requests = requests_of(plan.requests, plan.seed)
+        self._requests = requests_of(plan, directory)
         due = arrivals(plan.phases, plan.seed)
         kinds = choices(len(due), len(self._requests), plan.seed)
         self.records = [
@@ -190,15 +189,14 @@ class OpenLoop:
 def _head(request: Request, plan: LoadPlan) -> bytes:
     lines = [
         f"{request.method} {urlsplit(plan.url).path.rstrip('/')}{request.path} HTTP/1.1",
-        f"Host: {urlsplit(plan.url).netloc.rpartition('@')[2]}",
+        f"Host: {urlsplit(plan.url).netloc}",
         "User-Agent: forge-harness-load",
         "Accept: text/event-stream" if request.streamed else "Accept: application/json",
         f"X-Deadline-Ms: {round(1000 * plan.timeout_s)}",
     ]
     if request.body or request.method in ("POST", "PUT", "PATCH"):
         lines += ["Content-Type: application/json", f"Content-Length: {len(request.body)}"]
-    token = os.environ.get(plan.token_env, "") if plan.token_env else ""
-    if token:
+    if token := bearer_token(plan):
         lines.append(f"Authorization: Bearer {token}")
     return "".join(f"{line}\r\n" for line in lines).encode("latin-1")
 
