@@ -109,9 +109,9 @@ def serve_command(
 ) -> int:
     """Serve a packed model over HTTP: POST /v1/predict or /v1/completions.
 
-    When it is ready, one line of JSON with its URL goes to standard output. SIGTERM drains: nothing
-    new, accepted requests finish, exit code 0. Other machines are served with TLS, tokens and audit
-    only.
+    When it is ready, one line of JSON with its URL goes to standard output. SIGTERM, SIGINT
+    and SIGHUP drain: nothing new, accepted requests finish, exit code 0. Other machines are served
+    with TLS, tokens and audit only.
     """
     if no_auth and tokens is not None:
         raise UsageError("--no-auth and --tokens exclude each other; drop one.")

@@ -90,6 +90,9 @@ class _Endpoint:
             exchange.is_closing = self._health.state is State.DRAINING
             self._metrics.ended(reply.status, reply.outcome, time.monotonic() - exchange.started)
             return Refusal(reply.status, exchange.head(reply), reply.body)
+        except Exception:
+            # It fails again on the long way, which logs it and answers with a problem.
+            return None
         return None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -111,6 +114,7 @@ class _Endpoint:
         finally:
             if events is not None:
                 events.close()
+            exchange.end()
             seconds = time.monotonic() - exchange.started
             self._metrics.ended(reply.code or reply.status, reply.outcome, seconds)
 
@@ -132,11 +136,13 @@ class _Endpoint:
         """
         route, permission = self._route, self._route.permission
         assert permission is not None  # check_declared
-        if route.method not in (_ANY, exchange.scope["method"]):
+        # The connection sends no body after HEAD.
+        methods = ("GET", "HEAD") if route.method == "GET" else (route.method,)
+        if route.method != _ANY and exchange.scope["method"] not in methods:
             raise Problem(
                 WRONG_METHOD,
-                f"{route.path} answers {route.method} only.",
-                headers=(("allow", route.method),),
+                f"{route.path} answers {' and '.join(methods)} only.",
+                headers=(("allow", ", ".join(methods)),),
             )
         exchange.principal = self._guard.principal(exchange.header("authorization"), permission)
         self._guard.require(exchange.principal, permission)
@@ -148,12 +154,11 @@ class _Endpoint:
             self._metrics.shed(problem.reason)
         return Reply.of(problem, exchange.request_id)
 
-    async def _recorded(self, exchange: Exchange, reply: Reply, suffix: str = "") -> Reply:
+    async def _recorded(self, exchange: Exchange, reply: Reply) -> Reply:
         """Records the request; the reply becomes another one when that fails."""
         if not self._route.action:
             return reply
-        if reply.events is not None and not suffix:
-            suffix = ".begin"
+        suffix = "" if reply.events is None else ".begin"
         try:
             await self._guard.record(_event(self._route, exchange, reply, suffix))
         except Problem as problem:
@@ -164,9 +169,13 @@ class _Endpoint:
         assert reply.events is not None
         async for chunk in reply.events:
             await exchange.send_body(chunk, is_last=False)
-        # The end is recorded before it is told.
-        await self._recorded(exchange, reply, ".end")
-        await exchange.send_body(b"", is_last=True)
+        last = reply.events.last()
+        try:
+            # The end is recorded before it is told.
+            await self._guard.record(_event(self._route, exchange, reply, ".end"))
+        except Problem as problem:
+            last = reply.events.last(problem)
+        await exchange.send_body(last, is_last=True)
 
 
 def _event(route: Route, exchange: Exchange, reply: Reply, suffix: str) -> AuditEvent:
@@ -176,7 +185,7 @@ def _event(route: Route, exchange: Exchange, reply: Reply, suffix: str) -> Audit
     return AuditEvent(
         actor=exchange.principal.name,
         action=route.action + suffix,
-        resource=exchange.scope["path"][:_LONGEST_PATH],
+        resource=exchange.path[:_LONGEST_PATH],
         decision=decision,
         request_id=exchange.request_id,
         detail={

@@ -1,8 +1,9 @@
 """Connections held to limits: slow or large headers, clients that stop reading, too many at once.
 
-uvicorn times an idle connection only after its first answer, so one that never completes its
-headers would hold a descriptor for ever. Under overload it is here that refusals are written: the
-task and the routing of each would cost more than all the rest of it.
+A connection on which nothing is being answered waits for its client, and each such wait has an end.
+uvicorn's own has not: it begins after the first answer only, and a byte of anything stops it, be it
+of a body that nobody reads any more. Under overload it is here that refusals are written: the task
+and the routing of each would cost more than all the rest of it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from .exchange import Refusal
+from .exchange import Refusal, Reply, new_request_id
 from .metrics import Metrics
+from .problems import MALFORMED, Problem
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -29,6 +31,15 @@ MAX_HEADER_BYTES = 65_536
 
 _CLOSE = (b"connection", b"close")
 
+# What a client may owe, by the setting that says how long.
+_HEADERS = "header_s"
+_REST = "body_s"
+"""Of the body of a request that is answered."""
+_REQUEST = "keep_alive_s"
+"""The next one."""
+_READING = "send_s"
+"""The last answer."""
+
 Door = Callable[["Scope"], Refusal | None]
 
 
@@ -37,8 +48,11 @@ class LimitedProtocol(HttpToolsProtocol):
 
     settings: ClassVar[Settings]
     metrics: ClassVar[Metrics]
-    _header_timer: TimerHandle | None = None
+    _is_in_headers, _is_in_body = True, False
     _header_bytes = 0
+    _owed: str | None = None
+    _until = 0.0
+    _timer: TimerHandle | None = None
     _write_timer: TimerHandle | None = None
 
     @staticmethod
@@ -53,33 +67,61 @@ class LimitedProtocol(HttpToolsProtocol):
             self.metrics.refused_connections.inc()
             transport.abort()
             return
-        self._expect_headers()
+        self._wait_as_needed()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stops waiting."""
-        self._headers_are_there()
+        if self._timer is not None:
+            self._timer.cancel()
         self._is_read_again()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parses, and gives up on headers that do not end."""
         super().data_received(data)
-        if self._header_timer is not None:
+        if self._is_in_headers:
             self._header_bytes += len(data)
             if self._header_bytes > MAX_HEADER_BYTES:
                 self._give_up()
 
     def on_message_begin(self) -> None:
         """Starts waiting for the rest of the headers."""
-        # Not when bytes come: they may be the body of a request that was answered early.
         super().on_message_begin()
-        if self._header_timer is None:
-            self._expect_headers()
+        self._is_in_headers, self._header_bytes = True, 0
+        self._wait_as_needed()
 
     def on_headers_complete(self) -> None:
-        """Stops waiting, and hands the request on."""
-        self._headers_are_there()
+        """Hands the request on."""
+        self._is_in_headers, self._is_in_body = False, True
         super().on_headers_complete()
+        self._wait_as_needed()
+
+    def on_message_complete(self) -> None:
+        """Stops waiting for a body, whether or not somebody reads it."""
+        super().on_message_complete()
+        self._is_in_body = False
+        self._wait_as_needed()
+
+    def on_response_complete(self) -> None:
+        """Starts waiting for what the client has to do next."""
+        super().on_response_complete()
+        self._unset_keepalive_if_required()  # any byte would stop it
+        self._wait_as_needed()
+
+    def shutdown(self) -> None:
+        """Closes once what is being answered has been."""
+        super().shutdown()
+        self._wait_as_needed()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuses what is no HTTP, and closes."""
+        # In the middle of an answer it would be taken for a part of it.
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            request_id = new_request_id()
+            reply = Reply.of(Problem(MALFORMED, "This is no HTTP/1.1; send a request."), request_id)
+            self._write(Refusal(reply.status, reply.head(request_id), reply.body), is_last=True)
+        self.transport.close()
+        self._wait_as_needed()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         refusal = self.door(cast("Scope", cycle.scope))
@@ -88,18 +130,21 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         # What is still to come of the request is then ignored, as after any early answer.
         cycle.response_started = cycle.response_complete = True
+        is_last = not cycle.keep_alive or _CLOSE in refusal.head
+        self._write(refusal, is_last=is_last, has_body=cycle.scope["method"] != "HEAD")
+        if is_last:
+            self.transport.close()
+        self.on_response_complete()
+
+    def _write(self, refusal: Refusal, *, is_last: bool, has_body: bool = True) -> None:
         head = [*self.server_state.default_headers, *refusal.head]
-        is_last = not cycle.keep_alive or _CLOSE in head
         if is_last and _CLOSE not in head:
             head.append(_CLOSE)
         lines = b"".join(b"%s: %s\r\n" % header for header in head)
         phrase = HTTPStatus(refusal.status).phrase.encode()
-        self.transport.write(
-            b"HTTP/1.1 %d %s\r\n%s\r\n%s" % (refusal.status, phrase, lines, refusal.body)
-        )
-        if is_last:
-            self.transport.close()
-        self.on_response_complete()
+        # After HEAD the length is told, and what comes next is the next answer.
+        body = refusal.body if has_body else b""
+        self.transport.write(b"HTTP/1.1 %d %s\r\n%s\r\n%s" % (refusal.status, phrase, lines, body))
 
     def pause_writing(self) -> None:
         """Gives a client that stopped reading a while."""
@@ -117,19 +162,50 @@ class LimitedProtocol(HttpToolsProtocol):
             self._write_timer.cancel()
             self._write_timer = None
 
-    def _expect_headers(self) -> None:
-        self._header_bytes = 0
-        self._header_timer = self.loop.call_later(self.settings.header_s, self._give_up)
+    def _wait_as_needed(self) -> None:
+        """Waits for what the client owes now; what it owed before gets no new time."""
+        owed = self._what_is_owed()
+        if owed is self._owed:
+            return
+        self._owed = owed
+        if owed is not None:
+            self._until = self.loop.time() + getattr(self.settings, owed)
+            self._set_timer()
 
-    def _headers_are_there(self) -> None:
-        if self._header_timer is not None:
-            self._header_timer.cancel()
-            self._header_timer = None
+    def _what_is_owed(self) -> str | None:
+        if self.transport.is_closing():
+            return _READING
+        if self._is_in_headers:
+            return _HEADERS
+        if not self.cycle.response_complete:
+            return None  # It is the application's turn, which has limits of its own.
+        return _REST if self._is_in_body else _REQUEST
+
+    def _set_timer(self) -> None:
+        # One that is early looks again. Stopping and starting one at each turn of each request
+        # costs as much as the rest of a refusal.
+        if self._timer is not None:
+            if self._timer.when() <= self._until:
+                return
+            self._timer.cancel()
+        self._timer = self.loop.call_at(self._until, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._owed is None:
+            return
+        if self.loop.time() < self._until:
+            self._set_timer()
+        elif self._owed is _REQUEST:
+            # In order, for TLS; a client that has not read its last answer still has time to.
+            self.transport.close()
+            self._wait_as_needed()
+        else:
+            self._give_up()
 
     def _give_up(self) -> None:
-        self._headers_are_there()
-        if not self.transport.is_closing():
-            self.transport.abort()
+        # Even one that is closing: it would do so only when the client has read all.
+        self.transport.abort()
 
 
 def limited_protocol(

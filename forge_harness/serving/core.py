@@ -87,10 +87,10 @@ class Core:
             self.engine.abandon(job, problem)
         return unanswered
 
-    def record(self, action: str, detail: Mapping[str, object]) -> None:
-        """Records what happens whether or not it can be recorded."""
+    def record(self, action: str, detail: Mapping[str, object], *, is_last: bool = False) -> None:
+        """Records what happens whether or not it can be recorded; see `Guard.control`."""
         try:
-            self.guard.control(action, self.url, detail, _SERVER)
+            self.guard.control(action, self.url, detail, _SERVER, is_last=is_last)
         except AuditError as error:
             _log.error("%s could not be recorded: %s", action, error)
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from starlette.types import Receive, Scope, Send
 
@@ -24,10 +25,18 @@ _LONGEST_DEADLINE_MS = 86_400_000
 
 
 class Events(Protocol):
-    """The body of a stream. It ends by itself, problems included."""
+    """The body of a stream."""
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        """Yields chunks as they come."""
+        """Yields chunks as they come; all but the last."""
+        ...
+
+    def last(self, problem: Problem | None = None) -> bytes:
+        """Returns the last chunk, and counts the request by it.
+
+        Args:
+            problem: What the stream ends with whatever it has come to; None: with what it has.
+        """
         ...
 
     def close(self) -> None:
@@ -58,6 +67,17 @@ class Reply:
     outcome: Outcome = Outcome.OK
     code: int | None = None
     detail: dict[str, Any] = field(default_factory=dict)
+
+    def head(self, request_id: str) -> list[tuple[bytes, bytes]]:
+        """Returns the headers it has whatever becomes of the connection."""
+        headers = [
+            (b"content-type", self.media_type.encode()),
+            (b"x-request-id", request_id.encode()),
+            *((name.encode(), value.encode("latin-1", "replace")) for name, value in self.headers),
+        ]
+        if self.events is None:
+            headers.append((b"content-length", str(len(self.body)).encode()))
+        return headers
 
     @classmethod
     def of(cls, problem: Problem, request_id: str) -> Reply:
@@ -102,14 +122,23 @@ class Exchange:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         given = self.header("x-request-id")
         is_usable = given is not None and _REQUEST_ID.fullmatch(given) is not None
-        self.request_id = given if given and is_usable else f"{_PROCESS}{next(_NUMBERS):08x}"
+        self.request_id = given if given and is_usable else new_request_id()
         self.principal: Principal = ANONYMOUS
         self.is_closing = False
+        self._at_end: list[Callable[[], None]] = []
 
     def header(self, name: str) -> str | None:
         """Returns a request header."""
         value = self.headers.get(name.encode())
         return None if value is None else value.decode("latin-1")
+
+    @property
+    def path(self) -> str:
+        """The path as it came, percent-encoded: decoded it may hold what breaks a log."""
+        raw: bytes | None = self.scope.get("raw_path")
+        if raw is None:
+            return quote(self.scope["path"])
+        return raw.decode("ascii", "backslashreplace")
 
     @property
     def client(self) -> str:
@@ -182,6 +211,15 @@ class Exchange:
         self.is_closing = True
         raise Problem(TOO_LARGE, f"The body is larger than {most} bytes; send fewer rows.")
 
+    def at_end(self, call: Callable[[], None]) -> None:
+        """Calls back when the answer has been sent, or will never be."""
+        self._at_end.append(call)
+
+    def end(self) -> None:
+        """The answer has been sent, or will never be."""
+        for call in self._at_end:
+            call()
+
     def on_leave(self, call: Callable[[], None]) -> asyncio.Task[None]:
         """Calls back when the client leaves; cancel the task when the answer is known."""
 
@@ -194,13 +232,7 @@ class Exchange:
 
     def head(self, reply: Reply) -> list[tuple[bytes, bytes]]:
         """Returns the headers of an answer."""
-        headers = [
-            (b"content-type", reply.media_type.encode()),
-            (b"x-request-id", self.request_id.encode()),
-            *((name.encode(), value.encode("latin-1", "replace")) for name, value in reply.headers),
-        ]
-        if reply.events is None:
-            headers.append((b"content-length", str(len(reply.body)).encode()))
+        headers = reply.head(self.request_id)
         if self.is_closing:
             headers.append((b"connection", b"close"))
         return headers
@@ -222,6 +254,11 @@ class Exchange:
 
 
 Handler = Callable[[Exchange], Awaitable[Reply]]
+
+
+def new_request_id() -> str:
+    """Returns an id for a request that came without a usable one."""
+    return f"{_PROCESS}{next(_NUMBERS):08x}"
 
 
 def json_body(raw: bytes) -> dict[str, Any]:

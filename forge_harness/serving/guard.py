@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from forge_harness.errors import AccessDeniedError, AuditError, TokenError, UsageError
+from forge_harness.errors import (
+    AccessDeniedError,
+    AuditError,
+    SecurityError,
+    TokenError,
+    UsageError,
+)
 from forge_harness.security.access import ANONYMOUS, PUBLIC, Access, Permission, Principal
 from forge_harness.security.audit import AuditEvent, AuditLog, Decision
 from forge_harness.security.key_sources import load_keyring
 from forge_harness.security.keys import Purpose
 from forge_harness.security.tokens import TokenStore
 
-from .problems import FORBIDDEN, NOT_AUDITED, UNAUTHENTICATED, Problem
+from .problems import FORBIDDEN, NO_TOKENS, NOT_AUDITED, UNAUTHENTICATED, Problem
 
 AUDIENCE = "serve"
 """What tokens of this server are issued for."""
+
+_log = logging.getLogger(__name__)
 
 
 class Guard:
@@ -39,6 +48,7 @@ class Guard:
     ) -> None:
         self._tokens, self._audit = tokens, audit
         self._access = access or Access()
+        self._trouble = ""
 
     def principal(self, authorization: str | None, permission: Permission) -> Principal:
         """Returns who asks.
@@ -48,7 +58,7 @@ class Guard:
             permission: What the route needs; without need of one nobody has to say who they are.
 
         Raises:
-            Problem: UNAUTHENTICATED.
+            Problem: UNAUTHENTICATED; or NO_TOKENS: the file of tokens cannot be read.
         """
         if self._tokens is None or permission == PUBLIC:
             return ANONYMOUS
@@ -58,9 +68,24 @@ class Guard:
                 UNAUTHENTICATED, "No token was sent; expected a header 'Authorization: Bearer ...'."
             )
         try:
-            return self._tokens.authenticate(secret.strip(), audience=AUDIENCE)
+            found = self._tokens.authenticate(secret.strip(), audience=AUDIENCE)
         except TokenError as error:
             raise Problem(UNAUTHENTICATED, str(error)) from error
+        except (SecurityError, OSError) as error:
+            self._say(f"Nobody can be let in: {error}")
+            raise Problem(
+                NO_TOKENS,
+                "The server cannot read its tokens, so nobody is let in; ask the operator.",
+                retry_after_s=5.0,
+            ) from error
+        self._trouble = ""
+        return found
+
+    def _say(self, trouble: str) -> None:
+        """Logs what is wrong: once, since every request of a flood meets it."""
+        if trouble != self._trouble:
+            self._trouble = trouble
+            _log.error("%s", trouble)
 
     def require(self, principal: Principal, permission: Permission) -> None:
         """Refuses what the principal may not do.
@@ -97,22 +122,36 @@ class Guard:
                 retry_after_s=5.0,
             ) from error
 
-    def control(self, action: str, resource: str, detail: Mapping[str, Any], actor: str) -> None:
+    def control(
+        self,
+        action: str,
+        resource: str,
+        detail: Mapping[str, Any],
+        actor: str,
+        *,
+        is_last: bool = False,
+    ) -> None:
         """Records a control action; returns once it is on disk.
+
+        Args:
+            action: Its name.
+            resource: What it is done to.
+            detail: More about it.
+            actor: Who does it.
+            is_last: Whether it comes after the requests whose records still wait.
 
         Raises:
             AuditError: It is not; the action must not be done.
         """
-        if self._audit is not None:
-            self._audit.record(
-                AuditEvent(
-                    actor=actor,
-                    action=action,
-                    resource=resource,
-                    decision=Decision.ALLOW,
-                    detail=detail,
-                )
-            )
+        if self._audit is None:
+            return
+        event = AuditEvent(
+            actor=actor, action=action, resource=resource, decision=Decision.ALLOW, detail=detail
+        )
+        if is_last:
+            self._audit.submit(event).result()
+        else:
+            self._audit.record(event)
 
     def close(self) -> None:
         """Commits and closes the audit log."""
@@ -151,7 +190,7 @@ class GuardSpec:
         keyring = load_keyring(self.keys)
         store = None
         if self.tokens is not None:
-            store = TokenStore(self.tokens, key=keyring.active(Purpose.TOKENS))
+            store = TokenStore.of_keyring(self.tokens, keyring)
         log = None
         if self.audit is not None:
             key, signing = keyring.active(Purpose.AUDIT), keyring.active(Purpose.SIGN)

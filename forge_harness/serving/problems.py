@@ -54,6 +54,7 @@ INTERNAL = Kind("internal", 500, "The server failed", Outcome.FAILED)
 OVERLOADED = Kind("overloaded", 503, "The server is overloaded", Outcome.SHED)
 NOT_READY = Kind("not-ready", 503, "The server is not ready", Outcome.SHED)
 INFERENCE_FAILED = Kind("inference-failed", 503, "The inference ended early", Outcome.FAILED)
+NO_TOKENS = Kind("no-tokens", 503, "Tokens cannot be checked", Outcome.FAILED)
 NOT_AUDITED = Kind("not-audited", 503, "The request could not be recorded", Outcome.FAILED)
 DEADLINE = Kind("deadline", 504, "The deadline passed", Outcome.DEADLINE)
 

@@ -19,7 +19,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -31,6 +31,7 @@ from .core import Core
 from .guard import GuardSpec
 from .health import State
 from .package import load_served
+from .server import stop_signals
 from .settings import Settings, sized
 
 if TYPE_CHECKING:
@@ -131,7 +132,8 @@ class Replica:
 
     async def __del__(self) -> None:
         unanswered = self._core.abandon_all()
-        self._core.record("serve.stop", {"unanswered": unanswered, "replica": self._name})
+        detail = {"unanswered": unanswered, "replica": self._name}
+        self._core.record("serve.stop", detail, is_last=True)
         await self._core.engine.stop()
         self._guard.close()
         self._write_note(unanswered)
@@ -150,7 +152,7 @@ def serve_with_ray(
     deadline_ms: int | None = None,
     on_ready: Callable[[dict[str, object]], None] = lambda line: None,
 ) -> ExitCode:
-    """Serves a package with replicas until SIGTERM or SIGINT, then drains them.
+    """Serves a package with replicas until SIGTERM, SIGINT or SIGHUP, then drains them.
 
     Args:
         package: Directory of the package.
@@ -179,7 +181,7 @@ def serve_with_ray(
         )
     name = load_served(package).name  # what cannot be served is said now, and not by a replica
     guard.open().close()
-    stopped = threading.Event()
+    stopped, stops = threading.Event(), stop_signals()
     with tempfile.TemporaryDirectory(prefix="forge-ray-") as notes:
         port = settings.port or _free_port(settings.host)
         url = f"http://{settings.host}:{port}"
@@ -194,7 +196,7 @@ def serve_with_ray(
                 notes,
                 url,
             )
-            _on_signals(stopped.set)
+            _on_signals(stops, stopped.set)
             deployment = _deployment(serve, settings, replicas)
             serve.run(deployment.bind(spec), name=NAME, route_prefix="/")
             on_ready({"ready": True, "url": url, "pid": os.getpid(), "model": name})
@@ -232,6 +234,8 @@ def _cluster(replicas: int, host: str, port: int) -> Iterator[Any]:
             "`pip install 'bitnet-forge-harness[ray]'`."
         ) from error
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    # A closed terminal hangs up on all that runs in it; what Ray starts is needed for the drain.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     ray.init(
         num_cpus=max(2, replicas),
         include_dashboard=False,
@@ -248,9 +252,9 @@ def _cluster(replicas: int, host: str, port: int) -> Iterator[Any]:
         ray.shutdown()
 
 
-def _on_signals(call: Callable[[], None]) -> None:
-    """Calls on SIGTERM and SIGINT. Only once Ray has started: it sets handlers of its own."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+def _on_signals(stops: Iterable[signal.Signals], call: Callable[[], None]) -> None:
+    """Calls on signals. Only once Ray has started: it sets handlers of its own."""
+    for number in stops:
         signal.signal(number, lambda *_: call())
 
 

@@ -171,14 +171,12 @@ class Api:
 
     async def _streamed(self, exchange: Exchange, job: Job) -> Reply:
         """Answers with a stream once there is a first token."""
-        client = exchange.client
-        self._enter(client, job)
+        self._enter(exchange, job)
         left = exchange.on_leave(lambda: self._engine.abandon(job, _left()))
 
         def release() -> None:
             left.cancel()
             self._engine.abandon(job, _left())
-            self._admission.leave(client)
 
         stream = TokenStream(job, exchange.request_id, release)
         try:
@@ -204,10 +202,13 @@ class Api:
 
         return check
 
-    def _enter(self, client: str, job: Job) -> None:
+    def _enter(self, exchange: Exchange, job: Job) -> None:
+        """Admits a job: until its answer has been sent, since a drain waits for that."""
+        client = exchange.client
         self._admission.enter(
             client, cost=job.cost, steps=job.steps, deadline=job.deadline, now=time.monotonic()
         )
+        exchange.at_end(lambda: self._admission.leave(client))
 
     async def _json(self, exchange: Exchange) -> Mapping[str, Any]:
         media_type = exchange.header("content-type") or "application/json"
@@ -224,17 +225,13 @@ class Api:
 
     async def _result(self, exchange: Exchange, job: Job) -> Any:  # noqa: ANN401 - of the scheduler
         """Admits a job, waits for it, and withdraws it when the client leaves."""
-        client = exchange.client
-        self._enter(client, job)
+        self._enter(exchange, job)
+        left = exchange.on_leave(lambda: self._engine.abandon(job, _left()))
         try:
-            left = exchange.on_leave(lambda: self._engine.abandon(job, _left()))
-            try:
-                self._engine.submit(job)
-                return await job.future
-            finally:
-                left.cancel()
+            self._engine.submit(job)
+            return await job.future
         finally:
-            self._admission.leave(client)
+            left.cancel()
 
 
 def _timing(job: Job) -> list[tuple[str, str]]:

@@ -81,8 +81,19 @@ class TokenStream:
         while token is not None:
             yield _event({"text": self._text.add(token), "token": token})
             token = await self._tokens.get()
-        yield self._last()
-        yield _DONE
+
+    def last(self, problem: Problem | None = None) -> bytes:
+        """Returns the end of the completion and `[DONE]`, and counts the request by them.
+
+        Args:
+            problem: What the stream ends with instead; None: with what the completion came to.
+        """
+        if problem is None:
+            try:
+                return self._completed(self._job.future.result()) + _DONE
+            except Problem as found:
+                problem = found
+        return self._failed(problem) + _DONE
 
     def close(self) -> None:
         """Releases what the stream holds; once."""
@@ -95,26 +106,24 @@ class TokenStream:
             future.exception()  # looked at, whether or not somebody still streams
         self._tokens.put_nowait(None)
 
-    def _last(self) -> bytes:
-        """Returns the terminal event, and counts the request by it."""
-        wanted: Completion = self._job.work
-        try:
-            completed: Completed = self._job.future.result()
-        except Problem as problem:
-            if self.reply is not None:
-                self.reply.code = problem.kind.status
-                self.reply.outcome = problem.kind.outcome
-                self.reply.detail["problem"] = problem.kind.name
-            return _event({"error": problem.document(self._request_id)})
+    def _completed(self, completed: Completed) -> bytes:
+        spent = usage(self._job.work, completed)
         if self.reply is not None:
-            self.reply.detail |= usage(wanted, completed)
+            self.reply.detail |= spent
         return _event(
             {
                 "text": self._text.end(),
                 "finish_reason": completed.finish_reason,
-                "usage": usage(wanted, completed),
+                "usage": spent,
             }
         )
+
+    def _failed(self, problem: Problem) -> bytes:
+        if self.reply is not None:
+            self.reply.code = problem.kind.status
+            self.reply.outcome = problem.kind.outcome
+            self.reply.detail["problem"] = problem.kind.name
+        return _event({"error": problem.document(self._request_id)})
 
 
 def _event(value: dict[str, Any]) -> bytes:

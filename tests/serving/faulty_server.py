@@ -1,6 +1,7 @@
 """A server with handles for faults: SIGUSR1 kills its inference thread, SIGUSR2 hangs it once.
 
-Run as `python faulty_server.py --package DIR --port N [--step-s S] [--hang-s S]`.
+Run as `python faulty_server.py --package DIR --port N [--step-s S] [--hang-s S] ...`: limits that
+`forge-harness serve` does not offer.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import time
 from pathlib import Path
 
 from forge_harness.serving.core import scheduler_of
-from forge_harness.serving.guard import Guard
+from forge_harness.serving.guard import GuardSpec
 from forge_harness.serving.package import load_served
 from forge_harness.serving.server import ready_line, serve
 from forge_harness.serving.settings import Settings
@@ -63,6 +64,11 @@ def main():
     parser.add_argument("--max-batch", type=int, default=4)
     parser.add_argument("--max-queue", type=int, default=256)
     parser.add_argument("--deadline-s", type=float, default=30.0)
+    parser.add_argument("--keep-alive-s", type=float, default=75.0)
+    parser.add_argument("--drain-s", type=float, default=30.0)
+    parser.add_argument("--tokens", type=Path)
+    parser.add_argument("--audit", type=Path)
+    parser.add_argument("--keys")
     given = parser.parse_args()
     served = load_served(given.package)
     settings = Settings(
@@ -73,6 +79,8 @@ def main():
         deadline_s=given.deadline_s,
         header_s=given.header_s,
         body_s=given.body_s,
+        keep_alive_s=given.keep_alive_s,
+        drain_s=given.drain_s,
         max_restarts=2,
     )
 
@@ -86,7 +94,8 @@ def main():
     def build():
         return Slow(scheduler_of(served, settings), given.step_s)
 
-    return serve(served, settings, Guard(tokens=None, audit=None), on_ready=on_ready, build=build)
+    guard = GuardSpec(given.tokens, given.audit, given.keys).open()
+    return serve(served, settings, guard, on_ready=on_ready, build=build)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,11 +17,13 @@ import torch
 
 from forge_harness.formats import WriteOptions, native
 from forge_harness.model import ByteLM, ByteLMConfig
+from forge_harness.security.audit_file import AuditFile
 
 from ..hf_checkpoints import MemoryCheckpoint
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "fixtures" / "models" / "v1.0"
+FAULTY = Path(__file__).with_name("faulty_server.py")
 SMALL_LM = ByteLMConfig(width=32, heads=2, hidden=48, context=96, sub_norm=True)
 ROW = [0.25] * 64
 PATIENCE_S = 60
@@ -101,3 +105,43 @@ def running(*arguments, package=DIGITS, script=None, port=0, **client):
             server.client.close()
         process.kill()
         process.communicate()
+
+
+def run(*arguments, expected=0):
+    """Runs a command of `forge-harness`; returns what it said."""
+    done = subprocess.run(
+        [sys.executable, "-m", "forge_harness", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == expected, done.stderr
+    return done.stdout.strip() if not expected else done.stderr
+
+
+def raw(server, data, timeout=PATIENCE_S):
+    """Sends bytes and returns all that comes back until the server closes."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout) as connection:
+        connection.sendall(data)
+        pieces = []
+        while piece := connection.recv(65536):
+            pieces.append(piece)
+    return b"".join(pieces)
+
+
+def wait_for(condition, within_s):
+    """Returns whether a condition came true in time."""
+    end = time.monotonic() + within_s
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def recorded(path):
+    """Returns the events of an audit log."""
+    with contextlib.closing(AuditFile(path, read_only=True)) as file:
+        return [record.event for record in file.records()]

@@ -17,7 +17,7 @@ from forge_harness.serving.guard import AUDIENCE, Guard
 from forge_harness.serving.health import Health
 from forge_harness.serving.metrics import Metrics
 from forge_harness.serving.package import load_served
-from forge_harness.serving.problems import OVERLOADED, Problem
+from forge_harness.serving.problems import NOT_AUDITED, OVERLOADED, Problem
 from forge_harness.serving.routes import Route
 from forge_harness.serving.server import Server
 from forge_harness.serving.settings import Settings
@@ -197,6 +197,110 @@ def test_a_handler_that_raises_is_a_problem_counted_and_recorded(guard, caplog):
     assert 'forge_requests_outcome_total{outcome="shed",route="/full"} 1.0' in text
     assert 'forge_requests_shed_total{reason="queue"} 1.0' in text
     assert [str(event.decision) for event in events(guard)] == ["error", "deny"]
+
+
+def test_a_path_is_recorded_as_it_came(guard):
+    async def handler(exchange):
+        return Reply()
+
+    app, _ = app_of(guard, Route("/p", "GET", PUBLIC, handler, "p"))
+    for path in ("/p", "/x%0aserve.stop%1b%5b2J", "/%C3%A9"):
+        ask(app, "GET", path)
+    resources = [event.resource for event in events(guard)]
+    assert resources == ["/p", "/x%0aserve.stop%1b%5b2J", "/%C3%A9"]
+
+
+def test_tokens_that_cannot_be_read_let_nobody_in_and_are_logged_once(tmp_path, caplog):
+    """On the long way and at the door, until the file is restored."""
+    path = tmp_path / "tokens.json"
+    tokens = TokenStore(path, key=KEY)
+    token, _ = tokens.issue("c", ["client"], audience=AUDIENCE)
+
+    async def handler(exchange):
+        return Reply(body=b"{}")
+
+    route = Route("/p", "POST", Permission("model", "predict"), handler, "p", lambda exchange: None)
+    app, _ = app_of(Guard(tokens=tokens, audit=None), route)
+    headers = {"authorization": f"Bearer {token}"}
+    whole = path.read_bytes()
+    for damage in (lambda: path.write_bytes(whole[:50]), lambda: _replace_by_directory(path)):
+        damage()
+        caplog.clear()
+        for _ in range(3):
+            answer = ask(app, "POST", "/p", headers=headers)
+            assert (answer.status_code, answer.json()["title"]) == (503, "Tokens cannot be checked")
+            assert str(path) not in answer.text
+        assert app.refuse(scope_of("POST", "/p", **headers)).status == 503
+        assert [(r.levelname, r.exc_info) for r in caplog.records] == [("ERROR", None)]
+    path.rmdir()
+    path.write_bytes(whole)
+    assert ask(app, "POST", "/p", headers=headers).status_code == 200
+    assert app.refuse(scope_of("POST", "/p", **headers)) is None
+
+
+def _replace_by_directory(path):
+    path.unlink()
+    path.mkdir()
+
+
+def test_a_refusal_that_fails_takes_the_way_that_says_so():
+    async def handler(exchange):
+        raise AssertionError("not reached")
+
+    def broken(exchange):
+        raise ZeroDivisionError
+
+    route = Route("/p", "POST", PUBLIC, handler, "p", broken)
+    app, metrics = app_of(Guard(tokens=None, audit=None), route)
+    assert app.refuse(scope_of("POST", "/p")) is None
+    answer = ask(app, "POST", "/p")
+    assert (answer.status_code, answer.json()["title"]) == (500, "The server failed")
+    assert metrics.text().count(b'code="500"') == 1
+
+
+class Said:
+    """Events whose last chunk says whether the end was recorded."""
+
+    def __init__(self):
+        self.closed = 0
+
+    async def __aiter__(self):
+        yield b"token "
+
+    def last(self, problem=None):
+        return b"end" if problem is None else problem.kind.name.encode()
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.mark.parametrize("takes_the_end", [True, False])
+def test_the_end_of_a_stream_is_told_once_it_is_recorded(takes_the_end):
+    happened = []
+
+    class Recorder(Guard):
+        async def record(self, event):
+            happened.append(event.action)
+            if event.action == "s.end" and not takes_the_end:
+                raise Problem(NOT_AUDITED, "Full.")
+
+    async def handler(exchange):
+        return Reply(events=said)
+
+    async def receive():
+        raise AssertionError("nothing is read")
+
+    async def send(message):
+        if message.get("body"):
+            happened.append(message["body"])
+
+    said = Said()
+    guard = Recorder(tokens=None, audit=None)
+    app, _ = app_of(guard, Route("/s", "GET", PUBLIC, handler, "s"))
+    asyncio.run(app(scope_of("GET", "/s"), receive, send))
+    last = b"end" if takes_the_end else b"not-audited"
+    assert happened == ["s.begin", b"token ", "s.end", last]
+    assert said.closed == 1
 
 
 def test_request_ids_that_could_break_a_log_are_replaced(guard):

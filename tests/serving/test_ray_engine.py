@@ -14,7 +14,7 @@ from forge_harness.cli.app import app
 from forge_harness.errors import ExitCode
 from forge_harness.serving.package import load_served
 
-from .support import DIGITS, PATIENCE_S, running, write_byte_lm
+from .support import DIGITS, PATIENCE_S, recorded, running, write_byte_lm
 
 HAS_RAY = importlib.util.find_spec("ray") is not None
 needs_ray = pytest.mark.skipif(not HAS_RAY, reason="Ray Serve is not installed (extra `ray`)")
@@ -86,21 +86,33 @@ def test_a_killed_replica_is_replaced_and_the_other_answers(server):
     assert len(replicas(server)) == 2
 
 
+def hang_up(process):
+    """Does what a closed terminal does to all that runs in it."""
+    parent = psutil.Process(process.pid)
+    for each in (parent, *parent.children(recursive=True)):
+        each.send_signal(signal.SIGHUP)
+
+
 @needs_ray
-def test_sigterm_finishes_streams_and_ends_with_zero(tmp_path):
+@pytest.mark.usefixtures("hang_ups")
+@pytest.mark.parametrize("stop", [lambda process: process.terminate(), hang_up])
+def test_a_stop_finishes_streams_and_ends_with_zero(tmp_path, keys, stop):
+    audit = tmp_path / "audit.db"
     package = write_byte_lm(tmp_path / "lm")
     arguments = ("--no-auth", "--engine", "ray", "--replicas", 1, "--drain-s", 20)
+    arguments += ("--audit", audit, "--keys", keys)
     wanted = {"prompt": "a", "max_tokens": 90, "stream": True}
     with running(*arguments, package=package) as server:
         with server.client.stream("POST", "/v1/completions", json=wanted) as stream:
             lines = stream.iter_lines()
             first = next(lines)
-            server.process.send_signal(signal.SIGTERM)
+            stop(server.process)
             rest = [line for line in lines if line]
         assert first.startswith("data: ")
         assert rest[-1] == "data: [DONE]"
         assert len(rest) == 91  # 89 tokens, the end with its usage, [DONE]
         assert server.process.wait(timeout=PATIENCE_S) == 0
+    assert recorded(audit)[-1].action == "serve.stop"
 
 
 def test_what_ray_cannot_do_is_refused_before_it_starts(tmp_path):

@@ -8,11 +8,8 @@ import signal
 import socket
 import sqlite3
 import ssl
-import subprocess
-import sys
 import time
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -31,18 +28,7 @@ from forge_harness.serving.package import load_served
 from forge_harness.serving.server import serve
 from forge_harness.serving.settings import Settings
 
-from .support import DIGITS, PATIENCE_S, ROOT, ROW, running
-
-FAULTY = Path(__file__).with_name("faulty_server.py")
-
-
-def wait_for(condition, within_s):
-    end = time.monotonic() + within_s
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
+from .support import DIGITS, FAULTY, PATIENCE_S, ROW, raw, run, running, wait_for
 
 
 def at_rest(server, route):
@@ -52,16 +38,6 @@ def at_rest(server, route):
     by_code = server.count("forge_requests_total", route=route)
     in_flight = server.count("forge_requests_in_flight")
     return received == by_outcome == by_code and in_flight == 0
-
-
-def raw(server, data, timeout=PATIENCE_S):
-    """Sends bytes and returns all that comes back until the server closes."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout) as connection:
-        connection.sendall(data)
-        pieces = []
-        while piece := connection.recv(65536):
-            pieces.append(piece)
-    return b"".join(pieces)
 
 
 def test_a_prediction_is_what_the_trained_model_computes(digits_server):
@@ -351,25 +327,6 @@ def test_a_server_that_is_stopped_while_idle_ends_with_zero(digits_server):
         assert server.stop() == 0
 
 
-@pytest.fixture
-def keys(tmp_path):
-    run("keys", "new", tmp_path / "keys.json")
-    return tmp_path / "keys.json"
-
-
-def run(*arguments, expected=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "forge_harness", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-    assert done.returncode == expected, done.stderr
-    return done.stdout.strip() if not expected else done.stderr
-
-
 def test_tokens_roles_and_audit_over_tls(keys, tmp_path):
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")
@@ -471,19 +428,38 @@ def test_an_audit_log_that_takes_no_record_closes_the_server(keys, tmp_path):
     audit.parent.mkdir()
     with running("--no-auth", "--audit", audit, "--keys", keys) as server:
         assert server.predict().status_code == 200
-        # The log's own trigger refuses every record from now on.
-
-        with sqlite3.connect(audit) as connection:
-            connection.execute(
-                "CREATE TRIGGER full BEFORE INSERT ON event BEGIN SELECT RAISE(ABORT, 'full'); END"
-            )
-        connection.close()
+        refuse_records(audit)
         answer = server.predict()
         assert answer.status_code == 503
         assert answer.json()["title"] == "The request could not be recorded"
         assert "logits" not in answer.text
         assert server.client.get("/metrics").status_code == 503
         assert server.client.get("/healthz").status_code == 200
+
+
+def test_a_stream_whose_end_cannot_be_recorded_says_so(byte_lm, keys, tmp_path):
+    audit = tmp_path / "audit.db"
+    slow = ("--step-s", 0.05, "--audit", audit, "--keys", keys)
+    wanted = {"prompt": "x", "max_tokens": 40, "stream": True}
+    with (
+        running(*slow, script=FAULTY, package=byte_lm) as server,
+        server.client.stream("POST", "/v1/completions", json=wanted) as answer,
+    ):
+        lines = answer.iter_lines()
+        first = next(lines)
+        refuse_records(audit)
+        *tokens, last, done = [line.removeprefix("data: ") for line in lines if line]
+    assert [set(json.loads(each)) for each in (first[6:], *tokens)] == [{"text", "token"}] * 40
+    assert json.loads(last)["error"]["title"] == "The request could not be recorded"
+    assert done == "[DONE]"
+
+
+def refuse_records(audit):
+    """Has the log's own trigger refuse every record from now on."""
+    with contextlib.closing(sqlite3.connect(audit)) as connection, connection:
+        connection.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON event BEGIN SELECT RAISE(ABORT, 'full'); END"
+        )
 
 
 def test_an_expired_certificate_and_an_exposed_server_are_refused(tmp_path, keys):

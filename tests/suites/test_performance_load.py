@@ -43,10 +43,10 @@ def short(monkeypatch):
     monkeypatch.setattr(campaign, "OBJECTIVE_S", 2.0)
 
 
-def measured(run_check, check, subject):
+def measured(run_check, check, subject, **options):
     """Runs a check again where a busy machine kept the load from being what it should."""
     for _ in range(3):
-        run = run_check(check, subject)
+        run = run_check(check, subject, **options)
         if "INVALID load" not in run.reason:
             break
     return run
@@ -73,6 +73,21 @@ def test_a_server_that_answers_wrong_is_found(run_check, monkeypatch, check, fau
     run = measured(run_check, check, ServedBy(*faults))
     assert run.outcome is Outcome.FAIL, run.reason
     assert reason in run.reason
+
+
+@pytest.mark.parametrize(
+    ("faults", "outcome"), [((), Outcome.PASS), (("--refuse-at", "4.5"), Outcome.FAIL)]
+)
+def test_a_server_that_refuses_half_of_its_capacity_is_found(
+    run_check, monkeypatch, faults, outcome
+):
+    def five_times(template, directory, **options):
+        return _at_a_rate(template, directory, **{**options, "shape": ((1, 3), (5, 4))})
+
+    monkeypatch.setattr(campaign, "measure", five_times)
+    run = measured(run_check, "performance.load_5x", ServedBy(*faults), profile="full")
+    assert run.outcome is outcome, run.reason
+    assert ("answered_share_5x is" in run.reason) is (outcome is Outcome.FAIL)
 
 
 def test_a_server_that_stalls_is_found(run_check, monkeypatch):

@@ -1,0 +1,178 @@
+"""Connections: each wait for a client has an end, and answers stay in step with their requests."""
+
+import asyncio
+import socket
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from forge_harness.serving.connection import limited_protocol
+from forge_harness.serving.metrics import Metrics
+from forge_harness.serving.settings import Settings
+
+from .support import FAULTY, raw, run, running
+
+LATE_S = 20
+"""Far beyond every limit of these servers; without one they would wait for ever."""
+LENGTH = b"Host: x\r\nContent-Length: 100\r\n\r\n"
+PREDICT = b"POST /v1/predict HTTP/1.1\r\n"
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory):
+    """A server with short limits that lets nobody in."""
+    path = tmp_path_factory.mktemp("secured")
+    keys, tokens = path / "keys.json", path / "tokens.json"
+    run("keys", "new", keys)
+    token = run("tokens", "issue", tokens, "--keys", keys, "--name", "c", "--role", "client")
+    limits = ("--body-s", 1, "--keep-alive-s", 1, "--tokens", tokens, "--keys", keys)
+    with running(*limits, script=FAULTY) as server:
+        server.bearer = f"Authorization: Bearer {token}\r\n".encode()
+        yield server
+
+
+@pytest.fixture(scope="module")
+def full():
+    """A server whose queue has no room: after the first refusal the door writes them."""
+    limits = ("--body-s", 1, "--keep-alive-s", 1, "--max-queue", 0)
+    with running(*limits, script=FAULTY) as server:
+        yield server
+
+
+def until_closed(server, *pieces):
+    """Sends a request, and once its answer begins the rest; returns all that was answered."""
+    with socket.create_connection(("127.0.0.1", server.port), LATE_S) as connection:
+        connection.sendall(pieces[0])
+        said = connection.recv(65536)
+        for piece in pieces[1:]:
+            connection.sendall(piece)
+        try:
+            while piece := connection.recv(65536):
+                said += piece
+        except ConnectionResetError:
+            pass
+    return said
+
+
+@pytest.mark.parametrize(
+    ("head", "rest", "status"),
+    [
+        (PREDICT + LENGTH, b"x", 401),
+        (b"POST /nowhere HTTP/1.1\r\n{bearer}" + LENGTH, b"x", 404),
+        (b"GET /healthz HTTP/1.1\r\n" + LENGTH, b"x", 200),
+        (PREDICT + LENGTH, b"x" * 100, 401),
+        (HEALTH, b"\r\n", 200),
+        (HEALTH, b"", 200),
+    ],
+    ids=["401", "404", "200", "401 and all of its body", "a blank line", "nothing"],
+)
+def test_a_connection_whose_request_was_answered_is_not_held(secured, head, rest, status):
+    said = until_closed(secured, head.replace(b"{bearer}", secured.bearer), rest)
+    assert said.startswith(b"HTTP/1.1 %d " % status)
+    assert said.count(b"HTTP/1.1") == 1
+
+
+def test_a_connection_whose_request_was_refused_at_the_door_is_not_held(full):
+    refused = PREDICT + b"Host: x\r\nContent-Length: 1\r\n\r\nx"
+    said = until_closed(full, refused + PREDICT + LENGTH, b"x")
+    assert said.count(b"HTTP/1.1 503 ") == 2
+
+
+def test_the_rest_of_a_body_that_comes_in_time_does_not_end_the_connection(secured):
+    said = until_closed(secured, PREDICT + LENGTH, b"x" * 50, b"x" * 50 + HEALTH)
+    assert [answer[:3] for answer in said.split(b"HTTP/1.1 ")[1:]] == [b"401", b"200"]
+
+
+@pytest.mark.parametrize("server", ["full", "secured"])
+def test_an_answer_to_head_has_no_body(server, request):
+    """At the door, where the first request was refused a moment ago, and on the long way."""
+    refused = PREDICT + b"Host: x\r\nContent-Length: 1\r\n\r\nx"
+    head = b"HEAD /v1/predict HTTP/1.1\r\nHost: x\r\n\r\n"
+    last = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    said = raw(request.getfixturevalue(server), refused + head + last)
+    answer, following = said.split(b"HTTP/1.1 405 ")[1].split(b"\r\n\r\n", 1)
+    assert b"application/problem+json" in answer
+    assert b"content-length: 0" not in answer.lower()
+    assert following.startswith(b"HTTP/1.1 200 ")
+
+
+def test_head_asks_whether_the_server_is_there(secured):
+    for path in ("/healthz", "/readyz"):
+        answer = secured.client.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+    assert secured.client.post("/healthz").headers["allow"] == "GET, HEAD"
+
+
+@pytest.mark.parametrize("sent", [b"no HTTP\r\n\r\n", b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n"])
+def test_what_is_no_http_gets_a_problem(secured, sent):
+    head, _, body = raw(secured, sent).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"content-type: application/problem+json\r\n" in head
+    assert head.endswith(b"connection: close")
+    assert b'"type": "urn:forge-harness:problem:malformed"' in body
+
+
+def test_what_is_no_http_is_not_answered_in_the_middle_of_an_answer(byte_lm):
+    wanted = b'{"prompt": "x", "max_tokens": 60, "stream": true}'
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(wanted)
+    with running("--step-s", 0.05, script=FAULTY, package=byte_lm) as server:
+        said = until_closed(server, head + wanted, b"no HTTP\r\n\r\n")
+    assert said.startswith(b"HTTP/1.1 200 ")
+    assert said.count(b"HTTP/1.1") == 1
+
+
+class Client:
+    """A transport whose client reads nothing: closing it takes for ever."""
+
+    def __init__(self):
+        self.is_closed = self.is_aborted = False
+
+    def get_extra_info(self, name):
+        return None
+
+    def write(self, data):
+        pass
+
+    def resume_reading(self):
+        pass
+
+    def is_closing(self):
+        return self.is_closed or self.is_aborted
+
+    def close(self):
+        self.is_closed = True
+
+    def abort(self):
+        self.is_aborted = True
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [HEALTH, HEALTH.replace(b"Host: x", b"Connection: close"), b"no HTTP\r\n\r\n", None],
+    ids=["idle", "last", "unparsable", "shut down"],
+)
+def test_a_client_that_does_not_read_its_last_answer_does_not_hold_its_connection(sent):
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 204})
+        await send({"type": "http.response.body"})
+
+    async def serve():
+        settings = Settings(keep_alive_s=0.01, send_s=0.01)
+        kind = limited_protocol(settings, Metrics())
+        config = uvicorn.Config(app, http=kind, log_config=None, lifespan="off")
+        protocol, client = kind(config, ServerState(), {}), Client()
+        protocol.connection_made(client)
+        protocol.data_received(sent or HEALTH)
+        await asyncio.gather(*protocol.tasks)
+        if sent is None:
+            protocol.shutdown()
+        for _ in range(LATE_S * 100):
+            if client.is_aborted:
+                break
+            await asyncio.sleep(0.01)
+        return client
+
+    client = asyncio.run(serve())
+    assert (client.is_closed, client.is_aborted) == (True, True)
