@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ def staged_file(path: Path) -> Iterator[Path]:
         OSError: The file system refused.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = _beside(path, "partial")
     try:
         yield partial
         sync_file(partial)
@@ -55,7 +56,8 @@ def staged_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     Args:
         path: Target. Missing or an empty directory, unless `replace`.
         replace: Whether an existing directory may give way. It does so in two renames; a power cut
-            between them leaves the old content beside the target as `.<name>.<pid>.old`.
+            between them leaves the old content beside the target as
+            `.<name>.<pid>-<random>.old`.
 
     Raises:
         FileExistsError: `path` is there and not an empty directory, and `replace` is not set.
@@ -64,8 +66,7 @@ def staged_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     if not replace and (path.is_symlink() or path.exists()) and not _is_empty_directory(path):
         raise FileExistsError(f"{str(path)!r} exists and is not an empty directory")
     path.parent.mkdir(parents=True, exist_ok=True)
-    stage = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    shutil.rmtree(stage, ignore_errors=True)
+    stage = _beside(path, "partial")
     stage.mkdir()
     try:
         yield stage
@@ -121,6 +122,11 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _beside(path: Path, what: str) -> Path:
+    """A name of this call's own: two threads of one process may write one file."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.{what}")
+
+
 def _is_empty_directory(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink() and next(path.iterdir(), None) is None
 
@@ -130,7 +136,7 @@ def _take_name(stage: Path, path: Path, *, replace: bool) -> None:
         # rename(2) replaces an empty directory, and refuses one that was filled meanwhile.
         stage.replace(path)
         return
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    old = _beside(path, "old")
     path.replace(old)
     try:
         stage.replace(path)

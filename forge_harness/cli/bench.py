@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,11 @@ from .options import examples
 
 if TYPE_CHECKING:
     from forge_harness.benchmarks.products import Case
+
+_MAX_WEIGHTS = 1 << 30
+"""4 GiB of them in fp32, which peers multiply with; a layer of a 70B model has at most as many."""
+_THREADS = click.IntRange(min=1, max=max(256, os.cpu_count() or 1))
+"""Far more threads than processors end the process that asks for them."""
 
 
 @click.group("bench", epilog=examples("forge-harness bench kernels --tokens 1 --threads 1"))
@@ -34,7 +40,7 @@ def bench_group() -> None:
 )
 @click.option("--shape", "shapes", multiple=True, metavar="NxK", help="Weight sizes; repeatable.")
 @click.option("--tokens", multiple=True, type=click.IntRange(min=1), help="M; repeatable.")
-@click.option("--threads", multiple=True, type=click.IntRange(min=1), help="Repeatable.")
+@click.option("--threads", multiple=True, type=_THREADS, help="Repeatable.")
 @click.option("--path", "kernel_path", help="Instruction set; the fastest one by default.")
 @click.option("--rounds", default=15, type=click.IntRange(min=6), help="Batches of a candidate.")
 @click.option("--peers/--no-peers", default=True, help="Also time torch's products.")
@@ -120,7 +126,7 @@ def kernels_command(
 @click.option("--width", default=1024, type=click.IntRange(min=64), help="Model width.")
 @click.option("--layers", default=8, type=click.IntRange(min=1), help="Blocks.")
 @click.option("--prompt", default=128, type=click.IntRange(min=1), help="Tokens in front.")
-@click.option("--threads", multiple=True, type=click.IntRange(min=1), help="Repeatable.")
+@click.option("--threads", multiple=True, type=_THREADS, help="Repeatable.")
 @click.option("--rounds", default=11, type=click.IntRange(min=6), help="Batches of a contender.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything here.")
 def lm_command(
@@ -278,7 +284,16 @@ def _cases(
 
 
 def _shape(text: str) -> tuple[int, int]:
-    rows, separator, columns = text.lower().partition("x")
-    if not (separator and rows.isdecimal() and columns.isdecimal() and int(rows) * int(columns)):
+    from forge_harness.kernels import MAX_COLUMNS
+
+    # Longer numbers than any size has are not even read.
+    match = re.fullmatch(r"0*([1-9]\d{0,11})x0*([1-9]\d{0,11})", text.lower(), re.ASCII)
+    if match is None:
         raise UsageError(f"--shape {text!r} is no size; expected rows x columns, as 2560x6912.")
-    return int(rows), int(columns)
+    rows, columns = int(match[1]), int(match[2])
+    if columns > MAX_COLUMNS or rows * columns > _MAX_WEIGHTS:
+        raise UsageError(
+            f"--shape {text!r} is too large; expected at most {MAX_COLUMNS:,} columns and "
+            f"{_MAX_WEIGHTS:,} weights."
+        )
+    return rows, columns

@@ -68,6 +68,8 @@ def export_command(
         raise UsageError("Name one or more sources, or --fleet.")
     if name is not None and (fleet or len(sources) > 1):
         raise UsageError("--name names one package; leave it out for several.")
+    if name is not None:
+        _check_name(name)
     targets = _targets(sources, out)
     from forge_harness.integration.phase6_preparer import NotReadyError, Phase6Preparer
 
@@ -94,6 +96,13 @@ def export_command(
         return ExitCode.GATE_FAILED
     _show(packages, as_json)
     return ExitCode.PASS
+
+
+def _check_name(name: str) -> None:
+    if name in ("", ".", "..") or not name.isprintable() or "/" in name or "\\" in name:
+        raise UsageError(
+            f"--name {name!r} is no plain name; expected printable characters without '/' or '\\'."
+        )
 
 
 def _targets(sources: Sequence[Path], out: Path) -> list[Path]:

@@ -10,7 +10,7 @@ import click
 
 from forge_harness.cli.checkpoints import read_options, reading_options
 from forge_harness.cli.options import examples, json_option
-from forge_harness.cli.terminal import echo_json, table
+from forge_harness.cli.terminal import echo_json, printable, table
 from forge_harness.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -144,18 +144,21 @@ def inspection_text(inspection: Inspection) -> str:
     """Returns an inspection as text: what it is, sizes, ternary tensors, what is odd."""
     detection, checkpoint = inspection.detection, inspection.checkpoint
     version = f" {detection.version}" if detection.version else ""
-    lines = [f"{inspection.path}: {detection.format}{version}"]
-    lines += [f"  because {reason}" for reason in detection.reasons]
+    head = [f"{inspection.path}: {detection.format}{version}"]
+    head += [f"  because {reason}" for reason in detection.reasons]
     if checkpoint is not None:
         facts = ", ".join(f"{key} {value}" for key, value in checkpoint.quantization.items())
-        lines.append(f"Model family {checkpoint.model.family}; {facts or 'no quantization stated'}")
-        lines += [f"Tied: {alias} is {name}" for alias, name in checkpoint.tied.items()]
+        head.append(f"Model family {checkpoint.model.family}; {facts or 'no quantization stated'}")
+        head += [f"Tied: {alias} is {name}" for alias, name in checkpoint.tied.items()]
+    found = []
     if inspection.sizes is not None:
-        lines += [_sizes_text(inspection.sizes), "", _tensors_text(inspection), ""]
-    lines += [f"Odd: {a.tensor + ': ' if a.tensor else ''}{a.what}" for a in inspection.anomalies]
-    lines += [f"Damaged: {sentence}" for sentence in inspection.damage]
+        found = [_sizes_text(inspection.sizes), "", _tensors_text(inspection), ""]
+    tail = [f"Odd: {a.tensor + ': ' if a.tensor else ''}{a.what}" for a in inspection.anomalies]
+    tail += [f"Damaged: {sentence}" for sentence in inspection.damage]
     if checkpoint is None:
-        lines += [f"Open question: {question}" for question in detection.questions]
+        tail += [f"Open question: {question}" for question in detection.questions]
+    # Names and paths are a stranger's, who must not write lines of his own.
+    lines = [*map(printable, head), *found, *map(printable, tail)]
     return "\n".join([*lines, _conclusion(inspection)])
 
 

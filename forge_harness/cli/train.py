@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,8 +96,10 @@ def train_command(
     loaded = load(config_file, flags)
     if resume:
         task, options = _saved(out, flags)
+        build_model = _model_to_resume(out, loaded, task)
     else:
         task, options = _configured(loaded)
+        build_model = _model_of(loaded, task)
     try:
         with training_into(out), _progress(f"{task} {options.precision}") as on_step:
             result = train_to_directory(
@@ -108,7 +111,8 @@ def train_command(
                 checkpoint_every=loaded.config.train.checkpoint_every,
                 state=state,
                 on_step=on_step,
-                build_model=_model_of(loaded),
+                on_note=partial(click.echo, err=True),
+                build_model=build_model,
             )
     except TrainingInterrupted as interruption:
         click.echo(str(interruption), err=True)
@@ -157,7 +161,27 @@ def _saved(out: Path, flags: Mapping[str, Any]) -> tuple[str, TrainOptions]:
     return task, options
 
 
-def _model_of(loaded: LoadedConfig) -> BuildModel | None:
+def _model_to_resume(out: Path, loaded: LoadedConfig, task: str) -> BuildModel | None:
+    """Returns None when the run knows its model; the configuration may repeat, not change it."""
+    from forge_harness.training.runner import TrainingDirectory
+
+    record = TrainingDirectory(out).model()
+    if record is None:
+        return _model_of(loaded, task)
+    saved = dict(record["config"])
+    if record["family"] == "digits":
+        saved["layers"] = saved.get("blocks")
+    for key, value in loaded.values().items():
+        name = key.removeprefix("model.")
+        if key in loaded.given and name != key and saved.get(name, value) != value:
+            raise UsageError(
+                f"The run in {out} trains a model with {name} {saved[name]!r}, and the "
+                f"configuration has {key} {value!r}; drop it to resume, or start a new run."
+            )
+    return None
+
+
+def _model_of(loaded: LoadedConfig, task: str) -> BuildModel | None:
     """Returns a builder of the model the configuration describes; None for the reference one."""
     if not any(key.startswith("model.") for key in loaded.given):
         return None
@@ -167,7 +191,7 @@ def _model_of(loaded: LoadedConfig) -> BuildModel | None:
     from forge_harness.training.splits import CONTEXT
 
     sizes = loaded.config.model
-    text = loaded.config.train.task == "bytes"
+    text = task.partition("#")[0] == "bytes"
     if text and sizes.context < CONTEXT:
         raise UsageError(
             f"model.context {sizes.context} is below the {CONTEXT} bytes of a sample of task "

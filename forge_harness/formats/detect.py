@@ -53,11 +53,21 @@ def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoin
 def _recognised(path: Path) -> tuple[Detection, ModuleType, str]:
     if not path.exists():
         raise CheckpointError(f"{str(path)!r} does not exist; expected a checkpoint to read.")
+    _refuse_special(path)
     for module, opener in _READERS:
         found: Detection | None = module.recognise(path)
         if found is not None:
             return found, module, opener
     raise unknown_format(path, _seen(path))
+
+
+def _refuse_special(path: Path) -> None:
+    """Refuses pipes, sockets and devices, which would be waited for or never end."""
+    for entry in (path, *(path.iterdir() if path.is_dir() else ())):
+        if entry.exists() and not (entry.is_file() or entry.is_dir()):
+            raise CheckpointError(
+                f"{str(entry)!r} is a pipe, a socket or a device; expected files of a checkpoint."
+            )
 
 
 def _seen(path: Path) -> str:

@@ -276,7 +276,7 @@ def _model(
 def _names(file: GgufFile, style: Style | None) -> tuple[dict[str, GgufTensor], dict[str, str]]:
     """Returns canonical name -> tensor with its scale, and -> name in the file."""
     ternary = {name for name, t in file.tensors.items() if t.type.id in TERNARY}
-    apart: dict[str, GgufTensor] = {}
+    scales: dict[str, str] = {}
     names: dict[str, str] = {}
     for name, tensor in file.tensors.items():
         owner = next(
@@ -289,13 +289,17 @@ def _names(file: GgufFile, style: Style | None) -> tuple[dict[str, GgufTensor], 
             ),
             None,
         )
+        own = own_name(owner or name, style)
+        taken = (names if owner is None else scales).get(own)
+        if taken is not None:
+            raise damaged(file.path, f"tensors {taken!r} and {name!r} both mean {own!r}", name)
         if owner is None:
-            names[own_name(name, style)] = name
+            names[own] = name
             continue
         if tensor.type.dtype is None or len(tensor.shape) != 1 or tensor.shape[0] != 1:
             raise damaged(file.path, f"tensor {name!r} is no single scale", name)
-        apart[own_name(owner, style)] = tensor
-    return apart, names
+        scales[own] = name
+    return {own: file.tensors[name] for own, name in scales.items()}, names
 
 
 def _info(file: GgufFile, name: str, tensor: GgufTensor, notes: Notes, apart: bool) -> TensorInfo:

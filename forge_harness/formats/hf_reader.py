@@ -312,7 +312,11 @@ def _scale(found: _Found, name: str, convention: ScaleConvention) -> tuple[float
         raise _damaged(
             found, name, f"has scale {float(value)} in {key!r}; expected a positive finite number"
         )
-    return float(value if convention == "multiply" else torch.reciprocal(value)), stored.nbytes
+    if convention == "divide":
+        value = torch.reciprocal(value)
+        if not value.isfinite().all():
+            raise _damaged(found, name, f"divides by the value in {key!r}, which gives infinity")
+    return float(value), stored.nbytes
 
 
 def _tied(found: _Found) -> dict[str, str]:

@@ -1,17 +1,12 @@
 """State dicts saved with `torch.save`, opened without running anything that is in them.
 
-The pickle in the archive is first read as a list of instructions: what it would import is held
-against the few names a state dict needs. Only then torch's restricted unpickler sees it.
+Only an archive that `pt_archive` found sound is seen by torch's restricted unpickler.
 """
 
 from __future__ import annotations
 
-import pickle
-import pickletools
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,25 +16,11 @@ from forge_harness.errors import CheckpointError, DamagedCheckpointError
 from .checkpoint import Checkpoint, Detection, ModelDescription, ReadOptions, TensorInfo
 from .hf_reader import FloatCheckpoint
 from .legacy import Selection, select, stored_weights
-from .safetensors_file import NAMES, StoredTensor
+from .pt_archive import UNSOUND, check_archive, check_content
+from .safetensors_file import NAMES, StoredTensor, encodable, is_empty_matrix
 
 SUFFIXES = (".pt", ".pth", ".bin")
 _NESTED = ("state_dict", "model", "model_state_dict", "module")
-_MAX_PICKLE_BYTES = 64 << 20
-"""A state dict of 10,000 tensors takes about 1.5 MB of pickle."""
-_ALLOWED = frozenset(
-    {
-        ("collections", "OrderedDict"),
-        ("torch._utils", "_rebuild_tensor_v2"),
-        ("torch._utils", "_rebuild_tensor"),
-        ("torch._utils", "_rebuild_parameter"),
-        ("torch", "Size"),
-        ("torch.serialization", "_get_layout"),
-        ("torch.storage", "UntypedStorage"),
-        ("torch.storage", "TypedStorage"),
-    }
-)
-_STORAGES = ("Float", "Double", "Half", "BFloat16", "Int", "Long", "Short", "Char", "Byte", "Bool")
 
 
 class _Tensors:
@@ -96,6 +77,7 @@ def open_pt(path: Path, options: ReadOptions) -> Checkpoint:
     """
     file = _file(path)
     assert file is not None
+    check_content(file)
     state, _ = _state_dict(file)
     source = _Tensors(file, state)
     weights = stored_weights(source, _selection(file, state, options).ternary)
@@ -137,24 +119,42 @@ def _file(path: Path) -> Path | None:
 
 
 def _state_dict(file: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    _scan(file)
+    check_archive(file)
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
+    except UNSOUND as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DamagedCheckpointError(
-            f"{file} is no sound torch archive: {reason}. Save it again.", path=str(file)
-        ) from error
+        raise _damaged(file, reason) from error
     state, where = _unnested(file, content)
     for name, tensor in state.items():
-        if tensor.dtype not in NAMES or tensor.layout != torch.strided:
-            raise CheckpointError(
-                f"{file}: tensor {name!r} is {tensor.dtype}, {tensor.layout}; expected a dense "
-                f"tensor of {', '.join(NAMES.values())}."
-            )
+        _check_tensor(file, name, tensor)
     return state, (
         "a zip archive with a pickle that imports nothing but tensors",
         f"a state dict of {len(state)} tensors{where}",
+    )
+
+
+def _check_tensor(file: Path, name: str, tensor: Tensor) -> None:
+    if not encodable(name):
+        raise _damaged(file, f"tensor name {name!r} is no valid Unicode")
+    if tensor.dtype not in NAMES or tensor.layout != torch.strided:
+        raise CheckpointError(
+            f"{file}: tensor {name!r} is {tensor.dtype}, {tensor.layout}; expected a dense "
+            f"tensor of {', '.join(NAMES.values())}."
+        )
+    needed, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+    if needed > stored:
+        # A view that repeats values: a kilobyte may claim terabytes.
+        raise _damaged(
+            file, f"tensor {name!r} {list(tensor.shape)} takes {needed} bytes and has {stored}"
+        )
+    if is_empty_matrix(name, tuple(tensor.shape)):
+        raise _damaged(file, f"tensor {name!r} has shape {list(tensor.shape)}; expected values")
+
+
+def _damaged(file: Path, what: str) -> DamagedCheckpointError:
+    return DamagedCheckpointError(
+        f"{file} is no sound torch archive: {what}. Save it again.", path=str(file)
     )
 
 
@@ -190,79 +190,4 @@ def _flat(file: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 f"{file}: tensor {name!r} is int8, the packed layout of Microsoft's GPU kernels, "
                 "which is not read; convert the Hugging Face checkpoint it was made from."
             )
-    return {name: tensor.detach() for name, tensor in state.items()}
-
-
-def _scan(file: Path) -> None:
-    """Refuses an archive whose pickle imports anything a state dict does not need."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-            if len(names) != 1:
-                raise CheckpointError(
-                    f"{file} is a zip archive with {len(names)} data.pkl; expected the one of "
-                    "torch.save."
-                )
-            if archive.getinfo(names[0]).file_size > _MAX_PICKLE_BYTES:
-                raise DamagedCheckpointError(
-                    f"{file}: {names[0]} claims {archive.getinfo(names[0]).file_size} bytes; at "
-                    f"most {_MAX_PICKLE_BYTES} are read.",
-                    path=str(file),
-                )
-            raw = archive.read(names[0])
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        raise _no_archive(file, str(error)) from error
-    for module, name, position in _imports(file, raw):
-        storage = module == "torch" and name.removesuffix("Storage") in _STORAGES
-        if (module, name) not in _ALLOWED and not storage:
-            raise CheckpointError(
-                f"{file}: byte {position} of data.pkl imports {module}.{name}, which no state dict "
-                "needs and which could run code; nothing was loaded. Save a state dict of tensors, "
-                "better as safetensors."
-            )
-
-
-def _no_archive(file: Path, why: str) -> CheckpointError:
-    with file.open("rb") as stream:
-        start = stream.read(4)
-    if start == b"PK\x03\x04":
-        return DamagedCheckpointError(
-            f"{file} is a broken zip archive ({why}). Get the file again.", path=str(file)
-        )
-    return CheckpointError(
-        f"{file} is a bare pickle or another format of old, which is not opened since loading one "
-        "runs code; save a state dict with torch.save of torch 1.6 or later, or as safetensors."
-    )
-
-
-def _imports(file: Path, raw: bytes) -> Iterator[tuple[str, str, int]]:
-    """Yields (module, name, byte) of everything a pickle imports."""
-    strings: list[str] = []
-    memo: dict[int, str] = {}
-    try:
-        for opcode, argument, position in pickletools.genops(raw):
-            if opcode.name == "GLOBAL":
-                module, _, name = str(argument).partition(" ")
-                yield module, name, position or 0
-            elif opcode.name == "STACK_GLOBAL":
-                module, name = (["?", "?", *strings])[-2:]
-                yield module, name, position or 0
-            elif opcode.name in ("INST", "EXT1", "EXT2", "EXT4"):
-                yield opcode.name, str(argument), position or 0
-            _follow(opcode.name, argument, strings, memo)
-    except (ValueError, IndexError, UnicodeDecodeError) as error:
-        raise DamagedCheckpointError(
-            f"{file}: data.pkl is no sound pickle ({error}). Get the file again.", path=str(file)
-        ) from error
-
-
-def _follow(opcode: str, argument: Any, strings: list[str], memo: dict[int, str]) -> None:  # noqa: ANN401
-    """Keeps the strings STACK_GLOBAL may take, including those that come back from the memo."""
-    if isinstance(argument, str) and opcode not in ("GLOBAL", "INST"):
-        strings.append(argument)
-    elif opcode == "MEMOIZE" and strings:
-        memo[len(memo)] = strings[-1]
-    elif opcode in ("BINPUT", "LONG_BINPUT", "PUT") and strings:
-        memo[int(argument)] = strings[-1]
-    elif opcode in ("BINGET", "LONG_BINGET", "GET") and int(argument) in memo:
-        strings.append(memo[int(argument)])
+    return {name: tensor.detach().resolve_neg() for name, tensor in state.items()}

@@ -41,6 +41,8 @@ DTYPES: dict[str, torch.dtype] = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _KEYS = {"dtype", "shape", "data_offsets"}
+_MAX_COUNT = 2**63 - 1
+"""What torch, like the C API below it, holds a size in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +168,11 @@ class SafetensorsFile:
             self._refuse(f"the header is not JSON at byte {8 + before}: {error.msg}")
         except RecursionError:
             self._refuse("the header nests deeper than any header does")
+        except ValueError:  # Of json, for an integer of thousands of digits.
+            self._refuse("the header holds a number of more digits than any size has")
         assert isinstance(header, dict)
+        if not encodable(header):
+            self._refuse("the header escapes half of a surrogate pair, which is no character")
         return header
 
     def _unique(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -221,8 +227,10 @@ class SafetensorsFile:
             self._refuse(
                 f"tensor {name!r} has dtype {dtype!r}; expected one of {', '.join(DTYPES)}", name
             )
-        if not _counts(shape):
+        if not _counts(shape) or prod(max(side, 1) for side in shape) > _MAX_COUNT:
             self._refuse(f"tensor {name!r} has shape {shape!r}; expected counts", name)
+        if is_empty_matrix(name, shape):
+            self._refuse(f"tensor {name!r} has shape {shape!r}; expected values", name)
         if not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
             self._refuse(f"tensor {name!r} has data_offsets {offsets!r}; expected [from, to]", name)
         nbytes = offsets[1] - offsets[0]
@@ -237,7 +245,21 @@ class SafetensorsFile:
 
 
 def _counts(value: object) -> bool:
-    return isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
+    return isinstance(value, list) and all(type(v) is int and 0 <= v <= _MAX_COUNT for v in value)
+
+
+def is_empty_matrix(name: str, shape: Sequence[int]) -> bool:
+    """Whether a tensor claims to be a weight matrix and has no values, however many rows."""
+    return name.endswith(".weight") and len(shape) == 2 and 0 in shape
+
+
+def encodable(value: object) -> bool:
+    """Whether all strings of a JSON value can be written: escapes may make half a character."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from forge_harness.errors import DamagedCheckpointError
 
-from .safetensors_file import MAX_HEADER_BYTES
+from .safetensors_file import MAX_HEADER_BYTES, encodable
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -69,8 +69,14 @@ def parse_object(raw: bytes, path: Path) -> dict[str, Any]:
         _refuse(path, "it nests deeper than any configuration does", error)
     except ValueError as error:  # An integer of thousands of digits.
         _refuse(path, str(error), error)
+    return _object(path, value)
+
+
+def _object(path: Path, value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         _refuse(path, f"it holds {type(value).__name__}, an object was expected")
+    if not encodable(value):
+        _refuse(path, "it escapes half of a surrogate pair, which is no character")
     return value
 
 

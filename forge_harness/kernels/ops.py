@@ -86,6 +86,9 @@ def ternary_linear(
         weight = packed.data, packed.scale
         y = captured.ternary_linear(x, *weight, bias, packed.rows, packed.columns, backend, path)
         return y if out is None else out.copy_(y)
+    if not on_cpu and x.is_meta and packed.data.is_meta:  # no values, so nothing to multiply
+        y = x.new_empty((*shape[:-1], packed.rows))
+        return y if out is None else out
     # The usual case asks nothing twice.
     extension = native_if_loaded()
     if extension and on_cpu and backend in ("auto", "native"):
@@ -212,7 +215,7 @@ def quantize_activations(
         from forge_kernels import reference
 
         return reference.absmax_int8(x)
-    flat = x.detach().reshape(-1, x.shape[-1])
+    flat = x.detach().resolve_neg().reshape(-1, x.shape[-1])
     q, scale = _gpu(chosen).quantize_activation(flat)[:2]
     return q.reshape(x.shape), scale.reshape(*x.shape[:-1], 1)
 
@@ -231,7 +234,7 @@ def _native_linear(
             raise TypeError(_not_floating(x))
         y = _native_linear(extension, x.float(), packed, bias, path, None)
         return y.to(x.dtype) if out is None else out.copy_(y)
-    if not x.is_contiguous():  # a view that owes its sign, as z.conj().imag, is not
+    if x.is_neg() or not x.is_contiguous():
         x = _readable(x)
     y = x.new_empty((*x.shape[:-1], packed.rows)) if out is None else out
     addend = None if bias is None else _readable(bias.detach().to(torch.float32))
@@ -262,7 +265,7 @@ def _other_linear(chosen: str, x: Tensor, packed: PackedTernary, bias: Tensor | 
 
         y = reference.ternary_linear(x, _reference_codes(packed), packed.scale.reshape(-1))
         return (y if bias is None else y + bias.detach().float()).to(x.dtype)
-    flat = x.detach().reshape(-1, packed.columns)
+    flat = x.detach().resolve_neg().reshape(-1, packed.columns)
     gpu = _gpu(chosen)
     result: Tensor = gpu.ternary_linear(
         flat, packed.data, packed.rows, packed.scale.reshape(-1), bias
@@ -309,6 +312,8 @@ def _check_out(out: Tensor, x: Tensor, shape: torch.Size, rows: int) -> None:
             f"out is {out.dtype} {tuple(out.shape)}; expected contiguous {x.dtype} "
             f"{tuple(expected)}."
         )
+    if out.is_neg():
+        raise ValueError("out is a negated view; expected a tensor whose memory holds its values.")
     if out.requires_grad:
         raise ValueError(
             "out requires a gradient; expected one that does not: none flows through the product."

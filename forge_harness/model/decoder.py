@@ -130,7 +130,7 @@ class CachedDecoder(nn.Module):
         positions = [other.position for other in others]
         at = torch.tensor(positions, device=tokens.device)
         cos, sin = self.rope_cos[at][:, None], self.rope_sin[at][:, None]
-        x = self.embedding(tokens[:, None])
+        x = self._embedded(tokens[:, None])
         for index, block in enumerate(self.blocks):
             caches = [other._layers[index] for other in others]
             x = cast(_Block, block).forward_together(x, caches, positions, cos, sin)
@@ -174,11 +174,22 @@ class CachedDecoder(nn.Module):
         if start and length > 1:
             mask = tokens.new_ones((length, end), dtype=torch.bool).tril(start)
         step = _Step(self.rope_cos[start:end], self.rope_sin[start:end], start, end, mask)
-        x = self.embedding(tokens)
+        x = self._embedded(tokens)
         for block, cache in zip(self.blocks, self._allocated(batch), strict=True):
             x = block(x, cache, step)
         self.position = end
         return cast(Tensor, self.head(self.norm(x[:, -1:] if last_only else x)))
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        try:
+            return cast(Tensor, self.embedding(tokens))
+        except IndexError:
+            most = self.embedding.num_embeddings - 1
+            wrong = int(tokens[(tokens < 0) | (tokens > most)][0])
+            raise ValueError(
+                f"Token {wrong} is none of the vocabulary; expected 0 to {most}: encode the text "
+                "with the model's own tokenizer."
+            ) from None
 
     def _check(self, tokens: Tensor) -> None:
         if tokens.dim() != 2 or not tokens.numel():

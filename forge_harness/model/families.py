@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any
+from dataclasses import asdict, fields
+from typing import Any, cast
 
 from torch import nn
 
@@ -18,6 +18,14 @@ OWN_FAMILIES: dict[str, tuple[type[nn.Module], type]] = {
     "digits": (DigitsModel, DigitsConfig),
 }
 """Family -> model and configuration classes."""
+
+
+def configuration_of(model: nn.Module) -> tuple[str, dict[str, Any]] | None:
+    """Returns family and configuration of a model of ours; None for any other, a subclass too."""
+    for family, (kind, _) in OWN_FAMILIES.items():
+        if type(model) is kind:
+            return family, asdict(cast(Any, model).config)
+    return None
 
 
 def own_model(family: str, config: Mapping[str, Any], **arguments: Any) -> Any:  # noqa: ANN401 - one of two classes

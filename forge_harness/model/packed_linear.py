@@ -153,20 +153,21 @@ class PackedLinear(nn.Module):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Tensor], prefix: str, *args: object
     ) -> None:
-        # Before anything is taken over: the fast kernels do not look at codes again.
-        data, scale = (state_dict.get(prefix + name) for name in ("data", "scale"))
-        shapes = self.packed.data.shape, self.packed.scale.shape
-        # Another shape is a mismatch that torch reports.
-        if data is not None and scale is not None and (data.shape, scale.shape) == shapes:
-            self._check_loaded(data, scale)
+        # Before anything is taken over: the fast kernels do not look at either again. Each alone,
+        # since a shard may bring one without the other.
+        for name, check in (("data", self._check_codes), ("scale", _check_scale)):
+            given = state_dict.get(prefix + name)
+            # Another shape is a mismatch that torch reports; meta has no values.
+            if given is not None and given.shape == self._buffers[name].shape and not given.is_meta:  # type: ignore[union-attr]
+                check(given)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._link()
 
-    def _check_loaded(self, data: Tensor, scale: Tensor) -> None:
-        """Raises unless (data, scale) is a weight of this layer's N x K."""
-        rows, columns = self.packed.shape
-        given = PackedTernary(data, rows, columns, scale.float().contiguous())
-        if not torch.equal(pack(unpack(given), scale=given.scale).data, data):
+    def _check_codes(self, data: Tensor) -> None:
+        """Raises unless the data are codes of this layer's N x K."""
+        rows, columns = self._packed.shape
+        given = PackedTernary(data, rows, columns, torch.ones((), device=data.device))
+        if not torch.equal(pack(unpack(given), scale=1.0).data, data):
             raise ValueError(
                 f"The packed weight holds codes beyond {rows} x {columns}; expected one of that "
                 "shape: it was packed from another."
@@ -176,6 +177,15 @@ class PackedLinear(nn.Module):
         """Lets the packed weight be the buffers, after something replaced them."""
         tensors = {name: self._buffers[name] for name in _tensor_names(self._packed)}
         self._packed = replace(self._packed, **tensors)  # type: ignore[arg-type]
+
+
+def _check_scale(scale: Tensor) -> None:
+    wrong = scale[~scale.isfinite()]
+    if wrong.numel():
+        raise ValueError(
+            f"The packed weight has the scale {float(wrong.reshape(-1)[0])}; expected finite "
+            "numbers: it is damaged, or was made from a damaged weight."
+        )
 
 
 def copied_norm(norm: RMSNorm, dtype: torch.dtype | None = None) -> RMSNorm:

@@ -21,8 +21,8 @@ SCALE_RTOL from the scale, and 3 u of 1/2 from the reciprocal, the product and t
 
 INT8_MARGIN = 4 * 127 * UNIT_ROUNDOFF
 """An activation code may differ from float64 by one, and only where |x| / scale is within this of
-k + 1/2: 127 / g, its product with x, the clamp and a scale stored as fp32 round by u each, relative
-to at most 127."""
+k + 1/2: 1 / g, its product with 127, their product with x and a scale stored as fp32 round by u
+each, relative to at most 127."""
 
 LINEAR_RTOL_L1 = 8 * UNIT_ROUNDOFF
 """|fp32 output - exact output| over L1, for any order of operations of a ternary linear layer.

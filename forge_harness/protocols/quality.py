@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 Arm = Literal["ternary", "full", "post_training"]
@@ -39,6 +39,12 @@ class QualityRun:
     """Size on disk of the same model's fp32 weights."""
     bf16_bytes: int = 0
     """Size on disk of the same model's weights in bf16; 0 where it was not measured."""
+    package: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """The exported package, so that its quality can be measured again: base64 of each file by its
+    relative path. Runs end in processes of their own, so it is no path. Empty: not shown."""
+    package_task: str = ""
+    """What `ExportsWeights.evaluate_package` calls the task of the package, where it is not `task`:
+    a fold of its data, a smaller model."""
 
 
 @runtime_checkable

@@ -14,6 +14,8 @@ class AuditedRequest:
 
     request_id: str
     actor: str
+    """Name of the token's holder, as `ServerSpec.access` has it; of a request that was not let in
+    anything else."""
     status: int
 
 
@@ -36,6 +38,14 @@ class ServerSpec:
     """Every `METHOD /path` that needs a token, those that end the server last."""
     audited: Callable[[], Sequence[AuditedRequest]] | None = None
     """Reads the requests in the audit log, oldest first."""
+    actions: Callable[[], Sequence[tuple[str, str]]] | None = None
+    """Reads the actions in the audit log that are no requests (a start, the begin of a drain),
+    oldest first: (who, what)."""
+    revoke: Callable[[str], None] | None = None
+    """Revokes the token of a holder, from outside, while the server runs."""
+    others: tuple[ServerSpec, ...] = ()
+    """Further servers whose answers are compared and that get no load: other kinds of request,
+    other models."""
 
 
 @runtime_checkable

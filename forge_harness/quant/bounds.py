@@ -12,8 +12,9 @@ FP32_UNIT_ROUNDOFF = 2.0**-24
 """Largest relative error of one correctly rounded fp32 operation."""
 
 INT8_CODE_MAX = 127
-"""Largest activation code. -127 is the smallest the absmax quantizer makes: fp32 x * (127 / g) with
-|x| <= g is at most 127 * (1 + 2u), which rounds to 127. -128 stays legal for foreign quantizers."""
+"""Largest activation code. -127 is the smallest the absmax quantizer makes: in fp32
+x * (127 * (1 / g)) with |x| <= g is at most 127 * (1 + 3u), which rounds to 127. -128 stays legal
+for foreign quantizers."""
 
 INT32_MAX_K = (2**31 - 1) // 128
 """16,777,215: longest dot product of int8 with ternary codes an int32 holds, since each of the K
@@ -42,9 +43,10 @@ WEIGHT_SCALE_RTOL = 1e-6
 """fp32 row-sum absmean against float64. torch sums in blocks of a depth near log2(n): for n = 2**24
 that is 24u = 1.4e-6 at worst and near 1e-8 in practice, as all terms are non-negative."""
 
-ACTIVATION_ERROR_CODES = 0.5 + 2 * 127 * FP32_UNIT_ROUNDOFF
-"""|x / s - q| of a finite token above the floor: half a step of rounding, plus the rounding of
-127 / g and of its product with x (2u of at most 127)."""
+ACTIVATION_ERROR_CODES = 0.5 + 4 * 127 * FP32_UNIT_ROUNDOFF
+"""|x / s - q| of a finite token above the floor: half a step of rounding, plus 4u of at most 127
+for the roundings of 1 / g, its product with 127, the product of that with x, and s = g / 127.
+(torch computes 127 / g as reciprocal and product; 2.4u was observed.)"""
 
 GAUSSIAN_DENSITY = math.erfc(0.5 * math.sqrt(2 / math.pi) / math.sqrt(2))
 """0.68994: share of nonzero codes of Gaussian weights. A code is 0 iff |w| <= beta / 2, and

@@ -72,9 +72,9 @@ def absmean_ternary_parts(w: Tensor, parts: Sequence[int]) -> tuple[Tensor, Tens
 def absmax_int8(x: Tensor) -> tuple[Tensor, Tensor]:
     """Quantizes activations to int8, one scale a token (the last dimension).
 
-    With g = max(max |x|, EPS): codes = clamp(round(x * (127 / g)), -128, 127), scale = g / 127.
-    Codes are made by multiplying with 127 / g, as the reference readers do: dividing by the scale
-    instead moves one code in about a million. -128 is never reached in fp32.
+    With g = max(max |x|, EPS): codes = clamp(round(x * (127 * (1 / g))), -128, 127), scale =
+    g / 127. 127 * (1 / g), both rounded, is what torch makes of the reference readers' `127 / g`;
+    dividing by the scale instead moves one code in about a million. -128 is never reached in fp32.
 
     Args:
         x: Activations (..., K), any floating dtype, K >= 1.

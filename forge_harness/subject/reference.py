@@ -46,6 +46,7 @@ from forge_harness.security import audit, signing
 from forge_harness.security.keys import Keyring, Purpose
 from forge_harness.security.sealing import KeyringSealer
 from forge_harness.subject.serving import byte_model_server
+from forge_harness.subject.study import study_run
 
 Split = Literal["train", "validation"]
 TASKS = ("digits", "bytes")
@@ -227,7 +228,9 @@ class ReferenceSubject:
 
     def quality_run(self, task: str, arm: Arm, seed: int, profile: str) -> Sequence[QualityRun]:
         """See `MeasuresQuality.quality_run`."""
-        return training.quality_run(task, arm, seed, profile, **self._parts(own_loss=False))
+        return study_run(
+            task, arm, seed, profile, **self._parts(own_loss=False), export=self.export_package
+        )
 
     # KeepsState
 

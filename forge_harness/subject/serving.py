@@ -1,31 +1,30 @@
-"""The reference pipeline's server: the byte language model, with answers of the trained model."""
+"""The reference pipeline's servers: models of a few steps, with answers of the trained model."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from random import Random
-
-import torch
-from torch import nn
+from typing import cast
 
 from forge_harness import training
-from forge_harness.durable import write_durably
+from forge_harness.model import ByteLM
 from forge_harness.protocols import AuditedRequest, ServerSpec, TrainOptions
+from forge_harness.security.audit_events import AuditEvent
 from forge_harness.security.audit_file import AuditFile
 from forge_harness.security.certificates import LocalAuthority
 from forge_harness.security.key_sources import write_keyring
-from forge_harness.security.keys import Keyring, Purpose
+from forge_harness.security.keys import Keyring
 from forge_harness.security.tokens import TokenStore
+from forge_harness.subject.answers import greedy, labelled, special, write_requests
 
-STEPS = 3
-REQUESTS, NEW_TOKENS = 24, 12
+STEPS = {"bytes": 3, "digits": 40}
+"""Few; digits are told apart after them."""
 DEADLINE_MS = 400
 """Of a request: under the load checks' objective of 0.5 s, so that what is accepted keeps it."""
-CLEAR = 1e-3
-"""Least lead of the likeliest token: a cache changes the order of additions, not the answer."""
+PATIENCE_MS = 20_000
+"""Of requests that are answered for what they say, however slow the machine is."""
 AUDIENCE = "serve"
 
 _PREDICT = frozenset({"POST /v1/completions", "POST /v1/predict"})
@@ -49,46 +48,48 @@ def byte_model_server(directory: Path, *, secured: bool) -> ServerSpec:
     Args:
         directory: Empty.
         secured: With TLS, tokens of every role and of holders to be refused, and an audit log.
+            Without, the classifier's server comes along.
     """
-    session = training.QATSession("bytes", TrainOptions(steps=STEPS, seed=5))
-    for _ in range(STEPS):
-        session.step()
+    session = _trained("bytes")
+    model = cast(ByteLM, session.model.eval())
+    requests = write_requests(directory / "requests.jsonl", greedy(model))
     package = directory / "package"
     training.export_package(session, package)
-    requests = directory / "requests.jsonl"
-    lines = _answered(training.package_model(package))
-    write_durably(requests, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
-    command = [sys.executable, "-m", "forge_harness", "serve", "--package", str(package)]
-    command += ["--port", "0", "--deadline-ms", str(DEADLINE_MS)]
-    if not secured:
-        return ServerSpec(command=(*command, "--no-auth"), requests=requests)
-    return _secured(directory, command, requests)
+    command = _command(package, DEADLINE_MS)
+    if secured:
+        return _secured(directory, command, requests)
+    lines = special(model, model.config.context)
+    further = ServerSpec(
+        command=(*_command(package, PATIENCE_MS), "--no-auth"),
+        requests=write_requests(directory / "special.jsonl", lines),
+    )
+    spec = ServerSpec(command=(*command, "--no-auth"), requests=requests)
+    return replace(spec, others=(further, _classifier_server(directory)))
 
 
-def _answered(model: nn.Module) -> list[dict[str, object]]:
-    """Requests with the trained model's answers: whole forwards, no cache, no packing."""
-    random = Random(11)
-    lines: list[dict[str, object]] = []
-    while len(lines) < REQUESTS:
-        prompt = [random.randrange(256) for _ in range(random.randrange(8, 25))]
-        tokens = _greedy(model, prompt)
-        if tokens is not None:
-            body = {"prompt": prompt, "max_tokens": NEW_TOKENS}
-            expect = {"tokens": tokens}
-            lines.append({"path": "/v1/completions", "body": body, "expect": expect})
-    return lines
+def _classifier_server(directory: Path) -> ServerSpec:
+    session = _trained("digits")
+    package = directory / "digits"
+    training.export_package(session, package)
+    size = session.data.data_info("digits").validation_size
+    inputs = session.data.batch("digits", "validation", range(size)).inputs
+    lines = labelled(session.model.eval(), inputs)
+    return ServerSpec(
+        command=(*_command(package, PATIENCE_MS), "--no-auth"),
+        requests=write_requests(directory / "digits.jsonl", lines),
+    )
 
 
-def _greedy(model: nn.Module, prompt: Sequence[int]) -> list[int] | None:
-    tokens = list(prompt)
-    for _ in range(NEW_TOKENS):
-        with torch.inference_mode():
-            logits = model(torch.tensor([tokens]))[0, -1]
-        first, second = logits.topk(2).values
-        if first - second < CLEAR:
-            return None
-        tokens.append(int(logits.argmax()))
-    return tokens[len(prompt) :]
+def _trained(task: str) -> training.QATSession:
+    session = training.QATSession(task, TrainOptions(steps=STEPS[task], seed=5))
+    for _ in range(STEPS[task]):
+        session.step()
+    return session
+
+
+def _command(package: Path, deadline_ms: int) -> tuple[str, ...]:
+    serve = (sys.executable, "-m", "forge_harness", "serve", "--package", str(package))
+    return (*serve, "--port", "0", "--deadline-ms", str(deadline_ms))
 
 
 def _secured(directory: Path, command: Sequence[str], requests: Path) -> ServerSpec:
@@ -96,8 +97,13 @@ def _secured(directory: Path, command: Sequence[str], requests: Path) -> ServerS
     write_keyring(keys, keyring)
     authority = LocalAuthority()
     cert, key = authority.issue(directory)
-    store = TokenStore(directory / "tokens.json", key=keyring.active(Purpose.TOKENS))
-    held = {role: store.issue(role, [role], audience=AUDIENCE)[0] for role in ACCESS}
+    store = TokenStore.of_keyring(directory / "tokens.json", keyring)
+    issued = {role: store.issue(role, [role], audience=AUDIENCE) for role in ACCESS}
+    held = {role: secret for role, (secret, _) in issued.items()}
+
+    def revoke(name: str) -> None:
+        store.revoke(issued[name][1].id)
+
     refused = {
         "expired": store.issue("expired", ["admin"], audience=AUDIENCE, days=1e-9)[0],
         "for another service": store.issue("other", ["admin"], audience="other")[0],
@@ -107,8 +113,8 @@ def _secured(directory: Path, command: Sequence[str], requests: Path) -> ServerS
     }
     revoked, token = store.issue("revoked", ["admin"], audience=AUDIENCE)
     store.revoke(token.id)
-    audit = directory / "audit.db"
-    options = ["--tls-cert", cert, "--tls-key", key, "--keys", keys, "--audit", audit]
+    audit = _AuditLog(directory / "audit.db")
+    options = ["--tls-cert", cert, "--tls-key", key, "--keys", keys, "--audit", audit.path]
     options += ["--tokens", store.path]
     return ServerSpec(
         command=(*command, *map(str, options)),
@@ -117,20 +123,33 @@ def _secured(directory: Path, command: Sequence[str], requests: Path) -> ServerS
         tokens={**held, **refused, "revoked": revoked},
         access={**ACCESS, **dict.fromkeys([*refused, "revoked"], frozenset())},
         routes=(*sorted(_PREDICT | _DESCRIBE | _METRICS), *_DRAIN),
-        audited=lambda: _requests_in(audit),
+        audited=audit.requests,
+        actions=audit.actions,
+        revoke=revoke,
     )
 
 
-def _requests_in(audit: Path) -> list[AuditedRequest]:
-    file = AuditFile(audit, read_only=True)
-    try:
-        events = [record.event for record in file.records()]
-    finally:
-        file.close()
-    return [
-        AuditedRequest(
-            request_id=event.request_id, actor=event.actor, status=int(event.detail["status"])
-        )
-        for event in events
-        if event.request_id and "status" in event.detail
-    ]
+@dataclass(frozen=True, slots=True)
+class _AuditLog:
+    """What a server's audit log says."""
+
+    path: Path
+
+    def requests(self) -> list[AuditedRequest]:
+        return [
+            AuditedRequest(
+                request_id=event.request_id, actor=event.actor, status=int(event.detail["status"])
+            )
+            for event in self._events()
+            if event.request_id and "status" in event.detail
+        ]
+
+    def actions(self) -> list[tuple[str, str]]:
+        return [(event.actor, event.action) for event in self._events() if not event.request_id]
+
+    def _events(self) -> list[AuditEvent]:
+        file = AuditFile(self.path, read_only=True)
+        try:
+            return [record.event for record in file.records()]
+        finally:
+            file.close()

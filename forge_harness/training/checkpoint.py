@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from forge_harness.errors import UsageError
 from forge_harness.protocols import TrainOptions
 from forge_harness.training.data import DataSource
 from forge_harness.training.ingredients import BuildModel, Loss
+from forge_harness.training.model_record import checked_record, model_record
 from forge_harness.training.session import QATSession
 
 FORMAT = "forge-checkpoint/1"
@@ -52,6 +53,7 @@ def save_session(session: QATSession, path: Path) -> None:
         "tied": tied,
         "digest": _digest(tensors),
     }
+    header["header"] = _header_digest(header)
     metadata = {"forge": canonical_json(header).decode()}
     write_durably(Path(path), save(tensors, metadata=metadata))
 
@@ -84,7 +86,7 @@ def resume_session(
     _refuse_other(header["identity"], _identity(task, options, session), Path(path))
     try:
         session.load_state_tensors(tensors)
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
             f"Checkpoint {Path(path).name} does not fit the model or data of {task!r}: {reason}"
@@ -100,18 +102,18 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     try:
         with safe_open(path, framework="pt") as stream:
-            header = json.loads((stream.metadata() or {})["forge"])
             names = list(stream.keys())
+            header = _checked_header(json.loads((stream.metadata() or {})["forge"]), names)
             tensors: dict[str, Tensor] = {name: stream.get_tensor(name) for name in names}
     except FileNotFoundError as error:
         raise CheckpointError(f"There is no checkpoint {str(path)!r}.") from error
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path.name} is not a checkpoint, or it is damaged ({error}); use an earlier one."
         ) from error
-    if header.get("format") != FORMAT:
+    if header["format"] != FORMAT:
         raise CheckpointError(
-            f"{path.name} has format {header.get('format')!r}, {FORMAT!r} was expected."
+            f"{path.name} has format {header['format']!r}, {FORMAT!r} was expected."
         )
     if header["digest"] != _digest(tensors):
         raise CheckpointError(
@@ -143,6 +145,21 @@ def model_weights(path: Path) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
 
 
+def saved_model(path: Path) -> dict[str, Any] | None:
+    """Returns the `model_record` in a checkpoint; None when there is none of its model.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+    """
+    record = read_checkpoint(path)[0]["identity"].get("model")
+    try:
+        return None if record is None else checked_record(record)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path.name} does not say what model it is of ({error}); use an earlier one."
+        ) from error
+
+
 def _untied(session: QATSession) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Returns the state with shared tensors once, and alias -> name of the others."""
     first: dict[int, str] = {}
@@ -152,26 +169,66 @@ def _untied(session: QATSession) -> tuple[dict[str, Tensor], dict[str, str]]:
             tied[f"model.{key}"] = f"model.{first[id(value)]}"
         first.setdefault(id(value), key)
     tensors = session.state_tensors()
-    return {key: value for key, value in tensors.items() if key not in tied}, tied
+    # safetensors takes nothing else; loading copies into the memory format of the model.
+    return {key: value.contiguous() for key, value in tensors.items() if key not in tied}, tied
+
+
+def _checked_header(header: Any, names: Sequence[str]) -> dict[str, Any]:  # noqa: ANN401 - any JSON
+    """Returns a header that has what `save_session` writes; raises KeyError or ValueError."""
+    kinds = {"format": str, "identity": dict, "tied": dict, "digest": str}
+    if not isinstance(header, dict):
+        raise ValueError(f"its header is a {type(header).__name__}")
+    for key, kind in kinds.items():
+        if not isinstance(header[key], kind):
+            raise ValueError(f"{key!r} of its header is {header[key]!r:.80}")
+    for alias, name in header["tied"].items():
+        if alias in names or name not in names:
+            raise ValueError(f"its header ties {alias!r} to {name!r:.80}")
+    # Checkpoints of earlier builds have none.
+    if "header" in header and header["header"] != _header_digest(header):
+        raise ValueError("its header does not have the digest in it")
+    return header
+
+
+def _header_digest(header: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in header.items() if key != "header"}
+    return f"sha256:{sha256_hex(canonical_json(rest))}"
 
 
 def _identity(task: str, options: TrainOptions, session: QATSession) -> dict[str, Any]:
     """What a resumed run must have in common with the saved one, as JSON values."""
     chosen = asdict(options)
     chosen["validation_canaries"] = [sha256_hex(c) for c in options.validation_canaries]
-    text = json.dumps({"task": task, **chosen, "recipe": asdict(session.recipe)}, default=str)
+    chosen |= {"recipe": asdict(session.recipe), "model": model_record(session.model)}
+    text = json.dumps({"task": task, **chosen}, default=str)
     # inf (no clipping) is no JSON number.
     identity: dict[str, Any] = json.loads(text, parse_constant=str)
     return identity
 
 
 def _refuse_other(saved: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> None:
-    for key in asked:
-        if saved.get(key) != asked[key]:
-            raise CheckpointError(
-                f"{path.name} was saved with {key} {saved.get(key)!r}, and {asked[key]!r} was "
-                "asked for; resume with the options it was saved with, or start anew."
-            )
+    models = saved.get("model"), asked["model"]
+    if "model" not in saved:  # By an earlier build.
+        asked = {key: value for key, value in asked.items() if key != "model"}
+    elif None in models:
+        was, now = (model and model["family"] for model in models)
+        saved, asked = {**saved, "model": was}, {**asked, "model": now}
+    for name, was, now in _differences(saved, asked):
+        raise CheckpointError(
+            f"{path.name} was saved with {name} {was!r}, and {now!r} was asked for; resume with "
+            "the options it was saved with, or start anew."
+        )
+
+
+def _differences(
+    saved: Mapping[str, Any], asked: Mapping[str, Any], within: str = ""
+) -> Iterator[tuple[str, object, object]]:
+    for key, now in asked.items():
+        was, name = saved.get(key), f"{within}{key}"
+        if isinstance(was, dict) and isinstance(now, dict):
+            yield from _differences(was, now | dict.fromkeys(was.keys() - now), f"{name}.")
+        elif was != now:
+            yield name, was, now
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ from forge_harness.formats.manifest import MANIFEST, read_manifest
 from forge_harness.formats.native_common import check_tensors
 from forge_harness.formats.safetensors_file import NAMES
 from forge_harness.model import BitLinear
-from forge_harness.model.families import OWN_FAMILIES, own_model
+from forge_harness.model.families import OWN_FAMILIES, configuration_of, own_model
 from forge_harness.model.from_checkpoint import StoredCodes
 from forge_harness.quant import EPS, Compute, TernaryLinearOp
 from forge_harness.training.data import DataSource
@@ -226,12 +226,12 @@ def _description(
     model: nn.Module, infos: Mapping[str, TensorInfo], tied: Mapping[str, str]
 ) -> ModelDescription:
     """Names the model only when its configuration says all there is to say about it."""
-    for family, (kind, _) in OWN_FAMILIES.items():
-        if type(model) is kind:
-            described = ModelDescription(family, asdict(cast(Any, model).config))
-            shapes = {name: info.shape for name, info in infos.items()}
-            if check_tensors(described, shapes, tied) is None:
-                return described
+    found = configuration_of(model)
+    if found is not None:
+        described = ModelDescription(*found)
+        shapes = {name: info.shape for name, info in infos.items()}
+        if check_tensors(described, shapes, tied) is None:
+            return described
     return ModelDescription("unknown", {})
 
 

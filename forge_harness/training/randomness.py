@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import random
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,34 +15,53 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_generators = threading.RLock()
+"""Who holds it has the generators of the process to itself."""
+
+
+def _renew_lock() -> None:
+    global _generators
+    _generators = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # Windows has none.
+    # A child of fork has no thread that would let go of what another thread held.
+    os.register_at_fork(after_in_child=_renew_lock)
+
 
 class RandomState:
     """States of the torch, NumPy and Python generators that belong to one session.
 
-    The session runs inside `active`, which swaps them in and out; two sessions in one process
-    therefore do not disturb each other, and neither does a check that draws random numbers.
+    The session runs inside `active`, which swaps them in and out, one thread at a time; two
+    sessions in one process therefore do not disturb each other, and neither does a check that
+    draws random numbers between two of their steps.
     """
 
     def __init__(self, seed: int) -> None:
-        outside = _capture()
-        try:
-            torch.manual_seed(seed)
-            np.random.seed(seed % 2**32)
-            random.seed(seed)
-            self._states = _capture()
-        finally:
-            _restore(outside)
+        with _generators:
+            outside = _capture()
+            try:
+                torch.manual_seed(seed)
+                np.random.seed(seed % 2**32)
+                random.seed(seed)
+                self._states = _capture()
+            finally:
+                _restore(outside)
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Runs the block on this state; what it drew is forgotten when the block raises."""
-        outside = _capture()
-        _restore(self._states)
-        try:
-            yield
-            self._states = _capture()
-        finally:
-            _restore(outside)
+        """Runs the block on this state; what it drew is forgotten when the block raises.
+
+        A block must not wait for another thread that runs one: there is one set of generators.
+        """
+        with _generators:
+            outside = _capture()
+            _restore(self._states)
+            try:
+                yield
+                self._states = _capture()
+            finally:
+                _restore(outside)
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns the states as tensors, by generator."""

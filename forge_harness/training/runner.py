@@ -1,6 +1,6 @@
 """A training run in a directory: step metrics, checkpoints, package, and how to continue.
 
-DIR/training.json       task and options, written first
+DIR/training.json       task, options and model, written first
 DIR/metrics.jsonl       one line a step
 DIR/checkpoints/        the newest two, step-N.safetensors; with a store, they are states in it
 DIR/package/            inference weights of a ternary model
@@ -10,18 +10,21 @@ DIR/metrics.json        held-out quality, written last: the run is complete
 from __future__ import annotations
 
 import json
+import operator
+import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from forge_harness.canonical import canonical_json
-from forge_harness.durable import write_durably
+from forge_harness.durable import sync_directory, write_durably
 from forge_harness.errors import ExitCode, ForgeError, NonFiniteError, UsageError
-from forge_harness.formats import ModelDescription
 from forge_harness.formats.sizes import bytes_on_disk
 from forge_harness.protocols import StepRecord, TrainOptions
 from forge_harness.training.checkpoint import (
@@ -29,6 +32,7 @@ from forge_harness.training.checkpoint import (
     has_session_header,
     model_weights,
     resume_session,
+    saved_model,
 )
 from forge_harness.training.data import DataSource
 from forge_harness.training.ingredients import BuildModel, Loss
@@ -37,9 +41,10 @@ from forge_harness.training.keeping import (
     KeepsCheckpoints,
     StateCheckpoints,
 )
+from forge_harness.training.model_record import checked_record, model_record, recorded_builder
 from forge_harness.training.package import export_package
 from forge_harness.training.session import QATSession
-from forge_harness.training.start import Start, builder_of, read_start
+from forge_harness.training.start import read_start
 
 OPTIONS = "training.json"
 STEPS = "metrics.jsonl"
@@ -48,6 +53,20 @@ PACKAGE = "package"
 RESULT = "metrics.json"
 _SCRATCH = ".checkpoint"
 
+_KINDS: dict[str, tuple[type, ...]] = {
+    "seed": (int,),
+    "steps": (int,),
+    "precision": (str,),
+    "batch_size": (int, NoneType),
+    "accumulation": (int,),
+    "learning_rate": (int, float, NoneType),
+    "clip_norm": (int, float, NoneType),
+    "fixed_batch": (list, NoneType),
+    "extra": (dict,),
+}
+"""Option -> what JSON makes of it."""
+
+OnNote = Callable[[str], object]
 OnStep = Callable[[StepRecord, int], None]
 """Called after each step with its record and the steps of the whole run."""
 
@@ -85,29 +104,32 @@ class TrainingDirectory:
         """
         try:
             saved = json.loads((self.path / OPTIONS).read_bytes())
-            options = dict(saved["options"])
-            if options["fixed_batch"] is not None:
-                options["fixed_batch"] = tuple(options["fixed_batch"])
-            options["validation_canaries"] = ()
-            return str(saved["task"]), TrainOptions(**options)
+            return str(saved["task"]), _options_of(saved["options"])
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise UsageError(
                 f"{str(self.path)!r} holds no training run to resume ({error}); start one without "
                 "--resume."
             ) from error
 
-    def build_model(self) -> BuildModel | None:
-        """Returns what builds the run's model, where a checkpoint it started from said so."""
+    def model(self) -> dict[str, Any] | None:
+        """Returns the run's `model_record`; None when there is none of its model.
+
+        Raises:
+            UsageError: What is there is no record.
+        """
         try:
             saved = json.loads((self.path / OPTIONS).read_bytes()).get("model")
-            if saved is None:
-                return None
-            return builder_of(ModelDescription(saved["family"], saved["config"]), saved["compute"])
+            return None if saved is None else checked_record(saved)
         except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise UsageError(
                 f"{OPTIONS} in {str(self.path)!r} does not say what model the run trains "
                 f"({error}); start a new run."
             ) from error
+
+    def build_model(self) -> BuildModel | None:
+        """Returns what builds the run's model; None when there is no record of it."""
+        record = self.model()
+        return None if record is None else recorded_builder(record)
 
 
 def train_to_directory(
@@ -120,6 +142,7 @@ def train_to_directory(
     checkpoint_every: int = 0,
     state: Path | None = None,
     on_step: OnStep | None = None,
+    on_note: OnNote = warnings.warn,
     build_model: BuildModel | None = None,
     load: DataSource | None = None,
     loss: Loss | None = None,
@@ -138,7 +161,9 @@ def train_to_directory(
         state: Root of a store that keeps the checkpoints, under the name of `out`; None: files in
             `out`. A resumed run remembers it.
         on_step: Told of every step.
-        build_model: As for `QATSession`.
+        on_note: Told in a sentence what was lost and could be gone on without.
+        build_model: As for `QATSession`; None: that of the run or checkpoint it goes on from, or
+            the reference model.
         load: As for `QATSession`.
         loss: As for `QATSession`.
 
@@ -154,15 +179,17 @@ def train_to_directory(
     keeper = directory.keeper(state)
     if resume:
         session = _resumed(directory, keeper, task, options, parts)
+        if lost := _keep_steps(directory.path / STEPS, session.step_index):
+            on_note(lost)
     else:
         _refuse_in_use(directory.path)
         keeper.begin()
-        session, start = _started(task, options, from_checkpoint, parts)
+        session = _started(task, options, from_checkpoint, parts)
     try:
         if not resume:
-            content = {"task": task, "options": _json_options(options)}
-            if start is not None and build_model is None:
-                content["model"] = {**asdict(start.model), "compute": start.compute}
+            content: dict[str, Any] = {"task": task, "options": _json_options(options)}
+            if record := model_record(session.model):
+                content["model"] = record
             if state is not None:
                 content["state"] = str(state.resolve())
             write_durably(directory.path / OPTIONS, canonical_json(content))
@@ -197,18 +224,19 @@ def _refuse_in_use(path: Path) -> None:
 
 def _started(
     task: str, options: TrainOptions, source: Path | None, parts: Mapping[str, Any]
-) -> tuple[QATSession, Start | None]:
+) -> QATSession:
     if source is None:
-        return QATSession(task, options, **parts), None
+        return QATSession(task, options, **parts)
     if _is_session(source):
-        file, start = newest_checkpoint(source), None
-        weights = model_weights(file)
+        file = newest_checkpoint(source)
+        weights, record = model_weights(file), saved_model(file)
+        build_model = None if record is None else recorded_builder({**record, "compute": "exact"})
     else:
         file, start = source, read_start(source)
-        weights = start.weights
-        parts = {**parts, "build_model": parts["build_model"] or start.build_model}
+        weights, build_model = start.weights, start.build_model
+    parts = {**parts, "build_model": parts["build_model"] or build_model}
     try:
-        return QATSession(task, options, initial_weights=weights, **parts), start
+        return QATSession(task, options, initial_weights=weights, **parts)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
@@ -232,11 +260,28 @@ def _resumed(
 ) -> QATSession:
     newest = keeper.newest()
     parts = {**parts, "build_model": parts["build_model"] or directory.build_model()}
-    session = resume_session(task, options, newest, **parts)
-    # Steps after the checkpoint are made again; their lines would be there twice.
-    lines = (directory.path / STEPS).read_bytes().splitlines(keepends=True)
-    write_durably(directory.path / STEPS, b"".join(lines[: session.step_index]))
-    return session
+    return resume_session(task, options, newest, **parts)
+
+
+def _keep_steps(path: Path, made: int) -> str:
+    """Leaves the lines of the steps a checkpoint has; says which of them are missing, or "".
+
+    Steps after the checkpoint are made again; their lines would be there twice.
+    """
+    lines: dict[int, bytes] = {}
+    with suppress(FileNotFoundError):
+        for line in path.read_bytes().splitlines():
+            with suppress(ValueError, TypeError, KeyError):
+                lines.setdefault(int(json.loads(line)["step"]), line)
+    kept = [lines[step] for step in range(made) if step in lines]
+    write_durably(path, b"".join(line + b"\n" for line in kept))
+    if len(kept) == made:
+        return ""
+    first = next(step for step in range(made) if step not in lines)
+    return (
+        f"{path.name} lacks {made - len(kept)} of the {made} steps made so far, the first of them "
+        f"step {first}: the machine stopped before they were on disk. The training itself is whole."
+    )
 
 
 def _train(
@@ -251,24 +296,31 @@ def _train(
         (directory.path / STEPS).open("a", encoding="utf-8", buffering=1) as stream,
         _signals_noted() as noted,
     ):
+
+        def save() -> None:
+            # First, so that no checkpoint has steps the file may yet lose.
+            os.fsync(stream.fileno())
+            sync_directory(directory.path)
+            keeper.save(session)
+
         while session.step_index < steps:
             try:
                 record = session.step()
             except NonFiniteError:
-                keeper.save(session)
+                save()
                 raise
             stream.write(json.dumps(_line(record), allow_nan=False) + "\n")
             if on_step is not None:
                 on_step(record, steps)
             if noted.is_set():
-                keeper.save(session)
+                save()
                 raise TrainingInterrupted(
                     f"Interrupted after {session.step_index} of {steps} steps; continue with "
                     "--resume."
                 )
             if every and session.step_index % every == 0:
-                keeper.save(session)
-    keeper.save(session)
+                save()
+        save()
 
 
 @contextmanager
@@ -309,6 +361,17 @@ def _finish(session: QATSession, directory: TrainingDirectory) -> dict[str, Any]
         result["package_bytes"] = bytes_on_disk(package)
     write_durably(directory.path / RESULT, canonical_json(result))
     return result
+
+
+def _options_of(saved: Any) -> TrainOptions:  # noqa: ANN401 - any JSON value
+    """Returns the options in a file; raises KeyError, TypeError or ValueError."""
+    options = {**saved, "validation_canaries": ()}
+    for key, kinds in _KINDS.items():
+        if type(options[key]) not in kinds:
+            raise ValueError(f"option {key} is {options[key]!r:.80}")
+    if options["fixed_batch"] is not None:
+        options["fixed_batch"] = tuple(operator.index(index) for index in options["fixed_batch"])
+    return TrainOptions(**options)
 
 
 def _line(record: StepRecord) -> dict[str, Any]:

@@ -6,13 +6,15 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import cache, partial
 from typing import Protocol, cast
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from forge_harness.errors import ConfigError, ForgeError, NonFiniteError
+from forge_harness.errors import ConfigError, ForgeError, NonFiniteError, UsageError
 from forge_harness.protocols import ScheduleSpec, StepRecord, TrainOptions
 from forge_harness.training.data import CanaryData, DataSource
 from forge_harness.training.evaluation import evaluate_model
@@ -37,7 +39,7 @@ from forge_harness.training.schedule import schedule_at
 
 
 class Ranks(Protocol):
-    """The processes a step is spread over."""
+    """The processes a step is spread over; threads of one process would wait for each other."""
 
     rank: int
     world_size: int
@@ -95,6 +97,7 @@ class QATSession:
 
     Raises:
         ConfigError: An option is unknown or out of its range.
+        UsageError: The model has state no checkpoint can hold.
     """
 
     def __init__(
@@ -121,6 +124,7 @@ class QATSession:
         self.position = DataPosition(self.data, task, options.seed)
         with self.random.active():
             self.model = parts.build_model(task, options.seed, options.precision)
+        self._refuse_unsavable()
         self._configure_model(initial_weights)
         self.optimizer: torch.optim.Optimizer = build_optimizer(self.model, self.recipe)
         self._parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
@@ -184,6 +188,7 @@ class QATSession:
     def state_tensors(self) -> dict[str, Tensor]:
         """Returns copies of all the future of the run depends on, by a stable name."""
         state = {f"model.{key}": value for key, value in self.model.state_dict().items()}
+        state |= {f"buffer.{key}": value for key, value in self._volatile().items()}
         state |= self._optimizer_tensors()
         state |= {f"random.{key}": value for key, value in self.random.tensors().items()}
         position = [self.step_index, self.position.epoch, self.position.offset]
@@ -199,15 +204,53 @@ class QATSession:
         """
         weights = _below("model.", state)
         self.model.load_state_dict(weights, strict=True)
+        for name, value in _below("buffer.", state).items():
+            self._load_buffer(name, value)
         self.random.load(_below("random.", state))
         for name, parameter in self._named_parameters():
             fields = _below(f"optimizer.{name}/", state)
             if fields:
-                self.optimizer.state[parameter] = {k: v.clone() for k, v in fields.items()}
+                self.optimizer.state[parameter] = {
+                    key: _laid_out_like(parameter, value) for key, value in fields.items()
+                }
         step, epoch, offset = (int(value) for value in state["position"])
         self.step_index, self.position.epoch, self.position.offset = step, epoch, offset
         if step:
             apply_schedule(self.optimizer, schedule_at(self.schedule, step - 1))
+
+    def _refuse_unsavable(self) -> None:
+        """A checkpoint that cannot be written would lose the steps before it."""
+        for name, value in (self.model.state_dict() | self._volatile()).items():
+            kind = f"a {type(value).__name__}"
+            if isinstance(value, Tensor):
+                if value.layout == torch.strided and _is_storable(value.dtype):
+                    continue
+                kind = f"a tensor of {value.dtype}, {value.layout}"
+            raise UsageError(
+                f"The state of the model of {self.task!r} holds {kind} as {name!r}, and a "
+                "checkpoint holds dense tensors only; encode it as one, for extra state in "
+                "get_extra_state, or leave it out of the state dict."
+            )
+
+    def _volatile(self) -> dict[str, Tensor]:
+        """Buffers the state dict leaves out; a forward may change them as it does any other."""
+        saved = self.model.state_dict(keep_vars=True)
+        found = {n: b for n, b in self.model.named_buffers() if n not in saved and not b.is_meta}
+        return {
+            name: torch.view_as_real(buffer.resolve_conj()) if buffer.is_complex() else buffer
+            for name, buffer in found.items()
+        }
+
+    def _load_buffer(self, name: str, value: Tensor) -> None:
+        buffer = dict(self.model.named_buffers(remove_duplicate=False)).get(name)
+        if buffer is not None and buffer.is_complex():
+            value = torch.view_as_complex(value)
+        if buffer is None or buffer.shape != value.shape or not buffer.is_contiguous():
+            # A cache that grew, or was not there yet.
+            owner, _, leaf = name.rpartition(".")
+            setattr(self.model.get_submodule(owner), leaf, value.clone())
+        else:
+            buffer.copy_(value)
 
     def _configure_model(self, initial_weights: Mapping[str, Tensor] | None) -> None:
         if initial_weights is not None:
@@ -285,6 +328,23 @@ class _DeterministicAlgorithms:
 
     def __exit__(self, *_: object) -> None:
         torch.use_deterministic_algorithms(self._before)
+
+
+@cache
+def _is_storable(dtype: torch.dtype) -> bool:
+    """Whether the installed safetensors has a name for a dtype."""
+    try:
+        save({"": torch.empty(0, dtype=dtype)})
+    except (KeyError, ValueError, TypeError, RuntimeError, SafetensorError):
+        return False
+    return True
+
+
+def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """Copies a value into the parameter's memory format, in whose order kernels compute."""
+    if value.shape != parameter.shape:
+        return value.clone()
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

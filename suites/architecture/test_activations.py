@@ -6,8 +6,21 @@ import torch
 
 from forge_harness import oracles
 from forge_harness.oracles import vectors
+from forge_harness.protocols import Batch, BuildsModel
 
-from .support import Count, Worst, code_errors, error_over_l1, expect_none, relative, tensor
+from .support import (
+    RESPONSE,
+    Count,
+    Worst,
+    built,
+    code_errors,
+    error_over_l1,
+    expect_none,
+    need_one_scale_a_weight,
+    observe,
+    relative,
+    tensor,
+)
 
 
 @pytest.mark.forge_check("architecture.activation_scale")
@@ -16,6 +29,8 @@ def test_activation_scale(subject, evidence):
 
     Oracle: float64 (2 roundings, under `oracles.SCALE_RTOL`), and a metamorphic relation: a token
     alone and among mates a million times larger, or zero, has the same codes and scale bit for bit.
+    Of a model in evaluation mode, where one is built: a sample among copies of itself and among
+    others, in a batch of one shape, has the same output (1e-6 of the largest, as in `causal_mask`).
     """
     error, shapes = Worst(), Count()
     for name, array in vectors.activations():
@@ -38,6 +53,32 @@ def test_activation_scale(subject, evidence):
         moved,
         "tokens",
         "tokens are independent",
+    )
+    if isinstance(subject, BuildsModel):
+        for task in subject.tasks():
+            _samples_are_independent(subject, task, evidence)
+
+
+def _samples_are_independent(subject, task, evidence):
+    part = built(subject, task, batch_size=4)
+    part.model.eval()
+    inputs, targets = part.batch.inputs, part.batch.targets
+    copies = Batch(inputs=inputs[:1].expand_as(inputs).clone(), targets=targets)
+    alone, among = (observe(subject, part.model, batch) for batch in (copies, part.batch))
+    # Outputs of a sample come together, however many dimensions they have.
+    rows = len(inputs)
+    moved = (among - alone).abs().reshape(rows, -1).amax(1) / among.abs().max()
+    evidence.at_most(
+        f"{task}.moved_by_mates",
+        float(moved[0]),
+        limit=1e-6,
+        reason="relative change of a sample's outputs among others instead of copies of itself",
+    )
+    evidence.at_least(
+        f"{task}.mates_differ",
+        float(moved[1:].max()),
+        limit=RESPONSE,
+        reason="relative change of the others' outputs; otherwise nothing was tested",
     )
 
 
@@ -103,6 +144,7 @@ def test_zero_and_tiny_rows(subject, evidence):
     error of half a step; y(c x) = c y(x) for c = 1e-4, which a floor applied to the scale instead
     of the absmax breaks (a row of 1e-4 becomes 7.9e-6).
     """
+    need_one_scale_a_weight(subject)
     rows = vectors.floor_rows()
     codes, scale = subject.quantize_activation(tensor(rows))
     values, q, s = oracles.float64(rows), oracles.int64(codes), oracles.float64(scale)

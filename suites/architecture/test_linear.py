@@ -11,7 +11,15 @@ import torch
 from forge_harness import oracles
 from forge_harness.oracles import vectors
 
-from .support import Count, Worst, error_over_l1, expect_none, layouts, relative
+from .support import (
+    Count,
+    Worst,
+    error_over_l1,
+    expect_none,
+    layouts,
+    need_one_scale_a_weight,
+    relative,
+)
 
 
 @pytest.mark.forge_check("architecture.integer_path_exact")
@@ -22,6 +30,7 @@ def test_integer_path_exact(subject, evidence):
     (`oracles.RESCALE_RTOL`). Inputs: odd shapes, strided, and all codes 127 with K up to 40,000,
     which overflows int16 at 259 products, fp16 at 65,504 and bf16 integers at 256.
     """
+    need_one_scale_a_weight(subject)
     wrong, dtypes, factors = Count(), Count(), Worst()
     for case, x, weight in _operands():
         q, s = subject.quantize_activation(x)
@@ -49,6 +58,7 @@ def test_fake_quant_agrees(subject, evidence):
     times the largest error seen for long ones (`oracles.LINEAR_RTOL_L1`). A bf16 reciprocal, an
     unquantized operand or a missing rescale is 1e3 to 1e6 times larger.
     """
+    need_one_scale_a_weight(subject)
     trained, inferred, integers = Worst(), Worst(), Worst()
     for case, x, weight in _operands(longest=1031):
         parts = (*subject.quantize_activation(x), *subject.quantize_weight(weight))
@@ -106,6 +116,7 @@ def test_bias_outside_scale(subject, evidence):
     Oracle: linear(x, w, b) = linear(x, w) + b, biases from 1e-3 to 1e3 that are no multiple of any
     code step, 2-D and 3-D inputs; and a zero input gives exactly b. Tolerance: 8 u of L1 + |b|.
     """
+    need_one_scale_a_weight(subject)
     generator = torch.Generator().manual_seed(29)
     bias = torch.logspace(-3, 3, 13) * torch.where(torch.arange(13) % 2 == 0, 1.0, -1.0)
     weight = torch.randn(13, 65, generator=generator)
@@ -176,6 +187,7 @@ def test_permutation_relations(subject, evidence):
     permuting weight rows or tokens permutes codes and accumulators. Exact on integers; the scale
     is a sum in another order, so within 1e-6 (`oracles.SCALE_RTOL`).
     """
+    need_one_scale_a_weight(subject)
     generator = torch.Generator().manual_seed(37)
     wrong, scales = Count(), Worst()
     for rows, columns in ((7, 13), (33, 128), (130, 65)):

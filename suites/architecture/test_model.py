@@ -54,6 +54,7 @@ def test_ternary_alphabet(subject, evidence):
     one (the rounding of w + (wq - w).detach()). Groups are those the subject declares: one a
     weight unless its `quantization_info` says a part or a row.
     """
+    found = 0
     for task in subject.tasks():
         model = subject.build_model(task, seed=0)
         granularity = _granularity(subject, task)
@@ -61,6 +62,7 @@ def test_ternary_alphabet(subject, evidence):
         for mode in (True, False):
             model.train(mode)
             for name, effective in subject.effective_weights(model).items():
+                found += 1
                 values = effective.detach()
                 case = f"{name}, {'training' if mode else 'evaluation'}"
                 runs = scale_groups(values)
@@ -81,7 +83,7 @@ def test_ternary_alphabet(subject, evidence):
             "groups",
             "the two outer levels are +s and -s",
         )
-        if granularity == "tensor":
+        if granularity == "tensor" and groups.cases:
             evidence.equal(
                 f"{task}.groups",
                 int(groups.value),
@@ -89,6 +91,17 @@ def test_ternary_alphabet(subject, evidence):
                 unit="groups",
                 reason=groups.text("one scale a weight is declared"),
             )
+    _some_quantized(evidence, found, "weights")
+
+
+def _some_quantized(evidence, count, unit):
+    evidence.at_least(
+        "quantized",
+        count,
+        limit=1,
+        unit=unit,
+        reason="over all tasks; otherwise nothing was tested",
+    )
 
 
 def _granularity(subject, task):
@@ -111,8 +124,10 @@ def test_quantized_modules(subject, evidence):
     module's own output, its input held fixed, is that of the integer formula in both modes.
     Modules declared full precision respond to changes no ternary weight would see.
     """
+    quantized = 0
     for task in subject.tasks():
         part = built(subject, task)
+        quantized += len(part.spec.quantized)
         undeclared = _undeclared(subject, part)
         evidence.equal(
             f"{task}.undeclared",
@@ -146,6 +161,7 @@ def test_quantized_modules(subject, evidence):
                 limit=RESPONSE,
                 reason="relative change of the output when magnitudes move within code cells",
             )
+    _some_quantized(evidence, quantized, "modules")
 
 
 def _undeclared(subject, part):

@@ -6,7 +6,16 @@ import torch
 from forge_harness import oracles
 from forge_harness.oracles import vectors
 
-from .support import Count, Worst, code_errors, expect_none, layouts, relative, tensor
+from .support import (
+    Count,
+    Worst,
+    code_errors,
+    expect_none,
+    layouts,
+    need_one_scale_a_weight,
+    relative,
+    tensor,
+)
 
 
 @pytest.mark.forge_check("architecture.weight_scale")
@@ -17,6 +26,7 @@ def test_weight_scale(subject, evidence):
     (`oracles.SCALE_RTOL`). Inputs: 19 odd shapes, rows and columns of unequal magnitude, a large
     last chunk, a zero first weight, outliers; each contiguous, transposed and strided.
     """
+    need_one_scale_a_weight(subject)
     error, entries, touched = Worst(), Count(), Count()
     for name, array in vectors.weights():
         expected = oracles.ternary(array).scale
@@ -65,6 +75,7 @@ def test_weight_rounding(subject, evidence):
     Oracle: tie vectors whose scale is exactly a power of two, and float64 codes wherever float64
     is more than 1e-6 away from the threshold (`oracles.TERNARY_MARGIN`). Codes are exact.
     """
+    need_one_scale_a_weight(subject)
     ties = Count()
     for name, array, expected in vectors.weights_on_thresholds():
         codes, _ = subject.quantize_weight(tensor(array))

@@ -51,8 +51,8 @@ def test_readable_and_intact(subject, evidence):
 def test_splits_disjoint(subject, evidence):
     """No document, no sample and no long line of text is in both splits.
 
-    By content, never by index: before the loader (documents) and after its permutation (what the
-    first two epochs deliver).
+    By content, never by index: before the loader (documents), after its permutation (what the
+    first two epochs deliver), and as training gets it (inputs of every batch, a row at a time).
     """
     for task in tasks_of(subject):
         info = subject.data_info(task)
@@ -92,6 +92,28 @@ def test_splits_disjoint(subject, evidence):
             unit="samples",
             reason="what two epochs deliver, against the whole validation split",
         )
+        train = _input_rows(subject, task, "train", info.train_size)
+        validation = _input_rows(subject, task, "validation", info.validation_size)
+        evidence.equal(
+            f"{task}_shared_inputs",
+            len(train & validation),
+            expected=0,
+            unit="rows",
+            reason=f"{len(train)} against {len(validation)} distinct rows of all batches",
+        )
+
+
+def _input_rows(subject, task, split, size):
+    """Digests of the inputs of each sample, as batches hold them."""
+    import torch
+
+    rows = set()
+    for start in range(0, size, CHUNK):
+        ids = range(start, min(start + CHUNK, size))
+        inputs = subject.batch(task, split, ids).inputs.cpu().contiguous()
+        values = inputs.reshape(len(ids), -1).view(torch.uint8).numpy()
+        rows.update(digests(row.tobytes() for row in values))
+    return rows
 
 
 @pytest.mark.forge_check("data.label_or_token_range")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,8 @@ from forge_harness.policy import Policy
 from forge_harness.protocols import LoadsData, QualityRun
 from forge_harness.record import EvidenceRecord, ItemRecord, SubjectRecord
 from forge_harness.scoring import RunContext
+
+from .packages import hold
 
 TODAY = "2026-06-15"
 MACHINE = {"os": "Linux", "machine": "x86_64", "cpu": "trial", "cpu_usable": 2}
@@ -177,9 +181,18 @@ def wrong() -> Wrong:
 class Study:
     """The quality study by task and arm."""
 
-    def __init__(self, runs: Sequence[QualityRun], plan: Sequence[tuple[str, str, int]]) -> None:
+    def __init__(
+        self,
+        runs: Sequence[QualityRun],
+        plan: Sequence[tuple[str, str, int]],
+        *,
+        subject: Any,
+        seed: int,
+        folder: Path,
+    ) -> None:
         self.runs = list(runs)
         self.plan = list(plan)
+        self._subject, self._seed, self._folder = subject, seed, folder
         self._rows: dict[tuple[str, str], list[QualityRun]] = defaultdict(list)
         for run in sorted(self.runs, key=lambda run: run.seed):
             self._rows[run.task, run.arm].append(run)
@@ -212,6 +225,32 @@ class Study:
             expected=0,
             reason="accuracy is correct predictions over predictions, to 1e-6",
         )
+        twins = self._twins()
+        evidence.equal(
+            "identical_arms",
+            len(twins),
+            expected=0,
+            unit="pairs",
+            reason=f"arms that agree in every seed were trained once: {'; '.join(twins) or 'none'}",
+        )
+
+    def _twins(self) -> list[str]:
+        """Names pairs of arms with the same counts and losses in every seed."""
+        found = []
+        for task in self.tasks:
+            said = {
+                arm: [(run.seed, run.block_correct, run.loss) for run in self.arm(task, arm)]
+                for arm in sorted({run.arm for run in self.runs if run.task == task})
+            }
+            pairs = itertools.combinations(said, 2)
+            found += [f"{task}: {one} and {two}" for one, two in pairs if said[one] == said[two]]
+        return found
+
+    def hold_packages(self, evidence: Any, tasks: Sequence[str] | None = None) -> None:
+        """Holds one ternary run a task against the package it shows."""
+        for task in self.tasks if tasks is None else tasks:
+            if runs := self.arm(task, "ternary"):
+                hold(evidence, self._subject, runs, self._seed, self._folder)
 
     def curve(self, task: str, arm: str) -> tuple[list[int], list[float]]:
         """(steps, training loss), the mean over seeds, thinned to at most 400 points."""
@@ -230,9 +269,16 @@ class Study:
 
 
 @pytest.fixture
-def study(quality_study: list[QualityRun], subject: Any, forge_profile: str) -> Study:
+def study(
+    quality_study: list[QualityRun],
+    subject: Any,
+    forge_profile: str,
+    forge_seed: int,
+    tmp_path: Path,
+) -> Study:
     """The quality study of the run, with the plan it is held against."""
-    return Study(quality_study, subject.quality_plan(forge_profile))
+    plan = subject.quality_plan(forge_profile)
+    return Study(quality_study, plan, subject=subject, seed=forge_seed, folder=tmp_path)
 
 
 def recounted(run: QualityRun) -> float:

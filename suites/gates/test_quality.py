@@ -24,10 +24,14 @@ CONVERGED = 0.95
 
 @pytest.mark.forge_check("gates.accuracy")
 def test_quantized_accuracy(study, accuracy_tasks, evidence, limit):
-    """Held-out accuracy of the ternary models, over every planned seed."""
+    """Held-out accuracy of the ternary models, over every planned seed.
+
+    Oracle for what the study says: the package of one seed, evaluated from its files.
+    """
     if not accuracy_tasks:
         pytest.skip("the study has no classification task; next-token accuracy has no fixed scale")
     study.require_complete(evidence)
+    study.hold_packages(evidence, accuracy_tasks)
     means = {}
     for task in accuracy_tasks:
         for arm in ARMS:
@@ -53,8 +57,12 @@ def test_quantized_accuracy(study, accuracy_tasks, evidence, limit):
 
 @pytest.mark.forge_check("gates.quantized_accuracy_ratio")
 def test_quantized_over_full_precision(study, evidence, limit, policy):
-    """Ternary over full precision, paired by seed and held-out block, with a negative control."""
+    """Ternary over full precision, paired by seed and held-out block, with a negative control.
+
+    Oracle for what the study says: the package of one seed a task, evaluated from its files.
+    """
     study.require_complete(evidence)
+    study.hold_packages(evidence)
     for task in study.tasks:
         describe(study, task, evidence)
     intervals = {task: compare(study, task, evidence, policy) for task in study.tasks}
@@ -227,11 +235,16 @@ def test_peak_memory(study, evidence, limit):
 
 @pytest.mark.forge_check("gates.compression_ratio")
 def test_package_size(study, evidence, limit):
-    """Size on disk of the exported ternary package against the same weights in fp32."""
+    """Size on disk of the exported ternary package against the same weights in fp32.
+
+    Oracle: the package one seed a task shows, by the file system, and what its files store.
+    """
+    study.require_complete(evidence)
     ternary = [run for run in study.runs if run.arm == "ternary"]
     unsized = [run for run in ternary if run.package_bytes <= 0 or run.full_precision_bytes <= 0]
     if unsized or not ternary:
         pytest.skip(f"{len(unsized)} of {len(ternary)} ternary runs do not say their package size")
+    study.hold_packages(evidence)
     ratios = {task: [] for task in study.tasks}
     for run in ternary:
         ratios[run.task].append(run.full_precision_bytes / run.package_bytes)

@@ -5,12 +5,10 @@ import pytest
 from forge_harness.formats.convert import convert
 from forge_harness.integration.metrics_sync import read_targets
 from forge_harness.paths import fixtures_dir
-from forge_harness.protocols import ExportsWeights, HoldsCheckpoint, TrainOptions, Trains
+from forge_harness.protocols import BuildsModel, ExportsWeights, TrainOptions, Trains
 
 from .conftest import measured_row, settle
-
-SCALE_ULP = 2.0**-23
-"""Relative spacing of fp32: 1 / (1 / s) moves a scale by one at most."""
+from .own_export import SCALE_ULP, compare_with_trained
 
 
 @pytest.mark.forge_check("integration.compat_v1_0")
@@ -18,7 +16,8 @@ def test_version_1_0(subject, connector, golden, evidence, tmp_path):
     """A 1.0 package is read as made, converts to the same bytes, and loses nothing.
 
     Oracles: golden packages of an independent maker; a frozen trained model with its recorded
-    accuracy; for a subject that exports, the weights its own forward uses. Exact.
+    accuracy; the subject's own checkpoint before it is written as a 1.0 package; for a subject that
+    exports, the weights its own forward uses. Exact.
     """
     settle(evidence, connector, [case for case in golden if case.truth["format"] == "native"])
     row = measured_row(evidence, connector, "BitNet v1.0")
@@ -33,40 +32,50 @@ def test_version_1_0(subject, connector, golden, evidence, tmp_path):
         expected=True,
         reason="a package written again has the same weights, byte for byte",
     )
-    if isinstance(subject, Trains) and isinstance(subject, ExportsWeights):
-        _own_export(subject, connector, evidence, tmp_path)
-
-
-def _own_export(subject, connector, evidence, directory):
-    import numpy as np
-
-    task = next(iter(subject.tasks()))
-    session = subject.session(task, TrainOptions(steps=2))
-    session.step()
-    subject.export_package(session, directory / "own")
-    loaded = connector().load(directory / "own")
-    effective = subject.effective_weights(session.model)
-    wrong = []
-    for module, values in effective.items():
-        found = loaded.ternary.get(f"{module}.weight")
-        largest = float(values.abs().max())
-        if found is None or not np.isclose(max(found.scales), largest, rtol=SCALE_ULP, atol=0):
-            wrong.append(module)
+    before = own_checkpoint(subject, connector, evidence, tmp_path)
+    convert(before.path, tmp_path / "own-1.0", "native")
+    after = connector().load(tmp_path / "own-1.0")
+    facts = [
+        sorted(
+            (weight.shape, weight.scales, weight.codes_sha256) for weight in read.ternary.values()
+        )
+        for read in (before, after)
+    ]
     evidence.equal(
-        "own_export_misread",
-        len(wrong),
-        expected=0,
-        unit="modules",
-        reason=f"scales of the subject's export against its forward; {'; '.join(wrong[:3])}",
+        "own_checkpoint_kept",
+        facts[0] == facts[1],
+        expected=True,
+        reason="codes by digest and scales bit for bit, written as a 1.0 package and read again",
     )
+    if all(isinstance(subject, each) for each in (BuildsModel, Trains, ExportsWeights)):
+        session = subject.session(next(iter(subject.tasks())), TrainOptions(steps=2))
+        session.step()
+        subject.export_package(session, tmp_path / "own-export")
+        compare_with_trained(evidence, subject, session, tmp_path / "own-export")
+
+
+def own_checkpoint(subject, connector, evidence, directory):
+    """Reads the subject's own checkpoint, of whatever kind it is: what the row is about."""
+    place = directory / "own-checkpoint"
+    place.mkdir()
+    loaded = connector().load(subject.provide_checkpoint(place))
+    evidence.at_least(
+        "own_ternary_tensors",
+        len(loaded.ternary),
+        limit=1,
+        unit="tensors",
+        reason=f"read from the subject's own checkpoint, detected as {loaded.detection.format}",
+    )
+    return loaded
 
 
 @pytest.mark.forge_check("integration.compat_v0_9")
-def test_version_0_9(connector, golden, evidence):
+def test_version_0_9(subject, connector, golden, evidence, tmp_path):
     """A 0.9 package keeps every code; scales move by one ulp at most; accuracy by under 2 %.
 
     Oracles: a golden package of an independent maker; a frozen trained model.
     """
+    own_checkpoint(subject, connector, evidence, tmp_path)
     settle(evidence, connector, [case for case in golden if case.truth["format"] == "native-0.9"])
     row = measured_row(evidence, connector, "BitNet v0.9")
     evidence.at_most(
@@ -81,13 +90,14 @@ def test_version_0_9(connector, golden, evidence):
 
 
 @pytest.mark.forge_check("integration.compat_legacy")
-def test_legacy(connector, golden, evidence):
+def test_legacy(subject, connector, golden, evidence, tmp_path):
     """Full precision is quantized on import as float64 does it; dense codes are never requantized.
 
     Oracles: golden files whose maker chose codes and scales first; float64 absmean quantization of
     a frozen full-precision model. The accuracy this costs is that of post-training ternarization:
     recorded, not limited, since it is a property of the model.
     """
+    own_checkpoint(subject, connector, evidence, tmp_path)
     kinds = ("legacy-safetensors", "legacy-pt", "hf-fake-quant")
     settle(evidence, connector, [case for case in golden if case.truth["format"] in kinds])
     row = measured_row(evidence, connector, "Legacy Models")
@@ -131,15 +141,7 @@ def test_custom(subject, connector, golden, evidence, tmp_path):
         "scale_change", row.scale_change, limit=SCALE_ULP, reason="stored inverse, one ulp of fp32"
     )
     evidence.at_most("impact", row.impact, limit=0.0, reason="share of accuracy lost")
-    if isinstance(subject, HoldsCheckpoint):
-        loaded = connector().load(subject.provide_checkpoint(tmp_path))
-        evidence.at_least(
-            "own_ternary_tensors",
-            len(loaded.ternary),
-            limit=1,
-            unit="tensors",
-            reason=f"read from the subject's own checkpoint, detected as {loaded.detection.format}",
-        )
+    own_checkpoint(subject, connector, evidence, tmp_path)
 
 
 CASES = (
@@ -173,6 +175,5 @@ def test_metrics_sync(subject, connector, evidence, tmp_path):
             wrong.append(f"case {index}: {row.state} instead of {expected}")
     evidence.record("cases", len(CASES), reason="targets set against measurements")
     evidence.equal("wrong_states", len(wrong), expected=0, reason="; ".join(wrong) or "as written")
-    if isinstance(subject, HoldsCheckpoint):
-        targets = connector().load(subject.provide_checkpoint(tmp_path)).targets
-        evidence.record("own_targets", len(targets), reason="declared by the subject's checkpoint")
+    targets = connector().load(subject.provide_checkpoint(tmp_path)).targets
+    evidence.record("own_targets", len(targets), reason="declared by the subject's checkpoint")

@@ -15,8 +15,7 @@ from forge_harness.integration import phase6_preparer as preparer_module
 from forge_harness.integration import quality_coordinator as coordinator_module
 from forge_harness.integration import state_manager as manager_module
 from forge_harness.paths import fixtures_dir
-from forge_harness.protocols import Checkpoints, ExportsWeights, KeepsState, TrainOptions, Trains
-from forge_harness.subject.reference import ReferenceSubject
+from forge_harness.protocols import KeepsState, TrainOptions
 
 CHECK = "integration.scenario_recovery"
 STEPS, AT = 8, 4
@@ -92,6 +91,8 @@ def test_corrupted_state(subject, evidence, tmp_path):
     """
     old, new = b"weights of Monday" * 4096, b"weights of Tuesday" * 4096
     root = tmp_path / "states"
+    own = isinstance(subject, KeepsState)
+    evidence.record("own_store", own, reason="whether the store is the subject's or the harness's")
     with _manager(subject, root) as manager:
         manager.save(phase=5, kind="model", name="m", data=old)
         manager.checkpoint("monday")
@@ -148,7 +149,6 @@ def test_failed_training(subject, evidence, tmp_path):
     The newest checkpoint is cut in the middle, as a crash leaves one. Oracle: a run that was never
     interrupted; every tensor the run depends on, bit for bit.
     """
-    subject = _trainer(subject)
     task = next(iter(subject.tasks()))
     options = TrainOptions(steps=STEPS, seed=2)
     straight = subject.session(task, options)
@@ -192,7 +192,6 @@ def test_gate_failure(subject, policy, evidence, tmp_path):
     Oracle: the accuracy threshold of the policy against what an untrained model reaches, and the
     directory it would have been exported to.
     """
-    subject = _trainer(subject)
     task = next(iter(subject.tasks()))
     untrained, ready = subject.session(task, TrainOptions(steps=200)), tmp_path / "ready"
     subject.export_package(untrained, tmp_path / "untrained")
@@ -223,10 +222,9 @@ def test_resource_limits(subject, evidence, tmp_path):
     was acknowledged before is there, nothing half-written lies beside it, and the same calls work
     once the limit is gone.
     """
-    trainer = _trainer(subject)
-    task = next(iter(trainer.tasks()))
-    session = trainer.session(task, TrainOptions(steps=2))
-    trainer.save_session(session, tmp_path / "session")
+    task = next(iter(subject.tasks()))
+    session = subject.session(task, TrainOptions(steps=2))
+    subject.save_session(session, tmp_path / "session")
     before = (tmp_path / "session").read_bytes()
     data = bytes(1 << 17)
     preparer = preparer_module.Phase6Preparer()
@@ -235,7 +233,7 @@ def test_resource_limits(subject, evidence, tmp_path):
     with _manager(subject, tmp_path / "states") as manager:
         manager.save(phase=5, kind="metrics", name="kept", data={"loss": 1.0})
         acts = {
-            "checkpoint": lambda: trainer.save_session(session, tmp_path / "session"),
+            "checkpoint": lambda: subject.save_session(session, tmp_path / "session"),
             "state": lambda: manager.save(phase=5, kind="model", name="big", data=data),
             "package": lambda: preparer.export(sound, tmp_path / "package"),
         }
@@ -269,12 +267,6 @@ def _files_limited():
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def _trainer(subject):
-    """The subject where it trains and exports; the harness's own pipeline otherwise."""
-    whole = all(isinstance(subject, c) for c in (Trains, Checkpoints, ExportsWeights))
-    return subject if whole else ReferenceSubject()
 
 
 def _refused(act, *more):

@@ -15,9 +15,9 @@ from forge_harness.integration import phase6_preparer as preparer_module
 from forge_harness.integration import pipeline_validator as validator_module
 from forge_harness.integration import quality_coordinator as quality_module
 from forge_harness.integration import state_manager as manager_module
-from forge_harness.paths import fixtures_dir
-from forge_harness.protocols import TrainOptions
+from forge_harness.protocols import LoadsData, TrainOptions
 from forge_harness.scoring import verify_run
+from forge_harness.training import data_digest
 
 STEPS = 120
 VALIDATED = ("configuration.digest_stable", "data.label_or_token_range")
@@ -26,20 +26,26 @@ FLIPS = 3e-5
 
 
 @pytest.mark.forge_check("integration.scenario_workflow")
-def test_scenario_workflow(policy, evidence, tmp_path, forge_seed):
-    """A phase-4 checkpoint is loaded, trained, validated, gated, handed on, and kept.
+def test_scenario_workflow(subject, policy, evidence, tmp_path, forge_seed):
+    """The subject's phase-4 checkpoint is loaded, trained, validated, gated, handed on, and kept.
 
     Seven steps through six components, each on what the one before left. Oracles: digests by
     hashlib along the whole way (what arrives in phase 6, in the registry and in the store is what
     was exported, and names the checkpoint it came from), metrics of tracker, package and registry
     against each other, and the run directory by recomputation.
     """
-    source = fixtures_dir() / "models" / "v1.0"
+    (tmp_path / "phase-4").mkdir()
+    source = subject.provide_checkpoint(tmp_path / "phase-4")
     before = tree_digest(source)
     coordinator = quality_module.QualityCoordinator(policy)
     connector = connector_module.Phase4Connector()
     loaded = connector.load(source)
     configuration = connector.configure_qat(source)
+    if configuration.task is None:
+        pytest.skip(
+            f"the subject's checkpoint is of family {configuration.family!r}, which has no "
+            "reference task: the harness's own trainer cannot take it through the workflow"
+        )
     evidence.record("loaded", len(loaded.ternary), unit="weights", reason="ternary, of phase 4")
     evidence.record("configured", configuration.granularity, reason=f"for {configuration.task}")
 
@@ -74,10 +80,16 @@ def test_scenario_workflow(policy, evidence, tmp_path, forge_seed):
         states.copy_out(tmp_path / "restored", phase=6, name="workflow")
 
     stated = json.loads((package / "metrics.json").read_text())
+    described = json.loads((package / "package.json").read_text())
     exported = _digests(package)
     broken = {
         "the source changed": tree_digest(source) != before,
         "lineage names another source": version.lineage.get("parent_digest") != before,
+        "lineage names other weights": version.lineage.get("source_digest") != run.digest,
+        "lineage names other data": version.lineage.get("data_digest")
+        != data_digest(configuration.task),
+        "the package describes another quality": described["quality_score"]
+        != stated["accuracy"]["value"],
         "lineage names another run": version.lineage.get("run_id") != run.run_id,
         "the weights are not the trained ones": tree_digest(tmp_path / "run" / "package")
         != run.digest,
@@ -131,16 +143,19 @@ def _digests(folder):
 
 
 @pytest.mark.forge_check("integration.registry_round_trip")
-def test_registry_round_trip(evidence, tmp_path):
+def test_registry_round_trip(subject, evidence, tmp_path):
     """What the registry gives out is what it was given, by file, metric and lineage; nothing else.
 
-    Two versions of one name, fetched by number and by alias from a registry opened anew. Oracle:
-    sha256 of every file by hashlib, the JSON of the package. Refused: a damaged package, a metric
-    that is not finite, a stored file that was changed afterwards.
+    Two versions of the subject's export under one name, fetched by number and by alias from a
+    registry opened anew. Oracle: sha256 of every file by hashlib, the JSON of the package. Refused:
+    a damaged package, a metric that is not finite, a stored file that was changed afterwards.
     """
-    first = preparer_module.Phase6Preparer().export(
-        fixtures_dir() / "models" / "v1.0", tmp_path / "first"
-    )
+    task = next(iter(subject.tasks()))
+    subject.export_package(subject.session(task, TrainOptions(steps=1)), tmp_path / "trained")
+    data = subject.data_digest if isinstance(subject, LoadsData) else None
+    preparer = preparer_module.Phase6Preparer(evaluate=subject.evaluate_package, data=data)
+    # How good the model is, is not what a registry is asked.
+    first = preparer.export(tmp_path / "trained", tmp_path / "first", allow_not_ready=True)
     second = _restated(first.path, tmp_path / "second", lineage={"note": "second"})
     with mlops_module.MLOpsCoordinator(tmp_path / "mlops") as mlops:
         for package in (first.path, second):

@@ -14,6 +14,8 @@ ROUND = 1 << 20
 CONTEXT = b"security suite"
 FLIPS, CUTS = 400, 200
 FILES, READS = 4, 400
+HEAD_CUTS = 104
+"""Places a head is cut at: all of one of this length."""
 
 
 @pytest.mark.forge_check("security.chunk_binding")
@@ -115,7 +117,8 @@ def test_key_rotation(subject, evidence, tmp_path, forge_seed):
     """Readers read on while every file changes its key; the files' contents are not rewritten.
 
     Oracles: the plaintexts; the bytes of the files before and after. Once the old keys are
-    destroyed, rewrapped files open and one that was left out does not: the old key was real.
+    destroyed, rewrapped files open and one that was left out does not, whatever key its head is
+    made to name: the old key was real.
     """
     sealer = subject.content_sealer()
     contents = {
@@ -159,6 +162,36 @@ def test_key_rotation(subject, evidence, tmp_path, forge_seed):
         expected=True,
         reason="what was left under a destroyed key stays closed",
     )
+    opened, tried = _opened_by_another_key(sealer, left_out, b"left out of the rotation")
+    evidence.record("heads_tried", tried, unit="heads", reason="of the old content, parts replaced")
+    evidence.equal(
+        "opened_by_another_key",
+        opened,
+        expected=0,
+        unit="heads",
+        reason="the old content under a head that names the new key: the key opens, not its name",
+    )
+
+
+def _opened_by_another_key(sealer, old, content):
+    """Puts every stretch of a head under the new key into the head of what the old one sealed.
+
+    Where a key's name and what it wraps lie is the format's; one of the stretches is the name.
+    """
+    size = sealer.head_bytes
+    new = sealer.seal_bytes(content)
+    step = max(1, size // HEAD_CUTS)
+    stretches = [(i, j) for j in range(0, size + 1, step) for i in range(0, j, step)]
+    forged = (old[:i] + new[i:j] + old[j:] for i, j in stretches)
+    opened = sum(_opens_as(sealer, each, content) for each in forged if each[:size] != new[:size])
+    return opened, len(stretches)
+
+
+def _opens_as(sealer, sealed, content):
+    try:
+        return sealer.unseal_bytes(sealed) == content
+    except Exception:
+        return False
 
 
 class _Readers:

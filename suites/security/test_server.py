@@ -3,6 +3,7 @@
 import http.client
 import ssl
 import threading
+import time
 import warnings
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,8 @@ from forge_harness.load.target import started
 from forge_harness.security.certificates import LocalAuthority
 
 WAIT_S = 30
+REVOKED_S = 5.0
+"""Longest a revoked token may still open something: a cache is no defect, a restart is."""
 PUBLIC = ("GET /healthz", "GET /readyz")
 UNDECLARED = ("GET /", "GET /admin", "GET /v1/nothing", "POST /metrics", "DELETE /v1/models")
 
@@ -154,14 +157,14 @@ def test_rbac_matrix(subject, evidence, tmp_path):
     """Every token at every route: allowed where its role says so, refused everywhere else.
 
     Tokens of each role and ones that are expired, revoked, malformed, unknown, of another service
-    or missing; every declared route, routes nobody declared, and the public ones without a token.
-    Oracle: the table of the subject, written apart from its roles; 401 for who is nobody, 403 for
-    who may not.
+    or missing; every declared route, routes nobody declared, and the public ones without a token;
+    one token that is revoked while the server runs. Oracle: the table of the subject, written apart
+    from its roles; 401 for who is nobody, 403 for who may not.
     """
     spec = subject.server(tmp_path, secured=True)
     holders = {**spec.tokens, "nobody": None}
     access = {**spec.access, "nobody": frozenset()}
-    wrong, cells = [], 0
+    wrong, cells, still_open = [], 0, None
     with started(spec.command) as target:
         for route in PUBLIC:
             cells += 1
@@ -174,6 +177,10 @@ def test_rbac_matrix(subject, evidence, tmp_path):
                 if status < 400:
                     wrong.append(f"{name}: {route} is {status}")
         for route in spec.routes:
+            name = _leaver(access, route)
+            if route == spec.routes[-1] and spec.revoke is not None and name is not None:
+                still_open = _open_after_revoking(spec, target.url, name, access[name])
+                access[name] = frozenset()
             # Whoever may end the server asks last.
             for name, token in sorted(holders.items(), key=lambda held: route in access[held[0]]):
                 cells += 1
@@ -181,6 +188,16 @@ def test_rbac_matrix(subject, evidence, tmp_path):
                 if not _as_declared(status, access[name], route):
                     wrong.append(f"{name}: {route} is {status}")
     allowed = sum(route in routes for routes in access.values() for route in spec.routes)
+    if still_open is None:
+        evidence.record("still_open", "not held", reason="the subject revokes nothing meanwhile")
+    else:
+        evidence.equal(
+            "still_open",
+            len(still_open),
+            expected=0,
+            unit="routes",
+            reason=f"{REVOKED_S:g} s after a token was revoked: {', '.join(still_open) or 'none'}",
+        )
     evidence.at_least("allowed", allowed, limit=1, unit="cells", reason="or nothing may be asked")
     evidence.record("cells", cells, unit="cells", reason=f"{len(holders)} holders")
     evidence.equal(
@@ -190,6 +207,24 @@ def test_rbac_matrix(subject, evidence, tmp_path):
         unit="cells",
         reason="; ".join(wrong[:3]) or "all as declared",
     )
+
+
+def _leaver(access, last_route):
+    """Who loses its token: somebody who may ask for something, and cannot end the server."""
+    names = [name for name, routes in access.items() if routes and last_route not in routes]
+    return min(names, default=None)
+
+
+def _open_after_revoking(spec, url, name, routes):
+    """Revokes a token, waits until it opens nothing, and returns what it still opens."""
+    spec.revoke(name)
+    until = time.monotonic() + REVOKED_S
+    while True:
+        asked = {route: _status(url, spec.ca, route, spec.tokens[name]) for route in sorted(routes)}
+        left = [f"{name}: {route} is {status}" for route, status in asked.items() if status != 401]
+        if not left or time.monotonic() > until:
+            return left
+        time.sleep(0.1)
 
 
 def _as_declared(status, routes, route):
@@ -220,28 +255,64 @@ def _status(url, ca, route, token, request_id=None):
 def test_audit_coverage(subject, evidence, tmp_path):
     """Each request that was answered is in the audit log, once, with who asked and what came of it.
 
-    Oracle: the statuses this side of the connection, by request id.
+    The last one ends the server; that it did is on record too, as an action of who asked for it.
+    Oracle: the statuses this side of the connection, by request id, and whose token was sent. A
+    request that was not let in stands under nobody's name who was.
     """
     spec = subject.server(tmp_path, secured=True)
-    answered = {}
+    answered, asker = {}, {}
     holders = {**spec.tokens, "nobody": None}
+    access = {**spec.access, "nobody": frozenset()}
     with started(spec.command) as target:
-        for route in (route for route in spec.routes if "drain" not in route):
-            for token in holders.values():
+        for route in spec.routes:
+            # Whoever may end the server asks last.
+            for name in sorted(holders, key=lambda held: route in access[held]):
                 request_id = f"audit-{len(answered)}"
-                answered[request_id] = _status(target.url, spec.ca, route, token, request_id)
+                asker[request_id] = name
+                answered[request_id] = _status(
+                    target.url, spec.ca, route, holders[name], request_id
+                )
         status = target.stop()
     evidence.equal("ended", status, expected=0, reason="what was recorded last is on disk")
     recorded = {}
     for entry in spec.audited():
-        recorded.setdefault(entry.request_id, []).append(entry.status)
+        recorded.setdefault(entry.request_id, []).append(entry)
     missing = [name for name in answered if name not in recorded]
     twice = [name for name in answered if len(recorded.get(name, ())) > 1]
-    other = [n for n, s in answered.items() if n in recorded and recorded[n] != [s]]
+    held = {n: recorded[n] for n in answered if n in recorded}
+    other = [n for n, entries in held.items() if [e.status for e in entries] != [answered[n]]]
+    strange = [
+        f"{asker[name]} as {entry.actor}"
+        for name, entries in held.items()
+        for entry in entries
+        if not _is_actor(entry.actor, asker[name], access)
+    ]
     evidence.record("requests", len(answered), unit="requests", reason="asked")
     covered = 1 - len(missing) / len(answered)
     evidence.record("audit_coverage", covered, reason=f"of {len(answered)} requests")
-    for what, names in (("missing", missing), ("twice", twice), ("other_status", other)):
+    for what, names in (
+        ("missing", missing),
+        ("twice", twice),
+        ("other_status", other),
+        ("other_actor", strange),
+    ):
         evidence.equal(
             what, len(names), expected=0, unit="requests", reason=", ".join(names[:3]) or "none"
         )
+    if spec.actions is None:
+        evidence.record("end_recorded", "not held", reason="the subject shows requests alone")
+        return
+    last = asker[f"audit-{len(answered) - 1}"]
+    actions = list(spec.actions())
+    evidence.equal(
+        "end_recorded",
+        any(actor == last for actor, _ in actions),
+        expected=True,
+        reason=f"{last} ended the server; recorded: {', '.join(f'{a}: {w}' for a, w in actions)}",
+    )
+
+
+def _is_actor(recorded, asked, access):
+    if access[asked]:
+        return recorded == asked
+    return recorded not in [name for name, routes in access.items() if routes]

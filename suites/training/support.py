@@ -6,7 +6,6 @@ through torch's hooks on tensors and optimizers.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,9 @@ import torch
 from torch import Tensor
 
 from forge_harness.subject.protocols import TrainOptions
+
+from .rerun import Outcome
+from .rerun import digests as digests
 
 _LARGE_DATA = 20_000
 """Samples above which an eighth of an epoch is too much for one step of a check."""
@@ -59,6 +61,8 @@ class Update:
     learning_rate: dict[str, float]
     weight_decay: dict[str, float]
     after: dict[str, Tensor] = field(default_factory=dict)
+    moved_outside: list[str] = field(default_factory=list)
+    """Parameters that the session's step changed before or after this; filled in by `step`."""
 
     def moved(self, name: str) -> Tensor:
         """Returns what the step added to a parameter."""
@@ -91,6 +95,26 @@ class Watch:
         for handle in self._handles:
             handle.remove()
 
+    def step(self) -> Any:
+        """Makes one step of the session, whose weights are also read around the whole of it."""
+        known = len(self.updates)
+        states = [self._weights()]
+        record = self._session.step()
+        for update in self.updates[known:]:
+            states += [update.before, update.after]
+        states.append(self._weights())
+        if len(self.updates) > known:
+            pairs = list(zip(states[::2], states[1::2], strict=True))
+            self.updates[-1].moved_outside = [
+                name
+                for name in states[0]
+                if not all(torch.equal(one[name], two[name]) for one, two in pairs)
+            ]
+        return record
+
+    def _weights(self) -> dict[str, Tensor]:
+        return _copies(dict(self._session.model.named_parameters()))
+
     def _before(self, optimizer: Any, *_: object) -> None:
         named = dict(self._session.model.named_parameters())
         group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
@@ -114,7 +138,7 @@ class Watch:
         )
 
     def _after(self, *_: object) -> None:
-        self.updates[-1].after = _copies(dict(self._session.model.named_parameters()))
+        self.updates[-1].after = self._weights()
 
 
 def _copies(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -134,6 +158,11 @@ def independent_gradients(
     return float(loss.detach()), gradients
 
 
+def norm(tensors: Mapping[str, Tensor]) -> float:
+    """Returns the L2 norm over all tensors."""
+    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors.values()))
+
+
 def gradient_difference(seen: Mapping[str, Tensor | None], wanted: Mapping[str, Tensor]) -> float:
     """Returns ||seen - wanted|| / ||wanted|| over all parameters; infinite when one is missing."""
     total = off = 0.0
@@ -146,22 +175,14 @@ def gradient_difference(seen: Mapping[str, Tensor | None], wanted: Mapping[str, 
     return math.sqrt(off / total) if total else math.inf
 
 
-def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Returns a sha256 of dtype, shape and bytes of each tensor."""
-    return {name: digest(tensor) for name, tensor in tensors.items()}
-
-
-def digest(tensor: Tensor) -> str:
-    """Returns a sha256 of dtype, shape and bytes."""
-    values = tensor.detach().cpu().contiguous()
-    hasher = hashlib.sha256(f"{values.dtype} {tuple(values.shape)}".encode())
-    hasher.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return hasher.hexdigest()
-
-
 def differing(one: Mapping[str, str], two: Mapping[str, str]) -> list[str]:
     """Returns the names whose digests differ or that only one side has, sorted."""
     return sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
+
+
+def finished(result: Mapping[str, Any]) -> Outcome:
+    """Returns what another process says came of its run."""
+    return Outcome(*(result[name] for name in ("facts", "state", "metrics")))
 
 
 def shown(names: Sequence[str]) -> str:

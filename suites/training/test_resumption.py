@@ -1,78 +1,114 @@
 """Runs repeat and resume bit for bit, and nothing a run depends on is left out of a checkpoint."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
+from forge_harness.canonical import file_sha256
+
+from .rerun import PACKAGE, digest, metrics, outcome
 from .support import (
     cheapest,
     differing,
-    digest,
     digests,
     disturb_generators,
+    finished,
     short_epochs,
     shown,
     steps,
 )
 
 _STEPS = 20
+_CUT = 11
+"""Past the middle of the schedule, inside the second epoch where epochs are short."""
 
 
 def _options(subject, task, **changes):
     return short_epochs(subject, task, steps=_STEPS, **changes)
 
 
-def _facts(records):
-    """What two runs must share, bit for bit: everything a step reports but its duration."""
-    return [
-        (r.step, r.loss, r.learning_rate, r.weight_decay, r.grad_norm, r.sample_ids)
-        for r in records
-    ]
-
-
-def _compare(evidence, records, expected, session, reference):
+def _compare(evidence, found, expected, prefix=""):
+    """Holds one run to another, both as `rerun.outcome` gives them."""
+    samples = [[fact[-1] for fact in run.facts] for run in (found, expected)]
     evidence.equal(
-        "sample_ids",
-        [r.sample_ids for r in records] == [r.sample_ids for r in expected],
+        f"{prefix}sample_ids",
+        samples[0] == samples[1],
         expected=True,
         reason="the same samples in the same order",
     )
-    pairs = enumerate(zip(_facts(records), _facts(expected), strict=True))
+    pairs = enumerate(zip(found.facts, expected.facts, strict=True))
     first = next((index for index, (one, two) in pairs if one != two), -1)
     evidence.equal(
-        "first_different_step",
+        f"{prefix}first_different_step",
         first,
         expected=-1,
         unit="step",
         reason="losses, rates, norms and samples of every step, bit for bit; -1 is none",
     )
-    changed = differing(digests(session.state_tensors()), digests(reference.state_tensors()))
+    changed = differing(found.state, expected.state)
     evidence.equal(
-        "different_tensors",
+        f"{prefix}different_tensors",
         len(changed),
         expected=0,
         unit="tensors",
         reason=f"sha256 of the final state: {shown(changed)}",
     )
+    _compare_metrics(evidence, f"{prefix}metrics", found.metrics, expected.metrics, "at the end")
+
+
+def _compare_metrics(evidence, name, found, expected, when):
+    evidence.equal(
+        name,
+        str(found),
+        expected=str(expected),
+        reason=f"what evaluate() says {when}, bit for bit: weights kept beside the state count too",
+    )
+
+
+def _went_elsewhere(evidence, another_process, result):
+    """Whether the other process did its part; red where it failed to, and not only to begin."""
+    failed, error = result.get("failed", ""), result.get("error", "")
+    left_out = failed == "loading" and another_process.spec is None
+    evidence.record(
+        "other_process",
+        f"left out, the subject cannot be sent there: {error}" if left_out else "used",
+        reason="a fresh interpreter with another hash seed, which shares nothing but the files",
+    )
+    if left_out:
+        return False
+    evidence.equal(
+        "other_process_error",
+        error or "none",
+        expected="none",
+        reason=f"{failed or 'nothing'} fails in another process",
+    )
+    return True
 
 
 @pytest.mark.forge_check("training.repeat_bit_identical")
-def test_repeat_bit_identical(subject, evidence):
+def test_repeat_bit_identical(subject, evidence, tmp_path, another_process):
     """The same seed gives the same run, whatever else drew random numbers; another seed does not.
 
-    Oracle: bitwise equality of all steps and of the final state over 20 steps and two epoch
-    borders, with the generators of the process moved before and during the second run.
+    Oracle: bitwise equality of all steps, of the final state and of what `evaluate` says, over 20
+    steps and two epoch borders, with the generators of the process moved before and during the
+    second run. A third run is made in another process, under another hash seed.
     """
     task = cheapest(subject)
-    reference = subject.session(task, _options(subject, task, seed=7))
-    expected = steps(reference, _STEPS)
+    options = _options(subject, task, seed=7)
+    reference = subject.session(task, options)
+    records = steps(reference, _STEPS)
+    expected = outcome(reference, records)
     disturb_generators(99)
-    session = subject.session(task, _options(subject, task, seed=7))
-    records = steps(session, 5)
+    session = subject.session(task, options)
+    repeated = steps(session, 5)
     disturb_generators(100)
-    records += steps(session, _STEPS - 5)
-    _compare(evidence, records, expected, session, reference)
+    repeated += steps(session, _STEPS - 5)
+    _compare(evidence, outcome(session, repeated), expected)
+    result = another_process.run(tmp_path / "other", task, options, steps=_STEPS)
+    if _went_elsewhere(evidence, another_process, result):
+        _compare(evidence, finished(result), expected, "other_process.")
     other = subject.session(task, _options(subject, task, seed=8))
     changed = differing(digests(other.model.state_dict()), digests(_fresh(subject, task, 7)))
     evidence.at_least(
@@ -82,7 +118,7 @@ def test_repeat_bit_identical(subject, evidence):
         unit="tensors",
         reason="another seed starts from other weights; otherwise nothing was tested",
     )
-    same = [r.sample_ids for r in steps(other, 1)] == [r.sample_ids for r in expected[:1]]
+    same = [r.sample_ids for r in steps(other, 1)] == [r.sample_ids for r in records[:1]]
     evidence.equal(
         "same_samples_for_another_seed", same, expected=False, reason="the seed orders the data"
     )
@@ -93,25 +129,70 @@ def _fresh(subject, task, seed):
 
 
 @pytest.mark.forge_check("training.resume_bit_identical")
-def test_resume_bit_identical(subject, evidence, tmp_path):
+def test_resume_bit_identical(subject, evidence, tmp_path, another_process):
     """A run interrupted in the middle of its second epoch ends as if it had not been.
 
-    Oracle: bitwise equality of steps, sample ids and final state with an uninterrupted run. The
-    interruption lies past the boundary of a two-stage schedule, and the generators of the process
-    are moved before the resumption.
+    Oracle: bitwise equality of steps, sample ids, final state and `evaluate` with an uninterrupted
+    run. The interruption lies past the boundary of a two-stage schedule, and the generators of the
+    process are moved before the resumption. Then once more in another process, which has the
+    checkpoint and nothing else: it also says at once what the saved session says of itself, and
+    exports the package that one does.
     """
     task = cheapest(subject)
     options = _options(subject, task, seed=3)
     reference = subject.session(task, options)
-    expected = steps(reference, _STEPS)
+    expected = outcome(reference, steps(reference, _STEPS))
     session = subject.session(task, options)
-    records = steps(session, 11)
-    subject.save_session(session, tmp_path / "session.safetensors")
+    records = steps(session, _CUT)
+    path = tmp_path / "session.safetensors"
+    subject.save_session(session, path)
     disturb_generators(5)
-    resumed = subject.resume_session(task, options, tmp_path / "session.safetensors")
-    evidence.equal("resumed_at", resumed.step_index, expected=11, unit="steps", reason="as saved")
-    records += steps(resumed, _STEPS - 11)
-    _compare(evidence, records, expected, resumed, reference)
+    resumed = subject.resume_session(task, options, path)
+    evidence.equal("resumed_at", resumed.step_index, expected=_CUT, unit="steps", reason="as saved")
+    saved = metrics(session)
+    first = subject.resume_session(task, options, path)
+    _compare_metrics(evidence, "metrics_at_once", metrics(first), saved, "right after resuming")
+    found = outcome(resumed, records + steps(resumed, _STEPS - _CUT))
+    _compare(evidence, found, expected)
+    result = another_process.run(
+        tmp_path / "other", task, options, steps=_STEPS - _CUT, checkpoint=path
+    )
+    if not _went_elsewhere(evidence, another_process, result):
+        return
+    _compare_metrics(
+        evidence, "other_process.metrics_at_once", result["metrics_at_once"], saved, "there at once"
+    )
+    there = replace(expected, facts=expected.facts[_CUT:])
+    _compare(evidence, finished(result), there, "other_process.")
+    if callable(getattr(subject, "export_package", None)):
+        _compare_packages(subject, evidence, task, session, tmp_path)
+
+
+def _compare_packages(subject, evidence, task, session, directory):
+    """Holds a resumed session's package to the live one's, by file where files repeat."""
+    one, two = directory / "package-1", directory / "package-2"
+    resumed = directory / "other" / PACKAGE
+    for path in (one, two):
+        subject.export_package(session, path)
+    live, again, found = (_files(path) for path in (one, two, resumed))
+    # A file with the time of its making in it says nothing; the metrics still do.
+    repeats = {name: value for name, value in live.items() if again.get(name) == value}
+    changed = [name for name in repeats if found.get(name) != repeats[name]]
+    evidence.equal(
+        "other_process.different_files",
+        len(changed),
+        expected=0,
+        unit="files",
+        reason=f"of {len(repeats)} that two exports of one session agree in: {shown(changed)}",
+    )
+    if callable(getattr(subject, "evaluate_package", None)):
+        said = [dict(subject.evaluate_package(task, path)) for path in (resumed, one)]
+        _compare_metrics(evidence, "other_process.package_metrics", *said, "of the package")
+
+
+def _files(directory):
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {str(path.relative_to(directory)): file_sha256(path) for path in files}
 
 
 @pytest.mark.forge_check("training.resume_twice_bit_identical")
@@ -124,7 +205,7 @@ def test_resume_twice_bit_identical(subject, evidence, tmp_path, forge_seed):
     task = cheapest(subject)
     options = _options(subject, task, seed=4)
     reference = subject.session(task, options)
-    expected = steps(reference, _STEPS)
+    expected = outcome(reference, steps(reference, _STEPS))
     chooser = random.Random(forge_seed)
     # The eighth step ends an epoch where epochs are short.
     cuts = sorted({8, 9, *chooser.sample(range(1, _STEPS), 2)})
@@ -137,7 +218,7 @@ def test_resume_twice_bit_identical(subject, evidence, tmp_path, forge_seed):
         session = subject.resume_session(task, options, path)
     records += steps(session, _STEPS - len(records))
     evidence.record("interruptions", str(cuts), unit="steps", reason="from the seed of the run")
-    _compare(evidence, records, expected, session, reference)
+    _compare(evidence, outcome(session, records), expected)
 
 
 @pytest.mark.forge_check("training.optimizer_state_exact")

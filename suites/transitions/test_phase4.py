@@ -8,8 +8,7 @@ import torch
 from forge_harness.canonical import tree_digest
 from forge_harness.formats.detect import open_checkpoint
 from forge_harness.integration import phase4_connector as connector_module
-from forge_harness.paths import fixtures_dir
-from forge_harness.protocols import HoldsCheckpoint, TrainOptions
+from forge_harness.protocols import TrainOptions
 from forge_harness.training.start import ulps
 
 STEPS = 5
@@ -23,9 +22,7 @@ def test_phase4_to_phase5(subject, evidence, tmp_path):
     between what is stored and what the first forward of the session multiplies by; a finite loss
     that moves the weights. A family without a reference task ends after the configuration.
     """
-    path = fixtures_dir() / "models" / "v1.0"
-    if isinstance(subject, HoldsCheckpoint):
-        path = subject.provide_checkpoint(tmp_path)
+    path = subject.provide_checkpoint(tmp_path)
     connector = connector_module.Phase4Connector()
     before = tree_digest(path)
     loaded = connector.load(path)

@@ -4,15 +4,16 @@ import errno
 import json
 import os
 import shutil
+from math import prod
 
 import pytest
 
 from forge_harness.canonical import file_sha256, tree_digest
 from forge_harness.errors import CheckpointError
+from forge_harness.formats.detect import open_checkpoint
 from forge_harness.integration import phase6_preparer as preparer_module
 from forge_harness.integration.fleet import export_fleet
-from forge_harness.paths import fixtures_dir
-from forge_harness.protocols import ExportsWeights, LoadsData, TrainOptions, Trains
+from forge_harness.protocols import LoadsData, TrainOptions
 
 REQUIRED = {
     "metrics.json": ("accuracy", "loss"),
@@ -28,26 +29,23 @@ REQUIRED = {
         "compression",
     ),
 }
-FLEET_STEPS = 200
+SOURCE_STEPS = FLEET_STEPS = 200
 
 
 def source(subject, directory):
-    """A trained export of the subject where it makes one; the frozen model otherwise."""
-    if isinstance(subject, Trains) and isinstance(subject, ExportsWeights):
-        task = next(iter(subject.tasks()))
-        session = subject.session(task, TrainOptions(steps=200))
-        for _ in range(200):
-            session.step()
-        subject.export_package(session, directory / "trained")
-        return directory / "trained", session.evaluate()
-    return fixtures_dir() / "models" / "v1.0", None
+    """A trained export of the subject, its task, and what the live session says of it."""
+    task = next(iter(subject.tasks()))
+    session = subject.session(task, TrainOptions(steps=SOURCE_STEPS))
+    for _ in range(SOURCE_STEPS):
+        session.step()
+    subject.export_package(session, directory / "trained")
+    return directory / "trained", task, session.evaluate()
 
 
 def preparer(subject):
-    """The component under test, over the subject's own evaluation and data where it has them."""
-    evaluate = subject.evaluate_package if isinstance(subject, ExportsWeights) else None
+    """The component under test, over the subject's own evaluation, and its data if it has any."""
     data = subject.data_digest if isinstance(subject, LoadsData) else None
-    return preparer_module.Phase6Preparer(evaluate=evaluate, data=data)
+    return preparer_module.Phase6Preparer(evaluate=subject.evaluate_package, data=data)
 
 
 @pytest.mark.forge_check("transitions.phase5_to_phase6")
@@ -55,10 +53,10 @@ def test_phase5_to_phase6(subject, evidence, tmp_path):
     """The shipped package is what was trained, says what phase 6 needs, and arrives unchanged.
 
     Oracles: the metric of the live session against the one recomputed from the shipped files
-    (1e-6); required fields by name; file digests and sizes by hashlib and the file system; digests
-    on both sides of the handoff.
+    (3e-5); required fields by name, and what they say against the source, the subject's data and
+    the sizes of files and tensors; digests on both sides of the handoff.
     """
-    path, live = source(subject, tmp_path)
+    path, task, live = source(subject, tmp_path)
     component = preparer(subject)
     exported = component.export(path, tmp_path / "package")
     package = exported.path
@@ -74,14 +72,17 @@ def test_phase5_to_phase6(subject, evidence, tmp_path):
         "missing_fields", len(missing), expected=0, reason="; ".join(missing) or "all are there"
     )
     metrics = json.loads((package / "metrics.json").read_text(encoding="utf-8"))
-    if live is not None:
-        distance = max(abs(metrics[k]["value"] - live[k]) for k in ("accuracy", "loss"))
-        evidence.at_most(
-            "claimed_metrics",
-            distance,
-            limit=3e-5,
-            reason="shipped metrics against the live session; rounding flips move the loss 6e-6",
-        )
+    distance = max(abs(metrics[k]["value"] - live[k]) for k in ("accuracy", "loss"))
+    evidence.at_most(
+        "claimed_metrics",
+        distance,
+        limit=3e-5,
+        reason="shipped metrics against the live session; rounding flips move the loss 6e-6",
+    )
+    untrue = _untrue(subject, task, path, package)
+    evidence.equal(
+        "untrue_fields", len(untrue), expected=0, reason="; ".join(untrue[:3]) or "all are so"
+    )
     evidence.record(
         "quality_score", metrics["accuracy"]["value"], reason="held-out, from the files"
     )
@@ -93,6 +94,44 @@ def test_phase5_to_phase6(subject, evidence, tmp_path):
         expected=True,
         reason="digest over names and content on both sides",
     )
+
+
+def _untrue(subject, task, source, package):
+    """Names what the files of a package say that is not so."""
+    said = {
+        name: json.loads((package / name).read_text(encoding="utf-8"))
+        for name in (*REQUIRED, "labels.json")
+        if (package / name).exists()
+    }
+    with open_checkpoint(package) as opened:
+        weights = {info.name: prod(info.shape) for info in opened.infos.values()}
+        coded = [name for name in opened.ternary_names()]
+    # Of the model alone: what else is in the directory is in the baking manifest.
+    size = sum((package / name).stat().st_size for name in ("forge.json", "model.safetensors"))
+    stated, compression = said["package.json"], said["package.json"]["compression"]
+    expected = {
+        "source": (said["lineage.json"]["source"], source.name),
+        "source_digest": (said["lineage.json"]["source_digest"], tree_digest(source)),
+        "task": (stated["task"], said["lineage.json"]["task"]),
+        "name": (stated["name"], package.name),
+        "parameters": (stated["parameters"], sum(weights.values())),
+        "ternary_parameters": (stated["ternary_parameters"], sum(weights[name] for name in coded)),
+        "quality_score": (stated["quality_score"], said["metrics.json"]["accuracy"]["value"]),
+        "readiness": (stated["readiness"]["status"], "READY"),
+        "package_bytes": (compression["package_bytes"], size),
+        "fp32_bytes": (compression["fp32_bytes"], 4 * sum(weights.values())),
+        "bf16_bytes": (compression["bf16_bytes"], 2 * sum(weights.values())),
+        "fp32_ratio": (compression["fp32_ratio"], 4 * sum(weights.values()) / size),
+        "bf16_ratio": (compression["bf16_ratio"], 2 * sum(weights.values()) / size),
+    }
+    if isinstance(subject, LoadsData):
+        digest = subject.data_digest(task)
+        expected["data_digest"] = (said["lineage.json"]["data_digest"], digest)
+        if "labels.json" in said:
+            # Logit i stands for class i, as the targets of training did.
+            classes = [str(label) for label in sorted(set(subject.labels(task, "train")))]
+            expected["classes"] = (said["labels.json"]["classes"], classes)
+    return [f"{name}: {says}, not {so}" for name, (says, so) in expected.items() if says != so]
 
 
 @pytest.mark.forge_check("transitions.phase5_to_phase6")
@@ -170,14 +209,15 @@ BROKEN = (_broken_quality, _flipped_weight, _extra_file, _missing_lineage)
 
 
 @pytest.mark.forge_check("transitions.rollback")
-def test_rollback(evidence, tmp_path, monkeypatch):
-    """A refused or interrupted handoff leaves both sides exactly as they were.
+def test_rollback(subject, evidence, tmp_path, monkeypatch):
+    """A refused or interrupted handoff of the subject's package leaves both sides as they were.
 
     Faults injected: a claimed metric that is not the file's, a flipped bit, an unlisted file,
     missing lineage, a disk that is full in mid-copy, another package under the same name.
     """
-    component = preparer_module.Phase6Preparer()
-    sound = component.export(fixtures_dir() / "models" / "v1.0", tmp_path / "sound").path
+    component = preparer(subject)
+    trained, _, _ = source(subject, tmp_path)
+    sound = component.export(trained, tmp_path / "sound").path
     inbox = tmp_path / "inbox"
     inbox.mkdir()
     accepted, changed = [], []
@@ -193,7 +233,7 @@ def test_rollback(evidence, tmp_path, monkeypatch):
         _try(component, sound, inbox, "full disk", accepted, changed)
     component.hand_off(sound, inbox)
     other = component.export(
-        fixtures_dir() / "models" / "legacy", tmp_path / "other", name="sound"
+        trained, tmp_path / "other", name="sound", lineage={"note": "another"}
     ).path
     _try(component, other, inbox, "another package of the name", accepted, changed)
     evidence.record("faults", len(BROKEN) + 2, reason="injected before or during a handoff")
@@ -222,12 +262,12 @@ def _try(component, package, inbox, what, accepted, changed):
 
 
 @pytest.mark.forge_check("transitions.repeat_is_idempotent")
-def test_repeat_is_idempotent(evidence, tmp_path):
-    """Exporting again gives the same bytes; handing off again changes nothing."""
-    component = preparer_module.Phase6Preparer()
-    frozen = fixtures_dir() / "models" / "v1.0"
-    one = component.export(frozen, tmp_path / "one" / "model")
-    two = component.export(frozen, tmp_path / "two" / "model")
+def test_repeat_is_idempotent(subject, evidence, tmp_path):
+    """Exporting the subject's model again gives the same bytes; another handoff changes nothing."""
+    component = preparer(subject)
+    trained, _, _ = source(subject, tmp_path)
+    one = component.export(trained, tmp_path / "one" / "model")
+    two = component.export(trained, tmp_path / "two" / "model")
     evidence.equal(
         "same_bytes", one.digest == two.digest, expected=True, reason="two exports of one model"
     )

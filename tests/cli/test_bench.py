@@ -32,6 +32,21 @@ def test_a_shape_that_is_none_is_named(shape):
     assert "expected rows x columns" in str(result.exception)
 
 
+@pytest.mark.parametrize("shape", ["64x200000", "99999999999x64", f"{'9' * 5000}x64"])
+def test_a_shape_no_kernel_takes_is_named(shape, invoke):
+    result = invoke("bench", "kernels", "--shape", shape)
+    assert result.exit_code == 4
+    assert shape in result.stderr
+
+
+@pytest.mark.parametrize("threads", ["20000", "100000"])
+@pytest.mark.parametrize("what", ["kernels", "lm"])
+def test_threads_the_machine_cannot_start_are_refused(threads, what, invoke):
+    result = invoke("bench", what, "--threads", threads)
+    assert result.exit_code == 4
+    assert threads in result.stderr
+
+
 def test_a_language_model_is_timed_and_compared(tmp_path):
     json_file = tmp_path / "lm.json"
     command = ["lm", "--width", "64", "--layers", "1", "--prompt", "8", "--threads", "1"]

@@ -27,6 +27,15 @@ def test_one_source_is_one_package(tmp_path):
     assert row["bytes"] == sum(p.stat().st_size for p in (tmp_path / "p").rglob("*") if p.is_file())
 
 
+@pytest.mark.parametrize("name", ["../../evil", "a\\b", "..", "", "\udcff", "a\x1b[2J", "a\nb"])
+def test_a_name_that_is_none_is_refused(tmp_path, name):
+    result = run(MODELS / "v1.0", "--out", tmp_path / "p", "--name", name)
+    assert result.exit_code == 4
+    assert "is no plain name" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "p").exists()
+
+
 def test_several_sources_get_a_baking_manifest(tmp_path):
     result = run(MODELS / "v1.0", MODELS / "custom", "--out", tmp_path / "p")
     assert result.exit_code == 0

@@ -95,6 +95,10 @@ def test_a_sign_that_waits_in_a_view_counts(packed, backend):
     assert view.is_neg()
     found = kernels.ternary_linear(view, packed, backend=backend)
     assert torch.equal(found, kernels.ternary_linear(-x, packed))
+    found = kernels.ternary_linear(torch._neg_view(x), packed, backend=backend)
+    assert torch.equal(found, kernels.ternary_linear(-x, packed))
+    with pytest.raises(ValueError, match="out is a negated view"):
+        kernels.ternary_linear(x, packed, out=torch._neg_view(found), backend=backend)
     bias = torch.complex(draw(N), draw(N)).conj().imag
     found = kernels.ternary_linear(x, packed, bias, backend=backend)
     assert torch.equal(found, kernels.ternary_linear(x, packed, -draw(N)))

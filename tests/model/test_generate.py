@@ -49,6 +49,17 @@ def test_a_stop_token_ends_the_text_and_is_not_yielded():
     assert list(generate(successor(), [3], max_new_tokens=2, stop=(3,))) == [4, 5]
 
 
+@pytest.mark.parametrize("token", [300, -1])
+def test_a_token_the_model_does_not_have_is_named(token):
+    decoder = PackedLM(ByteLM(ByteLMConfig(width=32, heads=2, hidden=48, context=24)).eval())
+    with pytest.raises(ValueError, match=f"Token {token} is none .* expected 0 to 255"):
+        next(generate(decoder, [1, token], max_new_tokens=1))
+    decoder.prefill(torch.tensor([[1]]))
+    with pytest.raises(ValueError, match=f"Token {token} is none"):
+        decoder.decode_together([decoder], torch.tensor([token]))
+    assert decoder.position == 1
+
+
 def test_a_packed_model_continues_as_its_own_argmax():
     torch.manual_seed(0)
     model = ByteLM(ByteLMConfig(width=32, heads=2, hidden=48, context=24)).eval()

@@ -263,6 +263,35 @@ def test_a_damaged_load_leaves_the_layer_as_it_was():
     assert torch.equal(layer(x), before)
 
 
+@pytest.mark.parametrize("fill", [0xFF, 0x00])
+def test_each_piece_of_a_load_is_checked_by_itself(fill):
+    """Shards bring codes and scales apart, in any order, into a layer that holds nothing yet."""
+    torch.manual_seed(0)
+    source = PackedLinear.from_bitlinear(BitLinear(16, 8)).state_dict()
+    layer, x = PackedLinear.from_bitlinear(BitLinear(16, 8)), torch.randn(3, 16)
+    before = layer(x)
+    bad = {"data": torch.full_like(source["data"], 0xFF), "scale": torch.tensor(float("nan"))}
+    with pytest.raises(NonTernaryCodeError):
+        layer.load_state_dict({"data": bad["data"]}, strict=False)
+    with pytest.raises(ValueError, match="scale nan; expected finite numbers"):
+        layer.load_state_dict({"scale": bad["scale"]}, strict=False)
+    assert torch.equal(layer(x), before)
+    layer.data.fill_(fill)
+    layer.load_state_dict({"scale": source["scale"]}, strict=False)
+    layer.load_state_dict({"data": source["data"]}, strict=False)
+    expected = PackedLinear.from_bitlinear(BitLinear(16, 8))
+    expected.load_state_dict(source)
+    assert torch.equal(layer(x), expected(x))
+
+
+def test_on_meta_it_has_the_shape_and_no_values():
+    packed = PackedLinear.from_bitlinear(layer(bias=True, sub_norm=True)).to("meta")
+    y = packed(torch.empty(2, 5, 24, device="meta", dtype=torch.bfloat16))
+    assert (y.shape, y.dtype, y.device.type) == ((2, 5, 12), torch.bfloat16, "meta")
+    with pytest.raises(ValueError, match="x is on cpu, the packed weight on meta"):
+        kernels.ternary_linear(torch.zeros(2, 24), packed.packed)
+
+
 def test_buffers_that_were_replaced_are_the_ones_that_count():
     torch.manual_seed(0)
     layer, x = PackedLinear.from_bitlinear(BitLinear(16, 8)), torch.randn(3, 16)

@@ -2,11 +2,15 @@
 
 import ssl
 import sys
+from dataclasses import replace
 
 from forge_harness.cli import app
+from forge_harness.model.decoder import CachedDecoder
+from forge_harness.security import tokens
 from forge_harness.security.access import Access, Principal
 from forge_harness.security.tokens import TokenStore
-from forge_harness.serving import server, tls
+from forge_harness.serving import completer, routes, server, tls
+from forge_harness.serving.batcher import BatchScheduler
 from forge_harness.serving.guard import Guard
 
 
@@ -30,8 +34,9 @@ def takes_expired_tokens():
     authenticate = TokenStore.authenticate
 
     def forgiving(self, secret, *, audience, now=None):
-        found = self._by_hash.get(self._hash(secret)) if secret else None
-        if found is not None:
+        self._refresh()
+        found = self._by_hash.get(tokens._hash(self._keys[0], secret)) if secret else None
+        if found is not None and found.revoked_at is None:
             return Principal(found.name, frozenset(found.roles))
         return authenticate(self, secret, audience=audience, now=now)
 
@@ -47,6 +52,75 @@ def forgets_every_fifth_record():
             await record(self, event)
 
     Guard.record = forgetful
+
+
+def records_nobody():
+    record = Guard.record
+
+    async def anonymous(self, event):
+        await record(self, replace(event, actor="anonymous"))
+
+    Guard.record = anonymous
+
+
+def records_no_control_action():
+    Guard.control = lambda self, *arguments, **options: None
+
+
+def reads_its_tokens_once():
+    refresh = TokenStore._refresh
+
+    def once(self):
+        if self._stamp is None:
+            refresh(self)
+
+    TokenStore._refresh = once
+
+
+def ignores_the_temperature():
+    pick = completer.Picker
+    completer.Picker = lambda temperature, top_k, seed: pick(0.0, top_k, seed)
+
+
+def ignores_the_seed():
+    pick = completer.Picker
+    completer.Picker = lambda temperature, top_k, seed: pick(temperature, top_k, 0)
+
+
+def stands_still_after_position_40():
+    decode = CachedDecoder.decode_together
+
+    def stuck(self, others, tokens):
+        real = self.rope_cos, self.rope_sin
+        cos, sin = (table.clone() for table in real)
+        cos[41:], sin[41:] = cos[40], sin[40]
+        self.rope_cos, self.rope_sin = cos, sin
+        try:
+            return decode(self, others, tokens)
+        finally:
+            self.rope_cos, self.rope_sin = real
+
+    CachedDecoder.decode_together = stuck
+
+
+def tells_the_text_backwards():
+    text_of = routes.text_of
+    routes.text_of = lambda tokens: text_of(tokens[::-1])
+
+
+def gives_rows_to_the_wrong_job():
+    predict = BatchScheduler._predict
+
+    def swapped(self, jobs):
+        found = predict(self, jobs)
+        same = len({job.cost for job in jobs}) == 1
+        results = [delivery.result for delivery in found]
+        return [
+            replace(delivery, result=result)
+            for delivery, result in zip(found, results[::-1] if same else results, strict=True)
+        ]
+
+    BatchScheduler._predict = swapped
 
 
 if __name__ == "__main__":

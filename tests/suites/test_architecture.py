@@ -1,5 +1,8 @@
 """Each architecture check goes red for a seeded defect, for its own reason, and only then."""
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +12,23 @@ from forge_harness.model import BitLinear
 from forge_harness.policy import load_policy
 from forge_harness.subject.reference import ReferenceSubject
 from forge_harness.types import Outcome
+
+from .architecture_defects import (
+    AnswersWithAMapping,
+    AttentionDefect,
+    DeclaresPreNorms,
+    Dropout,
+    KeysReadTheRawStream,
+    LayerNorms,
+    LayersSwallowMissingKeys,
+    NormMissingAndUndeclared,
+    NormOverTheBatch,
+    NothingQuantized,
+    SaysRowsAndHasOne,
+    ScaleARow,
+    sees_the_next_key_at_block_ends,
+    sees_the_next_key_beyond_64_tokens,
+)
 
 CHECKS = sorted(e.id for e in load_policy().catalogue if e.suite == "architecture")
 EPS = 1e-5
@@ -371,6 +391,7 @@ DEFECTS = {
         ActivationDefect(lambda x: x.abs().amax().expand(*x.shape[:-1], 1)),
         "scale_error",
     ),
+    "norm_over_the_batch": ("activation_scale", NormOverTheBatch(), "bytes.moved_by_mates"),
     "Q01_over_time": ("activation_scale", ScaleOverTime(), "scale_error"),
     "Q07_wraps": ("activation_range", ActivationDefect(steps=128.0), "sign_changes"),
     "Q08_truncated": ("activation_range", ActivationDefect(rounding=torch.trunc), "off_full_range"),
@@ -432,8 +453,16 @@ DEFECTS = {
     "L01_norm_removed": ("sub_norm_present", ModelDefect(drop_sub_norm), "scale_leak"),
     "L01_norm_bypassed": ("sub_norm_present", ModelDefect(bypass_sub_norm), "scale_leak"),
     "L10_batch_statistics": ("sub_norm_present", ModelDefect(batch_statistics), "rms_spread"),
+    "L01_norm_bypassed_by_keys": ("sub_norm_present", KeysReadTheRawStream(), "bytes.bypassed"),
+    "L01_missing_and_undeclared": (
+        "sub_norm_present",
+        NormMissingAndUndeclared(),
+        "blocks.1.down, unlike blocks.0.down",
+    ),
     "undeclared_parameters": ("parameter_budget", ModelDefect(extra_bias), "digits.parameters"),
     "frozen_parameters": ("parameter_budget", ModelDefect(frozen_layer), "digits.parameters"),
+    "nothing_quantized_alphabet": ("ternary_alphabet", NothingQuantized(), "quantized is 0"),
+    "nothing_quantized": ("quantized_modules", NothingQuantized(), "quantized is 0 modules"),
     "latent_in_evaluation": ("ternary_alphabet", LatentInEvaluation(), "digits.levels"),
     "Q10_row_scales": ("ternary_alphabet", ScalePerRow(), "digits.groups"),
     "Q19_layer_missed": (
@@ -461,12 +490,27 @@ DEFECTS = {
     "Q14_stale_effective": ("quantized_modules", StaleEffective(), "after the latent moved"),
     "L11_unmasked": ("causal_mask", ModelDefect(future_leak), "bytes.leak"),
     "L11_off_by_one": ("causal_mask", ModelDefect(off_by_one_mask), "bytes.leak"),
+    "L11_at_block_ends": (
+        "causal_mask",
+        AttentionDefect(sees_the_next_key_at_block_ends),
+        "bytes.leak",
+    ),
+    "L11_beyond_64_tokens": (
+        "causal_mask",
+        AttentionDefect(sees_the_next_key_beyond_64_tokens),
+        "128 tokens, after position",
+    ),
     "Q01_scale_sees_future": ("causal_mask", ScaleOverTime(), "bytes.leak"),
     "C16_untied": ("state_dict_round_trip", ModelDefect(untied), "head.weight.tied"),
     "C13_missing_key_swallowed": (
         "state_dict_round_trip",
         ModelDefect(lenient_load),
-        "missing_key_refused",
+        "missing_keys_accepted",
+    ),
+    "C13_layers_swallow_missing_keys": (
+        "state_dict_round_trip",
+        LayersSwallowMissingKeys(),
+        "bytes.missing_keys_accepted is 14 weights",
     ),
     "C08_gain_not_saved": ("state_dict_round_trip", ModelDefect(unsaved_gain), "digits.changed"),
     "C19_rounded_on_load": ("state_dict_round_trip", ModelDefect(loads_rounded), "digits.changed"),
@@ -500,3 +544,55 @@ def test_reference_is_green(run_check, check):
 
 def test_every_check_has_a_defect():
     assert {f"architecture.{check}" for check, _, _ in DEFECTS.values()} == set(CHECKS)
+
+
+def foreign_subject():
+    """A subject with a model and layers of its own, loaded as a user's file is."""
+    path = Path(__file__).parents[1] / "subject" / "foreign_subject.py"
+    spec = importlib.util.spec_from_file_location("foreign_subject", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Blobs()
+
+
+SOUND = {
+    "foreign": foreign_subject,
+    "dropout": Dropout,
+    "mapping": AnswersWithAMapping,
+    "row": ScaleARow,
+    "layer_norm": LayerNorms,
+    "pre_norms": DeclaresPreNorms,
+}
+ONE_SCALE = {
+    f"architecture.{check}"
+    for check in (
+        "weight_scale",
+        "weight_rounding",
+        "zero_and_tiny_rows",
+        "integer_path_exact",
+        "fake_quant_agrees",
+        "bias_outside_scale",
+        "permutation_relations",
+    )
+}
+"""Checks whose oracle knows one scale a weight."""
+
+
+@pytest.mark.parametrize("kind", SOUND)
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_sound_subject_of_another_kind_is_not_red(run_check, check, kind):
+    result = run_check(check, SOUND[kind]())
+    if kind == "row" and check in ONE_SCALE:
+        assert result.outcome is Outcome.NOT_MEASURED
+        assert "one scale a row is declared" in result.reason
+        return
+    # The foreign subject has no causal model, no packing and no fused weight.
+    rest = {Outcome.NOT_MEASURED, Outcome.NOT_APPLICABLE} if kind == "foreign" else set()
+    assert result.outcome in {Outcome.PASS, *rest}, result.reason
+
+
+def test_declaring_rows_hides_nothing(run_check):
+    run = run_check("architecture.weight_scale", SaysRowsAndHasOne())
+    assert run.outcome is Outcome.PASS, run.reason
+    undeclared = run_check("architecture.weight_scale", DEFECTS["Q10_scale_per_row"][1])
+    assert undeclared.outcome is Outcome.FAIL

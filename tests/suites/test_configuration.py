@@ -209,11 +209,12 @@ class PacksInReverse(ReferenceSubject):
         return super().pack(codes.flip(0))
 
 
-def rewritten(path, change):
+def rewritten(path, change, rename=lambda key: key):
     from safetensors.torch import load_file, save_file
 
     file = next(path.glob("*.safetensors"))
-    save_file({k: change(k, t).contiguous() for k, t in load_file(file).items()}, file)
+    tensors = load_file(file).items()
+    save_file({rename(k): change(k, t).contiguous() for k, t in tensors}, file)
     write_manifest(path)  # The defect is in what was written, not in transit.
 
 
@@ -227,6 +228,43 @@ class StoresRowsInReverse(ReferenceSubject):
     def export_package(self, session, path):
         super().export_package(session, path)
         rewritten(path, lambda k, t: t.flip(0) if t.dtype is torch.uint8 else t)
+
+
+class StoresTransposed(ReferenceSubject):
+    """Packed codes lie by columns; a reader of its own would turn them back."""
+
+    def export_package(self, session, path):
+        super().export_package(session, path)
+        rewritten(path, lambda k, t: t.t() if t.dtype is torch.uint8 else t)
+
+
+class StoresUnderAPrefix(ReferenceSubject):
+    """Names as transformers writes them, in front of the module's own: sound."""
+
+    def export_package(self, session, path):
+        super().export_package(session, path)
+        rewritten(path, lambda k, t: t, rename=lambda k: f"model.{k}")
+
+
+class GarblesUnderAPrefix(ReferenceSubject):
+    def export_package(self, session, path):
+        super().export_package(session, path)
+        rewritten(
+            path,
+            lambda k, t: t ^ 0x55 if t.dtype is torch.uint8 else t,
+            rename=lambda k: f"model.{k}",
+        )
+
+
+class StoresNoScale(ReferenceSubject):
+    def export_package(self, session, path):
+        super().export_package(session, path)
+        rewritten(path, lambda k, t: t.repeat(3) if "scale" in k else t)
+
+
+class PacksAnotherWay(ReferenceSubject):
+    def quantization_info(self, task):
+        return replace(super().quantization_info(task), packing="tl2")
 
 
 class FiveLevelsARow(ReferenceSubject):
@@ -381,6 +419,9 @@ class ThresholdsInTheConfiguration(ReferenceSubject):
         ),
         ("quantization_consistent", StoresTheReciprocalScale, "stored_scales_that_differ is 6"),
         ("quantization_consistent", StoresRowsInReverse, "stored_codes_that_differ is 6 modules"),
+        ("quantization_consistent", StoresTransposed, "digits_stored_codes is 0 modules, expected"),
+        ("quantization_consistent", GarblesUnderAPrefix, "stored_codes_that_differ is 6 modules"),
+        ("quantization_consistent", StoresNoScale, "digits_stored_scales is 0 modules, expected 6"),
         (
             "quantization_consistent",
             FiveLevelsARow,
@@ -522,3 +563,15 @@ def test_stored_weights_are_found_in_the_export(run_check):
     run = run_check("configuration.quantization_consistent")
     assert run.evidence("digits_stored_codes") == 6
     assert run.evidence("digits_stored_scales") == 6
+
+
+def test_a_prefix_of_the_writer_hides_nothing_and_is_no_error(run_check):
+    run = run_check("configuration.quantization_consistent", StoresUnderAPrefix())
+    assert run.outcome == "pass", run.reason
+    assert run.evidence("bytes_stored_codes") == 14
+
+
+def test_a_layout_without_an_oracle_is_not_measured(run_check):
+    run = run_check("configuration.quantization_consistent", PacksAnotherWay())
+    assert run.outcome == "not_measured"
+    assert "packing tl2; only i2-rowblock can be read here" in run.reason

@@ -61,6 +61,35 @@ class SplitAfterShuffle(ReferenceSubject):
         return range(20)
 
 
+class BatchReadsValidation(ReferenceSubject):
+    """The last tenth of the train windows is read past the end of the training text."""
+
+    def batch(self, task, split, ids):
+        info = self.data_info(task)
+        first = info.train_size * 9 // 10
+        batch = super().batch(task, split, ids)
+        late = [row for row, index in enumerate(ids) if index >= first]
+        if split == "train" and task == "bytes" and late:
+            held_out = [(ids[row] - first) % info.validation_size for row in late]
+            other = super().batch(task, "validation", held_out)
+            batch.inputs[late], batch.targets[late] = other.inputs, other.targets
+        return batch
+
+
+class BatchReadsValidationImages(ReferenceSubject):
+    """Every fifth training image is one of the validation split, with the right label."""
+
+    def batch(self, task, split, ids):
+        batch = super().batch(task, split, ids)
+        if split == "train" and task == "digits":
+            labels = list(self.labels(task, "validation"))
+            for row, index in enumerate(ids):
+                if index % 5 == 0:
+                    alike = labels.index(int(batch.targets[row]))
+                    batch.inputs[row] = super().batch(task, "validation", [alike]).inputs[0]
+        return batch
+
+
 class LabelsFromOne(ReferenceSubject):
     def labels(self, task, split):
         return [label + 1 for label in super().labels(task, split)]
@@ -152,6 +181,13 @@ class SameEveryEpoch(ReferenceSubject):
         return super().epoch_order(task, epoch=0, **options)
 
 
+class OrderByParity(ReferenceSubject):
+    """Epoch 2 repeats epoch 0."""
+
+    def epoch_order(self, task, *, epoch, **options):
+        return super().epoch_order(task, epoch=epoch % 2, **options)
+
+
 class IgnoresTheSeed(ReferenceSubject):
     def epoch_order(self, task, *, seed, **options):
         return super().epoch_order(task, seed=0, **options)
@@ -160,7 +196,8 @@ class IgnoresTheSeed(ReferenceSubject):
 class Unshuffled(ReferenceSubject):
     def epoch_order(self, task, *, seed, epoch, rank=0, world_size=1):
         order = list(range(self.data_info(task).train_size))
-        order[:2] = order[1::-1] if (seed + epoch) % 2 else order[:2]
+        turned = (seed + epoch) % 3
+        order[:3] = [*order[turned:3], *order[:turned]]
         return order[rank::world_size]
 
 
@@ -229,8 +266,11 @@ class LearnsNothing(ReferenceSubject):
         return held.detach() + 0 * held
 
 
-class DrawsWithReplacement(ReferenceSubject):
-    """Declares permutations and trains on independent draws."""
+class TrainsOn(ReferenceSubject):
+    """Declares its order and trains on another: `order(epoch, declared, batch_size)`."""
+
+    def order(self, epoch, declared, batch_size):
+        raise NotImplementedError
 
     def session(self, task, options):
         source = self
@@ -239,26 +279,58 @@ class DrawsWithReplacement(ReferenceSubject):
             def __getattr__(self, name):
                 return getattr(source, name)
 
+            def data_info(self, task):
+                info = source.data_info(task)
+                return replace(info, train_size=len(self.epoch_order(task, seed=0, epoch=0)))
+
             def epoch_order(self, task, *, seed, epoch, **ranks):
-                size = source.data_info(task).train_size
-                generator = torch.Generator().manual_seed(seed + epoch)
-                return torch.randint(size, (size,), generator=generator).tolist()
+                def declared(epoch):
+                    return list(source.epoch_order(task, seed=seed, epoch=epoch))
+
+                return source.order(epoch, declared, options.batch_size)
 
         return training.QATSession(task, options, build_model=self._build, load=Load())
 
 
-class SameOrderInTraining(ReferenceSubject):
-    def session(self, task, options):
-        source = self
+class DrawsWithReplacement(TrainsOn):
+    def order(self, epoch, declared, batch_size):
+        size = len(declared(0))
+        generator = torch.Generator().manual_seed(epoch)
+        return torch.randint(size, (size,), generator=generator).tolist()
 
-        class Load:
-            def __getattr__(self, name):
-                return getattr(source, name)
 
-            def epoch_order(self, task, *, seed, epoch, **ranks):
-                return source.epoch_order(task, seed=seed, epoch=0)
+class SameOrderInTraining(TrainsOn):
+    def order(self, epoch, declared, batch_size):
+        return declared(0)
 
-        return training.QATSession(task, options, build_model=self._build, load=Load())
+
+class ParityInTraining(TrainsOn):
+    def order(self, epoch, declared, batch_size):
+        return declared(epoch % 2)
+
+
+class LeavesOutTheRest(TrainsOn):
+    """Sound, as most loaders do: what does not fill a batch waits for the next epoch."""
+
+    def order(self, epoch, declared, batch_size):
+        ids = declared(epoch)
+        return ids[: len(ids) // batch_size * batch_size]
+
+
+class LeavesOutTheSame(TrainsOn):
+    """Cuts before it shuffles: some samples are never delivered."""
+
+    def order(self, epoch, declared, batch_size):
+        ids = declared(epoch)
+        return [index for index in ids if index < len(ids) // batch_size * batch_size]
+
+
+class LeavesOutMore(TrainsOn):
+    """Twenty more than do not fill a batch."""
+
+    def order(self, epoch, declared, batch_size):
+        ids = declared(epoch)
+        return ids[: len(ids) // batch_size * batch_size - 20]
 
 
 CHECKS = [
@@ -286,6 +358,8 @@ def test_the_reference_data_are_sound(run_check, name):
         ("splits_disjoint", SharedDocument, "digits_shared_documents is 1 documents"),
         ("splits_disjoint", CopiedPassage, "bytes_shared_lines is 1 lines"),
         ("splits_disjoint", SplitAfterShuffle, "digits_shared_samples is 1 samples"),
+        ("splits_disjoint", BatchReadsValidation, "bytes_shared_inputs is 256 rows"),
+        ("splits_disjoint", BatchReadsValidationImages, "digits_shared_inputs is 10 rows"),
         ("label_or_token_range", LabelsFromOne, "digits_train_out_of_range is"),
         ("label_or_token_range", NarrowIds, "input_dtype is int8, expected float32"),
         ("label_or_token_range", WrongDtype, "digits_train_input_dtype is float64"),
@@ -298,11 +372,15 @@ def test_the_reference_data_are_sound(run_check, name):
         ("loader_order", PadsRanks, "epochs_that_miss_or_repeat is"),
         ("loader_order", EveryRankSeesAll, "epochs_that_miss_or_repeat is 6"),
         ("loader_order", SameEveryEpoch, "digits_epochs_differ is False"),
+        ("loader_order", OrderByParity, "digits_epochs_differ is False"),
         ("loader_order", IgnoresTheSeed, "digits_seeds_differ is False"),
         ("loader_order", Reshuffles, "order_repeats is False"),
         ("loader_order", Unshuffled, "samples_in_place is"),
         ("loader_order", DrawsWithReplacement, "digits_session_epoch_0_missed is"),
         ("loader_order", SameOrderInTraining, "digits_session_epochs_differ is False"),
+        ("loader_order", ParityInTraining, "digits_session_epochs_differ is False"),
+        ("loader_order", LeavesOutTheSame, "digits_session_never_delivered is 1 samples"),
+        ("loader_order", LeavesOutMore, "digits_session_epoch_0_missed is 20 samples"),
         ("leak_canary", TrainsOnValidation, "canary_advantage is .* over its limit of 4"),
     ],
 )
@@ -389,6 +467,28 @@ def test_small_splits_of_many_classes_are_no_false_alarm(run_check):
     run = run_check("data.balance", ManySmallClasses())
     assert run.outcome == "pass", run.reason
     assert run.evidence("digits_distribution_distance") > 0.10
+
+
+def test_a_session_may_leave_out_what_does_not_fill_a_batch(run_check):
+    run = run_check("data.loader_order", LeavesOutTheRest())
+    assert run.outcome == "pass", run.reason
+
+
+class HalfPrecision(ReferenceSubject):
+    """Inputs in a format that NumPy does not know."""
+
+    def data_info(self, task):
+        info = super().data_info(task)
+        return replace(info, input_dtype="bfloat16") if task == "digits" else info
+
+    def batch(self, task, split, ids):
+        batch = super().batch(task, split, ids)
+        return replace(batch, inputs=batch.inputs.bfloat16()) if task == "digits" else batch
+
+
+def test_inputs_of_any_dtype_are_compared(run_check):
+    run = run_check("data.splits_disjoint", HalfPrecision())
+    assert run.outcome == "pass", run.reason
 
 
 @pytest.mark.parametrize("name", CHECKS)

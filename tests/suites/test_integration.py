@@ -17,7 +17,7 @@ from forge_harness.training import start
 from forge_harness.types import Outcome
 
 GOLDEN = fixtures_dir() / "checkpoints" / "hf-packed-bitlinear-untied"
-CHECKS = (
+MEASURED = (
     "integration.compat_v1_0",
     "integration.compat_v0_9",
     "integration.compat_legacy",
@@ -25,6 +25,11 @@ CHECKS = (
     "integration.metrics_sync",
     "integration.third_party_readers",
     "transitions.phase4_to_phase5",
+)
+EXPORTS = (
+    "integration.registry_round_trip",
+    "integration.scenario_workflow",
+    "integration.scenario_recovery",
 )
 
 
@@ -34,7 +39,26 @@ def held():
     return CheckpointSubject(GOLDEN)
 
 
-@pytest.mark.parametrize("check", CHECKS)
+class Packer:
+    """Packs, and has neither checkpoint nor export."""
+
+    name = "packer"
+
+    def pack(self, codes): ...
+    def unpack(self, packed, rows): ...
+
+
+@pytest.mark.parametrize("check", [*MEASURED, *EXPORTS])
+def test_a_subject_without_checkpoint_or_export_is_not_measured(run_check, check):
+    assert run_check(check, Packer()).outcome is Outcome.NOT_MEASURED
+
+
+@pytest.mark.parametrize("check", EXPORTS)
+def test_of_a_foreign_checkpoint_no_training_is_said(run_check, held, check):
+    assert run_check(check, held).outcome is Outcome.NOT_MEASURED
+
+
+@pytest.mark.parametrize("check", MEASURED)
 def test_a_sound_checkpoint_passes(run_check, held, check):
     run = run_check(check, held)
     assert (run.outcome, run.reason) == (Outcome.PASS, "")
@@ -200,10 +224,47 @@ class OffByOnePercent(ReferenceSubject):
         path.with_name("off").rename(path)
 
 
-def test_an_export_with_other_scales_is_named(run_check):
-    run = run_check("integration.compat_v1_0", OffByOnePercent())
+class RolledEmbedding(ReferenceSubject):
+    """Exports its embedding rolled by one row."""
+
+    def export_package(self, session, path):
+        embedding = getattr(session.model, "embedding", None)
+        if embedding is None:
+            super().export_package(session, path)
+            return
+        with torch.no_grad():
+            kept = embedding.weight.detach().clone()
+            embedding.weight.copy_(kept.roll(1, 0))
+            super().export_package(session, path)
+            embedding.weight.copy_(kept)
+
+
+class SwappedRows(ReferenceSubject):
+    """Exports each ternary weight with its rows in reverse: the same scales, other codes."""
+
+    def export_package(self, session, path):
+        latents = list(self.latent_weights(session.model).values())
+        with torch.no_grad():
+            for each in (0, 1):
+                for latent in latents:
+                    latent.copy_(latent.flip(0))
+                if not each:
+                    super().export_package(session, path)
+
+
+@pytest.mark.parametrize(
+    ("check", "subject", "named"),
+    [
+        ("integration.compat_v1_0", OffByOnePercent, "own_export_misread is 6 modules"),
+        ("integration.compat_v1_0", SwappedRows, "own_export_misread is 6 modules"),
+        ("integration.third_party_readers", SwappedRows, "own_export_misread is"),
+        ("integration.third_party_readers", RolledEmbedding, "own_plain_tensors_differ is 1"),
+    ],
+)
+def test_an_export_that_is_not_the_trained_model_is_named(run_check, check, subject, named):
+    run = run_check(check, subject())
     assert run.outcome is Outcome.FAIL
-    assert "own_export_misread" in run.reason
+    assert named in run.reason
 
 
 def inverse_written(patch):

@@ -51,9 +51,24 @@ def lineage_and_parents_lost(patch):
     )
 
 
+def wrong_lineage_and_quality(patch):
+    write = phase6_preparer._write
+    zeros = "sha256:" + "0" * 64
+    wrong = {"source_digest": zeros, "data_digest": zeros, "quality_score": 0.9999}
+    patch.setattr(
+        phase6_preparer,
+        "_write",
+        lambda path, value: write(path, {k: wrong.get(k, v) for k, v in value.items()}),
+    )
+
+
 @pytest.mark.parametrize(
     ("defect", "reasons"),
     [
+        (
+            wrong_lineage_and_quality,
+            ["names other weights", "names other data", "describes another quality"],
+        ),
         (steps_lost, ["steps_tracked is 60 steps"]),
         (gate_open, ["gate is False"]),
         (

@@ -91,6 +91,33 @@ class KeepsLatents(Small):
         return model
 
 
+class DequantizedCopy(Small):
+    """The packed model keeps what its weights decode to, in an attribute torch does not look at."""
+
+    def inference_model(self, task, form, *, seed):
+        model = super().inference_model(task, form, seed=seed)
+        if form == "packed":
+            full = self.build_model(task, seed=seed)
+            model.cache = {"weights": [w.clone() for w in self.effective_weights(full).values()]}
+        return model
+
+
+class DequantizesWhenCalled(Small):
+    """The packed model decodes its weights at the first call and keeps them."""
+
+    def inference_model(self, task, form, *, seed):
+        model = super().inference_model(task, form, seed=seed)
+        if form == "packed":
+            full = self.build_model(task, seed=seed)
+
+            def decode(module, args):
+                for index, weight in enumerate(self.effective_weights(full).values()):
+                    module.register_buffer(f"decoded_{index}", weight.clone(), persistent=False)
+
+            model.register_forward_pre_hook(decode)
+        return model
+
+
 class SavesFakeQuantized(ReferenceSubject):
     """Training keeps dequantized weights and activations for the backward, beside the latents."""
 
@@ -147,6 +174,8 @@ def test_the_reference_subject_passes(run_check, check):
         ("inference_speedup", UnpacksFirst(), "inference_speedup"),
         ("inference_speedup", OtherModel(), "difference"),
         ("compression", KeepsLatents(), "resident_ratio"),
+        ("compression", DequantizedCopy(), "resident_ratio"),
+        ("compression", DequantizesWhenCalled(), "resident_ratio"),
         ("peak_memory", SavesFakeQuantized(), "saved_ratio"),
         ("training_throughput", WaitsForData(), "throughput_ratio"),
         ("training_throughput", StepsOverHalfTheBatch(), "throughput_ratio"),

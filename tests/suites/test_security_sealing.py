@@ -9,7 +9,10 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
+from cryptography.hazmat.primitives.keywrap import aes_key_unwrap as keyunwrap
+from cryptography.hazmat.primitives.keywrap import aes_key_wrap as keywrap
 
+from forge_harness.security import envelope
 from forge_harness.security.keys import Keyring
 from forge_harness.security.sealing import KeyringSealer
 from forge_harness.subject.reference import ReferenceSubject
@@ -154,6 +157,15 @@ class Undead(ReferenceSubject):
 
     def destroy_old_seal_keys(self):
         pass
+
+
+def test_a_key_that_everybody_has_is_found(run_check, monkeypatch):
+    """The head names the key, and what is wrapped is wrapped under zeros."""
+    monkeypatch.setattr(envelope, "aes_key_wrap", lambda key, data: keywrap(bytes(32), data))
+    monkeypatch.setattr(envelope, "aes_key_unwrap", lambda key, data: keyunwrap(bytes(32), data))
+    run = run_check("security.key_rotation", ReferenceSubject())
+    assert run.outcome is Outcome.FAIL
+    assert "opened_by_another_key is" in run.reason
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,10 @@ def test_the_reference_server_passes(run_check, check):
         ("tls_1_3_only", "speaks_tls_1_2", "older_accepted is 1"),
         ("rbac_matrix", "lets_every_role_do_everything", "wrong_cells is"),
         ("rbac_matrix", "takes_expired_tokens", "expired: "),
+        ("rbac_matrix", "reads_its_tokens_once", "still_open is 1 routes, expected 0"),
         ("audit_coverage", "forgets_every_fifth_record", "missing is"),
+        ("audit_coverage", "records_nobody", "other_actor is 36 requests, expected 0"),
+        ("audit_coverage", "records_no_control_action", "end_recorded is False"),
     ],
 )
 def test_a_careless_server_is_found(run_check, check, defect, reason):

@@ -254,7 +254,7 @@ DEFECTS = {
     "C19_latents_rounded": (
         "resume_bit_identical",
         SessionDefect(resumed=rounds_latents),
-        "first_different_step",
+        "metrics_at_once",
     ),
     "C06_sample_lost": (
         "resume_twice_bit_identical",

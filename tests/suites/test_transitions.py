@@ -12,22 +12,29 @@ from forge_harness.subject.reference import ReferenceSubject
 from forge_harness.types import Outcome
 
 
-class Toy:
-    """A subject with no capability these checks could use: they fall back to frozen models."""
+class Packer:
+    """A subject that these checks can say nothing about."""
 
-    name = "toy"
+    name = "packer"
 
     def pack(self, codes): ...
     def unpack(self, packed, rows): ...
 
 
-CHECKS = ("phase5_to_phase6", "rollback", "repeat_is_idempotent")
+CHECKS = ("phase4_to_phase5", "phase5_to_phase6", "rollback", "repeat_is_idempotent")
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_sound_components_pass(run_check, check):
-    run = run_check(f"transitions.{check}", Toy())
+def test_the_reference_passes(run_check, check):
+    run = run_check(f"transitions.{check}", ReferenceSubject())
     assert (run.outcome, run.reason) == (Outcome.PASS, "")
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_subject_that_hands_nothing_over_is_not_measured(run_check, check):
+    run = run_check(f"transitions.{check}", Packer())
+    assert run.outcome is Outcome.NOT_MEASURED
+    assert "does not offer" in run.reason
 
 
 def claims_copied(patch):
@@ -117,6 +124,50 @@ def dated(patch):
     patch.setattr(phase6_preparer, "_write", write)
 
 
+def says(file, **changes):
+    """The preparer writes something else into a file, and nobody looks at it before it is sent."""
+
+    def defect(patch):
+        real = phase6_preparer._write
+
+        def write(path, value):
+            if path.name == file:
+                value = {k: changes[k](v) if k in changes else v for k, v in value.items()}
+            real(path, value)
+
+        patch.setattr(phase6_preparer, "_write", write)
+
+    return defect
+
+
+def zeros(digest):
+    return "sha256:" + "0" * 64
+
+
+def twice_the_ratio(compression):
+    return {**compression, "fp32_ratio": 2 * compression["fp32_ratio"]}
+
+
+@pytest.mark.parametrize(
+    ("defect", "named"),
+    [
+        (says("lineage.json", source_digest=zeros), "source_digest: sha256:0000"),
+        (says("lineage.json", data_digest=zeros), "data_digest: sha256:0000"),
+        (says("package.json", quality_score=lambda score: 0.9999), "quality_score: 0.9999"),
+        (says("package.json", compression=twice_the_ratio), "fp32_ratio: "),
+        (says("labels.json", classes=lambda names: [*names[1:], names[0]]), "classes: ['1', '2'"),
+    ],
+)
+def test_a_package_that_says_what_is_not_so_is_named(run_check, monkeypatch, defect, named):
+    defect(monkeypatch)
+    run = run_check(
+        "transitions.phase5_to_phase6", ReferenceSubject(), arguments=("-k", "to_phase6")
+    )
+    assert run.outcome is Outcome.FAIL
+    assert "untrue_fields is 1" in run.reason
+    assert named in run.reason
+
+
 @pytest.mark.parametrize(
     ("check", "defect", "named"),
     [
@@ -131,7 +182,7 @@ def dated(patch):
 )
 def test_a_seeded_defect_is_named(run_check, monkeypatch, check, defect, named):
     defect(monkeypatch)
-    run = run_check(f"transitions.{check}", Toy())
+    run = run_check(f"transitions.{check}", ReferenceSubject())
     assert run.outcome in (Outcome.FAIL, Outcome.ERROR)
     assert named in run.reason
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,13 @@ from forge_harness.errors import (
     NonFiniteError,
     UsageError,
 )
-from forge_harness.model import DigitsConfig, DigitsModel
+from forge_harness.model import ByteLM, ByteLMConfig, DigitsConfig, DigitsModel
 from forge_harness.paths import fixtures_dir
 from forge_harness.protocols import Precision, StepRecord, TrainOptions
+from forge_harness.quant import TernaryLinearOp, absmean_ternary
 from forge_harness.training import (
     CheckpointError,
+    QATSession,
     TrainingInterrupted,
     evaluate_package,
     measure_step_cost,
@@ -31,6 +34,7 @@ from forge_harness.training import (
 )
 from forge_harness.training.checkpoint import read_checkpoint
 from forge_harness.training.keeping import DirectoryCheckpoints
+from forge_harness.training.randomness import RandomState
 from forge_harness.training.runner import TrainingDirectory
 
 OPTIONS = TrainOptions(steps=6, batch_size=16)
@@ -148,6 +152,137 @@ def test_a_start_of_another_size_or_task_is_told_from_the_checkpoint(tmp_path: P
         train_to_directory("digits", tmp_path / "on", OPTIONS, resume=True)
 
 
+def two_heads(task: str, seed: int, precision: Precision) -> ByteLM:
+    with RandomState(seed).active():
+        return ByteLM(ByteLMConfig(width=32, heads=2, hidden=32, layers=1), precision=precision)
+
+
+def foreign(task: str, seed: int, precision: Precision) -> DigitsModel:
+    linear = TernaryLinearOp(quantize_weight=lambda w: absmean_ternary(w * 2))
+    return DigitsModel(linear=linear, precision=precision)
+
+
+def test_a_run_is_resumed_with_its_own_model_and_no_other(tmp_path: Path) -> None:
+    """Heads change no shape: the weights of another model fit."""
+    options = TrainOptions(steps=4, batch_size=2)
+    through = train_to_directory("bytes", tmp_path / "through", options, build_model=two_heads)
+    with pytest.raises(TrainingInterrupted):
+        train_to_directory(
+            "bytes",
+            tmp_path / "run",
+            options,
+            build_model=two_heads,
+            on_step=interrupt_at(1, signal.SIGINT),
+        )
+    more = ByteLMConfig(width=32, heads=4, hidden=32, layers=1)
+    with pytest.raises(CheckpointError, match=r"saved with model\.config\.heads 2, and 4 was"):
+        train_to_directory(
+            "bytes",
+            tmp_path / "run",
+            options,
+            resume=True,
+            build_model=lambda task, seed, precision: ByteLM(more, precision=precision),
+        )
+    assert train_to_directory("bytes", tmp_path / "run", options, resume=True) == through
+    _, ours = read_checkpoint(newest_checkpoint(tmp_path / "run"))
+    _, theirs = read_checkpoint(newest_checkpoint(tmp_path / "through"))
+    assert all(torch.equal(ours[k].nan_to_num(), theirs[k].nan_to_num()) for k in theirs)
+
+
+def test_fine_tuning_takes_the_model_of_the_run_it_starts_from(tmp_path: Path) -> None:
+    full = TrainOptions(steps=1, batch_size=2, precision="full")
+    train_to_directory("bytes", tmp_path / "full", full, build_model=two_heads)
+    options = TrainOptions(steps=1, batch_size=2)
+    train_to_directory("bytes", tmp_path / "tuned", options, from_checkpoint=tmp_path / "full")
+    config = json.loads((tmp_path / "tuned/training.json").read_bytes())["model"]["config"]
+    assert (config["heads"], config["width"]) == (2, 32)
+
+
+def test_arithmetic_of_ones_own_is_resumed_by_who_has_it(tmp_path: Path) -> None:
+    train_to_directory("digits", tmp_path / "run", OPTIONS, build_model=foreign)
+    with pytest.raises(UsageError, match="arithmetic of its own; give the build_model"):
+        train_to_directory("digits", tmp_path / "run", OPTIONS, resume=True)
+    train_to_directory("digits", tmp_path / "run", OPTIONS, resume=True, build_model=foreign)
+
+
+def test_a_run_of_an_earlier_build_is_resumed_with_the_model_that_is_given(tmp_path: Path) -> None:
+    train_to_directory("digits", tmp_path / "run", OPTIONS)
+    file = tmp_path / "run/training.json"
+    saved = json.loads(file.read_bytes())
+    assert saved.pop("model")["config"]["width"] == 64
+    file.write_text(json.dumps(saved))
+    assert TrainingDirectory(tmp_path / "run").build_model() is None
+    assert train_to_directory("digits", tmp_path / "run", OPTIONS, resume=True)["steps"] == 6
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("steps", "8"), ("steps", True), ("extra", None), ("extra", [1]), ("seed", 1.5),
+        ("fixed_batch", ["x"]), ("fixed_batch", "x"), ("learning_rate", "1"), ("precision", 3),
+    ],
+)  # fmt: skip
+def test_options_that_are_none_are_refused(tmp_path: Path, key: str, value: object) -> None:
+    train_to_directory("digits", tmp_path, TrainOptions(steps=1, batch_size=2))
+    saved = json.loads((tmp_path / "training.json").read_bytes())
+    saved["options"][key] = value
+    (tmp_path / "training.json").write_text(json.dumps(saved))
+    with pytest.raises(UsageError, match="holds no training run to resume"):
+        TrainingDirectory(tmp_path).options()
+
+
+def test_steps_are_on_disk_before_the_checkpoint_that_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    sync, save = os.fsync, DirectoryCheckpoints.save
+
+    def noted_sync(descriptor: int) -> None:
+        calls.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        sync(descriptor)
+
+    def noted_save(self: DirectoryCheckpoints, session: QATSession) -> None:
+        assert calls[-2:] == ["metrics.jsonl", "run"]
+        assert len(lines(tmp_path / "run")) == session.step_index
+        calls.append("checkpoint")
+        save(self, session)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(DirectoryCheckpoints, "save", noted_save)
+    train_to_directory("digits", tmp_path / "run", OPTIONS, checkpoint_every=4)
+    assert calls.count("checkpoint") == 2
+
+
+@pytest.mark.parametrize(
+    ("cut", "missing", "first"),
+    [
+        (lambda text: text[:-20], 1, 3),
+        (lambda text: "".join(text.splitlines(keepends=True)[:2]), 2, 2),
+        (lambda text: "\0" * 30 + text[30:], 1, 0),
+        (lambda text: None, 4, 0),
+    ],
+)
+def test_lost_steps_are_said_and_the_run_goes_on(
+    tmp_path: Path, cut: Callable[[str], str | None], missing: int, first: int
+) -> None:
+    out, said = tmp_path / "run", []
+    train_to_directory("digits", tmp_path / "through", OPTIONS)
+    with pytest.raises(TrainingInterrupted):
+        train_to_directory("digits", out, OPTIONS, on_step=interrupt_at(3, signal.SIGINT))
+    left = cut((out / "metrics.jsonl").read_text())
+    (out / "metrics.jsonl").unlink()
+    if left is not None:
+        (out / "metrics.jsonl").write_text(left)
+    result = train_to_directory("digits", out, OPTIONS, resume=True, on_note=said.append)
+    assert result == json.loads((tmp_path / "through/metrics.json").read_bytes())
+    assert len(said) == 1
+    assert f"lacks {missing} of the 4 steps made so far, the first of them step {first}" in said[0]
+    kept = [row["step"] for row in lines(out)]
+    assert len(kept) == 6 - missing
+    assert kept == sorted(set(kept))
+    assert kept[-2:] == [4, 5]
+
+
 def test_a_damaged_package_is_no_start(tmp_path: Path) -> None:
     package = shutil.copytree(fixtures_dir() / "models/v1.0", tmp_path / "package")
     weights = bytearray((package / "model.safetensors").read_bytes())
@@ -225,6 +360,38 @@ def test_command_builds_the_configured_model(
     assert invoke("--steps", "2", "--out", "run").exception is None
     result = json.loads((tmp_path / "run/metrics.json").read_bytes())
     assert result["parameters"] == 32 * 74 + 2 * 32 * 48 + 32 + 48
+
+
+def test_command_resumes_the_configured_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sizes = "[model]\nwidth = 32\nheads = 2\nhidden = 48\nlayers = 1\n"
+    (tmp_path / "h.toml").write_text(sizes)
+    first = ("--task", "bytes", "--steps", "2", "--batch-size", "2", "--out", "run")
+    assert invoke(*first, "--config", "h.toml").exception is None
+    for more in ((), ("--config", "h.toml")):
+        result = invoke("--resume", "--out", "run", *more)
+        assert result.exception is None, result.exception
+        model = json.loads((tmp_path / "run/training.json").read_bytes())["model"]
+        assert (model["family"], model["config"]["heads"]) == ("byte-lm", 2)
+    monkeypatch.setenv("FORGE_HARNESS_MODEL_HEADS", "4")
+    other = invoke("--resume", "--out", "run")
+    assert isinstance(other.exception, UsageError)
+    assert "trains a model with heads 2, and the configuration has model.heads 4" in str(
+        other.exception
+    )
+
+
+def test_command_resumes_a_digits_model_of_a_number_of_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "forge.toml").write_text("[model]\nlayers = 1\nheads = 8\n")
+    assert invoke("--steps", "2", "--out", "run").exception is None
+    assert invoke("--resume", "--out", "run").exception is None
+    (tmp_path / "forge.toml").write_text("[model]\nlayers = 2\n")
+    assert "a model with layers 1" in str(invoke("--resume", "--out", "run").exception)
 
 
 def test_step_cost_pairs_both_arms() -> None:

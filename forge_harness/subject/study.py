@@ -1,0 +1,69 @@
+"""The reference pipeline's quality runs, each ternary one with the package it was measured as."""
+
+from __future__ import annotations
+
+import base64
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from forge_harness import training
+from forge_harness.protocols import Arm, Precision, QualityRun, TrainingSession, TrainOptions
+from forge_harness.training.data import DataSource
+from forge_harness.training.ingredients import BuildModel
+
+Export = Callable[[TrainingSession, Path], None]
+
+
+def study_run(
+    task: str,
+    arm: Arm,
+    seed: int,
+    profile: str,
+    *,
+    build_model: BuildModel,
+    load: DataSource,
+    export: Export,
+) -> list[QualityRun]:
+    """Trains and evaluates one arm as `training.quality_run` does; shows the ternary package.
+
+    Args:
+        task: `digits` or `bytes`.
+        arm: `ternary` or `full`.
+        seed: Of the run.
+        profile: `quick`, `full` or `nightly`.
+        build_model: As given to `training.quality_run`.
+        load: As given to `training.quality_run`.
+        export: Writes the package of a session.
+    """
+    built: list[tuple[str, nn.Module]] = []
+
+    def kept(variant: str, model_seed: int, precision: Precision) -> nn.Module:
+        model = build_model(variant, model_seed, precision)
+        built.append((variant, model))
+        return model
+
+    runs = training.quality_run(task, arm, seed, profile, build_model=kept, load=load)
+    if arm != "ternary" or not runs[0].finite:
+        return runs
+    variant, model = built[0]
+    session = training.QATSession(
+        variant,
+        TrainOptions(seed=seed, steps=runs[0].steps, extra={"profile": profile}),
+        build_model=lambda *_: model,
+        load=load,
+        initial_weights=model.state_dict(),  # Given weights are not scaled as fresh ones are.
+    )
+    session.step_index = runs[0].steps
+    with tempfile.TemporaryDirectory(prefix="forge-package-") as directory:
+        package = Path(directory) / "package"
+        export(session, package)
+        files = {
+            path.relative_to(package).as_posix(): base64.b64encode(path.read_bytes()).decode()
+            for path in sorted(package.rglob("*"))
+            if path.is_file()
+        }
+    return [replace(run, package=files, package_task=variant) for run in runs]

@@ -1,0 +1,135 @@
+"""The norms in front of ternary projections: there, effective, and passed by nothing."""
+
+import pytest
+import torch
+
+from .support import Count, Worst, built, expect_none, loss_of, recording
+
+
+@pytest.mark.forge_check("architecture.sub_norm_present")
+def test_sub_norm_present(subject, evidence):
+    """Each declared sub-norm is there, normalises every token, and what follows depends on it.
+
+    Metamorphic: its input times 4 leaves its output as it is (magnitudes of 1e3, where the eps of a
+    norm is under 1e-9); tokens of unequal magnitude come out with equal RMS; silencing its output
+    moves the loss. Two oracles look for projections without one: none reads, value for value, what
+    a declared norm was given to normalise; and blocks that differ in their number alone, of one
+    class, declare the same norms.
+    """
+    declared = 0
+    for task in subject.tasks():
+        part = built(subject, task, batch_size=8)
+        names = part.spec.sub_norms
+        declared += len(names)
+        missing = [name for name in names if name not in part.modules]
+        if not names:
+            continue
+        evidence.equal(
+            f"{task}.missing",
+            ", ".join(missing),
+            expected="",
+            unit="modules",
+            reason="every declared sub-norm is a module of the model",
+        )
+        for kind, count, why in (
+            ("only_elsewhere", _unlike_their_siblings(part), "modules alike have norms alike"),
+            ("bypassed", _bypasses(subject, part), "none reads what a norm is to normalise"),
+        ):
+            expect_none(evidence, f"{task}.{kind}", count, "modules", why)
+        changes, spread, silent = _norm_behaviour(subject, part)
+        evidence.at_most(
+            f"{task}.scale_leak",
+            changes.value,
+            limit=1e-5,
+            reason=changes.text("relative change of the norm's output for 4 times its input"),
+        )
+        evidence.at_most(
+            f"{task}.rms_spread",
+            spread.value,
+            limit=1e-3,
+            reason=spread.text("largest over smallest RMS of a token, less 1, gains taken out"),
+        )
+        expect_none(
+            evidence, f"{task}.ignored", silent, "modules", "the loss depends on the norm's output"
+        )
+    if not declared:
+        pytest.skip("no model declares a sub-norm")
+
+
+def _unlike_their_siblings(part):
+    """Modules like one that holds a declared norm, but for the number in their name, without it."""
+    unlike = Count()
+    for name in part.spec.sub_norms:
+        owner, _, norm = name.rpartition(".")
+        for other, module in part.modules.items():
+            alike = type(module) is type(part.modules[owner])
+            alike &= _numberless(other) == _numberless(owner)
+            missing = f"{other}.{norm}".removeprefix(".") not in part.spec.sub_norms
+            unlike.see(f"{other}, unlike {owner}", alike and missing)
+    return unlike
+
+
+def _numberless(name):
+    return ["#" if entry.isdecimal() else entry for entry in name.split(".")]
+
+
+def _bypasses(subject, part):
+    """Quantized modules whose input is the input of a declared norm, before it was normalised.
+
+    What a module multiplies is the output of the declared norm inside it, if there is one.
+    """
+    norms = {name: part.modules[name] for name in part.spec.sub_norms}
+    quantized = {name: part.modules[name] for name in part.spec.quantized}
+    with recording(norms | quantized) as calls:
+        loss_of(subject, part.model, part.batch)
+    bypassed = Count()
+    for norm in norms:
+        for name in quantized:
+            if any(inner.startswith(f"{name}.") for inner in norms):
+                continue
+            pairs = [(one, two) for one in calls[norm] for two in calls[name]]
+            reads = any(
+                torch.equal(one.arguments[0], two.arguments[0])
+                and not torch.equal(one.arguments[0], one.output)
+                for one, two in pairs
+            )
+            bypassed.see(f"{name} reads the input of {norm}", reads)
+    return bypassed
+
+
+def _norm_behaviour(subject, part):
+    changes, spread, silent = Worst(), Worst(), Count()
+    norms = {name: part.modules[name] for name in part.spec.sub_norms}
+    with recording(norms) as calls:
+        loss = loss_of(subject, part.model, part.batch)
+    for name, norm in norms.items():
+        if not calls[name]:
+            silent.see(f"{name}: never called", True)
+            continue
+        x = _unequal_tokens(calls[name][0].arguments[0])
+        with torch.no_grad():
+            y, larger = norm(x), norm(4 * x)
+        changes.see(name, float((larger - y).abs().max() / y.abs().max()))
+        rms = _normalised(norm, y).square().mean(dim=-1).sqrt()
+        spread.see(name, float(rms.max() / rms.min()) - 1)
+        handle = norm.register_forward_hook(lambda *call: torch.zeros_like(call[-1]))
+        silent.see(name, loss_of(subject, part.model, part.batch) == loss)
+        handle.remove()
+    return changes, spread, silent
+
+
+def _normalised(norm, y):
+    """The output of a norm without its bias and gains, where they can be told; gains of 0 stay."""
+    gains, bias = (getattr(norm, name, None) for name in ("weight", "bias"))
+    if bias is not None and bias.shape == y.shape[-1:]:
+        y = y - bias.detach()
+    if gains is None or gains.shape != y.shape[-1:]:
+        return y
+    return y / torch.where(gains == 0, torch.ones_like(gains), gains).detach()
+
+
+def _unequal_tokens(x):
+    rows = x.reshape(-1, x.shape[-1])
+    rms = rows.square().mean(dim=-1, keepdim=True).sqrt()
+    used = rows[(rms > 0).flatten()] / rms[rms > 0][:, None]
+    return used * torch.logspace(3, 5, len(used))[:, None]

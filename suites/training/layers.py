@@ -1,0 +1,209 @@
+"""What one backward pass leaves at the model's own quantized layers, beside what it should.
+
+The hook `Quantizes.linear` may be right while the layers of `BuildsModel.build_model` compute with
+something else. Here every layer is given a copy of its input, so that the gradient seen there comes
+from this layer alone. What a layer quantizes (its input, or the output of a module inside it, such
+as a sub-norm) is the first tensor whose codes explain its output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from forge_harness import oracles
+
+EXPLAINED_RTOL = 1e-3
+"""Relative L2 within which an output is the product of these codes: rounding leaves 1e-6, and one
+input in place of another 1e-1 and more."""
+
+
+@dataclass(slots=True)
+class Seen:
+    """A tensor on its way into the product, and its gradient."""
+
+    value: Tensor
+    gradient: Tensor | None = None
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of a layer."""
+
+    inputs: list[Seen] = field(default_factory=list)
+    output: Tensor | None = None
+    upstream: Tensor | None = None
+
+
+@dataclass(slots=True)
+class LayerErrors:
+    """The largest error of each gradient over its fp32 limit, and the layer it is in."""
+
+    compared: int = 0
+    unexplained: list[str] = field(default_factory=list)
+    input_error: float = 0.0
+    input_layer: str = "none"
+    weight_error: float = 0.0
+    weight_layer: str = "none"
+
+    def see_input(self, name: str, error: float) -> None:
+        """Takes the input gradient of one call into account; NaN is never less."""
+        if not error <= self.input_error:
+            self.input_error, self.input_layer = error, name
+
+    def see_weight(self, name: str, error: float) -> None:
+        """Takes the gradient of one latent weight into account."""
+        if not error <= self.weight_error:
+            self.weight_error, self.weight_layer = error, name
+
+
+def excess(found: Tensor | None, expected: Any, terms: Any, length: int) -> float:
+    """Returns the largest error over its limit; infinite when there is no gradient at all.
+
+    Args:
+        found: The gradient.
+        expected: The oracle's, float64.
+        terms: Sum of |terms| of each element.
+        length: Terms of each sum.
+    """
+    if found is None:
+        return math.inf
+    limit = oracles.gradient_limit(length) * terms + 1e-37
+    return float(np.max(np.abs(oracles.float64(found) - expected) / limit))
+
+
+def layer_errors(subject: Any, task: str) -> LayerErrors:
+    """Returns how far the gradients at the layers of a fresh model are from the oracle's."""
+    model = subject.build_model(task, seed=0)
+    batch = subject.example_batch(task, batch_size=4, seed=1)
+    weights = {k: w.detach().clone() for k, w in subject.effective_weights(model).items()}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    layers = {name: modules[name] for name in subject.model_spec(task).quantized}
+    with _recording(layers) as calls:
+        subject.loss(model, batch).backward()
+    return _compare(subject, layers, calls, weights, subject.latent_weights(model))
+
+
+def _compare(
+    subject: Any,
+    layers: Mapping[str, nn.Module],
+    calls: Mapping[str, list[Call]],
+    weights: Mapping[str, Tensor],
+    latents: Mapping[str, nn.Parameter],
+) -> LayerErrors:
+    errors = LayerErrors()
+    sums: dict[int, list[Any]] = {}
+    for name, layer in layers.items():
+        used = [call for call in calls[name] if call.upstream is not None]
+        sources = [_source(subject, layer, call, weights[name]) for call in used]
+        if not used or None in sources:
+            errors.unexplained.append(name)
+            # Others may share the latent weight, whose gradient is then not known either.
+            sums[id(latents[name])] = []
+            continue
+        errors.compared += 1
+        for call, seen in zip(used, sources, strict=True):
+            errors.see_input(name, _input_excess(call, seen, weights[name]))
+            parts = sums.setdefault(id(latents[name]), [name, latents[name], 0.0, 0.0, 0])
+            if parts:
+                _add_weight_gradient(subject, parts, call, seen)
+    for parts in filter(None, sums.values()):
+        name, latent, expected, terms, tokens = parts
+        if latent.requires_grad:
+            errors.see_weight(name, excess(latent.grad, expected, terms, tokens))
+    return errors
+
+
+def _source(subject: Any, layer: nn.Module, call: Call, weight: Tensor) -> Seen | None:
+    """The first tensor whose codes explain the output of a call."""
+    output = oracles.float64(call.output)
+    bias = getattr(layer, "bias", None)
+    if isinstance(bias, Tensor):
+        output = output - oracles.float64(bias)
+    for seen in call.inputs:
+        if seen.value.shape[-1] != weight.shape[1]:
+            continue
+        q, s = subject.quantize_activation(seen.value)
+        product = (oracles.int64(q) * oracles.float64(s)) @ oracles.float64(weight).T
+        if product.shape != output.shape:
+            continue
+        if np.linalg.norm(product - output) <= EXPLAINED_RTOL * np.linalg.norm(output):
+            return seen
+    return None
+
+
+def _input_excess(call: Call, seen: Seen, weight: Tensor) -> float:
+    upstream, values = oracles.float64(call.upstream), oracles.float64(weight)
+    terms = np.abs(upstream) @ np.abs(values)
+    return excess(seen.gradient, upstream @ values, terms, len(values))
+
+
+def _add_weight_gradient(subject: Any, parts: list[Any], call: Call, seen: Seen) -> None:
+    q, s = subject.quantize_activation(seen.value)
+    upstream = oracles.float64(call.upstream)
+    parts[2] = parts[2] + oracles.weight_gradient(upstream, q, s)
+    parts[3] = parts[3] + oracles.weight_gradient(np.abs(upstream), np.abs(oracles.int64(q)), s)
+    parts[4] += upstream.size // upstream.shape[-1]
+
+
+@contextmanager
+def _recording(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Call]]]:
+    """Records the calls of the layers within the block, gradients included."""
+    calls: dict[str, list[Call]] = {name: [] for name in layers}
+    handles = []
+    for name, layer in layers.items():
+        opened = partial(_opened, calls[name])
+        handles.append(layer.register_forward_pre_hook(opened, with_kwargs=True))
+        for inner in layer.modules():
+            if inner is not layer:
+                handles.append(inner.register_forward_hook(partial(_passed, calls[name])))
+        handles.append(layer.register_forward_hook(partial(_closed, calls[name])))
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _opened(calls: list[Call], _: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    if not torch.is_grad_enabled():
+        # The first pass of a reentrant checkpoint; the second one counts.
+        return None
+    calls.append(Call())
+    record = partial(_own, calls[-1])
+    return tuple(map(record, args)), {key: record(value) for key, value in kwargs.items()}
+
+
+def _passed(calls: list[Call], _: nn.Module, args: Any, out: Any) -> Any:
+    return _own(calls[-1], out) if torch.is_grad_enabled() else None
+
+
+def _closed(calls: list[Call], _: nn.Module, args: Any, out: Any) -> None:
+    if isinstance(out, Tensor) and out.requires_grad:
+        calls[-1].output = out.detach().clone()
+        out.register_hook(_keeper(calls[-1], "upstream"))
+
+
+def _own(call: Call, value: Any) -> Any:
+    """A copy nobody else reads, recorded with its gradient to come."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    own = (value if value.requires_grad else value.detach().requires_grad_()).clone()
+    call.inputs.append(Seen(own.detach().clone()))
+    own.register_hook(_keeper(call.inputs[-1], "gradient"))
+    return own
+
+
+def _keeper(target: Call | Seen, name: str) -> Callable[[Tensor], None]:
+    def keep(gradient: Tensor) -> None:
+        setattr(target, name, gradient.detach().clone())
+
+    return keep

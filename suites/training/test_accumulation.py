@@ -1,0 +1,145 @@
+"""Gradients summed over micro-batches, in whole and partial windows of an epoch."""
+
+import pytest
+
+from forge_harness import oracles
+from forge_harness.subject.protocols import TrainOptions
+
+from .dropout import comparable
+from .support import (
+    Watch,
+    cheapest,
+    gradient_difference,
+    independent_gradients,
+    norm,
+    train_size,
+)
+
+_SMALL_NORM = 1e-2
+"""Clip norm far below that of any gradient here: the reference's first one has 3.5."""
+
+
+@pytest.mark.forge_check("training.accumulation_equivalence")
+def test_accumulation_equivalence(subject, evidence):
+    """Accumulated micro-batches give the gradient, and report the loss, of the whole batch.
+
+    Oracle: one autograd pass over the samples the step says it used. 22 samples in 1, 4 and 5
+    micro-batches, so that they differ in size, over two steps, so that left-over gradients show.
+    Tolerance: two fp32 sums in different order (`oracles.mean_gradient_limit`); accumulating in
+    bf16 is ten times, a mean of unequal means a thousand times larger. Once under a clip norm far
+    below the gradient's: it clips the whole sum once, not each micro-batch (1.1). Where the model
+    has dropout, both sides keep every element.
+    """
+    task = cheapest(subject)
+    for accumulation in (1, 4, 5):
+        _, difference, loss_difference = _against_autograd(
+            subject, task, steps=2, batch_size=22, accumulation=accumulation
+        )
+        evidence.at_most(
+            f"gradient_difference_{accumulation}",
+            difference,
+            limit=oracles.mean_gradient_limit(22),
+            reason=f"relative L2 over two steps, {accumulation} micro-batches a step",
+        )
+        evidence.at_most(
+            f"loss_difference_{accumulation}",
+            loss_difference,
+            limit=oracles.mean_gradient_limit(22),
+            reason="reported loss against the mean over the samples reported",
+        )
+    _, difference, _ = _against_autograd(
+        subject, task, steps=2, batch_size=22, accumulation=4, clip_norm=_SMALL_NORM
+    )
+    evidence.at_most(
+        "clipped_difference",
+        difference,
+        limit=oracles.mean_gradient_limit(22),
+        reason=f"relative L2 to the whole gradient clipped to {_SMALL_NORM}, 4 micro-batches",
+    )
+
+
+@pytest.mark.forge_check("training.partial_window")
+def test_partial_window(subject, evidence):
+    """The last window of an epoch is normalised by the samples it has.
+
+    Oracle: as for accumulation. The batch is three samples short of the epoch, in four
+    micro-batches: the second step has three samples and one micro-batch stays empty. A subject
+    that fills the window from the next epoch, or drops it, is held to the samples it reports; one
+    that drops it begins an epoch with each full window.
+    """
+    task = cheapest(subject)
+    size = train_size(subject, task)
+    if size > 20_000:
+        pytest.skip(f"an epoch of {size} samples is too long for one step")
+    records, difference, loss_difference = _against_autograd(
+        subject, task, steps=3, batch_size=size - 3, accumulation=4
+    )
+    windows = [len(record.sample_ids) for record in records]
+    evidence.record("windows", str(windows), unit="samples", reason="samples of each step")
+    evidence.at_most(
+        "gradient_difference",
+        difference,
+        limit=oracles.mean_gradient_limit(size),
+        reason="largest relative L2 over the windows",
+    )
+    evidence.at_most(
+        "loss_difference",
+        loss_difference,
+        limit=oracles.mean_gradient_limit(size),
+        reason="reported loss against the mean over the samples reported",
+    )
+    evidence.equal(
+        "repeated_samples",
+        _repeated(records[0].sample_ids, records[1].sample_ids, size),
+        expected=0,
+        unit="samples",
+        reason="no sample comes twice within an epoch",
+    )
+
+
+def _repeated(first, second, size):
+    """Samples that come twice within an epoch of `size`, told from its first two windows.
+
+    A step may report its samples in any order. A second window as full as the first was filled from
+    the next epoch, or is the first of it: the reading with fewer repetitions counts.
+    """
+    left = size - len(first)
+    new = len(set(second) - set(first))
+    once, again = (len(window) - len(set(window)) for window in (first, second))
+    if len(second) < len(first):
+        return once + len(second) - new
+    filled = max(0, left - new) + max(0, again - left)
+    return once + min(filled, again)
+
+
+def _against_autograd(subject, task, *, steps, batch_size, accumulation, clip_norm=1e9):
+    """Records, and the largest gradient and loss difference of a few steps to plain autograd.
+
+    The default limit is one no gradient reaches.
+    """
+    options = TrainOptions(
+        steps=steps, batch_size=batch_size, accumulation=accumulation, clip_norm=clip_norm
+    )
+    session = subject.session(task, options)
+    records, difference, loss_difference = [], 0.0, 0.0
+    with comparable(_one_loss(subject, task)), Watch(session) as watch:
+        for _ in range(steps):
+            state = {key: value.clone() for key, value in session.model.state_dict().items()}
+            record = session.step()
+            loss, wanted = independent_gradients(subject, task, state, record.sample_ids)
+            factor = min(1.0, clip_norm / norm(wanted))
+            off = gradient_difference(
+                watch.updates[-1].gradients, {name: g * factor for name, g in wanted.items()}
+            )
+            difference = max(difference, off)
+            loss_difference = max(loss_difference, abs(record.loss - loss) / abs(loss))
+            records.append(record)
+    return records, difference, loss_difference
+
+
+def _one_loss(subject, task):
+    """A function that computes the loss of one batch of a fresh model, always the same."""
+    model = subject.build_model(task, seed=0)
+    model.train()
+    batch = subject.batch(task, "train", list(range(4)))
+    return lambda: subject.loss(model, batch)

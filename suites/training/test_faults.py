@@ -1,0 +1,130 @@
+"""Values that are not finite, put into a training step from outside."""
+
+import math
+
+import pytest
+import torch
+
+from forge_harness.subject.protocols import TrainOptions
+
+from .outputs import changed_tensors
+from .support import cheapest, differing, digests, shown, steps
+
+
+class Fault:
+    """Something put into one step of a session, and whether it got there.
+
+    Attributes:
+        applied: How often it was put in.
+    """
+
+    def __init__(self, change, *, at):
+        self.applied = 0
+        self._change, self._at = change, at
+
+    def inject(self, session):
+        """Registers it; returns the handle that takes it out."""
+        trainable = [p for p in session.model.parameters() if p.requires_grad]
+        if self._at == "largest gradient":
+            return max(trainable, key=torch.Tensor.numel).register_hook(self._on_gradient)
+        if self._at == "smallest gradient":
+            return min(trainable, key=torch.Tensor.numel).register_hook(self._on_gradient)
+        return session.model.register_forward_hook(self._on_output)
+
+    def _on_gradient(self, gradient):
+        self.applied += 1
+        return self._change(gradient)
+
+    def _on_output(self, module, args, out):
+        if self._at == "first output" and self.applied:
+            return out
+        changed, count = changed_tensors(out, self._change)
+        self.applied += bool(count)
+        return changed
+
+
+def _nan_column(gradient):
+    return gradient.index_fill(-1, torch.tensor([0], device=gradient.device), math.nan)
+
+
+def _nan(value):
+    return value * math.nan
+
+
+def _inf(value):
+    return value + math.inf
+
+
+FAULTS = {
+    "nan_in_one_gradient": (_nan_column, "largest gradient", 1),
+    "inf_in_one_gradient": (_inf, "smallest gradient", 1),
+    "nan_in_the_loss": (_nan, "output", 1),
+    "inf_in_the_loss": (_inf, "output", 1),
+    "nan_in_the_first_of_two_losses": (_nan, "first output", 2),
+}
+"""Name -> what is done to a tensor, where, micro-batches of the step."""
+
+
+@pytest.mark.forge_check("training.non_finite_stops")
+def test_non_finite_stops(subject, evidence):
+    """A NaN or infinity stops the step, aloud, before it reaches weights or optimizer state.
+
+    Faults injected: in one gradient, in the model's output, and in the output for the first of two
+    micro-batches only, after two ordinary steps. A fault counts where it was put in: the hook saw a
+    tensor. Oracle: weights and optimizer state are bit for bit those before the step; the step
+    raised, or reported a non-finite loss or norm; with the fault gone the next step is finite.
+    """
+    task = cheapest(subject)
+    for name, (change, place, accumulation) in FAULTS.items():
+        session = subject.session(task, TrainOptions(steps=6, accumulation=accumulation))
+        steps(session, 2)
+        before = _weights_and_moments(session)
+        fault = Fault(change, at=place)
+        handle = fault.inject(session)
+        loud = _is_loud(session)
+        handle.remove()
+        evidence.at_least(
+            f"{name}.injected",
+            fault.applied,
+            limit=1,
+            unit="times",
+            level="warn",
+            reason="torch's hooks reached a tensor of the step; otherwise nothing was tested",
+        )
+        if not fault.applied:
+            continue
+        changed = differing(before, _weights_and_moments(session))
+        evidence.equal(
+            f"{name}.changed",
+            len(changed),
+            expected=0,
+            unit="tensors",
+            reason=f"weights and optimizer state as before the step; changed: {shown(changed)}",
+        )
+        evidence.equal(
+            f"{name}.reported",
+            loud,
+            expected=True,
+            reason="the step raises, or reports the non-finite loss or norm",
+        )
+        record = session.step()
+        evidence.record(
+            f"{name}.loss_after", record.loss, unit="nats", reason="training goes on without it"
+        )
+
+
+def _is_loud(session):
+    try:
+        record = session.step()
+    except Exception:
+        return True
+    return not (math.isfinite(record.loss) and math.isfinite(record.grad_norm))
+
+
+def _weights_and_moments(session):
+    state = {f"model.{name}": value for name, value in session.model.state_dict().items()}
+    for index, entry in session.optimizer.state_dict()["state"].items():
+        for field, value in entry.items():
+            if isinstance(value, torch.Tensor):
+                state[f"optimizer.{index}.{field}"] = value
+    return digests(state)

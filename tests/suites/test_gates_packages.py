@@ -1,0 +1,113 @@
+"""Gates on what was trained: a study that says other things than its packages is found."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import replace
+
+import pytest
+from safetensors.torch import save
+
+from forge_harness.subject.reference import ReferenceSubject
+from forge_harness.training import quality
+from forge_harness.types import Outcome
+
+from .test_gates_trained import check, quality_run
+
+SEEDS = (0, 1)
+
+
+class Digits(ReferenceSubject):
+    """The reference subject, of whose study only the small model is trained, and shortly."""
+
+    def quality_plan(self, profile):
+        return [("digits", arm, seed) for arm in ("full", "ternary") for seed in SEEDS]
+
+
+@pytest.fixture(scope="module")
+def study():
+    """Each arm over two seeds, the ternary ones with their packages."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(quality.STUDIES, ("digits", "quick"), quality.Study(seeds=2, steps=120))
+        subject = Digits()
+        plan = subject.quality_plan("quick")
+        return [run for row in plan for run in subject.quality_run(*row, "quick")]
+
+
+def of_ternary(study, change):
+    return [change(run) if run.arm == "ternary" else run for run in study]
+
+
+@pytest.mark.parametrize("name", ["accuracy", "compression_ratio"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_packages_that_are_what_was_measured_pass(run_check, study, name, seed):
+    run = run_check(f"gates.{name}", Digits(), study=study, seed=seed)
+    assert (run.outcome, run.reason) == (Outcome.PASS, "")
+    assert run.evidence("packages_shown.digits") == 2
+    assert run.evidence("package_loss_difference.digits") == 0
+    assert run.evidence("ternary_weights.digits") == 6
+
+
+def flattered(run):
+    """The loss is not the package's."""
+    return replace(run, loss=0.99 * run.loss)
+
+
+def recounted(run):
+    """Accuracy and counts are not the package's, and agree with each other."""
+    counts = tuple(size - 1 for size in run.block_size)
+    return replace(run, block_correct=counts, accuracy=sum(counts) / sum(run.block_size))
+
+
+def understated(run):
+    """A package smaller than its files."""
+    return replace(run, package_bytes=run.package_bytes // 2)
+
+
+def in_full_precision(run):
+    """V01: what is shown holds the full-precision weights."""
+    model = ReferenceSubject().build_model("digits", seed=run.seed)
+    files = {"model.safetensors": save(dict(model.state_dict())), "config.json": b"{}"}
+    package = {name: base64.b64encode(content).decode() for name, content in files.items()}
+    return replace(run, package=package, package_bytes=sum(map(len, files.values())))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (flattered, "package_loss_difference.digits is 0.01"),
+        (recounted, "package_accuracy_difference.digits is 0.0"),
+        (understated, "package_size.digits is"),
+        (in_full_precision, "ternary_weights.digits is 0"),
+    ],
+)
+def test_a_study_that_its_packages_contradict_is_found(run_check, study, change, reason):
+    run = run_check("gates.accuracy", Digits(), study=of_ternary(study, change))
+    assert run.outcome is Outcome.FAIL
+    assert reason in run.reason
+
+
+def full_precision_arm(run):
+    """V01: the ternary arm was trained in full precision; its size is what was hoped for."""
+    if run.arm != "ternary":
+        return run
+    other = quality_run(run.task, "full", run.seed)
+    return replace(other, arm="ternary", package_bytes=other.full_precision_bytes // 11)
+
+
+@pytest.mark.parametrize(
+    "name", ["accuracy", "quantized_accuracy_ratio", "training_stability", "compression_ratio"]
+)
+def test_an_arm_that_was_trained_twice_in_full_precision_is_found(run_check, name):
+    run = check(run_check, name, full_precision_arm)
+    assert run.outcome is Outcome.FAIL
+    assert "identical_arms is 2 pairs, expected 0 pairs" in run.reason
+    assert "bytes: full and ternary" in run.reason
+
+
+def test_a_study_without_packages_says_so(run_check):
+    run = check(run_check, "accuracy")
+    assert run.outcome is Outcome.PASS
+    (shown,) = [e for e in run.items[0].evidence if e.name == "packages_shown.digits"]
+    assert (shown.value, shown.unit) == (0, "runs")
+    assert "the subject's own word" in shown.reason
