@@ -11,6 +11,7 @@ from forge_harness.protocols import ServerSpec
 from .driver import measure
 from .plan import LoadPlan, Shape
 from .target import started
+from .traffic import read_requests
 
 OBJECTIVE_S = 0.5
 TIMEOUT_S = 2.0
@@ -28,12 +29,14 @@ def load_campaign(spec: ServerSpec, directory: Path, *, profile: str, seed: int)
         seed: Of the schedule.
 
     Returns:
-        The report's document, with `exit_status` of the server.
+        The report's document, with `exit_status` of the server and `first_answer_s`: seconds from
+        the start of its process to the answer of the first request, None without one.
 
     Raises:
         LoadError: The server does not start, or serves nothing.
     """
     with started(spec.command) as target:
+        first_answer_s = target.first_answer_s(read_requests(spec.requests)[0])
         template = LoadPlan(
             url=target.url,
             seed=seed,
@@ -45,4 +48,5 @@ def load_campaign(spec: ServerSpec, directory: Path, *, profile: str, seed: int)
         shape = QUICK if profile == "quick" else None
         report = measure(template, directory, profile=profile, shape=shape)
         status = target.stop()
-    return {**json.loads(report.to_json()), "exit_status": status}
+    told = json.loads(report.to_json())
+    return {**told, "exit_status": status, "first_answer_s": first_answer_s}

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import selectors
 import signal
 import subprocess
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO
 
 from forge_harness.errors import LoadError
+
+from .traffic import Request
 
 START_S = 90.0
 END_S = 40.0
@@ -26,10 +30,30 @@ class Target:
     Attributes:
         url: Its address.
         process: Its process.
+        started_at: `time.monotonic()` before its process was started.
     """
 
     url: str
     process: subprocess.Popen[bytes]
+    started_at: float
+
+    def first_answer_s(self, request: Request) -> float | None:
+        """Sends a request; returns seconds from the start of the process to its whole answer.
+
+        None when there is no answer. To be asked first, before anything is warm.
+        """
+        asked = urllib.request.Request(
+            self.url + request.path,
+            data=request.body,
+            method=request.method,
+            headers={"Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(asked, timeout=START_S) as answer:
+                answer.read()
+        except (OSError, http.client.HTTPException):
+            return None
+        return time.monotonic() - self.started_at
 
     def stop(self) -> int:
         """Ends it by SIGTERM; returns its exit status once it has gone."""
@@ -49,11 +73,12 @@ def started(command: Sequence[str], *, start_s: float = START_S) -> Iterator[Tar
         LoadError: It ended, or did not say so in time; with the last thing it said.
     """
     with tempfile.TemporaryFile() as errors:
+        started_at = time.monotonic()
         process = subprocess.Popen(
             list(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
         )
         try:
-            yield Target(_url(process, errors, start_s), process)
+            yield Target(_url(process, errors, start_s), process, started_at)
         finally:
             if process.poll() is None:
                 process.kill()

@@ -199,7 +199,8 @@ def _stream(body: bytes) -> dict[str, Any]:
     promised = parts[-1]["usage"].get("completion_tokens", len(tokens))
     if promised != len(tokens):
         raise Truncated(f"{len(tokens)} of {promised} tokens")
-    text = "".join(part.get("text", "") for part in parts[:-1])
+    # The terminal event has no token, and the text of one that was cut off.
+    text = "".join(part.get("text", "") for part in parts)
     return {**parts[-1], "choices": [{"text": text, "tokens": tokens}]}
 
 

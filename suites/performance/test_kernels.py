@@ -1,7 +1,5 @@
 """The subject's ternary kernels: exact on whatever comes, and near what the machine can do."""
 
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -103,40 +101,6 @@ def test_kernel_roofline(subject, policy, evidence):
         rate / ceiling,
         limit=limit,
         reason=f"best of {len(seconds['product'])} rounds that take turns with the ceiling's",
-    )
-
-
-@pytest.mark.forge_check("performance.start_up")
-def test_start_up(forge_config, policy, evidence):
-    """A fresh process answers a first request within its limit.
-
-    The process loads the harness, builds the reference classifier from the frozen package and
-    predicts one sample: what a deployment waits for before it can serve.
-    """
-    import subprocess
-    import sys
-
-    from forge_harness.paths import fixtures_dir
-
-    code = (
-        "import sys, torch; from pathlib import Path;"
-        "from forge_harness.training.package import package_model;"
-        "from forge_harness.model.packed_model import pack_model;"
-        "model = pack_model(package_model(Path(sys.argv[1])));"
-        "print(int(model(torch.zeros(1, 64)).argmax()))"
-    )
-    package = fixtures_dir() / "models" / "v1.0"
-    command = [sys.executable, "-c", code, str(package)]
-    start = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    elapsed = time.monotonic() - start
-    assert done.returncode == 0, done.stderr[-2000:]
-    evidence.at_most(
-        "start_up",
-        elapsed,
-        limit=policy.threshold("performance.start_up.at_most"),
-        unit="s",
-        reason="from a new process to the first prediction of the frozen package",
     )
 
 

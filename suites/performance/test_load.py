@@ -122,6 +122,25 @@ def test_overload_recovery(served_load, policy, evidence):
     evidence.equal("ended", served_load["exit_status"], expected=0, reason="SIGTERM at the end")
 
 
+@pytest.mark.forge_timing
+@pytest.mark.forge_check("performance.start_up")
+def test_start_up(served_load, policy, evidence):
+    """The subject's server answers a first request within its limit.
+
+    From the start of its process to the whole answer: imports, reading and packing the model,
+    listening, and a request that finds nothing warm.
+    """
+    if served_load["first_answer_s"] is None:
+        pytest.skip("the first request was not answered")
+    evidence.at_most(
+        "start_up",
+        served_load["first_answer_s"],
+        limit=policy.threshold("performance.start_up.at_most"),
+        unit="s",
+        reason="from a new process to the first answer",
+    )
+
+
 def _phase(served_load, name):
     phase = next(phase for phase in served_load["phases"] if phase["name"] == name)
     if problems := [*phase["problems"], *served_load["reconciliation"]["problems"]]:

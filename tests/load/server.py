@@ -124,6 +124,7 @@ class Service:
 
 
 async def main(options):
+    await asyncio.sleep(options.start_s)
     service = Service(options)
     server = await asyncio.start_server(service.connection, "127.0.0.1", 0, backlog=1024)
     port = server.sockets[0].getsockname()[1]
@@ -136,6 +137,7 @@ async def main(options):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--service-ms", type=float, default=1.0)
+    parser.add_argument("--start-s", type=float, default=0.0)
     parser.add_argument("--stall-at", type=float, default=0.0)
     parser.add_argument("--stall-s", type=float, default=0.0)
     parser.add_argument("--refuse-at", type=float, default=0.0)

@@ -189,3 +189,14 @@ def test_digits_are_made_from_the_seed():
     inputs = [json.loads(request.body)["inputs"][0] for request in seeded_digits(3)]
     assert {len(row) for row in inputs} == {64}
     assert all(0 <= value <= 16 for row in inputs for value in row)
+
+
+def test_the_text_of_a_stream_ends_with_its_terminal_event():
+    """A character that was cut off has no token left to come with."""
+    digest = hashlib.sha256("ab\ufffd".encode()).hexdigest()
+    request = Request(path="/", streamed=True, expect={"text_sha256": digest})
+    body = stream([0, 1]).replace(
+        b'"finish_reason"', b'"text": ' + json.dumps("\ufffd").encode() + b', "finish_reason"'
+    )
+    assert judged(request, body).fate is Fate.OK
+    assert judged(request, stream([0, 1])).fate is Fate.ERROR

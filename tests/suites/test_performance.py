@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from dataclasses import replace
 
@@ -20,7 +19,6 @@ CHECKS = (
     "compression",
     "peak_memory",
     "training_throughput",
-    "start_up",
 )
 
 
@@ -194,26 +192,6 @@ def test_the_narrow_accumulator_passes_on_random_codes():
     codes = torch.randint(-1, 2, (64, 2560), generator=generator).to(torch.int8)
     found = Int16().prepare_product("int16", codes)(q)
     assert torch.equal(found.long(), q.long() @ codes.long().t())
-
-
-def test_a_slow_start_is_found(run_check, monkeypatch):
-    real = subprocess.run
-
-    def slow(*arguments, **options):
-        done = real(*arguments, **options)
-        clock = time.monotonic
-        monkeypatch.setattr(time, "monotonic", lambda: clock() + 60)
-        return done
-
-    monkeypatch.setattr(subprocess, "run", slow)
-    run = run_check("performance.start_up")
-    assert run.outcome is Outcome.FAIL
-    assert "start_up" in run.reason
-
-
-def test_a_start_that_fails_is_an_error(run_check, monkeypatch):
-    monkeypatch.setenv("PYTHONHOME", "/nowhere")
-    assert run_check("performance.start_up").outcome in (Outcome.ERROR, Outcome.FAIL)
 
 
 def test_without_native_kernels_there_is_no_ceiling(run_check, monkeypatch):

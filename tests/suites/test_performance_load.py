@@ -90,6 +90,25 @@ def test_a_server_that_refuses_half_of_its_capacity_is_found(
     assert ("answered_share_5x is" in run.reason) is (outcome is Outcome.FAIL)
 
 
+@pytest.mark.parametrize(
+    ("faults", "limit", "outcome"),
+    [
+        ((), 30, Outcome.PASS),
+        (("--start-s", "3"), 3, Outcome.FAIL),
+        (("--drop", "1"), 30, Outcome.NOT_MEASURED),
+    ],
+    ids=["sound", "slow", "no_answer"],
+)
+def test_the_first_answer_has_a_limit(run_check, monkeypatch, tmp_path, faults, limit, outcome):
+    (tmp_path / "policy.toml").write_text(f"[thresholds.performance]\nstart_up.at_most = {limit}\n")
+    monkeypatch.setattr(campaign, "measure", _at_a_rate)
+    monkeypatch.setattr(campaign, "QUICK", ((1, 1),))
+    policy = ("--forge-policy", str(tmp_path / "policy.toml"))
+    run = run_check("performance.start_up", ServedBy(*faults), arguments=policy)
+    assert run.outcome is outcome, run.reason
+    assert ("start_up is" in run.reason) is (outcome is Outcome.FAIL)
+
+
 def test_a_server_that_stalls_is_found(run_check, monkeypatch):
     # At a given rate, so that the stall falls into base load and not into the search.
     stall = ("--stall-at", "1", "--stall-s", "30")
