@@ -1,10 +1,12 @@
 """What the server answers is what the trained model says."""
 
+import contextlib
+import http.client
 import json
 import time
 import urllib.error
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -13,6 +15,7 @@ from forge_harness.load.target import started
 from forge_harness.load.traffic import judge, read_requests
 
 AT_ONCE = 8
+AGAIN = (Fate.SHED, Fate.TIMEOUT)
 PATIENCE_S, PAUSE_S = 20.0, 0.5
 """A server on a busy machine sheds: that request is sent again, for so long over all requests of a
 server. How much it sheds is the load checks' matter."""
@@ -70,8 +73,15 @@ def _answers(spec, requests):
             return _asked(target.url, *numbered, until)
 
         alone = [asked(each) for each in enumerate(requests)]
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            together = list(pool.map(asked, enumerate(requests * 3)))
+        numbered = list(enumerate(requests * 3))
+        together = []
+        for begin in range(0, len(numbered), AT_ONCE):
+            wave = numbered[begin : begin + AT_ONCE]
+            verdicts = _in_one_go(target.url, wave)
+            together += [
+                asked(each) if verdict.fate in AGAIN else _what_is_wrong(verdict)
+                for each, verdict in zip(wave, verdicts, strict=True)
+            ]
         streams = [_as_stream(request) for request in requests if request.path.endswith("tions")]
         streamed = [asked(each) for each in enumerate(streams)]
     return {"alone": alone, "together": together, "streamed": streamed}
@@ -85,21 +95,49 @@ def _as_stream(request):
 def _asked(url, number, request, until):
     """Returns what is wrong with an answer; empty when nothing is."""
     verdict = _once(url, number, request)
-    while verdict.fate in (Fate.SHED, Fate.TIMEOUT) and time.monotonic() < until:
+    while verdict.fate in AGAIN and time.monotonic() < until:
         time.sleep(PAUSE_S)
         verdict = _once(url, number, request)
+    return _what_is_wrong(verdict)
+
+
+def _what_is_wrong(verdict):
     return "" if verdict.fate is Fate.OK else verdict.detail or str(verdict.fate)
 
 
+def _in_one_go(url, wave):
+    """Sends every request before it reads an answer: threads would send them one by one."""
+    connections = []
+    for _ in wave:
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+        connection.connect()
+        connections.append(connection)
+    for connection, (number, request) in zip(connections, wave, strict=True):
+        connection.request(request.method, request.path, request.body, _headers(number))
+    verdicts = []
+    for connection, (number, request) in zip(connections, wave, strict=True):
+        with contextlib.closing(connection):
+            answer = connection.getresponse()
+            verdicts.append(_judged(number, request, answer.status, answer.headers, answer.read()))
+    return verdicts
+
+
 def _once(url, number, request):
-    headers = {"Content-Type": "application/json", "X-Request-Id": f"r{number}"}
     asked = urllib.request.Request(
-        url + request.path, data=request.body, headers=headers, method=request.method
+        url + request.path, data=request.body, headers=_headers(number), method=request.method
     )
     try:
         with urllib.request.urlopen(asked, timeout=60) as answer:
             status, body, told = answer.status, answer.read(), answer.headers
     except urllib.error.HTTPError as error:
         status, body, told = error.code, error.read(), error.headers
+    return _judged(number, request, status, told, body)
+
+
+def _headers(number):
+    return {"Content-Type": "application/json", "X-Request-Id": f"r{number}"}
+
+
+def _judged(number, request, status, told, body):
     names = {name.lower(): value for name, value in told.items()}
     return judge(request, status=status, headers=names, body=body, sent_id=f"r{number}")
