@@ -91,6 +91,7 @@ def by_pickle(subject: Any) -> Elsewhere:
     try:
         return Elsewhere(pickled=pickle.dumps(subject), modules=tuple(_modules(subject)))
     except Exception as error:
+        # `__reduce__` and `__getstate__` of a subject may raise anything.
         return Elsewhere(obstacle=f"pickling the subject raised {type(error).__name__}: {error}")
 
 

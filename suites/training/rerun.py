@@ -95,6 +95,7 @@ def main(directory: Path) -> None:
         stage = "running"
         result = _run(subject, job, directory)
     except Exception as error:
+        # A subject may raise anything; the check that waits for this file is to say what.
         result = {"failed": stage, "error": f"{type(error).__name__}: {error}"}
     (directory / RESULT).write_text(json.dumps(result), encoding="utf-8")
 

@@ -117,6 +117,7 @@ def _is_loud(session):
     try:
         record = session.step()
     except Exception:
+        # Whatever a trainer raises; that the fault was put in is held apart from this.
         return True
     return not (math.isfinite(record.loss) and math.isfinite(record.grad_norm))
 
