@@ -191,7 +191,7 @@ def _opens_as(sealer, sealed, content):
     try:
         return sealer.unseal_bytes(sealed) == content
     except Exception:
-        # How a subject's sealer refuses is its own; that it opens the untouched content is held above.
+        # How a subject's sealer refuses is its own; that it opens what is whole is held above.
         return False
 
 
