@@ -6,14 +6,14 @@ A check without evidence is not measured. Evidence travels on pytest's reports
 
 from __future__ import annotations
 
+import hashlib
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from forge_harness.canonical import file_sha256
+from forge_harness.durable import write_durably
 from forge_harness.types import Direction, Level
 
 Scalar = bool | int | float | str
@@ -232,15 +232,13 @@ class Recorder:
 
     def artifact(self, name: str, path: Path, *, reason: str = "") -> None:
         """Stores a file under `evidence/sha256/<hex>` of the run and records its digest."""
-        digest = file_sha256(path)
+        content = path.read_bytes()  # once: a file still written to would not be what its name says
+        digest = hashlib.sha256(content).hexdigest()
         stored = None
         if self.artifact_dir is not None:
             target = self.artifact_dir / "sha256" / digest
             if not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                partial = target.with_name(f".{digest}.{os.getpid()}.partial")
-                partial.write_bytes(path.read_bytes())
-                partial.replace(target)
+                write_durably(target, content)
             stored = f"evidence/sha256/{digest}"
         value, name = f"sha256:{digest}", printable(name)
         self._push(Evidence(name=name, value=value, reason=printable(reason), artifact=stored))

@@ -1,6 +1,8 @@
 """Evidence: what is recorded, what is refused, and when a limit fails a check."""
 
+import hashlib
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -116,6 +118,19 @@ def test_an_integer_json_cannot_carry_becomes_text():
     evidence = recorder()
     evidence.record("bytes", 2**60)
     assert evidence.recorded[0].value == str(2**60)
+
+
+def test_threads_may_store_one_artifact_at_once(tmp_path):
+    source = tmp_path / "curve.bin"
+    source.write_bytes(b"x" * 4_000_000)
+    with ThreadPoolExecutor(8) as pool:
+        stores = [
+            pool.submit(recorder(tmp_path / "out").artifact, "curve", source) for _ in range(24)
+        ]
+    for store in stores:
+        store.result()
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    assert [path.name for path in (tmp_path / "out/sha256").iterdir()] == [digest]
 
 
 def test_an_artifact_is_stored_under_its_digest(tmp_path):

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+from forge_harness.durable import write_durably
 from forge_harness.errors import ForgeError
 from forge_harness.subject.loader import load_subject
 from forge_harness.subject.protocols import Arm, MeasuresQuality, QualityRun
@@ -70,10 +71,7 @@ def read_study(path: Path) -> list[QualityRun]:
 
 def write_study(path: Path, runs: Sequence[QualityRun]) -> None:
     """Writes a study; a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps([asdict(run) for run in runs], indent=1), encoding="utf-8")
-    partial.replace(path)
+    write_durably(path, json.dumps([asdict(run) for run in runs], indent=1).encode())
 
 
 def _from_json(row: dict[str, Any]) -> QualityRun:

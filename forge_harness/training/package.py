@@ -27,6 +27,7 @@ from forge_harness.formats import (
     native,
     native_v09,
 )
+from forge_harness.formats.detect import detect
 from forge_harness.formats.manifest import MANIFEST, read_manifest
 from forge_harness.formats.native_common import check_tensors
 from forge_harness.formats.safetensors_file import NAMES
@@ -125,10 +126,11 @@ def open_package(path: Path) -> Iterator[native.NativeCheckpoint]:
     """
     path = Path(path)
     with _as_package_error():
-        if native_v09.recognise(path):
-            raise PackageError(f"{str(path)!r} is of an earlier format; convert it to native.")
-        if native.recognise(path) is None:
-            raise PackageError(f"{str(path)!r} is not a package; export it again.")
+        found = detect(path).format
+        if found != "native":
+            raise PackageError(
+                f"{str(path)!r} is {found}, and a package is native: convert it or export it again."
+            )
         package = native.open_native(path, ReadOptions())
     with package:
         yield package

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -394,9 +395,16 @@ def test_package_with_other_parts_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_no_package_is_not_opened(tmp_path: Path) -> None:
-    for place in (tmp_path, tmp_path / "none"):
-        with pytest.raises(PackageError, match="is not a package"):
+    for place, sentence in ((tmp_path, "holds nothing"), (tmp_path / "none", "does not exist")):
+        with pytest.raises(PackageError, match=sentence):
             evaluate_package("digits", place)
     (tmp_path / "config.json").write_text('{"format": "forge-package/0.9"}')
     with pytest.raises(PackageError, match="convert it"), open_package(tmp_path):
+        pass
+
+
+def test_a_pipe_in_a_package_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"format": "forge-package/1.0"}')
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(PackageError, match="is a pipe"), open_package(tmp_path):
         pass
