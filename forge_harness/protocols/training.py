@@ -97,7 +97,12 @@ class TrainingSession(Protocol):
         ...
 
     def evaluate(self) -> Mapping[str, float]:
-        """`loss` (nats) and `accuracy` (share) of the quantized model on the validation split."""
+        """`loss` (nats) and `accuracy` (share) of the quantized model on the validation split.
+
+        The weights are those `model` holds and `export_package` writes, and the loss is the mean
+        of `BuildsModel.loss` over every target: both are recomputed. Averaged weights (EMA) that
+        are evaluated are therefore those of `model`, with the ones that are trained elsewhere.
+        """
         ...
 
     def state_tensors(self) -> Mapping[str, Tensor]:
