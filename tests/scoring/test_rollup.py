@@ -48,6 +48,24 @@ def test_a_non_finite_record_fails(make):
     assert item.outcome is Outcome.FAIL
 
 
+@pytest.mark.parametrize("outcome", ["xfail", "xpass"])
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("known", "known"), ("", "expected to fail by its own marker; only a waiver excuses")],
+)
+def test_no_item_excuses_itself(make, outcome, given, kept):
+    item = settle(make.item("s.a", outcome, reason=given), Severity.LOW)
+    assert (item.outcome, item.reason) == (Outcome.FAIL, kept)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("slower", "slower"), ("", "a warning fails a critical check")]
+)
+def test_a_warning_that_fails_says_why(make, given, kept):
+    item = settle(make.item("s.a", "warn", reason=given), Severity.CRITICAL)
+    assert (item.outcome, item.reason) == (Outcome.FAIL, kept)
+
+
 def test_a_recorded_failure_is_never_made_better(make):
     item = settle(make.item("s.a", "fail", reason="assert 1 == 2"), Severity.LOW)
     assert (item.outcome, item.reason) == (Outcome.FAIL, "assert 1 == 2")

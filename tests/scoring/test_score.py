@@ -101,6 +101,17 @@ def test_a_suite_at_49_caps_and_one_at_50_does_not(make):
     assert (at_50.verdict, at_49.verdict) == ("PASS_WITH_WARNINGS", "FAIL")
 
 
+def test_a_weak_suite_names_the_checks_that_lose_points_in_it(make):
+    policy = make.policy(
+        ("a.good", "low"), ("a.bad", "high"), ("a.none", "low"), ("a.n_a", "low"), ("b.bad", "low"),
+        a__n_a="capability:Packs",
+    )  # fmt: skip
+    items = [make.item("a.good"), make.item("a.bad", "fail"), make.item("b.bad", "fail")]
+    caps = {cap.reason: cap.checks for cap in score_of(run(make, policy, items), policy).caps}
+    assert caps["suite a is under 50"] == ("a.bad", "a.none")
+    assert caps["suite b is under 50"] == ("b.bad",)
+
+
 def test_scores_and_shares_are_floored(make):
     checks = [(f"a.c{i}", "low") for i in range(1000)]
     policy = make.policy(*checks)
