@@ -280,3 +280,15 @@ def test_one_graph_under_torch_compile(compute):
     assert torch.equal(y, op(x, w, bias))
     for left, right in zip(expected, (x.grad, w.grad, bias.grad), strict=True):
         torch.testing.assert_close(left, right)
+
+
+@pytest.mark.parametrize("compute", COMPUTES)
+@pytest.mark.parametrize("lead", [(), (3,), (2, 0)])
+def test_a_weight_without_rows_has_gradients(compute, lead):
+    """A projection that was pruned away: outputs without entries, gradients of zeros."""
+    x, w = draw(0, *lead, 5).requires_grad_(), torch.zeros(0, 5).requires_grad_()
+    y = TernaryLinearOp(compute=compute)(x, w)
+    assert y.shape == (*lead, 0)
+    y.sum().backward()
+    assert torch.equal(x.grad, torch.zeros_like(x))
+    assert w.grad.shape == (0, 5)

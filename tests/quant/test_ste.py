@@ -14,6 +14,7 @@ from forge_harness.quant import (
     fake_quantize_weight,
     round_ste,
 )
+from forge_harness.quant.ste import straight_through
 
 
 def latent(dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -28,6 +29,14 @@ def test_rounding_passes_the_gradient_through():
     upstream = torch.tensor([1.0, -2.0, 3.0, 0.5])
     y.backward(upstream)
     assert torch.equal(x.grad, upstream)
+
+
+def test_the_output_is_memory_of_its_own():
+    # An op that writes in place to the output must not reach what the caller keeps.
+    quantized = torch.tensor([1.0, 0.0])
+    y = straight_through(torch.zeros(2, requires_grad=True), quantized)
+    y.mul_(2)
+    assert quantized.tolist() == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("fake", [fake_quantize_weight, fake_quantize_activation])
