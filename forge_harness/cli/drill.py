@@ -13,7 +13,7 @@ from forge_harness.canonical import canonical_json
 from forge_harness.durable import write_durably
 from forge_harness.errors import ExitCode
 
-from .options import examples
+from .options import check_target, examples
 
 if TYPE_CHECKING:
     from forge_harness.drill.storage import MutantReport, StorageReport, Tell
@@ -78,9 +78,12 @@ def storage_command(
     """
     from forge_harness.drill.storage import MUTANTS, run_storage
     from forge_harness.drill.target import OWN_STORE, opener_of
+    from forge_harness.integration.stops import interrupted_once
 
     opener_of(opener or OWN_STORE)
-    with _progress(quiet) as tell:
+    check_target(json_file)
+    # Ended otherwise, it would leave its disks mounted.
+    with interrupted_once(), _progress(quiet) as tell:
         report = run_storage(
             opener or OWN_STORE,
             campaigns=campaigns,
@@ -127,11 +130,6 @@ def _show(report: StorageReport) -> None:
         if campaign.reason:
             word = {"lost": "fail"}.get(campaign.status.value, "warn")
             click.echo(f"{coloured(word, campaign.name)}: {campaign.reason}")
-        if rolled_back := campaign.details.get("rolled back"):
-            click.echo(
-                f"{campaign.name}: {rolled_back} showed an earlier generation, whole, without a "
-                "word: a damaged log ends early."
-            )
     if report.mutants:
         click.echo("")
         headers = ("seeded bug", "campaign", "status", "trials", "found")

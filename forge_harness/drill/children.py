@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,14 +92,26 @@ def run(command: Sequence[str], *, timeout_s: float = TIMEOUT_S) -> tuple[int, b
     Raises:
         TimeoutError: It did not end; it and all it started were killed.
     """
-    with start(command) as child:
+    with killed_at_end(command) as child:
         try:
             out, err = child.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired as error:
-            kill(child)
-            child.communicate()
             raise TimeoutError(f"{command[0]} did not end within {timeout_s:g} s") from error
     return child.returncode, out, err
+
+
+@contextlib.contextmanager
+def killed_at_end(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Starts a child that does not outlive the block, however that ends.
+
+    An interrupt of the drill does not reach it, as it has a process group of its own.
+    """
+    with start(command) as child:
+        try:
+            yield child
+        finally:
+            if child.poll() is None:
+                kill(child)
 
 
 def start(command: Sequence[str]) -> subprocess.Popen[bytes]:

@@ -16,7 +16,7 @@ from forge_harness.drill import scenes, workload
 from forge_harness.drill.tally import Finding, Result, Tally
 from forge_harness.drill.target import open_store
 from forge_harness.drill.workload import KIND, PHASE, View
-from forge_harness.errors import ForgeError, StoreLockedError
+from forge_harness.errors import ForgeError, StoreLockedError, UnknownStateError
 
 if TYPE_CHECKING:
     from forge_harness.state import Store
@@ -156,11 +156,22 @@ class _Scene:
     def _read(self, *, may_fail: bool) -> Finding | None:
         if not self._must:
             return None
-        number = max(self._must)
+        number = self._generator.choice(sorted(self._must))
         wanted = self._must[number]
-        if _view(self._store, number) != wanted:
-            return Finding(result=Result.SILENT, message=f"generation {number} reads back wrong")
-        return None
+        try:
+            if _view(self._store, number) == wanted:
+                return None
+        except UnknownStateError as error:
+            # Collected at the very moment, because nobody kept it.
+            if number not in self._must:
+                return Finding(result=Result.REFUSED)
+            return Finding(result=Result.LOST, message=f"generation {number} is gone: {error}")
+        except ForgeError as error:
+            return Finding(
+                result=Result.LOST,
+                message=f"generation {number} looks damaged for a collection beside it: {error}",
+            )
+        return Finding(result=Result.SILENT, message=f"generation {number} reads back wrong")
 
     def _restore(self, *, may_fail: bool) -> Finding | None:
         if not self._must:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import subprocess
@@ -13,6 +14,7 @@ from forge_harness.drill import children, scenes, workload
 from forge_harness.drill.children import Session, session_of
 from forge_harness.drill.tally import Finding, Result, Tally
 from forge_harness.drill.target import open_store
+from forge_harness.errors import ConflictError
 
 _PREFIXES = ("first-", "second-")
 _ROUNDS = 100_000
@@ -52,24 +54,25 @@ def kill_writers(tally: Tally, opener: str, *, trials: int, tell: Step) -> None:
 def _run_and_kill(
     root: Path, opener: str, sessions: list[Session], generator: random.Random, seed: int
 ) -> None:
-    running = []
-    for prefix, session in zip(_PREFIXES, sessions, strict=True):
-        # Round 0 has a state no later one has, so it must be there before they begin.
-        first = max(session.begun) + 1 if session.acked else 0
-        command = children.writer(
-            root, opener, seed=seed, first=first, rounds=_ROUNDS, shape=_SHAPE, prefix=prefix
-        )
-        running.append(children.start(command))
-    outputs = [_first_lines(child) for child in running]
-    for child in generator.sample(running, len(running)):
-        time.sleep(generator.uniform(*_BEFORE_KILL_S))
-        children.kill(child)
-    for child, output, session in zip(running, outputs, sessions, strict=True):
-        rest, _ = child.communicate()
-        said = session_of(output + rest)
-        session.begun += said.begun
-        session.acked |= said.acked
-        session.errors += said.errors
+    with contextlib.ExitStack() as stack:
+        running = []
+        for prefix, session in zip(_PREFIXES, sessions, strict=True):
+            # Round 0 has a state no later one has, so it must be there before they begin.
+            first = max(session.begun) + 1 if session.acked else 0
+            command = children.writer(
+                root, opener, seed=seed, first=first, rounds=_ROUNDS, shape=_SHAPE, prefix=prefix
+            )
+            running.append(stack.enter_context(children.killed_at_end(command)))
+        outputs = [_first_lines(child) for child in running]
+        for child in generator.sample(running, len(running)):
+            time.sleep(generator.uniform(*_BEFORE_KILL_S))
+            children.kill(child)
+        for child, output, session in zip(running, outputs, sessions, strict=True):
+            rest, _ = child.communicate()
+            said = session_of(output + rest)
+            session.begun += said.begun
+            session.acked |= said.acked
+            session.errors += said.errors
 
 
 def _first_lines(child: subprocess.Popen[bytes]) -> bytes:
@@ -106,6 +109,8 @@ def _look(
     if result in (Result.OLD, Result.NEW) and verified.problems:
         result = Result.TORN
         message = f"{verified.problems[0].where}: {verified.problems[0].what}"
+    if result in (Result.OLD, Result.NEW) and _overwrites(opener, root):
+        result, message = Result.LOST, "a commit overwrote a newer one that it was not based on"
     return Finding(
         result=result,
         message=message,
@@ -113,6 +118,24 @@ def _look(
         recovery_s=recovery,
         orphans=verified.orphans,
     )
+
+
+def _overwrites(opener: str, root: Path) -> bool:
+    """Whether one of two writers can commit over what the other has committed since it looked."""
+    from forge_harness.state import NewState
+
+    def state(content: bytes) -> NewState:
+        files = {"data": content}
+        return NewState(phase=workload.PHASE, kind=workload.KIND, name="shared", files=files)
+
+    with open_store(opener, root) as one, open_store(opener, root) as other:
+        parent = one.commit([state(b"seen by both")]).number
+        other.commit([state(b"theirs")], parent=parent)
+        try:
+            one.commit([state(b"mine")], parent=parent)
+        except ConflictError:
+            return False
+    return True
 
 
 def _verdict(

@@ -7,8 +7,9 @@ against the bytes that were committed:
 - *harmless*: everything reads back right and nothing complains: the byte was of no use;
 - *detected*: the store says so, on opening, on reading, or when it is verified;
 - *silent*: something reads back wrong, or is missing, and nothing complains;
-- *rolled back*: an earlier generation, whole, and nothing complains. SQLite takes a damaged tail of
-  its log for a commit that was never finished; nothing inside the store can tell. Counted apart.
+- *lost*: an earlier generation, whole, and nothing complains: SQLite takes a damaged tail of its
+  log for a commit that was never finished, so a store has to remember elsewhere what it
+  acknowledged. Or damaged content, reported, of which nothing is left to mend it from.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from forge_harness.drill.workload import View
 
 _ROUNDS = 3
 _SHAPE = "mixed"
+_ROLLED_BACK = "an acknowledged commit is gone, and nothing complains"
 
 Step = Callable[[int, int, str], None]
 Harm = Callable[[Path], str]
@@ -97,11 +99,19 @@ def swap_files(tally: Tally, opener: str, *, limit: int, tell: Step) -> None:
 def _try(tally: Tally, opener: str, patient: Patient, workspace: Path, harm: Harm) -> str:
     root = scenes.fresh(patient.template, workspace / "store")
     what = f"{patient.name} store, {harm(root)}"
+    struck = _digests(root / "objects")
     finding = _look(opener, root, patient)
-    if finding.message == "rolled back":
+    if finding.result is Result.DETECTED and struck - _digests(root):
+        finding = Finding(result=Result.LOST, message="what was left of a content was deleted")
+    if finding.message == _ROLLED_BACK:
         tally.details["rolled back"] += 1
     tally.add(finding, where=what)
     return what
+
+
+def _digests(root: Path) -> set[str]:
+    """Digests of all files below a directory, wherever they are."""
+    return {workload.digest(path.read_bytes()) for path in root.rglob("*") if path.is_file()}
 
 
 def _look(opener: str, root: Path, patient: Patient) -> Finding:
@@ -127,7 +137,7 @@ def _look(opener: str, root: Path, patient: Patient) -> Finding:
     if shown == patient.shown:
         return Finding(result=Result.HARMLESS)
     if shown in patient.earlier:
-        return Finding(result=Result.HARMLESS, message="rolled back")
+        return Finding(result=Result.LOST, message=_ROLLED_BACK)
     gone = sorted(patient.shown.keys() - shown.keys())
     return Finding(result=Result.SILENT, message=f"{(gone or ['something'])[0]} is not what it was")
 
@@ -158,7 +168,7 @@ def _killed_writer(workspace: Path, quiet: Path, opener: str, seed: int) -> tupl
     command = children.writer(
         busy, opener, seed=seed, first=_ROUNDS, rounds=_ROUNDS, shape=_SHAPE, linger=True
     )
-    with children.start(command) as child:
+    with children.killed_at_end(command) as child:
         assert child.stdout is not None
         output = b""
         while b"done\n" not in output:

@@ -147,7 +147,7 @@ def _write_until_cut(
     disk: LoopDisk, mount: Path, root: Path, opener: str, delay_s: float, seed: int, shape: str
 ) -> Session:
     command = children.writer(root, opener, seed=seed, rounds=_ROUNDS, shape=shape)
-    with children.start(command) as child:
+    with children.killed_at_end(command) as child:
         assert child.stdout is not None
         try:
             output = _until_ack(child.stdout.fileno())

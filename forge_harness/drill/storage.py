@@ -115,7 +115,8 @@ def _swaps(trial: Trial) -> None:
 
 
 def _disk_full(trial: Trial) -> None:
-    sizes = range(40, 1000, 960 // trial.size)
+    count = trial.size or CAMPAIGNS[trial.tally.name].full
+    sizes = sorted({40 + 960 * index // count for index in range(count)})
     limits.fill_disks(trial.tally, trial.opener, kibibytes=sizes, tell=trial.tell)
 
 
@@ -197,8 +198,13 @@ MUTANTS: tuple[Mutant, ...] = tuple(
         ("retried_sync", "a sync that failed is tried again", "errors", 0),
         ("ignored_sync", "a sync that failed is ignored", "errors", 0),
         ("no_check", "contents are not compared with their digest", "bit_flips", 400),
+        ("no_head", "what was acknowledged is known to the log alone", "swaps", 0),
+        ("deletes_damaged", "damaged contents are deleted", "swaps", 0),
+        ("short_writes", "a write that took a part passes for whole", "file_limit", 0),
         ("no_lock", "writers do not exclude each other", "writers", 20),
+        ("ignores_parent", "a commit overwrites one it was not based on", "writers", 1),
         ("no_grace", "collection takes contents of a commit being made", "collection", 2000),
+        ("no_read_lock", "readers do not hold collections off", "collection", 2000),
         ("forgets_kept", "collection forgets generations to be kept", "collection", 2000),
         ("piecemeal_migration", "a migration is not one transaction", "migration", 0),
         ("any_schema", "a newer schema is taken for the own one", "newer_schema", 0),

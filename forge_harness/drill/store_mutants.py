@@ -75,6 +75,27 @@ class _InPlace(Blobs):
             self.discard(item.temp)
 
 
+class _ShortWrites(Blobs):
+    """Takes it that a write takes everything, as a bare `os.write` looks like."""
+
+    def _fill(self, handle: int, temp: Path, source: bytes | Path) -> Staged:
+        data = source if isinstance(source, bytes) else source.read_bytes()
+        self.fs.write(handle, memoryview(data))
+        digest = StreamDigest()
+        digest.update(data)
+        plain = digest.hexdigest
+        return Staged(temp, plain, digest.size, digest.prefixes, plain, digest.size, 0)
+
+
+class _DeletesDamaged(Blobs):
+    """Removes what does not verify, as a cache does, and with it what could be mended."""
+
+    def quarantine(self, name: str) -> Path | None:
+        with contextlib.suppress(OSError):
+            self.fs.unlink(self.path(name))
+        return None
+
+
 class _NoCheck(Contents):
     """Trusts the disk: what it reads is what it returns."""
 
@@ -108,6 +129,27 @@ class _NoLock(Store):
 
     def reading(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
+
+
+class _NoReadLock(Store):
+    """Readers take no lock, as where files are only ever added."""
+
+    def reading(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+class _IgnoresParent(Store):
+    """The last writer wins."""
+
+    def _expect(self, parent: int | None) -> str | None:
+        return super()._expect(None)
+
+
+class _NoHead(Store):
+    """Leaves it to SQLite's log to know what was committed last."""
+
+    def _note(self, number: int, digest: str) -> None:
+        pass
 
 
 class _NoGrace(Store):
@@ -231,9 +273,14 @@ no_name_sync = _with_blobs(_NoNameSync).open
 retried_sync = _with_blobs(_RetriedSync).open
 ignored_sync = _with_blobs(_IgnoredSync).open
 in_place = _with_blobs(_InPlace, contents=_AlwaysRewrites).open
+short_writes = _with_blobs(_ShortWrites).open
+deletes_damaged = _with_blobs(_DeletesDamaged).open
 no_check = _BlindVerify.open
 index_first = _IndexFirst.open
 no_lock = _NoLock.open
+no_read_lock = _NoReadLock.open
+ignores_parent = _IgnoresParent.open
+no_head = _NoHead.open
 no_grace = _NoGrace.open
 forgets_kept = _ForgetsKept.open
 early_answer = _EarlyAnswer.open

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -43,5 +43,34 @@ def opener_of(name: str) -> Callable[..., Store]:
 
 
 def open_store(name: str, root: Path, **options: Any) -> Store:  # noqa: ANN401 - options of Store.open
-    """Opens the store at `root` with what `name` says."""
-    return opener_of(name)(root, **options)
+    """Opens the store at `root` with what `name` says.
+
+    Raises:
+        UsageError: It takes no such arguments, or what it returns is no store.
+    """
+    opener = opener_of(name)
+    try:
+        store = opener(root, **options)
+    except TypeError as error:
+        if _takes(opener, root, options):
+            raise
+        raise UsageError(
+            f"The store opener {name!r} cannot be called with a path"
+            f"{''.join(f', {option}' for option in options)}: {error}. Expected a function that "
+            "takes what Store.open takes."
+        ) from error
+    if not hasattr(store, "commit"):
+        raise UsageError(
+            f"The store opener {name!r} returned a {type(store).__name__}; expected an open store."
+        )
+    return store
+
+
+def _takes(opener: Callable[..., object], root: Path, options: Mapping[str, object]) -> bool:
+    import inspect  # Takes longer to import than a child program to run.
+
+    try:
+        inspect.signature(opener).bind(root, **options)
+    except (TypeError, ValueError):  # ValueError: an extension module's function does not tell.
+        return False
+    return True

@@ -70,6 +70,8 @@ class AuditLog:
         self._queue = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._is_open = True
+        """Whether the file may be used; read and changed with `_appending` held."""
         self._headed_at = 0.0
         self._headed_number = self._last_number = -1
 
@@ -129,6 +131,7 @@ class AuditLog:
             AuditError: The file is damaged.
         """
         with self._appending:
+            self._check_open()
             return self._file.newest(count)
 
     def close(self) -> None:
@@ -142,11 +145,19 @@ class AuditLog:
             self._queue.put(None)
             thread.join()
         try:
-            last = self._file.last()
+            with self._appending:
+                last = self._file.last()
             if last is not None and last.number != self._headed_number:
                 self._add_head(last)
         finally:
-            self._file.close()
+            # Not under the feet of another thread: SQLite would execute on freed memory.
+            with self._appending:
+                self._is_open = False
+                self._file.close()
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise AuditError("The audit log is closed; open it again.")
 
     def _commit_groups(self) -> None:
         running = True
@@ -216,6 +227,7 @@ class AuditLog:
             return records
 
         with self._appending:
+            self._check_open()
             appended = self._file.append(follow)
         self._last_number = appended[-1].number
         return appended

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 
-from forge_harness.errors import StateError, UnknownStateError
+from forge_harness.errors import DamagedStateError, StateError, UnknownStateError
 
 from .contents import Contents
 from .history import History
@@ -26,7 +26,8 @@ def collect(
     """Removes what nothing needs; see `Store.collect`. The exclusive lock is held."""
     retained = _retained(history, retain, keep)
     needed = _needed(history, retained)
-    sweep = Sweep(contents, time.time() - grace_s)
+    lost = _lost(contents, needed)
+    sweep = Sweep(contents, time.time() - grace_s, spare_orphans=lost)
     # The index first: content that is gone must never be referred to as if it were there.
     removed = sweep.forget(needed)
     sweep.files()
@@ -70,13 +71,44 @@ def _needed(history: History, retained: list[int]) -> set[str]:
     return {ref.digest for at in ids for ref in history.states[at].files.values()}
 
 
-class Sweep:
-    """Removes contents, orphans and temporary files that are old enough."""
+def _lost(contents: Contents, needed: Collection[str]) -> bool:
+    """Returns whether a file of no content may be one that is needed.
 
-    def __init__(self, contents: Contents, before: float) -> None:
+    Sealed files have names that only the index knows; others are found by their digests.
+
+    Raises:
+        DamagedStateError: The index has lost where a content is.
+    """
+    known = {stored.digest: stored for stored in contents.index.objects()}
+    blobs, lost = contents.blobs, False
+    for digest in sorted(needed):
+        stored = known.get(digest)
+        if stored is None and contents.index.has_sealed() and blobs.stored_size(digest) is None:
+            raise DamagedStateError(
+                f"The index {contents.index.path} has lost where content {digest} is, so what may "
+                "go is not known; nothing was collected. Restore the index from a copy, or retain "
+                "no generation that has the content.",
+                path=str(contents.index.path),
+                digest=digest,
+            )
+        if stored is not None and stored.sealed and stored.content is None:
+            lost = lost or blobs.stored_size(stored.stored) is None
+    return lost
+
+
+class Sweep:
+    """Removes contents, orphans and temporary files that are old enough.
+
+    Args:
+        contents: Of the store.
+        before: Seconds since the epoch; what is younger stays.
+        spare_orphans: Whether files of no content stay.
+    """
+
+    def __init__(self, contents: Contents, before: float, *, spare_orphans: bool = False) -> None:
         self.contents = contents
         self.before = before
-        """Seconds since the epoch; what is younger stays."""
+        self.spare_orphans = spare_orphans
         self.files_removed = 0
         self.bytes_freed = 0
         self.kept = 0
@@ -110,8 +142,9 @@ class Sweep:
         """Removes files of no content, and temporary files, that are old enough."""
         blobs = self.contents.blobs
         for name in list(blobs.names()):
-            if name not in self._live:
-                self._remove(blobs.path(name), at_once=name in self._doomed)
+            doomed = name in self._doomed
+            if name not in self._live and (doomed or not self.spare_orphans):
+                self._remove(blobs.path(name), at_once=doomed)
         for name in blobs.fs.names(blobs.temporary):
             self._remove(blobs.temporary / name, at_once=False)
 

@@ -49,13 +49,34 @@ class Index:
     def __init__(self, path: Path, *, read_only: bool = False, timeout_s: float = 10.0) -> None:
         self.path = path
         self._mutex = threading.RLock()
+        self._gone = ""
+        """Why the connection must not be used any more, "" while it may."""
         self._sealed, self._sealed_at = False, -1
         with self.translated():
             self.connection = _connect(path, read_only=read_only, timeout_s=timeout_s)
 
     def close(self) -> None:
         """Closes the file; the last one to do so folds the write-ahead log into it."""
-        self.connection.close()
+        # Not under the feet of another thread: what SQLite is executing would lose its memory.
+        with self._mutex:
+            if not self._gone:
+                self._gone = "was closed"
+                self.connection.close()
+
+    def disown(self) -> None:
+        """Gives the file up without closing it; for a child of fork, whose parent has it open.
+
+        SQLite's locks stay with the parent. A child that went on would write to a log that is no
+        longer there once the parent has closed the file, and one that closed it could remove the
+        log of others.
+        """
+        import ctypes
+
+        self._mutex = threading.RLock()  # Another thread may have held it when the process forked.
+        if not self._gone:
+            self._gone = "was opened before this process was forked"
+            # Never freed, as freeing closes it.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.connection))
 
     @contextlib.contextmanager
     def translated(self) -> Iterator[None]:
@@ -64,9 +85,13 @@ class Index:
         Raises:
             StoreLockedError: Another process has the index for longer than the timeout.
             DamagedStateError: The file is not a database any more.
-            StateError: The disk is full or refuses.
+            StateError: The disk is full or refuses, or the file was closed meanwhile.
         """
         with self._mutex:
+            if self._gone:
+                raise StateError(
+                    f"The index {self.path} {self._gone}. Open the store again in this process."
+                )
             try:
                 yield
             except sqlite3.Error as error:

@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import threading
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,6 +54,8 @@ from .sealer import Sealer
 class Store:
     """An open state store. Any number of threads and processes may have one open at once.
 
+    A child of fork opens its own: what its parent had open refuses to be used there.
+
     Attributes:
         root: Its directory.
         read_only: Whether it refuses to change anything.
@@ -70,6 +74,7 @@ class Store:
         self._lost: Head | None = None
         self._losses: list[str] = []
         self._index: Index | None = None
+        _instances.add(self)
 
     @classmethod
     def open(
@@ -169,15 +174,18 @@ class Store:
 
     def current(self) -> Generation | None:
         """Returns the newest generation that verifies, None in an empty store."""
-        return self._refreshed().current
+        with self._reading_history() as history:
+            return history.current
 
     def problems(self) -> list[str]:
         """Returns what did not verify when the history was read; empty when all did."""
-        return [f"{problem.where}: {problem.what}" for problem in self._refreshed().problems]
+        with self._reading_history() as history:
+            return [f"{problem.where}: {problem.what}" for problem in history.problems]
 
     def generations(self) -> list[Generation]:
         """Returns the generations that verify, oldest first."""
-        return self._refreshed().generations()
+        with self._reading_history() as history:
+            return history.generations()
 
     def list(
         self, *, phase: str | None = None, kind: str | None = None, generation: int | None = None
@@ -187,11 +195,10 @@ class Store:
         Raises:
             UnknownStateError: There is no such generation.
         """
-        history = self._refreshed()
+        with self._reading_history() as history:
+            states = states_of(history.view(generation), history.states)
         return [
-            state
-            for state in states_of(history.view(generation), history.states)
-            if phase in (None, state.phase) and kind in (None, state.kind)
+            state for state in states if phase in (None, state.phase) and kind in (None, state.kind)
         ]
 
     def get(self, phase: str, name: str, *, generation: int | None = None) -> State:
@@ -201,12 +208,12 @@ class Store:
             UnknownStateError: There is none of that name, with the nearest name; or no such
                 generation.
         """
-        history = self._refreshed()
-        view = history.view(generation)
-        try:
-            return history.states[view[phase, name]]
-        except KeyError:
-            raise self._unknown(view, phase, name) from None
+        with self._reading_history() as history:
+            view = history.view(generation)
+            try:
+                return history.states[view[phase, name]]
+            except KeyError:
+                raise self._unknown(view, phase, name) from None
 
     def state(self, state_id: str) -> State:
         """Returns a state of any generation by its id.
@@ -214,12 +221,13 @@ class Store:
         Raises:
             UnknownStateError: There is none.
         """
-        try:
-            return self._refreshed().states[state_id]
-        except KeyError:
-            raise UnknownStateError(
-                f"There is no state with id {state_id!r} in {self.root}. List them first."
-            ) from None
+        with self._reading_history() as history:
+            try:
+                return history.states[state_id]
+            except KeyError:
+                raise UnknownStateError(
+                    f"There is no state with id {state_id!r} in {self.root}. List them first."
+                ) from None
 
     def read(self, state: State, file: str = "data") -> bytes:
         """Returns the content of a file of a state, compared with its digest.
@@ -363,7 +371,8 @@ class Store:
 
         Raises:
             UnknownStateError: `keep` names a generation that is not there.
-            DamagedStateError: A generation does not verify, so what it has is not known.
+            DamagedStateError: A generation does not verify, so what it has is not known; or the
+                index has lost where a sealed content is.
         """
         with self._mutex, _reported(f"{self.root} was not collected"), self.writing():
             self._check_writable()
@@ -452,10 +461,18 @@ class Store:
         with index.translated():
             self._history.extend(index.rows_after(self._history.last_number))
 
-    def _refreshed(self) -> History:
+    @contextlib.contextmanager
+    def _reading_history(self) -> Iterator[History]:
+        """Yields what is in the index now; no commit of another thread shows up half of itself."""
         with self._mutex:
             self._refresh()
-            return self._history
+            yield self._history
+
+    def _disown(self) -> None:
+        """Leaves the index to the parent process; called in a child of fork."""
+        self._mutex = threading.RLock()  # Another thread may have held it when the process forked.
+        if self._index is not None:
+            self._index.disown()
 
     def _check_writable(self) -> None:
         if self.read_only:
@@ -558,6 +575,18 @@ class Store:
         close = nearest(f"{phase}/{name}", (f"{p}/{n}" for p, n in view))
         hint = f" Did you mean {close!r}?" if close else " List the states to see what is there."
         return UnknownStateError(f"There is no state {phase}/{name} in {self.root}.{hint}")
+
+
+_instances: weakref.WeakSet[Store] = weakref.WeakSet()
+
+
+def _disown_all() -> None:
+    for store in list(_instances):
+        store._disown()
+
+
+if hasattr(os, "register_at_fork"):  # Windows has none.
+    os.register_at_fork(after_in_child=_disown_all)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from forge_harness.drill import damage, migration, storage, strace, workload
+from forge_harness.drill import damage, limits, migration, storage, strace, workload
 from forge_harness.drill.storage import MUTANTS, run_campaign, run_mutant, run_storage
 from forge_harness.drill.tally import Status
 from forge_harness.drill.target import OWN_STORE, open_store
@@ -33,8 +33,14 @@ def test_the_store_holds(name, trials):
     assert report.trials >= min(trials, 2)
 
 
-@pytest.mark.parametrize("name", ["no_check", "no_grace", "forgets_kept", "any_schema"])
-def test_seeded_bugs_that_need_no_other_process_are_caught(name):
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("no_check", "no_grace", "forgets_kept", "any_schema"),
+        *("no_head", "deletes_damaged", "short_writes", "no_read_lock", "ignores_parent"),
+    ],
+)
+def test_seeded_bugs_that_need_no_strace_are_caught(name):
     report = run_mutant(BUGS[name])
     assert report.status == "caught", report.reason
 
@@ -100,6 +106,37 @@ def test_damage_is_told_from_none(tmp_path, harm, result):
     content = next(p for p in (patient.template / "objects").rglob("*") if p.is_file())
     content.write_bytes(harm(content.read_bytes()))
     assert damage._look(OWN_STORE, patient.template, patient).result == result
+
+
+@pytest.mark.parametrize(("trials", "sizes"), [(1, 1), (7, 7), (960, 960), (2000, 960), (0, 48)])
+def test_a_sweep_of_disks_has_as_many_sizes_as_it_was_given(trials, sizes, monkeypatch):
+    """7 gave 8, and more than 960 a step of nothing."""
+    swept = []
+    monkeypatch.setattr(
+        limits, "fill_disks", lambda tally, opener, *, kibibytes, tell: swept.extend(kibibytes)
+    )
+    run_campaign("disk_full", trials=trials)
+    assert len(set(swept)) == sizes
+    assert (min(swept), max(swept)) == (40, 40 + 960 * (sizes - 1) // sizes)
+
+
+@pytest.mark.parametrize(
+    ("opener", "said"),
+    [
+        ("os:getpid", r"cannot be called with a path: .*takes no arguments"),
+        ("os:listdir", r"cannot be called with a path, fs: "),
+        ("os:fspath", r"returned a str; expected an open store"),
+    ],
+)
+def test_what_opens_no_store_is_refused(opener, said, tmp_path):
+    options = {"fs": None} if opener == "os:listdir" else {}
+    with pytest.raises(UsageError, match=said):
+        open_store(opener, tmp_path, **options)
+
+
+def test_an_error_inside_a_store_is_not_blamed_on_how_it_was_called(tmp_path):
+    with pytest.raises(TypeError, match="not PosixPath"):
+        open_store("json:loads", tmp_path)
 
 
 def test_unknown_names_get_the_nearest():

@@ -117,6 +117,51 @@ def no_lock(opener, root):
     return False
 
 
+def short_writes(opener, root):
+    class Short(RealFs):
+        def write(self, handle, data):
+            return super().write(handle, data[:1000])
+
+    with open_store(opener, root, fs=Short()) as store:
+        store.commit([new()])
+        with contextlib.suppress(ForgeError):
+            return store.read(store.get("phase5", "a")) != LARGE
+    return True
+
+
+def deletes_damaged(opener, root):
+    with open_store(opener, root) as store:
+        store.commit([new()])
+        (file,) = [path for path in (root / "objects").rglob("*") if path.is_file()]
+        file.write_bytes(b"x" + LARGE[1:])
+        with contextlib.suppress(ForgeError):
+            store.read(store.get("phase5", "a"))
+    return not any((root / "quarantine").iterdir())
+
+
+def no_read_lock(opener, root):
+    with open_store(opener, root, lock_timeout_s=0.0) as store:
+        store.commit([new()])
+        with (root / "lock").open("ab") as held, contextlib.suppress(ForgeError):
+            fcntl.flock(held, fcntl.LOCK_EX)
+            return bool(store.read(store.get("phase5", "a")))
+    return False
+
+
+def ignores_parent(opener, root):
+    with open_store(opener, root) as store:
+        store.commit([new()])
+        store.commit([new("b")])
+        with contextlib.suppress(ForgeError):
+            return bool(store.commit([new("c")], parent=1))
+    return False
+
+
+def no_head(opener, root):
+    commits(opener, root)
+    return not (root / "head").exists()
+
+
 def no_grace(opener, root):
     with open_store(opener, root) as store:
         store.commit([new()])

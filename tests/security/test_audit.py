@@ -373,3 +373,38 @@ def test_a_rotated_key_still_verifies_what_it_chained(tmp_path: Path) -> None:
     tamper(path, "UPDATE event SET actor = 'mallory' WHERE number = 2")
     (problem,) = verify(path, keys=[KEY, new], public_keys=[PUBLIC]).problems
     assert problem == "Record 2 was changed, or written with another key."
+
+
+CLOSED_UNDER_WRITERS = """
+import sys, threading, time
+from pathlib import Path
+from forge_harness.errors import AuditError
+from forge_harness.security.audit import AuditEvent, AuditLog, Decision
+
+event = AuditEvent(actor="ci", action="state.save", resource="a", decision=Decision.ALLOW)
+
+def record(log):
+    try:
+        while True:
+            log.record(event)
+    except AuditError as error:
+        assert str(error) == "The audit log is closed; open it again.", error
+
+for attempt in range(20):
+    path = Path(sys.argv[1]) / f"{attempt}.db"
+    log = AuditLog(path, key=bytes(32), signing_key=bytes(32))
+    writers = [threading.Thread(target=record, args=(log,)) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    time.sleep(0.005)
+    log.close()
+    for writer in writers:
+        writer.join()
+"""
+
+
+def test_a_log_can_be_closed_while_other_threads_record(tmp_path: Path) -> None:
+    """SQLite executed on memory it had been told to free, and the process died of it."""
+    command = [sys.executable, "-c", CLOSED_UNDER_WRITERS, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")

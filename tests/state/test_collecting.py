@@ -1,0 +1,75 @@
+"""What a collection must not take for garbage when the index is damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from forge_harness.errors import DamagedStateError
+from forge_harness.security.keys import Keyring
+from forge_harness.security.sealing import KeyringSealer
+from forge_harness.state import NewState, Store
+
+LARGE = bytes(100_000)
+
+
+def files(root: Path) -> list[Path]:
+    return [path for path in (root / "objects").rglob("*") if path.is_file()]
+
+
+@contextlib.contextmanager
+def row_of(root: Path) -> Iterator[dict[str, str]]:
+    """Yields the digest and stored name of the only content, to be changed behind the store."""
+    with contextlib.closing(sqlite3.connect(root / "index.db")) as index:
+        digest, stored = index.execute("SELECT digest, stored FROM object").fetchone()
+        row = {"digest": digest, "stored": stored}
+        yield row
+        index.execute("UPDATE object SET digest = ?, stored = ?", (row["digest"], row["stored"]))
+        index.commit()
+
+
+def flipped(digest: str) -> str:
+    return ("1" if digest[0] == "0" else "0") + digest[1:]
+
+
+@pytest.fixture(params=["sealed", "plain"])
+def sealer(request):
+    return KeyringSealer(Keyring.new()) if request.param == "sealed" else None
+
+
+@pytest.mark.parametrize("column", ["digest", "stored"])
+def test_a_content_whose_row_is_damaged_outlives_a_collection(tmp_path, sealer, column):
+    root = tmp_path / "store"
+    with Store.open(root, sealer=sealer) as store:
+        store.commit([NewState(phase="p", kind="k", name="n", files={"data": LARGE})])
+    with row_of(root) as row:
+        right = dict(row)
+        row[column] = flipped(row[column])
+    with Store.open(root, sealer=sealer) as store:
+        refused = sealer is not None and column == "digest"
+        with pytest.raises(DamagedStateError) if refused else contextlib.nullcontext():
+            store.collect(grace_s=0.0)
+    assert len(files(root)) == 1
+    if refused:
+        with row_of(root) as row:
+            row.update(right)
+        with Store.open(root, sealer=sealer) as store:
+            assert store.read(store.get("p", "n")) == LARGE
+
+
+def test_what_no_retained_generation_has_is_collected_beside_a_damaged_row(tmp_path):
+    """The way out: a content that is lost for good does not keep garbage forever."""
+    root, sealer = tmp_path / "store", KeyringSealer(Keyring.new())
+    with Store.open(root, sealer=sealer) as store:
+        store.commit([NewState(phase="p", kind="k", name="n", files={"data": LARGE})])
+        with row_of(root) as row:
+            row["digest"] = flipped(row["digest"])
+        store.commit([NewState(phase="p", kind="k", name="n", files={"data": b"x" * 100_000})])
+        with pytest.raises(DamagedStateError, match="retain no generation that has the content"):
+            store.collect(grace_s=0.0)
+        assert store.collect(retain=1, grace_s=0.0).files_removed == 1
+        assert store.read(store.get("p", "n")) == b"x" * 100_000

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from forge_harness.errors import StateError
+from forge_harness.state import NewState, RealFs, Store, history
+
+CLOSED_UNDER_READERS = """
+import sys, threading, time
+from pathlib import Path
+from forge_harness.errors import StateError
+from forge_harness.state import NewState, Store
+
+def read(store, state):
+    try:
+        while True:
+            store.read(state)
+    except StateError as error:
+        assert "was closed. Open" in str(error), error
+
+for attempt in range(30):
+    store = Store.open(Path(sys.argv[1]) / str(attempt))
+    store.commit([NewState(phase="p", kind="k", name="n", files={"data": b"x" * 1000})])
+    state = store.get("p", "n")
+    readers = [threading.Thread(target=read, args=(store, state)) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    time.sleep(0.005)
+    store.close()
+    for reader in readers:
+        reader.join()
+"""
+
+
+def new(name: str, content: bytes = b"content") -> NewState:
+    return NewState(phase="phase5", kind="checkpoint", name=name, files={"data": content})
+
+
+def test_a_store_can_be_closed_while_other_threads_read_it(tmp_path):
+    """SQLite executed on memory it had been told to free, and the process died of it."""
+    command = [sys.executable, "-c", CLOSED_UNDER_READERS, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_list_shows_a_commit_of_another_thread_whole_or_not_at_all(tmp_path, monkeypatch):
+    listing, half_way, listed = (threading.Event() for _ in range(3))
+    view = history.History.view
+
+    def view_late(self, number=None):
+        if threading.current_thread() is reader:
+            listing.set()
+            half_way.wait(1.0)  # Never comes where the commit has to wait for the list.
+        return view(self, number)
+
+    def apply_slowly(shown, manifest):
+        for key, state in manifest.changes:
+            shown[key] = state
+            if listing.is_set() and not half_way.is_set():
+                half_way.set()
+                listed.wait(5.0)
+
+    found = []
+
+    def look():
+        found.extend(state.generation for state in store.list())
+        listed.set()
+
+    with Store.open(tmp_path / "store") as store:
+        store.commit([new("a"), new("b")])
+        monkeypatch.setattr(history.History, "view", view_late)
+        monkeypatch.setattr(history, "_apply", apply_slowly)
+        reader = threading.Thread(target=look)
+        reader.start()
+        listing.wait(5.0)
+        store.commit([new("a", b"other"), new("b", b"other")])
+        reader.join()
+    assert found in ([1, 1], [2, 2])
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+with_threads = pytest.mark.filterwarnings("ignore:This process.* is multi-threaded")
+"""Newer interpreters warn of a fork beside threads, which is what is tested."""
+
+
+def forked(action, *, after=lambda: None) -> str:
+    """Runs something in a child of fork, once `after` was done here; returns what it came to."""
+    receive, send = os.pipe()
+    waiting, go = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            os.read(waiting, 1)
+            try:
+                said = str(action())
+            except StateError as error:
+                said = f"StateError: {error}"
+            os.write(send, said.encode())
+        finally:
+            os._exit(0)
+    os.close(send)
+    after()
+    os.write(go, b"x")
+    with os.fdopen(receive, "rb") as stream:
+        said = stream.read().decode()
+    os.waitpid(child, 0)
+    os.close(waiting)
+    os.close(go)
+    return said
+
+
+@needs_fork
+@with_threads
+def test_a_child_of_fork_does_not_commit_to_what_its_parent_had_open(tmp_path):
+    """Its commits went into a log that the parent had removed, and were acknowledged."""
+    root = tmp_path / "store"
+    store = Store.open(root)
+    store.commit([new("before")])
+    said = forked(lambda: store.commit([new("child")]).number, after=store.close)
+    assert "was opened before this process was forked. Open the store again" in said
+    with Store.open(root) as again:
+        assert [state.name for state in again.list()] == ["before"]
+        assert again.problems() == []
+
+
+@needs_fork
+@with_threads
+def test_a_child_of_fork_leaves_the_store_of_its_parent_alone_and_opens_its_own(tmp_path):
+    root = tmp_path / "store"
+    with Store.open(root) as store:
+        store.commit([new("before")])
+
+        def close_and_open():
+            store.close()
+            with Store.open(root) as own:
+                own.commit([new("child")])
+            return "done"
+
+        assert forked(close_and_open) == "done"
+        assert [state.name for state in store.list()] == ["before", "child"]
+        assert store.verify().problems == ()
+
+
+class Waiting(RealFs):
+    """A file system whose renames wait."""
+
+    def __init__(self) -> None:
+        self.inside, self.go = threading.Event(), threading.Event()
+
+    def rename(self, source: Path, target: Path) -> None:
+        self.inside.set()
+        self.go.wait(10.0)
+        super().rename(source, target)
+
+
+@needs_fork
+@with_threads
+def test_a_child_forked_during_a_commit_does_not_keep_the_store_locked(tmp_path):
+    """A data loader's worker, for example: it inherits the open lock file and lives on."""
+    files = Waiting()
+    with Store.open(tmp_path / "store", fs=files) as store:
+        committing = threading.Thread(target=store.commit, args=([new("a", bytes(100_000))],))
+        committing.start()
+        files.inside.wait(10.0)
+        if (child := os.fork()) == 0:
+            time.sleep(30)
+            os._exit(0)
+        try:
+            files.go.set()
+            committing.join()
+            with Store.open(tmp_path / "store", lock_timeout_s=0.5) as other:
+                assert other.commit([new("b")]).number == 2
+        finally:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
