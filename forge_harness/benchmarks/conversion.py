@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from forge_harness.formats.native import write_native
 from forge_harness.formats.sizes import bytes_on_disk
 from forge_harness.formats.tensors import TernaryTensor
 
-from .timing import interleave, speedup
+from .timing import disturbed_of, interleave, samples_of, speedup
 
 SHAPES = ((4096, 4096), (11008, 4096), (4096, 11008))
 """Weights of one block of a 7B model: attention, up and down."""
@@ -44,6 +44,8 @@ class ConversionRow:
         copy_seconds: Median of reading and durably writing as many bytes, in turns.
         times: (estimate, low, high) of how many times longer the conversion takes; None for too
             few rounds.
+        samples: "convert" and "copy" -> seconds of each round.
+        disturbed: The same -> whether another process took the core.
     """
 
     to: str
@@ -53,6 +55,8 @@ class ConversionRow:
     written_bytes: int
     copy_seconds: float
     times: tuple[float, float, float] | None
+    samples: dict[str, list[float]] = field(repr=False, default_factory=dict)
+    disturbed: dict[str, list[bool]] = field(repr=False, default_factory=dict)
 
 
 def measure(
@@ -116,6 +120,8 @@ def _row(folder: Path, source: Path, to: str, compared: bool, rounds: int) -> Co
         sizes[-1],
         timed["copy"].median,
         None if times is None else (times.estimate, times.low, times.high),
+        samples_of(timed),
+        disturbed_of(timed),
     )
     _remove(target)
     _remove(folder / "copy")

@@ -11,7 +11,7 @@ from forge_harness.model import ByteLM, ByteLMConfig
 from forge_harness.model.decoder import CachedDecoder
 from forge_harness.model.throughput import CONTENDERS, Contender, contender, decode_step, prefill
 
-from .timing import Call, interleave, speedup
+from .timing import Call, disturbed_of, interleave, samples_of, speedup
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,8 @@ class Phase:
         threads: Of torch and of the kernels.
         tokens_per_second: Contender -> median.
         over_bf16: Packed contender -> (estimate, low, high) of times faster than dense bf16.
+        samples: Contender -> seconds a call, one entry a round.
+        disturbed: Contender -> whether another process took the core, one entry a round.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Phase:
     tokens_per_second: dict[str, float]
     over_bf16: dict[str, tuple[float, float, float]]
     samples: dict[str, list[float]] = field(repr=False, default_factory=dict)
+    disturbed: dict[str, list[bool]] = field(repr=False, default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,5 +122,6 @@ def _phase(
         threads=threads,
         tokens_per_second={side: tokens / t.median for side, t in timed.items()},
         over_bf16=over,
-        samples={side: list(t.seconds) for side, t in timed.items()},
+        samples=samples_of(timed),
+        disturbed=disturbed_of(timed),
     )

@@ -7,7 +7,6 @@ path's multiply-add on registers alone, and reading the packed bytes.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from . import i2s as i2s_peer
 from .ggml import GgmlLibrary
 from .i2s import I2sLibrary
 from .inductor import frozen_call
-from .timing import Call, Timed, interleave, speedup
+from .timing import Call, Timed, disturbed_of, interleave, samples_of, speedup
 
 SHAPES = ((2560, 2560), (2560, 6912), (6912, 2560), (4096, 14336))
 """(N, K) of layers of BitNet b1.58 2B4T and of an 8B model."""
@@ -79,6 +78,10 @@ class Row:
         roofline: Share of the nearer ceiling reached; None where it would be over `MOST_SHARE`.
         bound: Which ceiling that is, "multiply" or "read".
         packed_bytes: Bytes of the packed weight.
+        probe_multiplications: Multiply-adds of a call of the multiply probe on one thread; 0 where
+            the path has no probe.
+        samples: Candidate -> seconds a call, one entry a round.
+        disturbed: Candidate -> whether another process took the core, one entry a round.
     """
 
     case: Case
@@ -88,7 +91,9 @@ class Row:
     roofline: float | None
     bound: str
     packed_bytes: int
+    probe_multiplications: int = 0
     samples: dict[str, list[float]] = field(repr=False, default_factory=dict)
+    disturbed: dict[str, list[bool]] = field(repr=False, default_factory=dict)
 
     @property
     def gigaops(self) -> float:
@@ -250,9 +255,10 @@ def _row(case: Case, path: str, timed: dict[str, Timed], packed_bytes: int) -> R
         if name in timed and (found := speedup(ours, timed[name])):
             over[name] = (found.estimate, found.low, found.high)
     floors = {"read": timed["read probe"].median}
+    done = 0
     if "multiply probe" in timed:
-        done = importlib.import_module("forge_kernels._native").probe_multiply(path, 1, 1)
-        each = timed["multiply probe"].median / (_PROBE_OPS * done)
+        done = _PROBE_OPS * int(native().probe_multiply(path, 1, 1))
+        each = timed["multiply probe"].median / done
         # The probe keeps every thread busy: its rate is that of all of them.
         products = case.tokens * _padded(case.rows, 64) * _padded(case.columns, 16)
         floors["multiply"] = each * products / case.threads
@@ -266,7 +272,9 @@ def _row(case: Case, path: str, timed: dict[str, Timed], packed_bytes: int) -> R
         roofline=share if share <= MOST_SHARE else None,
         bound=bound,
         packed_bytes=packed_bytes,
-        samples={name: list(t.seconds) for name, t in timed.items()},
+        probe_multiplications=done,
+        samples=samples_of(timed),
+        disturbed=disturbed_of(timed),
     )
 
 

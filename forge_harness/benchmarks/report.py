@@ -124,7 +124,7 @@ def heading(benchmark: str, started: datetime) -> dict[str, Any]:
         "environment": {
             "harness": version("bitnet-forge-harness"),
             "native": kernels.native_version(),
-            "paths": list(kernels.cpu_paths()),
+            "paths": [] if kernels.native_problem() else list(kernels.cpu_paths()),
             "processor": _processor(),
             "cores": os.cpu_count(),
             "load_average": list(os.getloadavg()),
@@ -134,10 +134,17 @@ def heading(benchmark: str, started: datetime) -> dict[str, Any]:
     }
 
 
-def document(rows: Sequence[Row], *, started: datetime) -> dict[str, Any]:
-    """Returns everything that was measured, raw times included, with where it was."""
+def document(rows: Sequence[Row], *, started: datetime, is_complete: bool = True) -> dict[str, Any]:
+    """Returns everything that was measured, raw times included, with where it was.
+
+    Args:
+        rows: What was measured.
+        started: When.
+        is_complete: Whether that is all that was to be measured.
+    """
     return {
         **heading("kernels", started),
+        "is_complete": is_complete,
         "rows": [
             {
                 "tokens": row.case.tokens,
@@ -155,7 +162,9 @@ def document(rows: Sequence[Row], *, started: datetime) -> dict[str, Any]:
                     peer: {"estimate": e, "low": low, "high": high}
                     for peer, (e, low, high) in row.over.items()
                 },
+                "probe_multiplications": row.probe_multiplications,
                 "seconds_a_call": row.samples,
+                "disturbed": row.disturbed,
             }
             for row in rows
         ],

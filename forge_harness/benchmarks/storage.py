@@ -13,18 +13,19 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from forge_harness.errors import StateError
 from forge_harness.security.audit import AuditLog
 from forge_harness.security.audit_events import AuditEvent, Decision
 from forge_harness.security.keys import Keyring
 from forge_harness.security.sealing import KeyringSealer
 from forge_harness.state import NewState, Store
 
-from .timing import Timed, interleave, speedup
+from .timing import Timed, disturbed_of, interleave, samples_of, speedup
 
 SMALL_BYTES = 1024
 GROUP = 64
@@ -41,7 +42,11 @@ class StorageRow:
         rate: Ours, median.
         baseline: What it is held against.
         baseline_rate: Median, measured in turns.
-        times: (estimate, low, high) of how many times longer ours takes; None for too few rounds.
+        times: (estimate, low, high) of how many times longer ours takes for the same amount; None
+            for too few rounds.
+        amounts: "ours" and "baseline" -> what a call does, in units of the rates.
+        samples: The same -> seconds a call, one entry a round.
+        disturbed: The same -> whether another process took the core, one entry a round.
     """
 
     name: str
@@ -50,6 +55,9 @@ class StorageRow:
     baseline: str
     baseline_rate: float
     times: tuple[float, float, float] | None
+    amounts: dict[str, float] = field(repr=False, default_factory=dict)
+    samples: dict[str, list[float]] = field(repr=False, default_factory=dict)
+    disturbed: dict[str, list[bool]] = field(repr=False, default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +126,18 @@ def _row(
     times = None
     if slower is not None:
         times = (slower.estimate * scale, slower.low * scale, slower.high * scale)
-    return StorageRow(name, unit, amount / ours.median, baseline, other / theirs.median, times)
+    timed = {"ours": ours, "baseline": theirs}
+    return StorageRow(
+        name,
+        unit,
+        amount / ours.median,
+        baseline,
+        other / theirs.median,
+        times,
+        {"ours": amount, "baseline": other},
+        samples_of(timed),
+        disturbed_of(timed),
+    )
 
 
 def _small(number: int) -> NewState:
@@ -284,14 +303,7 @@ def _sealing(size: int, rounds: int) -> StorageRow:
 
 
 def _opening(root: Path, states: int, rounds: int) -> list[float]:
-    # The writer leaves by os._exit, as a kill would have it: nothing is closed.
-    if (child := os.fork()) == 0:
-        store = Store.open(root)
-        for start in range(0, states, 1000):
-            store.commit([_small(n) for n in range(start, min(start + 1000, states))])
-        os._exit(0)
-    if os.waitpid(child, 0)[1]:
-        raise OSError(f"the process that was to write {states} states failed")
+    _write_and_vanish(root, states)
     seconds = []
     for _ in range(rounds):
         began = time.perf_counter()
@@ -299,5 +311,32 @@ def _opening(root: Path, states: int, rounds: int) -> list[float]:
             found = len(store.list())
             seconds.append(time.perf_counter() - began)
         if found != states:
-            raise OSError(f"{found} of {states} states are there")
+            raise StateError(
+                f"{found} of {states} states are in {root} after its writer went away; expected "
+                "all of them. Check the disk."
+            )
     return seconds
+
+
+def _write_and_vanish(root: Path, states: int) -> None:
+    """Fills a store in a process that leaves by os._exit, as a kill would have it: open."""
+    receive, send = os.pipe()
+    if (child := os.fork()) == 0:
+        # Whatever happens, the child must not go on with what its parent was about to do.
+        try:
+            store = Store.open(root)
+            for start in range(0, states, 1000):
+                store.commit([_small(n) for n in range(start, min(start + 1000, states))])
+        except BaseException as error:
+            os.write(send, (str(error) or type(error).__name__).encode())
+            os._exit(1)
+        os._exit(0)
+    os.close(send)
+    with os.fdopen(receive, "rb") as stream:
+        reason = stream.read().decode(errors="replace")
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code:
+        raise StateError(
+            f"The process that was to write {states:,} states ended with {code}: "
+            f"{reason or 'it was killed.'}"
+        )

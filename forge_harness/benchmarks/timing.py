@@ -38,6 +38,16 @@ class Timed:
         return statistics.median(clean if len(clean) >= 3 else self.seconds)
 
 
+def samples_of(timed: Mapping[str, Timed]) -> dict[str, list[float]]:
+    """Returns the seconds a call of each candidate, round by round."""
+    return {name: list(each.seconds) for name, each in timed.items()}
+
+
+def disturbed_of(timed: Mapping[str, Timed]) -> dict[str, list[bool]]:
+    """Returns which rounds of each candidate were disturbed: what medians and ratios leave out."""
+    return {name: list(each.disturbed) for name, each in timed.items()}
+
+
 def interleave(
     candidates: Mapping[str, Call], *, rounds: int = 15, batch: float = 0.004, rest: float = 0.0
 ) -> dict[str, Timed]:

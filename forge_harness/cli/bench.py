@@ -14,15 +14,17 @@ from forge_harness.canonical import canonical_json
 from forge_harness.durable import write_durably
 from forge_harness.errors import ExitCode, UsageError
 
-from .options import examples
+from .options import check_target, examples
 
 if TYPE_CHECKING:
-    from forge_harness.benchmarks.products import Case
+    from forge_harness.benchmarks.products import Case, Row
 
 _MAX_WEIGHTS = 1 << 30
 """4 GiB of them in fp32, which peers multiply with; a layer of a 70B model has at most as many."""
 _THREADS = click.IntRange(min=1, max=max(256, os.cpu_count() or 1))
 """Far more threads than processors end the process that asks for them."""
+_PROMPT = click.IntRange(min=1, max=1 << 17)
+"""Longer ones than models are made for take hours."""
 
 
 @click.group("bench", epilog=examples("forge-harness bench kernels --tokens 1 --threads 1"))
@@ -80,9 +82,10 @@ def kernels_command(
     fp32, bf16, int8) take turns with ours in the same process; ratios are medians over paired
     rounds. "cold" rotates through copies of the weights that no cache holds.
     """
-    from forge_harness.benchmarks import products, report
+    from forge_harness.benchmarks import products
     from forge_harness.benchmarks.ggml import GgmlLibrary
     from forge_harness.benchmarks.i2s import I2sLibrary
+    from forge_harness.integration.stops import interrupted_once
 
     ggml = None if ggml_path is None else GgmlLibrary(ggml_path)
     i2s = None if i2s_path is None else I2sLibrary(i2s_path)
@@ -90,30 +93,54 @@ def kernels_command(
     counts = tokens or products.TOKENS
     cores = threads or tuple(range(1, min(2, os.cpu_count() or 1) + 1))
     cases = _cases(sizes, counts, cores)
-    started, rows = datetime.now(UTC), []
-    for index, case in enumerate(cases):
-        rows.append(
-            products.measure(
-                case,
-                path=kernel_path,
-                peers=peers,
-                rounds=rounds,
-                ggml=ggml,
-                i2s=i2s,
-                inductor=inductor,
-            )
-        )
-        click.echo(f"{index + 1}/{len(cases)} {case.label}", err=True)
+    for target in (json_file, plot_file):
+        check_target(target)
+    started = datetime.now(UTC)
+    rows: list[Row] = []
+    with interrupted_once():
+        try:
+            for index, case in enumerate(cases):
+                rows.append(
+                    products.measure(
+                        case,
+                        path=kernel_path,
+                        peers=peers,
+                        rounds=rounds,
+                        ggml=ggml,
+                        i2s=i2s,
+                        inductor=inductor,
+                    )
+                )
+                click.echo(f"{index + 1}/{len(cases)} {case.label}", err=True)
+        finally:
+            # Minutes of measuring are shown and kept also where the rest failed or was interrupted.
+            if rows:
+                _show_products(rows, len(cases), started, json_file, plot_file)
+    return ExitCode.PASS
+
+
+def _show_products(
+    rows: list[Row],
+    planned: int,
+    started: datetime,
+    json_file: Path | None,
+    plot_file: Path | None,
+) -> None:
+    from forge_harness.benchmarks import report
+
     click.echo(report.table(rows))
     click.echo(
         "ceiling: the slower of multiplying on registers and reading the packed bytes, measured "
         "in the same rounds; x: times faster, median of paired rounds."
     )
+    is_complete = len(rows) == planned
+    if not is_complete:
+        click.echo(f"Not complete: {len(rows)} of {planned} products were measured.")
     if json_file is not None:
-        write_durably(json_file, canonical_json(report.document(rows, started=started)))
+        document = report.document(rows, started=started, is_complete=is_complete)
+        write_durably(json_file, canonical_json(document))
     if plot_file is not None:
         write_durably(plot_file, report.plot(rows).encode())
-    return ExitCode.PASS
 
 
 @bench_group.command(
@@ -125,7 +152,7 @@ def kernels_command(
 )
 @click.option("--width", default=1024, type=click.IntRange(min=64), help="Model width.")
 @click.option("--layers", default=8, type=click.IntRange(min=1), help="Blocks.")
-@click.option("--prompt", default=128, type=click.IntRange(min=1), help="Tokens in front.")
+@click.option("--prompt", default=128, type=_PROMPT, help="Tokens in front.")
 @click.option("--threads", multiple=True, type=_THREADS, help="Repeatable.")
 @click.option("--rounds", default=11, type=click.IntRange(min=6), help="Batches of a contender.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything here.")
@@ -144,6 +171,13 @@ def lm_command(
     """
     if width % 64:
         raise UsageError(f"--width {width} is no multiple of 64, the size of a head.")
+    # 4 width^2 of attention and 9 of the feed-forward a block.
+    if 13 * width**2 * layers > _MAX_WEIGHTS:
+        raise UsageError(
+            f"--width {width} with --layers {layers} is too large; expected at most "
+            f"{_MAX_WEIGHTS:,} weights in all."
+        )
+    check_target(json_file)
     from dataclasses import asdict
 
     from forge_harness.benchmarks import language_model, report
@@ -189,15 +223,19 @@ def store_command(
     from dataclasses import asdict
 
     from forge_harness.benchmarks import report, storage
+    from forge_harness.integration.stops import interrupted_once
 
+    check_target(json_file)
     started = datetime.now(UTC)
-    found = storage.measure(
-        place,
-        blob_bytes=blob_mib << 20,
-        states=states,
-        rounds=rounds,
-        told=lambda what: click.echo(what, err=True),
-    )
+    # Ended otherwise, it would leave gigabytes in `place`.
+    with interrupted_once():
+        found = storage.measure(
+            place,
+            blob_bytes=blob_mib << 20,
+            states=states,
+            rounds=rounds,
+            told=lambda what: click.echo(what, err=True),
+        )
     click.echo(report.storage_table(found))
     if json_file is not None:
         content = {**report.heading("store", started), **asdict(found)}
@@ -248,19 +286,22 @@ def convert_command(
     from forge_harness.benchmarks import conversion, report
     from forge_harness.errors import unknown_choice
     from forge_harness.formats import FORMATS
+    from forge_harness.integration.stops import interrupted_once
 
     for target in targets:
         if target not in FORMATS:
             raise UsageError(unknown_choice("format", target, FORMATS))
+    check_target(json_file)
     started = datetime.now(UTC)
-    rows = conversion.measure(
-        place,
-        source=source,
-        targets=targets or FORMATS,
-        blocks=blocks,
-        rounds=rounds,
-        told=lambda what: click.echo(what, err=True),
-    )
+    with interrupted_once():
+        rows = conversion.measure(
+            place,
+            source=source,
+            targets=targets or FORMATS,
+            blocks=blocks,
+            rounds=rounds,
+            told=lambda what: click.echo(what, err=True),
+        )
     click.echo(report.conversion_table(rows))
     if json_file is not None:
         content = {**report.heading("convert", started), "rows": [asdict(row) for row in rows]}
@@ -273,6 +314,12 @@ def _cases(
 ) -> list[Case]:
     from forge_harness.benchmarks.products import Case
 
+    widest, most = max(max(size) for size in sizes), max(tokens)
+    if most * widest > _MAX_WEIGHTS:
+        raise UsageError(
+            f"--tokens {most} is too many for {widest:,} features; expected at most "
+            f"{_MAX_WEIGHTS // widest:,}: activations and results have to fit in memory."
+        )
     return [
         Case(m, n, k, cold, count)
         for count in threads

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -74,6 +77,17 @@ def run_dir_argument(command: _Command) -> _Command:
     return click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))(command)
 
 
+def baseline_option(command: _Command) -> _Command:
+    """Adds `--baseline DIR`."""
+    return click.option(
+        "--baseline",
+        "baseline_dir",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="The run that was accepted before; compared by score and gate values.",
+    )(command)
+
+
 def load(config_file: Path | None, flags: dict[str, Any] | None = None) -> LoadedConfig:
     """Loads the configuration with the flags of a command over it."""
     from forge_harness.config import load_config
@@ -105,6 +119,29 @@ def open_run(directory: Path) -> tuple[RunRecord, Policy]:
             "(`forge-harness run --run-dir DIR` makes one)."
         )
     return read_record(directory), read_policy(directory)
+
+
+def check_target(path: Path | None) -> None:
+    """Refuses a file that could not be written when the work for it is done.
+
+    Its directory is made, as writing would make it.
+
+    Raises:
+        IsADirectoryError: It is a directory.
+        OSError: It is a device, a pipe or a name of an open file, or nothing can be written beside
+            it.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    # The file takes its name by a rename: /dev/null and /dev/stdout would be gone for everybody.
+    is_open_file = path.is_symlink() and os.readlink(path).startswith("/proc/")
+    if is_open_file or (path.exists() and not path.is_file()):
+        raise OSError(errno.ENXIO, "Not a plain file", str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass
 
 
 def existing(path: Path | None, what: str) -> None:

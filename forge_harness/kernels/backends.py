@@ -115,7 +115,14 @@ def native_if_loaded() -> Any:  # noqa: ANN401 - as `native`
     return _loaded("forge_kernels._native")
 
 
-def which(op: str, backend: Backend = "auto", *, device: str = "cpu", tokens: int = 1) -> str:
+def which(
+    op: str,
+    backend: Backend = "auto",
+    *,
+    device: str = "cpu",
+    tokens: int = 1,
+    weight: tuple[int, int] | None = None,
+) -> str:
     """Returns the backend that runs `op` on tensors of device type `device`.
 
     Args:
@@ -123,6 +130,7 @@ def which(op: str, backend: Backend = "auto", *, device: str = "cpu", tokens: in
         backend: "auto", or an explicit choice, which is then checked.
         device: torch device type of the arguments.
         tokens: Rows of activations; the CUDA kernel takes few.
+        weight: (N, K), where known; the CUDA kernel takes no rows that are too long for the GPU.
 
     Raises:
         BackendUnavailableError: The explicit choice cannot run there.
@@ -133,13 +141,15 @@ def which(op: str, backend: Backend = "auto", *, device: str = "cpu", tokens: in
     if backend not in BACKENDS:
         raise ValueError(unknown_choice("kernel backend", backend, BACKENDS))
     if backend != "auto":
-        if problem := _refusal(op, backend, device, tokens):
+        if problem := _refusal(op, backend, device, tokens, weight):
             raise BackendUnavailableError(problem)
         return backend
-    return next(b for b in OPS[op] if not _refusal(op, b, device, tokens))
+    return next(b for b in OPS[op] if not _refusal(op, b, device, tokens, weight))
 
 
-def _refusal(op: str, backend: str, device: str, tokens: int) -> str:
+def _refusal(
+    op: str, backend: str, device: str, tokens: int, weight: tuple[int, int] | None
+) -> str:
     """Returns the sentence that says why a backend cannot run `op` on `device`, or ""."""
     if backend == "reference":
         return ""
@@ -152,7 +162,11 @@ def _refusal(op: str, backend: str, device: str, tokens: int) -> str:
             f"The CUDA kernel takes up to {MOST_CUDA_TOKENS} tokens, not {tokens}; choose "
             "'triton' or 'auto'."
         )
-    return _gpu_refusal(op, backend, device)
+    problem = _gpu_refusal(op, backend, device)
+    if problem or backend != "cuda" or weight is None or tokens < 1:
+        return problem
+    why: str = importlib.import_module("forge_kernels.cuda").refusal(tokens, *weight)
+    return f"cuda {op} cannot run: {why}." if why else ""
 
 
 def _native_refusal(op: str, device: str) -> str:

@@ -112,7 +112,9 @@ def unwatched_linear(
             f"x is on {x.device}, the packed weight on {packed.data.device}; move one of them."
         )
     tokens = x.numel() // packed.columns
-    chosen = which("ternary_linear", backend, device=x.device.type, tokens=tokens)
+    chosen = which(
+        "ternary_linear", backend, device=x.device.type, tokens=tokens, weight=packed.shape
+    )
     if chosen == "native":
         return _native_linear(native(), x, packed, bias, path, out)
     _refuse_path(path, chosen)
@@ -146,7 +148,9 @@ def ternary_matmul(
             f"q has shape {tuple(q.shape)} on {q.device}; expected (M, {packed.columns}) on "
             f"{packed.data.device}."
         )
-    chosen = which("ternary_matmul", backend, device=q.device.type, tokens=q.shape[0])
+    chosen = which(
+        "ternary_matmul", backend, device=q.device.type, tokens=len(q), weight=packed.shape
+    )
     _refuse_path(path, chosen)
     q = q.contiguous().resolve_neg()
     if chosen == "native":

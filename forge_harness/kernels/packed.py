@@ -10,7 +10,7 @@ from torch import Tensor
 from forge_harness.errors import NonTernaryCodeError
 
 from .backends import Backend, native, which
-from .packing import check_matrix, check_rows
+from .packing import check_matrix, check_rows, readable_bytes
 
 LAYOUT = "i2-64x16"
 """Name and version of the layout; see `forge_kernels/layout.py`."""
@@ -133,7 +133,7 @@ def pack(codes: Tensor, *, scale: Tensor | float, backend: Backend = "auto") -> 
             data = layout.pack_blocks(codes)
         else:
             data = _native_blocks(rows, columns)
-            native().pack_blocks(codes.contiguous().numpy(), data.numpy(), _threads())
+            native().pack_blocks(readable_bytes(codes), data.numpy(), _threads())
     except ValueError as error:
         raise NonTernaryCodeError(
             f"{error}: quantize first, for example with forge_harness.quant.absmean_ternary."
@@ -171,8 +171,7 @@ def pack_stored(
             data = layout.pack_blocks(reference.unpack_i2(stored, rows))
         else:
             data = _native_blocks(rows, columns)
-            source = stored.contiguous().numpy()
-            native().pack_blocks_from_i2(source, rows, data.numpy(), _threads())
+            native().pack_blocks_from_i2(readable_bytes(stored), rows, data.numpy(), _threads())
     except ValueError as error:
         raise NonTernaryCodeError(
             f"{error}: the bytes are damaged or in another layout than i2-rowblock."

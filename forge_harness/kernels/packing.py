@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from forge_harness.errors import NonTernaryCodeError
@@ -36,7 +39,7 @@ def pack_i2(codes: Tensor, *, backend: Backend = "auto") -> Tensor:
         from forge_kernels import _native
 
         packed = codes.new_empty((-(-codes.shape[0] // 4), codes.shape[1]), dtype=torch.uint8)
-        _native.pack_i2(codes.contiguous().numpy(), packed.numpy())
+        _native.pack_i2(readable_bytes(codes), packed.numpy())
         return packed
     except ValueError as error:
         raise NonTernaryCodeError(
@@ -73,7 +76,7 @@ def unpack_i2(packed: Tensor, rows: int, *, backend: Backend = "auto") -> Tensor
         from forge_kernels import _native
 
         codes = packed.new_empty((rows, packed.shape[1]), dtype=torch.int8)
-        _native.unpack_i2(packed.contiguous().numpy(), codes.numpy())
+        _native.unpack_i2(readable_bytes(packed), codes.numpy())
         return codes
     except ValueError as error:
         raise NonTernaryCodeError(
@@ -91,6 +94,11 @@ def check_matrix(tensor: Tensor, dtype: object, what: str) -> None:
         raise ValueError(
             f"{what} have shape {tuple(tensor.shape)}; expected 2-D, output rows first."
         )
+
+
+def readable_bytes(tensor: Tensor) -> NDArray[Any]:
+    """Returns codes as the native functions read them: contiguous, their sign in their values."""
+    return tensor.resolve_neg().contiguous().numpy()
 
 
 def check_rows(packed: Tensor, rows: int) -> None:

@@ -172,4 +172,5 @@ def _check_shapes(x: Tensor, w: Tensor, bias: Tensor | None) -> None:
 
 
 def _rows(tensor: Tensor) -> Tensor:
-    return tensor.reshape(-1, tensor.shape[-1])
+    # Not -1: a weight without rows gives outputs without entries, of which -1 could be any number.
+    return tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from . import nvrtc
+from .layout import blocks_shape
 
 MOST_TOKENS = 8
 _INPUTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
-_SHARED = 200 * 1024
-"""Bytes of quantized activations a thread block can hold (227 KiB on compute capability 9.0)."""
+_RESERVED = 1024
+"""Bytes of shared memory that CUDA takes for itself in each thread block."""
 _RESIDENT_THREADS = 1024
 """Threads of this kernel a multiprocessor holds, at 64 registers each."""
 _AHEAD = 4
@@ -62,6 +63,39 @@ def shape(groups: int, blocks: int, processors: int) -> tuple[int, int]:
     while threads < min(512, wanted) and 2 * threads * resident <= _RESIDENT_THREADS:
         threads *= 2
     return rows, threads
+
+
+def static_bytes(capacity: int, rows: int, threads: int) -> int:
+    """Returns the shared memory the source declares: maxima, sums of codes, partial sums.
+
+    Args:
+        capacity: FORGE_TOKENS.
+        rows: FORGE_ROWS.
+        threads: FORGE_THREADS.
+    """
+    return capacity * (threads // 32) * (4 * rows + 8)
+
+
+def refusal(tokens: int, rows: int, columns: int) -> str:
+    """Returns why the current device has no room for a product, or "".
+
+    The activations of all tokens lie in the shared memory of each thread block.
+
+    Args:
+        tokens: M, at most 8.
+        rows: N of the weight.
+        columns: K.
+    """
+    groups, blocks, _ = blocks_shape(rows, columns)
+    capacity = _capacity(tokens)
+    needed = _codes_bytes(capacity, blocks)
+    room = _room(capacity, groups, blocks, torch.cuda.current_device())
+    if needed <= room:
+        return ""
+    return (
+        f"{tokens} tokens of {columns} columns take {needed:,} bytes of a multiprocessor's shared "
+        f"memory, which has room for {room:,}; choose 'triton' or 'auto'"
+    )
 
 
 def problem(device: str = "cuda") -> str:
@@ -117,15 +151,11 @@ def _launched(
         return y
     assert tokens <= MOST_TOKENS
     x = x.contiguous()
-    capacity = 1 << (tokens - 1).bit_length()
-    shared = capacity * 16 * blocks
-    if shared > _SHARED:
-        raise ValueError(
-            f"{tokens} tokens of {columns} columns do not fit a multiprocessor's shared memory; "
-            "choose backend='triton'."
-        )
-    device = x.device.index or 0
+    device, capacity = x.device.index or 0, _capacity(tokens)
+    shared = _codes_bytes(capacity, blocks)
     with torch.cuda.device(device):
+        if shared > _room(capacity, groups, blocks, device):
+            raise ValueError(f"{refusal(tokens, rows, columns)}.")
         kernel, per_block, threads = _kernel(capacity, x.dtype, groups, blocks, device)
         arguments = _Arguments(
             x.data_ptr(),
@@ -144,12 +174,36 @@ def _launched(
     return y
 
 
+def _capacity(tokens: int) -> int:
+    """Tokens of the kernel that is compiled for them: a power of two."""
+    return 1 << (tokens - 1).bit_length()
+
+
+def _codes_bytes(capacity: int, blocks: int) -> int:
+    return capacity * 16 * blocks
+
+
+@cache
+def _shape(groups: int, blocks: int, device: int) -> tuple[int, int]:
+    properties = torch.cuda.get_device_properties(device)
+    return shape(groups, blocks, properties.multi_processor_count)
+
+
+@cache
+def _room(capacity: int, groups: int, blocks: int, device: int) -> int:
+    """Bytes of shared memory that are left for the activations of a product."""
+    return _room_beside(capacity, *_shape(groups, blocks, device), device)
+
+
+def _room_beside(capacity: int, rows: int, threads: int, device: int) -> int:
+    return nvrtc.most_shared(device) - _RESERVED - static_bytes(capacity, rows, threads)
+
+
 @cache
 def _kernel(
     tokens: int, dtype: torch.dtype, groups: int, blocks: int, device: int
 ) -> tuple[nvrtc.Kernel, int, int]:
-    properties = torch.cuda.get_device_properties(device)
-    rows, threads = shape(groups, blocks, properties.multi_processor_count)
+    rows, threads = _shape(groups, blocks, device)
     return _built(tokens, dtype, rows, threads, device), rows, threads
 
 
@@ -157,4 +211,5 @@ def _kernel(
 def _built(tokens: int, dtype: torch.dtype, rows: int, threads: int, device: int) -> nvrtc.Kernel:
     major, minor = torch.cuda.get_device_capability(device)
     cubin = nvrtc.compiled(source(), options(tokens, dtype, rows, threads), f"sm_{major}{minor}")
-    return nvrtc.Kernel(cubin, "ternary_gemv", overlapped=major >= 9, shared=_SHARED)
+    room = _room_beside(tokens, rows, threads, device)
+    return nvrtc.Kernel(cubin, "ternary_gemv", overlapped=major >= 9, shared=room)

@@ -34,10 +34,16 @@ def problem() -> str:
     return ""
 
 
-def cache_directory() -> Path:
-    """Returns where compiled kernels are kept."""
+def cache_directory() -> Path | None:
+    """Returns where compiled kernels are kept; None for nowhere, where a user has no home."""
     chosen = os.environ.get(CACHE_VARIABLE)
-    return Path(chosen) if chosen else Path.home() / ".cache" / "forge-harness" / "kernels"
+    if chosen:
+        return Path(chosen)
+    try:
+        home = Path.home()
+    except RuntimeError:  # No $HOME and no entry of the user, as in many containers.
+        return None
+    return home / ".cache" / "forge-harness" / "kernels"
 
 
 def version() -> tuple[int, int]:
@@ -61,13 +67,15 @@ def compiled(source: str, options: tuple[str, ...], architecture: str) -> bytes:
     """
     content = "\n".join((source, *options, architecture, repr(version())))
     digest = hashlib.sha256(content.encode()).hexdigest()
-    path = cache_directory() / f"{digest}.cubin"
-    try:
-        return path.read_bytes()
-    except OSError:
-        pass
+    directory = cache_directory()
+    if directory is not None:
+        try:
+            return (directory / f"{digest}.cubin").read_bytes()
+        except OSError:
+            pass
     cubin = _compile(source, (*options, f"--gpu-architecture={architecture}"))
-    _keep(path, cubin)
+    if directory is not None:
+        _keep(directory / f"{digest}.cubin", cubin)
     return cubin
 
 
@@ -92,6 +100,21 @@ class _Launch(ctypes.Structure):
 
 _PROGRAMMATIC_SERIALIZATION = 6
 _MOST_DYNAMIC_SHARED = 8
+_MOST_SHARED_OPT_IN = 97
+
+
+@lru_cache
+def most_shared(device: int) -> int:
+    """Returns the bytes of shared memory a thread block of a device can have.
+
+    Raises:
+        CompileError: The driver knows no such device.
+    """
+    driver, handle, found = _driver(), ctypes.c_int(), ctypes.c_int()
+    _check_driver(driver.cuInit(0))
+    _check_driver(driver.cuDeviceGet(ctypes.byref(handle), device))
+    _check_driver(driver.cuDeviceGetAttribute(ctypes.byref(found), _MOST_SHARED_OPT_IN, handle))
+    return found.value
 
 
 class Kernel:
@@ -112,7 +135,8 @@ class Kernel:
         _check_driver(
             driver.cuModuleGetFunction(ctypes.byref(self._function), self._module, name.encode())
         )
-        # Refused where the device has less: then only launches that need it fail.
+        # Refused with more than the device has beside what the function declares itself; then only
+        # launches that need it fail.
         driver.cuFuncSetAttribute(self._function, _MOST_DYNAMIC_SHARED, shared)
         self._attribute = _Attribute(_PROGRAMMATIC_SERIALIZATION)
         self._attribute.value[0] = 1

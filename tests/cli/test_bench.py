@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 from click.testing import CliRunner
 
+from forge_harness.benchmarks import products
 from forge_harness.cli.bench import bench_group
+from forge_harness.errors import UsageError
 
 
 def test_a_table_and_a_file(tmp_path):
@@ -80,3 +83,83 @@ def test_the_store_is_timed_against_what_it_is_built_on(tmp_path):
     assert len(document["open_seconds"]) == 6
     assert "opens and lists" in result.output
     assert [path.name for path in tmp_path.iterdir()] == ["store.json"]
+
+
+SMALL = ("kernels", "--shape", "64x32", "--threads", "1", "--rounds", "6", "--no-peers")
+STORE = ("store", "--blob-mib", "1", "--states", "10", "--rounds", "6")
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [(SMALL, "--json"), (SMALL, "--plot"), (STORE, "--json"), (("convert",), "--json")],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
+    command, option, tmp_path, monkeypatch, invoke
+):
+    """It was refused after minutes, and what had been measured was gone."""
+    for module in ("products", "storage", "conversion"):
+        monkeypatch.setattr(f"forge_harness.benchmarks.{module}.measure", pytest.fail)
+    result = invoke("bench", *command, option, str(tmp_path))
+    assert result.exit_code == 4
+    assert f"{tmp_path}: Is a directory; name a file." in result.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_file_never_takes_the_place_of_a_device(tmp_path, monkeypatch, invoke):
+    """As root, --json /dev/null and /dev/stdout put a plain file there for the whole machine."""
+    monkeypatch.setattr("forge_harness.benchmarks.products.measure", pytest.fail)
+    pipe, link = tmp_path / "null", tmp_path / "stdout"
+    os.mkfifo(pipe)
+    link.symlink_to("/proc/self/fd/1")
+    for special in (pipe, link):
+        result = invoke("bench", *SMALL, "--json", str(special))
+        assert result.exit_code == 4
+        assert f"{special}: Not a plain file; name a plain file." in result.stderr
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+
+
+def test_where_native_is_missing_what_needs_none_is_still_written(tmp_path, monkeypatch):
+    """The heading asked for the instruction sets of an extension that was not there."""
+    monkeypatch.setitem(sys.modules, "forge_kernels._native", None)
+    json_file = tmp_path / "store.json"
+    command = [*STORE, "--dir", str(tmp_path), "--json", str(json_file)]
+    CliRunner().invoke(bench_group, command, catch_exceptions=False)
+    environment = json.loads(json_file.read_bytes())["environment"]
+    assert (environment["native"], environment["paths"]) == (None, [])
+
+
+@pytest.mark.parametrize("error", [UsageError("no such peer"), KeyboardInterrupt()])
+def test_what_was_measured_is_shown_when_the_rest_is_not(error, tmp_path, monkeypatch):
+    measure = products.measure
+
+    def measure_one(case, **options):
+        if case.tokens == 3:
+            raise error
+        return measure(case, **options)
+
+    monkeypatch.setattr(products, "measure", measure_one)
+    json_file = tmp_path / "b.json"
+    command = [*SMALL, "--tokens", "2", "--tokens", "3", "--json", str(json_file)]
+    result = CliRunner().invoke(bench_group, command)
+    assert result.exit_code != 0
+    assert "M=2 64x32 hot 1T" in result.output
+    assert "Not complete: 1 of 2 products were measured." in result.output
+    document = json.loads(json_file.read_bytes())
+    assert document["is_complete"] is False
+    assert [row["tokens"] for row in document["rows"]] == [2]
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        ((*SMALL, "--tokens", "1000000000000"), "--tokens 1000000000000"),
+        (("lm", "--width", "6400000"), "--width 6400000 with --layers 8"),
+        (("lm", "--prompt", "100000000000"), "100000000000"),
+    ],
+)
+def test_sizes_no_memory_holds_are_refused(command, named, invoke):
+    """They were internal errors of torch's allocator."""
+    result = invoke("bench", *command)
+    assert result.exit_code == 4
+    assert named in result.stderr

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -55,3 +60,29 @@ def test_wrong_names_are_refused(arguments, said):
     error = invoke(*arguments).exception
     assert isinstance(error, UsageError)
     assert said in str(error)
+
+
+def test_a_file_that_cannot_be_written_is_refused_first(tmp_path, monkeypatch):
+    monkeypatch.setattr("forge_harness.drill.storage.run_storage", pytest.fail)
+    error = invoke("--json", str(tmp_path)).exception
+    assert isinstance(error, IsADirectoryError)
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a directory in memory")
+def test_a_stop_signal_leaves_nothing_behind():
+    """A cancelled job left its directory in memory, and disks mounted that nobody could see."""
+    command = [sys.executable, "-m", "forge_harness", "drill", *STORAGE, "--campaign", "writers"]
+    before = set(Path("/dev/shm").glob("forge-drill-*"))
+    with subprocess.Popen(
+        [*command, "--trials", "1000"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as drill:
+        deadline, own = time.monotonic() + 60, []
+        while not own and time.monotonic() < deadline:
+            made = set(Path("/dev/shm").glob("forge-drill-*")) - before
+            own = [path for path in made if (path / "store" / "index.db").exists()]
+            time.sleep(0.05)
+        drill.send_signal(signal.SIGTERM)
+        said, _ = drill.communicate(timeout=60)
+    assert (drill.returncode, own != []) == (2, True), said
+    # Others may be drilling beside this test; their directories stay.
+    assert not all(path.exists() for path in own)

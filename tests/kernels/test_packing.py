@@ -120,3 +120,12 @@ def test_the_quant_package_packs_the_same():
     packed = quant.pack_i2(codes)
     assert np.array_equal(packed.numpy(), oracle_pack(codes.numpy()))
     assert torch.equal(quant.unpack_i2(packed, 10), codes)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_codes_whose_sign_waits_in_a_view_are_packed_as_they_read(backend):
+    codes = random_codes(9, 20, seed=3)
+    view = torch._neg_view(codes)
+    assert torch.equal(kernels.pack_i2(view, backend=backend), kernels.pack_i2(-codes))
+    packed = kernels.pack(view, scale=1.0, backend=backend)
+    assert torch.equal(kernels.unpack(packed), -codes)
