@@ -62,6 +62,23 @@ def plain(value: object, name: str) -> Scalar:
     )
 
 
+def _measured(value: object, name: str) -> Scalar:
+    """Returns a scalar that is held against a bound: an integer stays a number, whatever its size.
+
+    Beyond 2**53 - 1, where JSON has no integers, it is the nearest float: text, which `plain` makes
+    of it, is on no side of a bound.
+    """
+    scalar = plain(value, name)
+    if isinstance(scalar, str) and not isinstance(value, str) and scalar not in _NON_FINITE:
+        try:
+            return float(int(scalar))
+        except OverflowError:
+            return "-inf" if scalar.startswith("-") else "inf"
+        except ValueError:
+            return scalar  # text in an array
+    return scalar
+
+
 def satisfied(value: Scalar, limit: object, direction: str) -> bool:
     """Returns whether `value` is on the right side of `limit`; a non-finite value never is."""
     if isinstance(value, str) and value in _NON_FINITE:
@@ -255,12 +272,15 @@ class Recorder:
         samples: Sequence[float] | None,
     ) -> None:
         __tracebackhide__ = True  # a missed limit is reported where the check recorded it
+        # What must be equal, or is only recorded, keeps every digit.
+        bounded = direction not in (Direction.EQUAL, Direction.RECORD)
+        read = _measured if bounded else plain
         kept_limit: Any = limit
         if limit is not None and not isinstance(limit, list):
-            kept_limit = plain(limit, f"limit of {name}")
+            kept_limit = read(limit, f"limit of {name}")
         evidence = Evidence(
             name=printable(str(name)),
-            value=plain(value, name),
+            value=read(value, name),
             unit=printable(str(unit)),
             limit=kept_limit,
             direction=direction.value,

@@ -17,18 +17,22 @@ def finish_run(
     record: RunRecord,
     policy: Policy,
     formats: Sequence[str] = DEFAULT_FORMATS,
+    *,
+    baseline: RunRecord | None = None,
 ) -> list[Path]:
     """Writes run.json, policy.json and the reports, and seals the directory.
 
     The record comes first and the manifest last, so that a kill in between leaves a directory
     that does not verify. On a full disk the reports are left out: they can be made again from
-    the record (`forge-harness report`), the record cannot.
+    the record (`forge-harness report`), the record cannot. A report that cannot be made for
+    another reason raises once the directory is sealed.
 
     Args:
         run_dir: Directory the run was started in.
         record: The final record.
         policy: What it was scored with.
         formats: Report formats: html, json, md, junit.
+        baseline: The run that was accepted before, which the reports compare with.
 
     Returns:
         The report files, in the order of `formats`; empty when the disk was full.
@@ -38,13 +42,19 @@ def finish_run(
     """
     directory = RunDirectory.open_existing(run_dir)
     directory.write_final(record, policy)
-    written = _reports(run_dir, record, policy, formats)
-    directory.seal()
-    return written
+    try:
+        return _reports(run_dir, record, policy, formats, baseline)
+    finally:
+        # Whatever a report met, what was measured is kept and verifies.
+        directory.seal()
 
 
 def _reports(
-    run_dir: Path, record: RunRecord, policy: Policy, formats: Sequence[str]
+    run_dir: Path,
+    record: RunRecord,
+    policy: Policy,
+    formats: Sequence[str],
+    baseline: RunRecord | None,
 ) -> list[Path]:
     if not formats:
         return []
@@ -53,7 +63,7 @@ def _reports(
 
     before = {path for path in run_dir.rglob("*") if path.is_file()}
     try:
-        return write_reports(run_dir, record, policy, tuple(formats))
+        return write_reports(run_dir, record, policy, tuple(formats), baseline=baseline)
     except OSError as error:
         if not is_full(error):
             raise

@@ -6,6 +6,7 @@ It is loaded by every pytest session of the environment, so importing it costs n
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 from typing import Any
 
@@ -79,12 +80,16 @@ def pytest_collection_modifyitems(
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Lets one timing check run at a time, whatever the number of workers."""
+    from forge_harness._pytest.outcomes import STARTED
+
     if item.get_closest_marker("forge_timing") is None:
+        item.stash[STARTED] = time.monotonic()
         return (yield)
     from forge_harness._pytest.shared import alone
 
     # Around the whole protocol: a check that waits its turn does not spend its time limit.
     with alone(state_of(item.config).shared):
+        item.stash[STARTED] = time.monotonic()
         return (yield)
 
 
@@ -96,12 +101,21 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     admit(state_of(item.config), item)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """Counts the attempts at an item, whichever plugin makes them."""
+    from forge_harness._pytest.outcomes import CALLS
+
+    item.stash[CALLS] = item.stash.get(CALLS, 0) + 1
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[Any]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Puts the check id, and what ended the phase, onto the report."""
     from forge_harness._pytest.outcomes import (
+        CALLS,
         describe,
         make_printable,
         refuse_swallowed_timeout,
@@ -115,6 +129,7 @@ def pytest_runtest_makereport(
     raised = describe(item, call)
     if mark is not None:
         report.forge_check = mark.check  # type: ignore[attr-defined]
+        report.forge_calls = item.stash.get(CALLS, 0)  # type: ignore[attr-defined]
     if raised is not None:
         # A list, because what crosses to the controller must be plain JSON values.
         report.forge_raised = [raised.kind, raised.reason]  # type: ignore[attr-defined]

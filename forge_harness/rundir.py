@@ -24,7 +24,7 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from forge_harness.canonical import canonical_json, digest_of, file_sha256
+from forge_harness.canonical import canonical_json, digest_of, file_sha256, read_canonical
 from forge_harness.durable import sync_directory, write_durably
 from forge_harness.errors import ExitCode, RunDirectoryError
 from forge_harness.policy import Policy
@@ -84,9 +84,11 @@ class RunDirectory:
         """
         check_is_free(path)
         directory = cls(path)
+        with _explained(path):
+            path.mkdir(parents=True, exist_ok=True)
+            _claim(path)
         try:
             with _explained(path):
-                path.mkdir(parents=True, exist_ok=True)
                 _reserve(path / RESERVE)
                 directory.write_record(record, policy)
                 (path / ITEMS).touch()
@@ -179,9 +181,10 @@ class RunDirectory:
         """
         self.release_reserve()
         with _explained(self.path):
-            (self.path / MANIFEST).unlink(missing_ok=True)
             _remove_leftovers(self.path)
-            files = [_entry(self.path, name) for name in _files(self.path)]
+            # An earlier manifest stays until this one takes its place.
+            names = (name for name in _files(self.path) if name != MANIFEST)
+            files = [_entry(self.path, name) for name in names]
             body: dict[str, Any] = {"schema_version": MANIFEST_SCHEMA_VERSION, "files": files}
             write_durably(self.path / MANIFEST, canonical_json({**body, "digest": digest_of(body)}))
 
@@ -238,12 +241,12 @@ def read_items(path: Path) -> list[ItemRecord]:
     except FileNotFoundError:
         return []
     whole = text[: text.rfind(b"\n") + 1]
-    return [ItemRecord.model_validate_json(line) for line in whole.splitlines()]
+    return [ItemRecord.model_validate(read_canonical(line)) for line in whole.splitlines()]
 
 
 def _read_model(file: Path, model: type[_Model]) -> _Model:
     try:
-        return model.model_validate_json(file.read_bytes())
+        return model.model_validate(read_canonical(file.read_bytes()))
     except OSError as error:
         raise RunDirectoryError(
             f"Cannot read {file}: {error.strerror}; expected the directory of a run."
@@ -254,6 +257,8 @@ def _read_model(file: Path, model: type[_Model]) -> _Model:
         raise RunDirectoryError(
             f"{file} does not fit its schema: {where}: {first['msg']}."
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise RunDirectoryError(f"{file} is not JSON: {error}.") from error
 
 
 def check_manifest(path: Path) -> list[ManifestProblem]:
@@ -357,6 +362,20 @@ def _remove_leftovers(path: Path) -> None:
     odd = _odd_entries(path)
     if odd:
         raise RunDirectoryError(f"{path / odd[0].path} is a link or device; remove it.")
+
+
+def _claim(path: Path) -> None:
+    """Takes a directory for this run: of two that both found it free, one is refused.
+
+    Raises:
+        RunDirectoryError: Another run was faster.
+    """
+    try:
+        (path / RESERVE).open("xb").close()
+    except FileExistsError:
+        raise RunDirectoryError(
+            f"Run directory {path} was taken by another run at the same time; choose a new one."
+        ) from None
 
 
 def _reserve(path: Path) -> None:

@@ -211,7 +211,9 @@ def refuse_suites_without_checks(paths: Iterable[Path], nodeids: Iterable[str]) 
     Raises:
         UsageError: With the path.
     """
+    paths = tuple(paths)
     files = {nodeid.partition("::")[0] for nodeid in nodeids}
+    places = _places(files, [path.resolve() for path in paths])
     for path in paths:
         whole = path.resolve()
         if whole.is_file() and whole.suffix != ".py":
@@ -219,23 +221,28 @@ def refuse_suites_without_checks(paths: Iterable[Path], nodeids: Iterable[str]) 
                 f"Suite path {path} is no Python file; expected a directory of checks, or a "
                 "test_*.py file."
             )
-        if not any(_is_in(whole, file) for file in files) and not catalogues_beside([path]):
+        is_used = any(place.is_relative_to(whole) for place in places)
+        if not is_used and not catalogues_beside([path]):
             raise UsageError(
                 f"Suite path {path} holds no check; expected test_*.py files with "
                 "@pytest.mark.forge_check(...), or a catalogue.toml."
             )
 
 
-def _is_in(path: Path, file: str) -> bool:
-    """Whether the file of a node id is at a path given to pytest.
+def _places(files: Iterable[str], paths: Sequence[Path]) -> set[Path]:
+    """Returns where the files of node ids may lie.
 
     pytest names a file relative to its root directory (the shipped suites) where it lies there,
-    else to the path it was given: "" is that path itself.
+    else to one of the paths it was given, which may lie within each other; "" is a path itself.
     """
-    beside = (suites_dir() / file).resolve()
-    if path.is_file():
-        return not file or beside == path or Path(file).name == path.name
-    return (bool(file) and (path / file).is_file()) or beside.is_relative_to(path)
+    found: set[Path] = set()
+    for file in files:
+        for path in (suites_dir().resolve(), *paths):
+            if path.is_file():
+                found |= {path} if not file or Path(file).name == path.name else set()
+            elif file and (path / file).is_file():
+                found.add((path / file).resolve())
+    return found
 
 
 def select(

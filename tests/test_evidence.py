@@ -146,3 +146,24 @@ def test_an_artifact_is_stored_under_its_digest(tmp_path):
 
 def test_evidence_defaults_have_no_limit():
     assert Evidence(name="a", value=1).ok()
+
+
+@pytest.mark.parametrize("value", [2**53, 10**17, -(10**17), 10**400])
+def test_an_integer_of_any_size_is_on_one_side_of_a_bound(value):
+    evidence = recorder()
+    if abs(value) < 10**300:
+        evidence.at_most("most", value, limit=value, reason="r")
+        evidence.at_least("least", value, limit=value - abs(value) // 10, reason="r")
+        evidence.within("within", value, low=-1e18, high=1e18, reason="r")
+        assert [kept.ok() for kept in evidence.recorded] == [True] * 3
+        with pytest.raises(EvidenceFailure):
+            evidence.at_most("over", value, limit=value - abs(value) // 10, reason="r")
+        assert all(canonical_json(kept.value) for kept in evidence.recorded)
+    else:
+        with pytest.raises(EvidenceFailure, match="huge is inf"):
+            evidence.at_least("huge", value, limit=1, reason="r")
+
+
+def test_text_is_on_no_side_of_a_bound():
+    with pytest.raises(EvidenceFailure):
+        recorder().at_most("a", "5", limit=10, reason="r")

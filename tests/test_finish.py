@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -50,7 +51,7 @@ def test_only_a_started_run_is_finished(tmp_path):
 
 
 def test_a_full_disk_costs_the_reports_only(run, monkeypatch):
-    def full(run_dir, record, policy, formats):
+    def full(run_dir, record, policy, formats, **_):
         (run_dir / "report.html").write_text("half", encoding="utf-8")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -61,12 +62,34 @@ def test_a_full_disk_costs_the_reports_only(run, monkeypatch):
     assert verify_run(run) == []
 
 
-def test_another_error_of_a_report_is_not_hidden(run, monkeypatch):
-    def broken(run_dir, record, policy, formats):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+@pytest.mark.parametrize(
+    "error",
+    [PermissionError(errno.EACCES, os.strerror(errno.EACCES)), ValueError("cannot compute length")],
+    ids=["refused", "broken"],
+)
+def test_another_error_of_a_report_is_not_hidden_and_costs_nothing_else(run, monkeypatch, error):
+    def broken(run_dir, record, policy, formats, **_):
+        raise error
 
     monkeypatch.setattr(report, "write_reports", broken)
-    with pytest.raises(PermissionError):
+    with pytest.raises(type(error)):
         finish_run(run, record_of(ITEMS), POLICY, ("html",))
-    found = {problem.what for problem in verify_run(run)}
-    assert "the run was not finished" in found
+    assert verify_run(run) == []
+    assert read_record(run).state == "finished"
+
+
+def test_a_disk_that_fills_up_leaves_the_older_report_whole(run, monkeypatch):
+    finish_run(run, record_of(ITEMS), POLICY, ("md",))
+    older = (run / "report.md").read_bytes()
+    write = Path.write_bytes
+
+    def full(path, content):
+        if "report" not in path.name:
+            return write(path, content)
+        write(path, content[:10])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert finish_run(run, record_of(ITEMS), POLICY, ("md",)) == []
+    assert (run / "report.md").read_bytes() == older
+    assert verify_run(run) == []

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -13,8 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from forge_harness import rundir
 from forge_harness.canonical import canonical_json, digest_of
 from forge_harness.errors import ExitCode, RunDirectoryError
+from forge_harness.probes.limits import file_size_limited
 from forge_harness.rundir import (
     MANIFEST,
     DiskFullError,
@@ -249,24 +251,15 @@ def test_what_killed_writers_left_is_not_sealed(sealed):
     assert not (sealed / "evidence" / "sha256" / ".cd.partial").exists()
 
 
-@pytest.fixture
-def file_limit():
-    """Limits the size of a file, which is what a full disk looks like to a writer."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def limit(size):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-
-    yield limit
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_an_item_that_does_not_fit_leaves_the_others_whole(tmp_path, file_limit):
+def test_an_item_that_does_not_fit_leaves_the_others_whole(tmp_path):
     directory = start(tmp_path / "run")
     directory.append_item(make_item("x"))
     size = (tmp_path / "run" / "items.jsonl").stat().st_size
-    file_limit(size + 100)
-    with pytest.raises(DiskFullError, match="No space left for run directory") as caught:
+    # The block alone: pytest itself writes to a file where its output is redirected.
+    with (
+        pytest.raises(DiskFullError, match="No space left for run directory") as caught,
+        file_size_limited(size + 100),
+    ):
         directory.append_item(make_item("y", size=300))
     assert caught.value.exit_code is ExitCode.INTERNAL_ERROR
     assert (tmp_path / "run" / "items.jsonl").stat().st_size == size
@@ -324,3 +317,54 @@ def test_a_disk_without_room_for_the_stub_is_refused(tmp_path):
         assert list(disk.iterdir()) == [], "a second try must not meet the first"
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("value", [1e16, 1.2345678901234567e20, 1e300, -1e16, 2.0**53])
+def test_a_large_float_comes_back_as_it_was(tmp_path, value):
+    item = make_item("x")
+    large = item.evidence[0].model_copy(update={"value": value, "limit": 1e301, "samples": [value]})
+    item = item.model_copy(update={"evidence": [large]})
+    directory = start(tmp_path / "run")
+    directory.append_item(item)
+    assert read_items(directory.path) == [item]
+    kept = record_of([item])
+    directory.write_final(kept, POLICY)
+    again = read_record(directory.path)
+    assert again == kept
+    # What was read can be written: `report` does so.
+    directory.write_final(again, POLICY)
+    directory.seal()
+    assert check_manifest(directory.path) == []
+
+
+@pytest.mark.parametrize("text", ["NaN", '{"a": Infinity}', "[" * 100_000, "{", b"\xff"])
+def test_a_record_that_is_not_json_is_one_sentence(tmp_path, text):
+    path = tmp_path / "run.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(RunDirectoryError, match=r"run\.json is not JSON"):
+        read_record(tmp_path)
+
+
+def test_of_two_runs_that_find_a_directory_free_one_is_refused(tmp_path, monkeypatch):
+    winner = start(tmp_path / "run")
+    winner.append_item(make_item("x"))
+    before = {path.name: path.read_bytes() for path in winner.path.iterdir()}
+    # The loser looked before the winner wrote.
+    monkeypatch.setattr(rundir, "check_is_free", lambda path: None)
+    with pytest.raises(RunDirectoryError, match="taken by another run at the same time"):
+        start(tmp_path / "run")
+    assert {path.name: path.read_bytes() for path in winner.path.iterdir()} == before
+
+
+def test_an_earlier_manifest_stays_until_the_new_one_is_there(tmp_path, monkeypatch):
+    directory = start(tmp_path / "run")
+    directory.write_final(record_of([]), POLICY)
+    directory.seal()
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(rundir, "write_durably", full)
+    with pytest.raises(DiskFullError):
+        directory.seal()
+    assert check_manifest(directory.path) == []

@@ -211,6 +211,17 @@ def test_a_suite_path_needs_a_check_or_a_catalogue(own, tmp_path):
         refuse_suites_without_checks([own, checks], ["elsewhere.py::test_a"])
 
 
+def test_suite_paths_may_lie_within_each_other(tmp_path):
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    (inner / "test_it.py").touch()
+    (tmp_path / "empty").mkdir()
+    # pytest names a file relative to the first path that leads to it.
+    refuse_suites_without_checks([tmp_path, inner], ["inner/test_it.py::test_a"])
+    with pytest.raises(UsageError, match="empty holds no check"):
+        refuse_suites_without_checks([tmp_path, tmp_path / "empty"], ["inner/test_it.py::test_a"])
+
+
 def test_a_suite_path_that_is_no_python_file_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("x", encoding="utf-8")
     with pytest.raises(UsageError, match=r"Suite path .*notes\.txt is no Python file; expected"):

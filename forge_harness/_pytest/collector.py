@@ -104,7 +104,8 @@ class Collector:
         return lost
 
     def _finish(self, nodeid: str, attempt: Attempt) -> None:
-        attempts = self._retries.get(nodeid, 0) + 1
+        # A plugin that retries inside one phase reports it once: then only the calls tell.
+        attempts = max(self._retries.get(nodeid, 0) + 1, attempt.calls)
         del self._attempts[nodeid]
         self._give(item_record(nodeid, self._checks[nodeid], attempt, attempts))
 

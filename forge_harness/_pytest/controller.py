@@ -73,6 +73,11 @@ class Controller:
         if self.state.options.events is not None:
             self._event("started", nodeid=nodeid)
 
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        """Says that an item ended: of a test that is no check nothing else tells."""
+        if self.state.options.events is not None:
+            self._event("ended", nodeid=nodeid)
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Takes the report of one phase of one item."""
         self.collector.add(report, self.state.marks)

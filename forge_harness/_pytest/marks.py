@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -37,6 +38,8 @@ class CheckMark:
     dropped: bool = False
     """Deselected by something other than the forge options (`-k`, `-m`, a plugin): in scope,
     not measured."""
+    timeout_s: float | None = None
+    """Time limit of the test's own `timeout` marker, which beats the catalogue's."""
 
     @property
     def is_inline(self) -> bool:
@@ -61,12 +64,25 @@ def read_mark(item: pytest.Item) -> CheckMark | None:
     marks = list(item.iter_markers(MARKER))
     if not marks:
         return None
-    read = _bind(*marks[0].args, **marks[0].kwargs)
+    read = replace(_bind(*marks[0].args, **marks[0].kwargs), timeout_s=own_limit(item))
     if len(marks) > 1 and read.problem is None:
         return read.with_problem(
             f"{item.name} carries {len(marks)} forge_check markers; an item belongs to one check."
         )
     return read
+
+
+def own_limit(item: pytest.Item) -> float | None:
+    """Returns the seconds of an item's `timeout` marker (pytest-timeout); None without a limit."""
+    mark = item.get_closest_marker("timeout")
+    if mark is None:
+        return None
+    stated: Any = mark.args[0] if mark.args else mark.kwargs.get("timeout")
+    try:
+        seconds = float(stated)  # pytest-timeout takes "60" as well
+    except (TypeError, ValueError):
+        return None
+    return seconds if seconds > 0 and math.isfinite(seconds) else None
 
 
 def _bind(*args: object, **kwargs: object) -> CheckMark:

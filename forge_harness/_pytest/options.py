@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 PROFILES = ("quick", "full", "nightly")
+_MOST_SEED = 2**32 - 1
+_MOST_SECONDS = 86_400.0
+"""The bounds of run.seed and run.timeout_s, which cannot be imported here without pydantic."""
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -50,7 +55,7 @@ def add_options(parser: pytest.Parser) -> None:
         help="run this check only (repeatable)",
     )
     group.addoption(
-        "--forge-seed", metavar="N", type=int, default=None, help="seed of the run (default: 0)"
+        "--forge-seed", metavar="N", type=_seed, default=None, help="seed of the run (default: 0)"
     )
     group.addoption("--forge-waivers", metavar="F", default=None, help="file of waivers")
     group.addoption("--forge-config", metavar="F", default=None, help="configuration file")
@@ -60,12 +65,28 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--forge-timeout",
         metavar="S",
-        type=float,
+        type=_seconds,
         default=None,
         help="longest time one check may take, in seconds (default: the catalogue's limit)",
     )
     # How `forge-harness run` listens to the pytest process it starts.
     group.addoption("--forge-events", metavar="FILE", default=None, help="write events to FILE")
+
+
+def _seed(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) <= _MOST_SEED):
+        raise ArgumentTypeError(f"{text!r} is no integer from 0 to {_MOST_SEED}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds <= _MOST_SECONDS:
+        raise ArgumentTypeError(f"{text!r} is no number of seconds from 0 to {_MOST_SECONDS:g}")
+    return seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +114,10 @@ def read_options(config: pytest.Config) -> Options:
         value = config.getoption(name)
         return None if value is None else Path(value)
 
+    kept = path("forge_run_dir")
     return Options(
-        run_dir=path("forge_run_dir"),
+        # A check that changes the directory must not move where the run is kept.
+        run_dir=None if kept is None else config.invocation_params.dir / kept,
         profile=config.getoption("forge_profile"),
         subject=config.getoption("forge_subject"),
         policy=path("forge_policy"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from forge_harness._pytest.gate import NOT_APPLICABLE
+from forge_harness._pytest.marks import own_limit
 from forge_harness.evidence import printable
 from forge_harness.types import Level, Outcome
 
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
     from forge_harness.record import ItemRecord
 
 EVIDENCE_KEY = "forge_evidence"
+CALLS = pytest.StashKey[int]()
+"""How often an item was called: more than once when something retries it (pytest-retry, flaky)."""
+STARTED = pytest.StashKey[float]()
+"""Monotonic time at which an item's time limit began to run."""
 _REASON_CHARS = 500
 _LOG_CHARS = 6000
 _TIMEOUT = re.compile(r"Timeout \(>\s*([0-9.]+)s\) from pytest-timeout")
@@ -67,11 +73,16 @@ def make_printable(report: pytest.TestReport) -> None:
 
 def refuse_swallowed_timeout(item: pytest.Item, report: pytest.TestReport) -> None:
     """Fails a call that went on after its time was up, having caught what should have ended it."""
+    limit = own_limit(item)
+    if report.when != "call" or not report.passed or limit is None:
+        return
+    # As pytest-timeout counts: from before the setup, unless the marker says the function only.
     mark = item.get_closest_marker("timeout")
-    limit = mark.args[0] if mark is not None and mark.args else None
-    if report.when == "call" and report.passed and limit and report.duration > limit:
+    is_whole = STARTED in item.stash and not (mark and mark.kwargs.get("func_only"))
+    ran = time.monotonic() - item.stash[STARTED] if is_whole else report.duration
+    if ran > limit:
         report.outcome = "failed"
-        sentence = f"caught its timeout of {limit:g} s and ran for {report.duration:.1f} s"
+        sentence = f"caught its timeout of {limit:g} s and ran for {ran:.1f} s"
         report.longrepr = sentence
         report.forge_raised = ["timeout", sentence]  # type: ignore[attr-defined]
 
@@ -91,12 +102,15 @@ class Attempt:
     """Reason of the first subtest that was skipped."""
     log: str | None = None
     duration_s: float = 0.0
+    calls: int = 1
+    """How often the item was called up to the last phase."""
     evidence: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, report: pytest.TestReport) -> None:
         """Takes one phase."""
         raised = getattr(report, "forge_raised", None)
         self.duration_s += float(report.duration)
+        self.calls = max(self.calls, getattr(report, "forge_calls", 1))
         if report.failed:
             self.log = tail(report.longreprtext)
         # Subtests report their own phases before the item's call.

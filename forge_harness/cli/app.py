@@ -185,7 +185,9 @@ def _internal_error(error: Exception) -> int:
 
 
 def _say(sentence: str, code: ExitCode) -> int:
-    click.echo(Masker().text(sentence), err=True)
+    from forge_harness.cli.terminal import say
+
+    say(Masker().text(sentence))
     return code
 
 

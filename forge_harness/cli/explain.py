@@ -56,7 +56,8 @@ def explain_command(directory: Path, as_json: bool, limit: int, target: int) -> 
             }
         )
         return
-    click.echo(f"{score_sentence(record)}\n{scope_sentence(record)}\n")
+    click.echo(f"{score_sentence(record)}\n{scope_sentence(record)}")
+    click.echo(f"Policy: {record.policy_digest}\n")
     click.echo(_waterfall_table(steps, limit or len(steps)))
     click.echo(_way_back_text(repairs, record.score.low, target, limit or len(repairs)))
 
@@ -96,7 +97,7 @@ def _waterfall_table(steps: Sequence[WaterfallStep], limit: int) -> str:
     lines: list[tuple[str, ...]] = [("", "100.00", "every check passes", "", "", "")]
     for lost, *words in rows:
         left -= lost
-        lines.append((f"-{lost}", f"{left:.2f}", *words))
+        lines.append((f"-{lost}" if lost else "0.00", f"{left:.2f}", *words))
     return table(("points", "left", "what", "severity", "outcome", "reason"), lines)
 
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from forge_harness.cli.github import annotation_commands, append_summary, is_action
-from forge_harness.cli.options import examples, open_run, run_dir_argument
+from forge_harness.cli.github import (
+    annotation_commands,
+    append_summary,
+    is_action,
+    without_commands,
+)
+from forge_harness.cli.options import baseline_option, examples, open_run, run_dir_argument
 from forge_harness.cli.summary import MEANINGS, verdict_lines
+from forge_harness.cli.terminal import printable, say
 from forge_harness.errors import ExitCode, ForgeError, VerificationError
 from forge_harness.policy import Policy
 from forge_harness.record import RunRecord
@@ -17,12 +24,19 @@ from forge_harness.rundir import MANIFEST, RUN
 from forge_harness.types import Verdict
 
 _SHOWN = 5
+_WARNED = Verdict.PASS_WITH_WARNINGS
 
 
 class UnfinishedRunError(ForgeError):
     """A run was killed or is still going on: nothing in it can be gated."""
 
     exit_code = ExitCode.INCOMPLETE
+
+
+class BaselineError(ForgeError):
+    """There is no run to compare with."""
+
+    exit_code = ExitCode.BASELINE_MISSING
 
 
 @click.command(
@@ -40,20 +54,31 @@ class UnfinishedRunError(ForgeError):
     help="What ends with an exit code other than 0: only FAIL; also INCOMPLETE and PARTIAL; "
     "or also PASS_WITH_WARNINGS.",
 )
-def gate_command(directory: Path, fail_on: str) -> int:
+@baseline_option
+def gate_command(directory: Path, fail_on: str, baseline_dir: Path | None) -> int:
     """Exit by the verdict of the run in DIR: 0 pass, 1 fail, 7 incomplete.
 
-    The run is verified first: a damaged one is refused with 8, an unfinished one with 7. In
-    GitHub Actions the gate annotates the run and writes the step summary.
+    The run is verified first: a damaged one is refused with 8, an unfinished one with 7. With
+    --baseline a run that is worse than the baseline fails, and 9 says that the two do not compare.
+    In GitHub Actions the gate annotates the run and writes the step summary.
     """
     record, policy = admitted(directory)
+    baseline = None if baseline_dir is None else accepted(baseline_dir)
     code = decide(record, fail_on)
-    for line in verdict_lines(record):
-        click.echo(line)
-    if is_action(os.environ):
-        for command in annotation_commands(record):
+    lines = [*verdict_lines(record), f"Policy: {record.policy_digest}"]
+    reasons = record.verdict_reasons
+    if baseline is not None:
+        compared = compare(record, policy, baseline)
+        code = compared.code_with(code)
+        lines += compared.lines
+        reasons = compared.worse or reasons
+    in_action = is_action(os.environ)
+    for line in lines:
+        click.echo(without_commands(line) if in_action else line)
+    if in_action:
+        for command in annotation_commands(record, [] if code is ExitCode.PASS else reasons):
             click.echo(command)
-    _summarise(record, policy)
+    _summarise(record, policy, baseline)
     click.echo(f"Exit code {int(code)}: {_meaning(record, code, fail_on)}.")
     return code
 
@@ -89,6 +114,51 @@ def admitted(directory: Path) -> tuple[RunRecord, Policy]:
     return record, policy
 
 
+def accepted(directory: Path) -> RunRecord:
+    """Reads the run that a gate or report compares with.
+
+    Raises:
+        BaselineError: There is none, or it did not end.
+        VerificationError: The directory does not hold what it claims to hold.
+    """
+    from forge_harness.errors import RunDirectoryError
+
+    try:
+        return admitted(directory)[0]
+    except (RunDirectoryError, UnfinishedRunError) as error:
+        raise BaselineError(f"No baseline: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A run beside its baseline."""
+
+    lines: list[str]
+    worse: list[str]
+    """A sentence for each value that is worse beyond its tolerance."""
+    comparable: bool
+
+    def code_with(self, code: ExitCode) -> ExitCode:
+        """Returns the exit code of a gate whose verdict alone would end with `code`."""
+        if self.worse:
+            return ExitCode.GATE_FAILED
+        return code if self.comparable or code is not ExitCode.PASS else ExitCode.BASELINE_MISSING
+
+
+def compare(record: RunRecord, policy: Policy, baseline: RunRecord) -> Compared:
+    """Compares a run with its baseline: the score, and the value of each gate."""
+    from forge_harness.integration.quality_coordinator import QualityCoordinator
+
+    found = QualityCoordinator(policy).compare_baseline(record, baseline)
+    name = f"baseline {printable(baseline.run_id)}"
+    if not found.comparable:
+        line = f"The {name} does not compare: {printable(found.reason)}."
+        return Compared([line], [], comparable=False)
+    worse = [printable(row.reason) for row in found.regressions]
+    head = f"Worse than {name}:" if worse else f"Not worse than {name}."
+    return Compared([head, *(f"  - {reason}" for reason in worse)], worse, comparable=True)
+
+
 def decide(record: RunRecord, fail_on: str) -> ExitCode:
     """Returns the exit code of a finished, verified run under `--fail-on`."""
     from forge_harness.scoring import gate_exit_code
@@ -104,18 +174,18 @@ def decide(record: RunRecord, fail_on: str) -> ExitCode:
 def _meaning(record: RunRecord, code: ExitCode, fail_on: str) -> str:
     if code is ExitCode.PASS and record.verdict in (Verdict.INCOMPLETE, Verdict.PARTIAL):
         return f"{record.verdict} is accepted by --fail-on fail; what is missing is not proved"
-    if code is ExitCode.GATE_FAILED and fail_on == "warn" and record.verdict is not Verdict.FAIL:
+    if code is ExitCode.GATE_FAILED and fail_on == "warn" and record.verdict is _WARNED:
         return "gate failed: warnings fail it under --fail-on warn"
     return MEANINGS[code]
 
 
-def _summarise(record: RunRecord, policy: Policy) -> None:
+def _summarise(record: RunRecord, policy: Policy, baseline: RunRecord | None) -> None:
     if not os.environ.get("GITHUB_STEP_SUMMARY"):
         return
     from forge_harness.report import build_report, render_markdown
 
     try:
-        append_summary(render_markdown(build_report(record, policy)), os.environ)
+        append_summary(render_markdown(build_report(record, policy, baseline)), os.environ)
     except OSError as error:
         # The verdict stands; a page that cannot be written must not change the exit code.
-        click.echo(f"Warning: the step summary cannot be written: {error.strerror}.", err=True)
+        say(f"Warning: the step summary cannot be written: {error.strerror}.")

@@ -2,46 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from forge_harness.record import CheckRecord, ItemRecord, RunRecord
-from forge_harness.types import Outcome, Severity
+from forge_harness.scoring.verdict import MEASURED_BAD, blocking_reasons
+from forge_harness.types import UNKNOWN_CHECK, Outcome, Severity, Verdict
 
 MAX_ANNOTATIONS = 10
 """GitHub keeps ten errors and ten warnings a step and drops the rest without a word."""
 MAX_SUMMARY_BYTES = 900_000
 """GitHub refuses a step summary over 1 MiB as a whole."""
 _SEVERE = (Severity.CRITICAL, Severity.HIGH)
-_BAD = (Outcome.FAIL, Outcome.ERROR, Outcome.XPASS)
 _CUT = "\n\nCut here: the whole summary is longer than GitHub shows. See the HTML report.\n"
 
 
-def annotation_commands(record: RunRecord) -> list[str]:
+def annotation_commands(record: RunRecord, reasons: Sequence[str] = ()) -> list[str]:
     """Returns the workflow commands: at most ten errors and ten warnings, severest first.
 
     Errors are what fails a gate; warnings everything else that is not a pass.
+
+    Args:
+        record: The run.
+        reasons: Why the gate ends with another exit code than 0. They are shown where no single
+            check fails it: the score is too low, or something is missing.
     """
     order = list(Severity)
     checks = sorted(record.checks, key=lambda check: order.index(check.severity))
-    errors = [check for check in checks if _blocks(check)]
+    errors = [check for check in checks if _fails_gate(check, record)]
     warnings = [check for check in checks if check not in errors and _noteworthy(check)]
     unscored = [
         _command("error", item.check, f"{item.nodeid}: {_why_unscored(item)}")
         for item in record.unscored_items
     ]
+    errors_shown = [*(_of_check("error", check) for check in errors), *unscored]
+    if not errors_shown:
+        errors_shown = [_command("error", record.verdict, reason) for reason in reasons]
     return [
-        *_limited("error", [*(_of_check("error", check) for check in errors), *unscored]),
+        *_limited("error", errors_shown),
         *_limited("warning", [_of_check("warning", check) for check in warnings]),
     ]
 
 
 def _why_unscored(item: ItemRecord) -> str:
-    return item.reason if item.hides_checks else "not in the catalogue"
+    is_known = item.check != UNKNOWN_CHECK
+    return "not in the catalogue" if is_known or not item.reason else item.reason
 
 
-def _blocks(check: CheckRecord) -> bool:
-    return check.outcome is Outcome.XPASS or (check.outcome in _BAD and check.severity in _SEVERE)
+def _fails_gate(check: CheckRecord, record: RunRecord) -> bool:
+    # Of a selection any failure does, as its verdict weighs it against nothing.
+    in_selection = record.verdict is Verdict.PARTIAL and check.outcome in MEASURED_BAD
+    return in_selection or bool(blocking_reasons([check], ()))
 
 
 def _noteworthy(check: CheckRecord) -> bool:
@@ -74,6 +85,14 @@ def _message(text: str) -> str:
 
 def _property(text: str) -> str:
     return _message(text).replace(":", "%3A").replace(",", "%2C")
+
+
+def without_commands(text: str) -> str:
+    """Returns a line that the runner shows and does not obey.
+
+    Commands of its first version ("##[stop-commands]...") are obeyed anywhere in a line.
+    """
+    return text.replace("##[", "## [")
 
 
 def append_summary(markdown: str, environ: Mapping[str, str]) -> None:

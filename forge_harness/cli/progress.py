@@ -7,11 +7,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO, cast
 
-import click
-
-from forge_harness.cli.terminal import is_plain
+from forge_harness.cli.terminal import Spare, is_plain, say
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -50,11 +48,11 @@ class PlainProgress:
         outcome = "" if progress.outcome is None else progress.outcome.value
         self._outcomes[outcome] += bool(outcome)
         if outcome in _BAD:
-            click.echo(f"  {outcome}: {progress.label}", err=True)
+            say(f"  {outcome}: {progress.label}")
         due = self._clock() - self._last >= _LINE_EVERY_S
         if due or progress.done in (1, progress.total):
             self._last = self._clock()
-            click.echo(self._line(progress), err=True)
+            say(self._line(progress))
 
     def _line(self, progress: Progress) -> str:
         title = _TITLES.get(progress.stage, progress.stage)
@@ -76,7 +74,8 @@ def _bar() -> Bar:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("{task.fields[label]}", markup=False),
-        console=Console(stderr=True),
+        # Rich ends the process when its output cannot be written; the run must not end with it.
+        console=Console(file=cast("TextIO", Spare(sys.stderr))),
     )
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from forge_harness.cli.gate import admitted
-from forge_harness.cli.options import examples, run_dir_argument
+from forge_harness.cli.gate import accepted, admitted
+from forge_harness.cli.options import baseline_option, examples, run_dir_argument
 from forge_harness.cli.run import DEFAULT_FORMATS, parse_formats
 from forge_harness.errors import RunDirectoryError, UsageError
 
@@ -39,21 +39,28 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Write here instead of into the run directory, which stays as it is.",
 )
-def report_command(directory: Path, formats: tuple[str, ...], out: Path | None) -> None:
+@baseline_option
+def report_command(
+    directory: Path, formats: tuple[str, ...], out: Path | None, baseline_dir: Path | None
+) -> None:
     """Write the reports of the run in DIR again, from its record and policy.
 
     The exit code does not depend on the verdict: `gate` gates. But the run must verify, as it must
     for `gate`: a report of a forged record would look like one of a sound run.
     """
     from forge_harness.finish import finish_run
+    from forge_harness.integration.stops import uninterrupted
 
     if out is not None:
         _refuse_within_a_run(out)
     record, policy = admitted(directory)
+    baseline = None if baseline_dir is None else accepted(baseline_dir)
     if out is None:
-        written = finish_run(directory, record, policy, formats)
+        # Between the first new report and the new manifest the run does not verify.
+        with uninterrupted():
+            written = finish_run(directory, record, policy, formats, baseline=baseline)
     else:
-        written = _elsewhere(out, record, policy, formats)
+        written = _elsewhere(out, record, policy, formats, baseline)
     for path in written:
         click.echo(path)
 
@@ -73,7 +80,11 @@ def _refuse_within_a_run(out: Path) -> None:
 
 
 def _elsewhere(
-    out: Path, record: RunRecord, policy: Policy, formats: tuple[str, ...]
+    out: Path,
+    record: RunRecord,
+    policy: Policy,
+    formats: tuple[str, ...],
+    baseline: RunRecord | None,
 ) -> list[Path]:
     from forge_harness.report import write_reports
 
@@ -81,4 +92,4 @@ def _elsewhere(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunDirectoryError(f"Cannot make {out}: {error.strerror}.") from error
-    return write_reports(out, record, policy, formats)
+    return write_reports(out, record, policy, formats, baseline=baseline)

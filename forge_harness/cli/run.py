@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from forge_harness.cli.options import PROFILES, config_option, examples, existing, load
-from forge_harness.errors import ExitCode, ForgeError, UsageError, unknown_choice
+from forge_harness.errors import (
+    ExitCode,
+    ForgeError,
+    RunDirectoryError,
+    UsageError,
+    unknown_choice,
+)
 
 if TYPE_CHECKING:
     from forge_harness.config import LoadedConfig
@@ -123,8 +130,10 @@ def run_command(
     """
     suites, checks = given.pop("suites"), given.pop("checks")
     loaded = load(config_file, _flags(given))
-    directory = run_directory(loaded)
-    with tempfile.TemporaryDirectory(prefix="forge-config-") as scratch:
+    with (
+        run_directory(loaded) as directory,
+        tempfile.TemporaryDirectory(prefix="forge-config-") as scratch,
+    ):
         in_force = Path(scratch) / "forge.toml"
         in_force.write_text(loaded.to_toml(absolute=True), encoding="utf-8")
         validator = make_validator(loaded, suites, checks, in_force)
@@ -155,16 +164,42 @@ def _flags(given: dict[str, Any]) -> dict[str, Any]:
     return flags
 
 
-def run_directory(loaded: LoadedConfig) -> Path:
-    """Returns run.run_dir, or a name under paths.runs that nothing has yet."""
+@contextmanager
+def run_directory(loaded: LoadedConfig) -> Iterator[Path]:
+    """Yields run.run_dir, or a new empty directory under paths.runs, named by the time.
+
+    The directory is made here, seconds before the run needs it, so that runs which start at the
+    same time get different ones; it is removed again when nothing was put into it.
+    """
     explicit = loaded.path("run.run_dir")
     if explicit is not None:
-        return explicit
+        yield explicit
+        return
     runs = loaded.path("paths.runs")
     assert runs is not None
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    names = [stamp, *(f"{stamp}-{n}" for n in range(2, _MOST_NAMES))]
-    return next(runs / name for name in names if not (runs / name).exists())
+    missing = [path for path in (runs, *runs.parents) if not path.exists()]
+    runs.mkdir(parents=True, exist_ok=True)
+    made = _new_directory(runs, datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ"))
+    try:
+        yield made
+    finally:
+        # Deepest first; one that is not empty stays, and with it all above.
+        with suppress(OSError):
+            for path in (made, *missing):
+                path.rmdir()
+
+
+def _new_directory(runs: Path, stamp: str) -> Path:
+    """Makes a directory that no other run can have made.
+
+    Raises:
+        RunDirectoryError: A hundred runs started in this second.
+    """
+    for name in (stamp, *(f"{stamp}-{n}" for n in range(2, _MOST_NAMES))):
+        with suppress(FileExistsError):
+            (runs / name).mkdir()
+            return runs / name
+    raise RunDirectoryError(f"{runs} holds {_MOST_NAMES} runs of {stamp}; give --run-dir.")
 
 
 def make_validator(
@@ -228,7 +263,7 @@ def _validate(
 ) -> int:
     from forge_harness.cli.progress import progress_of
     from forge_harness.cli.summary import summary
-    from forge_harness.cli.terminal import shown
+    from forge_harness.cli.terminal import printable, say, shown, unread
     from forge_harness.finish import finish_run
     from forge_harness.integration.stops import uninterrupted
     from forge_harness.rundir import check_is_free
@@ -242,25 +277,33 @@ def _validate(
     if state is not None:
         _make_store(state)
     if not quiet:
-        click.echo(
+        say(
             f"Validating subject {plan.subject.name!r}: {len(plan.entries)} of "
             f"{len(plan.policy.catalogue)} checks, {plan.scope.profile} profile, "
             f"{validator.workers} worker{'' if validator.workers == 1 else 's'}. "
-            f"Run: {shown(directory)}",
-            err=True,
+            f"Run: {shown(directory)}"
         )
     for gap in validator.gaps:
-        click.echo(f"Not collected: {gap}", err=True)
+        say(f"Not collected: {printable(gap)}")
     with uninterrupted():
         with progress_of(quiet) as progress:
             record = validator.validate(directory, progress)
         if record.state == "interrupted" and not quiet:
-            click.echo("Stopped. What was measured is written now.", err=True)
+            say("Stopped. What was measured is written now.")
         written = finish_run(directory, record, plan.policy, formats)
         code = exit_code_for(record)
+    try:
         click.echo(summary(record, directory, written, code))
-    if state is not None:
-        code = _keep_or_say(record, directory, state, code)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        # A closed terminal. A closed pipe is EPIPE, which the group handles.
+        unread(sys.stdout)
+        code = ExitCode.INTERRUPTED
+    finally:
+        # Also when nobody reads the summary any more.
+        if state is not None:
+            code = _keep_or_say(record, directory, state, code)
     return code
 
 
@@ -301,14 +344,14 @@ def _make_store(root: Path) -> None:
 
 def _keep_or_say(record: RunRecord, directory: Path, root: Path, code: ExitCode) -> ExitCode:
     """Keeps the run; returns the exit code, which is the run's own unless that was 0."""
-    from forge_harness.cli.terminal import shown
+    from forge_harness.cli.terminal import say, shown
     from forge_harness.probes.masking import Masker
 
     try:
         kept = _keep(record, directory, root)
     except (ForgeError, OSError) as error:
         sentence = f"Error: The run is not kept in {shown(root)}: {error}"
-        click.echo(Masker().text(sentence), err=True)
+        say(Masker().text(sentence))
         lost = error.exit_code if isinstance(error, ForgeError) else ExitCode.USAGE
         return code or lost
     click.echo(f"Kept as {kept} in {shown(root)}.")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from forge_harness.cli.terminal import coloured, shown, table
+from forge_harness.cli.terminal import coloured, printable, shown, table
 from forge_harness.errors import ExitCode
 from forge_harness.record import RunRecord, SuiteRecord
 from forge_harness.types import Outcome, Severity
@@ -57,13 +57,14 @@ def percent(share: float) -> str:
 
 
 def verdict_lines(record: RunRecord) -> list[str]:
-    """Returns verdict, score and the reasons, at most five."""
+    """Returns verdict, score and the reasons, at most five; each is one line."""
     reasons = record.verdict_reasons[:_REASONS_SHOWN]
     more = len(record.verdict_reasons) - len(reasons)
     return [
         f"{coloured(record.verdict)}, {scope_sentence(record)}",
         score_sentence(record),
-        *(f"  - {reason}" for reason in reasons),
+        # What a test said may be a stranger's: it must not end the line or move the cursor.
+        *(f"  - {printable(reason)}" for reason in reasons),
         *([f"  - and {more} more"] if more else []),
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -103,6 +104,50 @@ def _is_number(cell: object) -> bool:
     except ValueError:
         return text in ("", "-")
     return True
+
+
+def say(text: str) -> None:
+    """Prints on standard error; a reader that went away costs the line and nothing else."""
+    try:
+        click.echo(text, err=True)
+    except OSError:
+        unread(sys.stderr)
+
+
+class Spare:
+    """Standard error, for a writer that must not end with whoever reads it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes, or leaves it where nobody reads."""
+        try:
+            return self._stream.write(text)
+        except OSError:
+            unread(self._stream)
+            return len(text)
+
+    def flush(self) -> None:
+        """Flushes, or leaves it where nobody reads."""
+        try:
+            self._stream.flush()
+        except OSError:
+            unread(self._stream)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - what a text stream has
+        return getattr(self._stream, name)
+
+
+def unread(stream: TextIO) -> None:
+    """Lets a stream lead nowhere: its pipe or terminal was closed, and every write would raise.
+
+    What it still holds must go somewhere too, or Python ends with a status of its own.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def shown(path: Path) -> str:

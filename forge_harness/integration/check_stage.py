@@ -47,7 +47,7 @@ class CheckStage:
         command: From `pytest_command`.
         events: File the process writes its events to.
         log: File its output goes to.
-        limits: Check id -> seconds one of its items may take.
+        limits: Check id -> seconds one of its items may take, where it has no marker of its own.
         deadline: Monotonic time at which the run must end, or None.
         on_item: Told of each item that ended.
         stop: Returns why the run should end now, or None.
@@ -118,7 +118,10 @@ class CheckStage:
 
     def _limit(self, nodeid: str) -> float:
         mark = self.reader.marks.get(nodeid)
-        return DEFAULT_LIMIT_S if mark is None else self.limits.get(mark["check"], DEFAULT_LIMIT_S)
+        if mark is None:
+            return DEFAULT_LIMIT_S
+        # The limit that is kept inside: a check must not be ended here before it is ended there.
+        return mark.get("timeout_s") or self.limits.get(mark["check"], DEFAULT_LIMIT_S)
 
     def _judge(self, status: int, log: Log) -> str:
         """Returns why a process that ended by itself did not run all checks, or nothing."""

@@ -50,6 +50,8 @@ class Events:
             self.marks = dict(event["marks"])
         elif kind == "started":
             self.running[event["nodeid"]] = time.monotonic()
+        elif kind == "ended":
+            self.running.pop(event["nodeid"], None)
         elif kind == "item":
             self._end(ItemRecord.model_validate(event["record"]))
         elif kind == "finished":

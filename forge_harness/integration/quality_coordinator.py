@@ -171,7 +171,7 @@ class QualityCoordinator:
     ) -> BaselineComparison:
         """Compares a run with the baseline, gate by gate and by score.
 
-        Runs of another machine class, policy, subject or profile are refused, never adjusted.
+        Runs of another machine class, policy, subject or scope are refused, never adjusted.
 
         Args:
             record: The run that is judged.
@@ -311,9 +311,26 @@ def _not_comparable(record: RunRecord, baseline: RunRecord) -> str:
         return f"the subject is {record.subject.spec!r}, the baseline's {baseline.subject.spec!r}"
     if record.scope.profile is not baseline.scope.profile:
         return f"the profile is {record.scope.profile}, the baseline's {baseline.scope.profile}"
+    if _selected(record) != _selected(baseline):
+        # A selection has fewer gates and a score of its own: it would let every drop pass.
+        return f"the run covers {_selected(record)}, the baseline {_selected(baseline)}"
+    if record.declared != baseline.declared:
+        # What is declared missing is not applicable and costs nothing.
+        return f"the run declares {_declared(record)}, the baseline {_declared(baseline)}"
     if baseline.state != "finished":
         return f"the baseline is {baseline.state}, not finished"
     return ""
+
+
+def _selected(record: RunRecord) -> str:
+    names = sorted({*record.scope.suites, *record.scope.checks})
+    return ", ".join(names) or "the whole profile"
+
+
+def _declared(record: RunRecord) -> str:
+    return (
+        ", ".join(f"{key} = {value}" for key, value in sorted(record.declared.items())) or "nothing"
+    )
 
 
 def _stale(record: RunRecord) -> str:

@@ -87,7 +87,7 @@ def _section(reason: str) -> str:
     """Returns where a reason that names no check in scope is explained."""
     if "waiver" in reason:
         return "waivers"
-    if "not in the catalogue's scope" in reason:
+    if "not in the catalogue's scope" in reason or "belongs to no check" in reason:
         return "unscored"
     if "holds unknown checks" in reason:
         return "uncollected"

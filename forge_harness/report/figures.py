@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from markupsafe import Markup
@@ -42,6 +43,13 @@ _ALONE = (
 """The page's colours, for a plot in a file of its own."""
 
 Draw = Callable[[Any], None]
+_MOST_DRAWN = 1e100
+"""Matplotlib cannot lay out an axis whose length is no finite number."""
+
+
+def drawable(values: Iterable[float]) -> list[float]:
+    """Returns what can be drawn of a series: a gap where a value is beyond every axis."""
+    return [value if abs(value) <= _MOST_DRAWN else math.nan for value in values]
 
 
 def figure(draw: Draw, *, prefix: str, title: str, description: str, height: float = 3.2) -> Markup:

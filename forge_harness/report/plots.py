@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from forge_harness.report.figures import DASHES, SERIES, figure
+from forge_harness.report.figures import DASHES, SERIES, drawable, figure
 from forge_harness.report.model import QualityTask
 
 
@@ -29,7 +29,8 @@ def _draw(axes: Any, task: QualityTask) -> None:  # noqa: ANN401
     for curve, colour, dash in zip(task.curves, SERIES, DASHES, strict=False):
         # "$" would start mathematics in a label.
         label = curve.arm.replace("$", r"\$")
-        axes.plot(curve.steps, curve.losses, color=colour, linestyle=dash, label=label, lw=1.8)
+        steps, losses = drawable(curve.steps), drawable(curve.losses)
+        axes.plot(steps, losses, color=colour, linestyle=dash, label=label, lw=1.8)
     axes.set_xlabel("optimizer steps")
     axes.set_ylabel("loss (nats)")
     axes.legend(frameon=False)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from forge_harness.durable import write_durably
 from forge_harness.errors import UsageError, unknown_choice
 from forge_harness.policy import Policy
 from forge_harness.record import RunRecord
@@ -68,6 +69,7 @@ def write_reports(
             text = render_html(report, has_artifacts=(run_dir / "evidence").is_dir())
         else:
             text = render(report)
-        (run_dir / file).write_bytes(text.encode())
+        # Whole or not at all: an older report of the run stays until this one is on disk.
+        write_durably(run_dir / file, text.encode())
         written.append(run_dir / file)
     return written

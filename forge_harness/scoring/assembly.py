@@ -28,6 +28,15 @@ from forge_harness.scoring.score import Score, SuiteScore, credit_of, score
 from forge_harness.scoring.verdict import decide
 from forge_harness.types import Outcome, Profile
 
+_FILE_OPTIONS = ("--suite-path", "--policy", "--waivers", "--config", "-c")
+"""Of `forge-harness run`: without them a check may be unknown, or judged by another limit."""
+_OF_A_SESSION = (
+    *("--forge-run-dir", "--forge-suite", "--forge-check"),
+    *("-n", "--numprocesses", "--dist"),
+    *("--basetemp", "--junitxml", "--junit-xml"),
+)
+"""Options of pytest that one check does without: a run is the same with and without workers."""
+
 RunState = Literal["running", "finished", "interrupted", "aborted"]
 
 
@@ -251,11 +260,46 @@ def _checks(
 
 
 def _reproduce(check: str, scope: ScopeLike, context: RunContext) -> str:
+    if context.command[:1] == ["pytest"]:
+        # Which of its arguments are the suites, only pytest knows.
+        kept = _without(context.command, _OF_A_SESSION)
+        return shlex.join([*kept, "--forge-check", check])
+    plain = reproduced_without_files(check, scope, context)
+    return " ".join([plain, *map(shlex.quote, _files_named(context.command))])
+
+
+def reproduced_without_files(check: str, scope: ScopeLike, context: RunContext) -> str:
+    """Returns the command that reproduces a shipped check under the shipped policy.
+
+    Recorded of every check by releases that did not name the files; their runs still verify.
+    """
     words = ["forge-harness", "run", "--check", check, "--subject", context.subject.spec]
     words += ["--seed", str(context.seed)]
     if scope.profile is not Profile.QUICK:
         words += ["--profile", scope.profile.value]
     return shlex.join(words)
+
+
+def _without(words: Sequence[str], options: Sequence[str]) -> list[str]:
+    """Returns a command line without options that take a value."""
+    kept: list[str] = []
+    is_value = False
+    for word in words:
+        if not is_value and word.partition("=")[0] not in options:
+            kept.append(word)
+        is_value = not is_value and word in options
+    return kept
+
+
+def _files_named(words: Sequence[str]) -> list[str]:
+    """Returns the options of a command line that decide which checks there are, and how judged."""
+    kept: list[str] = []
+    for place, word in enumerate(words):
+        if word in _FILE_OPTIONS:
+            kept += words[place : place + 2]
+        elif word.partition("=")[0] in _FILE_OPTIONS:
+            kept.append(word)
+    return kept
 
 
 def _check_record(entry: CatalogueEntry, rolled: RolledUp, command: str) -> CheckRecord:

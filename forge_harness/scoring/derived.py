@@ -46,8 +46,8 @@ def derived_items(
 def _share(
     policy: Policy, profile: Profile, entry: CatalogueEntry, checks: Sequence[CheckRecord]
 ) -> ItemRecord:
-    limit = policy.thresholds.get(f"{entry.id}.at_least")
-    if limit is None:
+    stated = policy.thresholds.get(f"{entry.id}.at_least")
+    if stated is None:
         return _item(entry.id, Outcome.NOT_MEASURED, f"the policy has no {entry.id}.at_least")
     members = [check for check in checks if check.suite == entry.measures_suite]
     there = {check.id for check in members}
@@ -65,6 +65,8 @@ def _share(
     if not total:
         reason = f"no check of the {entry.measures_suite} suite applies"
         return _item(entry.id, Outcome.NOT_MEASURED, reason)
+    # The decimal that is written in the policy: 9/10 is under the float nearest to 0.9.
+    limit = Fraction(repr(stated))
     low = Fraction(sum(weights[credit.id] * credit.low for credit in credits), total)
     high = Fraction(sum(weights[credit.id] * credit.high for credit in credits), total)
     of = f"of {total} points of severity over {len(weights)} checks"
@@ -75,11 +77,11 @@ def _share(
     ]
     if low < limit <= high:
         unmeasured = ", ".join(credit.id for credit in credits if credit.low < credit.high)
-        reason = f"from {_shown(low)} to {_shown(high)}, limit {limit:g}; unmeasured: {unmeasured}"
+        reason = f"from {_shown(low)} to {_shown(high)}, limit {stated:g}; unmeasured: {unmeasured}"
         return _item(entry.id, Outcome.NOT_MEASURED, reason, bounds)
     # Decided either way, whatever is not measured.
     value = low if low >= limit else high
-    judged = _evidence(entry.id, name, value, f"share {of}", limit)
+    judged = _evidence(entry.id, name, value, f"share {of}", stated)
     return _item(entry.id, Outcome.PASS if value >= limit else Outcome.FAIL, "", [judged, *bounds])
 
 
@@ -90,7 +92,7 @@ def _evidence(
     return EvidenceRecord(
         item=f"{PREFIX}{check}",
         name=name,
-        value=_shown(value),
+        value=_shown(value) if limit is None else _judged(value, limit),
         unit="1",
         limit=limit,
         direction=direction.value,
@@ -110,6 +112,12 @@ def _item(
         duration_s=0.0,
         evidence=list(evidence),
     )
+
+
+def _judged(share: Fraction, limit: float) -> float:
+    """Returns a share in digits that are on the same side of the limit as the share itself."""
+    reached = share >= Fraction(repr(limit))
+    return float(share) if reached and _shown(share) < limit else _shown(share)
 
 
 def _shown(share: Fraction) -> float:

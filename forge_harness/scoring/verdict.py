@@ -9,7 +9,7 @@ from forge_harness.errors import ExitCode
 from forge_harness.record import CheckRecord, ItemRecord, RunRecord
 from forge_harness.scoring.rollup import SEVERE
 from forge_harness.scoring.score import SUITE_FLOOR, Score
-from forge_harness.types import Outcome, Severity, Verdict
+from forge_harness.types import UNKNOWN_CHECK, Outcome, Severity, Verdict
 
 PASSING_SCORE = 80
 """Lowest low score a passing verdict may have."""
@@ -18,7 +18,8 @@ READY_SCORE = 90
 REQUIRED_COVERAGE = Fraction(9, 10)
 """Smallest share of the weight that must be measured."""
 _LISTED = 5
-_MEASURED_BAD = (Outcome.FAIL, Outcome.ERROR, Outcome.XPASS)
+MEASURED_BAD = (Outcome.FAIL, Outcome.ERROR, Outcome.XPASS)
+"""Outcomes of a check that was measured and is not good, whatever its severity."""
 
 
 def decide(
@@ -68,12 +69,16 @@ def blocking_reasons(checks: Sequence[CheckRecord], unscored: Sequence[ItemRecor
     order = list(Severity)
     found = [(order.index(check.severity), _blocks(check)) for check in checks]
     sentences = [sentence for _, sentence in sorted(found, key=lambda f: f[0]) if sentence]
-    return sentences + [
+    return sentences + [_unplaced(item) for item in unscored if not item.hides_checks]
+
+
+def _unplaced(item: ItemRecord) -> str:
+    if item.check == UNKNOWN_CHECK and item.reason:
+        return f"{item.nodeid} belongs to no check: {item.reason}"
+    return (
         f"{item.nodeid} belongs to check {item.check!r}, which is not in the catalogue's scope of"
         " this run; collected checks and catalogue must match"
-        for item in unscored
-        if not item.hides_checks
-    ]
+    )
 
 
 def _blocks(check: CheckRecord) -> str | None:
@@ -189,7 +194,7 @@ def gate_exit_code(record: RunRecord) -> ExitCode:
     """
     if record.verdict is Verdict.FAIL:
         return ExitCode.GATE_FAILED
-    if record.verdict is Verdict.PARTIAL and any(c.outcome in _MEASURED_BAD for c in record.checks):
+    if record.verdict is Verdict.PARTIAL and any(c.outcome in MEASURED_BAD for c in record.checks):
         return ExitCode.GATE_FAILED
     if record.state == "finished" and record.verdict in (
         Verdict.PASS,
@@ -203,5 +208,5 @@ def _selection_is_good(record: RunRecord) -> bool:
     if record.unscored_items:
         return False
     outcomes = [c.outcome for c in record.checks if c.outcome is not Outcome.NOT_APPLICABLE]
-    bad = (*_MEASURED_BAD, Outcome.NOT_MEASURED)
+    bad = (*MEASURED_BAD, Outcome.NOT_MEASURED)
     return bool(outcomes) and not any(outcome in bad for outcome in outcomes)

@@ -11,18 +11,22 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from forge_harness.canonical import canonical_json, file_sha256
+from forge_harness.canonical import canonical_json, file_sha256, read_canonical
 from forge_harness.errors import RunDirectoryError
 from forge_harness.policy import Policy
 from forge_harness.record import ItemRecord, RunRecord
 from forge_harness.rundir import ITEMS, MANIFEST, POLICY, RUN, check_manifest, read_items
-from forge_harness.scoring.assembly import items_of, reassemble
+from forge_harness.scoring.assembly import (
+    context_of,
+    items_of,
+    reassemble,
+    reproduced_without_files,
+)
 from forge_harness.scoring.derived import without_derived
-from forge_harness.scoring.rollup import unique
+from forge_harness.scoring.rollup import settle, unique
 
 _ARTIFACT = re.compile(r"^evidence/sha256/([0-9a-f]{64})$")
 _CAUSE_FIRST = ("checks", "unscored_items", "suites", "coverage", "score", "verdict")
-_SAFE_INTEGER = 2**53 - 1
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -64,7 +68,7 @@ def verify_run(path: Path) -> list[Discrepancy]:
         found += _artifacts(path, record)
         if policy is not None:
             found += _recomputed(record, policy)
-        found += _items(path, record)
+            found += _items(path, record, policy)
     return found
 
 
@@ -86,7 +90,7 @@ def _read(path: Path, name: str, model: type[_Model]) -> tuple[_Model | None, li
     except OSError as error:
         return None, [Discrepancy(name, "cannot be read", "a file", str(error.strerror))]
     try:
-        values = json.loads(raw, parse_int=_integer)
+        values = read_canonical(raw)
         parsed = model.model_validate(values)
         canonical = canonical_json(values)
     except ValidationError as error:
@@ -100,12 +104,6 @@ def _read(path: Path, name: str, model: type[_Model]) -> tuple[_Model | None, li
             Discrepancy(name, "is not canonical JSON", "the bytes of RFC 8785", "other bytes")
         ]
     return parsed, []
-
-
-def _integer(text: str) -> int | float:
-    """Reads what canonical JSON prints of 1e20: digits without a point, yet a float."""
-    value = int(text)
-    return value if abs(value) <= _SAFE_INTEGER else float(text)
 
 
 def _artifacts(path: Path, record: RunRecord) -> Iterator[Discrepancy]:
@@ -129,13 +127,18 @@ def _artifacts(path: Path, record: RunRecord) -> Iterator[Discrepancy]:
                 yield Discrepancy(evidence.artifact, f"artifact of {check.id}", named, found)
 
 
-def _items(path: Path, record: RunRecord) -> Iterator[Discrepancy]:
-    """Compares run.json with what was written down as each item finished."""
+def _items(path: Path, record: RunRecord, policy: Policy) -> Iterator[Discrepancy]:
+    """Compares run.json with what was written down as each item finished.
+
+    A line holds what pytest reported, run.json what the evidence rules make of it: a line is held
+    against run.json after the same rules.
+    """
     try:
-        lines = {item.nodeid: item for item in unique(read_items(path))}
-    except (OSError, ValueError) as error:
+        reported = unique(read_items(path))
+    except (OSError, ValueError, RecursionError) as error:
         yield Discrepancy(ITEMS, "cannot be read", "one item a line", str(error).splitlines()[0])
         return
+    lines = {item.nodeid: _settled(item, record, policy) for item in reported}
     told = {item.nodeid: item for item in without_derived(items_of(record))}
     for nodeid in sorted({*lines, *told}):
         line, item = lines.get(nodeid), told.get(nodeid)
@@ -145,6 +148,15 @@ def _items(path: Path, record: RunRecord) -> Iterator[Discrepancy]:
             yield Discrepancy(ITEMS, nodeid, _item(item), _item(line))
 
 
+def _settled(item: ItemRecord, record: RunRecord, policy: Policy) -> ItemRecord:
+    entry = policy.by_id.get(item.check)
+    if entry is None or all(check.id != item.check for check in record.checks):
+        return item  # run.json lists it as it was reported
+    capabilities = frozenset(record.subject.capabilities)
+    ruled_out = entry.rules_out(capabilities, record.declared)
+    return settle(item, entry.severity, ruled_out=ruled_out is not None)
+
+
 def _item(item: ItemRecord | None) -> str:
     return _short(None if item is None else item.model_dump(mode="json", exclude={"log"}))
 
@@ -152,11 +164,19 @@ def _item(item: ItemRecord | None) -> str:
 def _recomputed(record: RunRecord, policy: Policy) -> list[Discrepancy]:
     claimed = record.model_dump(mode="json")
     again = reassemble(record, policy).model_dump(mode="json")
+    _keep_earlier_commands(record, again)
     order = {key: place for place, key in enumerate(_CAUSE_FIRST)}
     keys = sorted(again, key=lambda key: order.get(key, len(order)))
     if record.policy_digest != policy.digest:
         keys = ["policy_digest", *(key for key in keys if key != "policy_digest")]
     return [d for key in keys for d in _differences(f"$.{key}", again[key], claimed[key])]
+
+
+def _keep_earlier_commands(record: RunRecord, again: dict[str, Any]) -> None:
+    context = context_of(record)
+    for check, expected in zip(record.checks, again["checks"], strict=False):
+        if check.command == reproduced_without_files(check.id, record.scope, context):
+            expected["command"] = check.command
 
 
 def _differences(where: str, expected: Any, found: Any) -> Iterator[Discrepancy]:  # noqa: ANN401

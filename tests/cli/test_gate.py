@@ -1,10 +1,13 @@
 """gate: the exit code CI trusts."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from forge_harness.errors import ExitCode
+from forge_harness.rundir import RunDirectory, read_items, read_policy, read_record
+from forge_harness.scoring import assemble, context_of, verify_run
 
 GOOD = {}
 WARNED = {"gamma": "warn"}
@@ -135,3 +138,128 @@ def test_the_step_summary_is_appended(invoke, run_of, monkeypatch, tmp_path):
     assert text.startswith("earlier step\n")
     assert "FAIL" in text
     assert "data.beta" in text
+
+
+HOSTILE = "no\r::stop-commands::x\x1b[2J ##[error]y"
+
+
+@pytest.fixture
+def hostile(run_of, make, tmp_path):
+    """A run whose failing test says what a terminal or a runner would obey."""
+    run = run_of(beta="fail")
+    record, policy = read_record(run), read_policy(run)
+    items = [i.model_copy(update={"reason": HOSTILE if i.reason else ""}) for i in read_items(run)]
+    changed = assemble(policy, items, scope=record.scope, context=context_of(record))
+    directory = RunDirectory.open_existing(run)
+    (run / "items.jsonl").write_bytes(b"")
+    for item in items:
+        directory.append_item(item)
+    directory.write_final(changed, policy)
+    directory.seal()
+    return run
+
+
+def test_what_a_test_says_is_one_line_and_no_command(invoke, hostile, monkeypatch):
+    for setting, shown in (("", "##[error]y"), ("true", "## [error]y")):
+        monkeypatch.setenv("GITHUB_ACTIONS", setting)
+        result = invoke("gate", hostile)
+        assert result.exit_code == ExitCode.GATE_FAILED
+        assert not {"\r", "\x1b"} & set(result.output)
+        reason = next(line for line in result.output.splitlines() if line.startswith("  - "))
+        assert reason.endswith(r"failed: no\r::stop-commands::x\x1b[2J " + shown)
+
+
+@pytest.mark.parametrize("command", ["gate", "explain"])
+def test_the_policy_stands_beside_the_score(invoke, run_of, command):
+    run = run_of()
+    assert f"Policy: {read_record(run).policy_digest}\n" in invoke(command, run).output
+
+
+def test_a_gate_that_fails_shows_an_error_in_github(invoke, run_of, monkeypatch):
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    partial = run_of(selection=("data",))
+    assert "::error title=PARTIAL::only a selection ran" in invoke("gate", partial).output
+    accepted = invoke("gate", partial, "--fail-on", "fail")
+    assert accepted.exit_code == ExitCode.PASS
+    assert "::error" not in accepted.output
+    failed = invoke("gate", run_of(selection=("training",), gamma="fail"))
+    assert failed.exit_code == ExitCode.GATE_FAILED
+    assert "::error title=training.gamma (medium)%3A fail::why fail" in failed.output
+    flaky = invoke("gate", run_of(alpha="flaky"))
+    assert flaky.exit_code == ExitCode.GATE_FAILED
+    assert "::error title=data.alpha (critical)%3A flaky::why flaky" in flaky.output
+
+
+MACHINE = {"os": "Linux", "machine": "x86_64", "cpu": "Xeon", "cpu_usable": 2}
+
+
+@pytest.fixture
+def measured(run_of):
+    """Makes runs that say what machine they are of, under a policy that compares runs."""
+
+    def build(machine=MACHINE, **outcomes):
+        run = run_of(**outcomes)
+        record = read_record(run)
+        limits = {"baseline.score_drop.at_most": 2.0, "baseline.gate_worsening.at_most": 0.02}
+        policy = read_policy(run).model_copy(update={"thresholds": limits})
+        context = replace(context_of(record), environment=machine)
+        directory = RunDirectory.open_existing(run)
+        changed = assemble(policy, read_items(run), scope=record.scope, context=context)
+        directory.write_final(changed, policy)
+        directory.seal()
+        return run
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "before", "code", "sentence"),
+    [
+        ({}, {}, ExitCode.PASS, "Not worse than baseline r1."),
+        (WARNED, {}, ExitCode.GATE_FAILED, "  - the score fell from 100 to"),
+        ({}, WARNED, ExitCode.PASS, "Not worse than baseline r1."),
+        (OPEN, WARNED, ExitCode.GATE_FAILED, "  - the score fell from"),
+        (FAILED, FAILED, ExitCode.GATE_FAILED, "Not worse than baseline r1."),
+    ],
+    ids=["same", "worse", "better", "less_measured", "failed_before"],
+)
+def test_a_run_is_held_against_its_baseline(invoke, measured, outcomes, before, code, sentence):
+    result = invoke("gate", measured(**outcomes), "--baseline", measured(**before))
+    assert result.exit_code == code
+    assert sentence in result.output
+
+
+def test_what_is_worse_than_the_baseline_is_an_error_in_github(invoke, measured, monkeypatch):
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    result = invoke("gate", measured(**WARNED), "--baseline", measured())
+    assert "::error title=PASS_WITH_WARNINGS::the score fell from 100 to" in result.output
+
+
+def test_a_run_of_another_machine_is_no_baseline(invoke, measured):
+    other = measured({**MACHINE, "cpu": "EPYC"})
+    result = invoke("gate", measured(), "--baseline", other)
+    assert result.exit_code == ExitCode.BASELINE_MISSING
+    assert "The baseline r1 does not compare: the machine class is" in result.output
+    # A verdict that is not green stays what it is.
+    for outcomes, code in ((FAILED, ExitCode.GATE_FAILED), (OPEN, ExitCode.INCOMPLETE)):
+        assert invoke("gate", measured(**outcomes), "--baseline", other).exit_code == code
+
+
+@pytest.mark.parametrize("command", ["gate", "report"])
+def test_a_baseline_must_be_a_sound_finished_run(invoke, measured, run_of, tmp_path, command):
+    killed, damaged = run_of(seal=False), measured()
+    (damaged / "run.json").write_text("{}")
+    for baseline, code in (
+        (tmp_path / "gone", ExitCode.BASELINE_MISSING),
+        (killed, ExitCode.BASELINE_MISSING),
+        (damaged, ExitCode.VERIFICATION_FAILED),
+    ):
+        result = invoke(command, measured(), "--baseline", baseline)
+        assert result.exit_code == code, baseline
+
+
+def test_a_report_shows_what_changed_since_the_baseline(invoke, measured):
+    run = measured(**FAILED)
+    assert invoke("report", run, "--format", "md", "--baseline", measured()).exit_code == 0
+    assert "Newly failing: <code>data.beta</code>" in (run / "report.md").read_text("utf-8")
+    assert verify_run(run) == []

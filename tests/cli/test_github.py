@@ -50,6 +50,13 @@ def test_a_test_outside_the_catalogue_is_an_error(run_of, make):
     assert "title=data.stray::" in annotation_commands(changed)[0]
 
 
+def test_a_module_that_could_not_be_collected_says_why(run_of, make):
+    record = read_record(run_of())
+    broken = make.item("unknown", "error").model_copy(update={"reason": "could not be collected"})
+    (command,) = annotation_commands(record.model_copy(update={"unscored_items": [broken]}))
+    assert command.endswith(": could not be collected")
+
+
 def test_a_module_that_skipped_itself_is_an_error_that_says_so(run_of, make):
     record = read_record(run_of())
     why = "skipped itself whole: no GPU"

@@ -1,8 +1,12 @@
 """report: the same reports again, and no way to launder a damaged run."""
 
+import os
+import signal
+
 import pytest
 
 from forge_harness.errors import ExitCode
+from forge_harness.report import write as report_module
 from forge_harness.scoring import verify_run
 
 FILES = {"html": "report.html", "json": "report.json", "md": "report.md", "junit": "junit.xml"}
@@ -100,3 +104,17 @@ def test_a_place_that_cannot_be_written_is_one_sentence(invoke, run_of, tmp_path
     result = invoke("report", run_of(), "--out", tmp_path / "file" / "deeper")
     assert result.exit_code == ExitCode.USAGE
     assert "Cannot make" in result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_between_reports_and_manifest_costs_no_run(invoke, run_of, monkeypatch, number):
+    run = run_of()
+    write = report_module.WRITERS["md"][1]
+
+    def interrupted(report):
+        os.kill(os.getpid(), number)
+        return write(report) + "changed"
+
+    monkeypatch.setitem(report_module.WRITERS, "md", ("report.md", interrupted))
+    assert invoke("report", run, "--format", "md").exit_code == ExitCode.PASS
+    assert verify_run(run) == []

@@ -1,10 +1,13 @@
 """run: flags and configuration reach the validator; a run ends with reports, a seal and a code."""
 
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 
 import pytest
 
@@ -134,6 +137,42 @@ def test_a_stopped_run_ends_with_2_and_a_sealed_directory(project, number, again
     assert (project / "out" / "report.html").is_file()
 
 
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_run_does_not_end_with_the_reader_of_its_output(project, stream):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "forge_harness", "run", "--run-dir", "out"]
+    command += ["--check", "mine.good"]
+    with os.fdopen(write, "wb") as nobody:
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: nobody}
+        done = subprocess.run(command, check=False, timeout=90, **streams)
+    expected = ExitCode.INTERRUPTED if stream == "stdout" else ExitCode.PASS
+    assert done.returncode == expected, done
+    record = read_record(project / "out")
+    assert (record.state, str(record.checks[0].outcome)) == ("finished", "pass")
+    assert verify_run(project / "out") == []
+
+
+def test_a_closed_terminal_ends_a_run_with_2_and_a_sealed_directory(project):
+    child, terminal = pty.fork()
+    if child == 0:
+        os.environ["STARTED"] = str(project / "started")
+        words = [sys.executable, "-m", "forge_harness", "run", "--run-dir", "out"]
+        os.execv(sys.executable, [*words, "--check", "mine.slow"])
+    try:
+        deadline = time.monotonic() + 90
+        while not (project / "started").exists() and time.monotonic() < deadline:
+            if select.select([terminal], [], [], 0.1)[0]:
+                os.read(terminal, 4096)
+    finally:
+        os.close(terminal)
+        _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == ExitCode.INTERRUPTED
+    record = read_record(project / "out")
+    assert (record.state, str(record.verdict)) == ("interrupted", "INCOMPLETE")
+    assert verify_run(project / "out") == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -221,17 +260,25 @@ def test_files_and_selections_reach_the_validator(monkeypatch, tmp_path):
 def test_the_default_directory_is_new_and_named_by_the_time(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     loaded = load_config(environ={})
-    first = run_directory(loaded)
-    assert first.parent == tmp_path / "forge-runs"
-    assert time.strptime(first.name, "%Y%m%dT%H%M%SZ")
-    names = set()
-    for _ in range(5):
-        path = run_directory(loaded)
-        path.mkdir(parents=True)
-        names.add(path.name)
-    assert len(names) == 5
+    with ExitStack() as runs:
+        # Runs that have started and not written anything yet.
+        paths = [runs.enter_context(run_directory(loaded)) for _ in range(5)]
+        assert paths[0].parent == tmp_path / "forge-runs"
+        assert time.strptime(paths[0].name, "%Y%m%dT%H%M%SZ")
+        assert len(set(paths)) == 5
+        (paths[1] / "run.json").write_text("{}")
+    # What was never used is gone, and nothing else.
+    assert list((tmp_path / "forge-runs").iterdir()) == [paths[1]]
     explicit = load_config(environ={}, flags={"run.run_dir": "mine"})
-    assert run_directory(explicit) == tmp_path / "mine"
+    with run_directory(explicit) as mine:
+        assert mine == tmp_path / "mine"
+    assert not mine.exists()
+
+
+def test_a_refused_run_leaves_no_directory(invoke, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert invoke("run", "--suite", "nope").exit_code == ExitCode.USAGE
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

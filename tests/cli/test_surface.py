@@ -18,8 +18,8 @@ SURFACE = {
     "list waivers": "--config --json",
     "run": "--check --config --deadline --format --policy --profile --quiet --run-dir --seed"
     " --state --subject --suite --suite-path --timeout --waivers --workers",
-    "gate": "--fail-on DIR",
-    "report": "--format --out DIR",
+    "gate": "--baseline --fail-on DIR",
+    "report": "--baseline --format --out DIR",
     "explain": "--json --limit --target DIR",
     "verify": "--json --key --signature --threshold DIR",
     "sign": "--keys --openssf --openssf-key --public --signature DIR",

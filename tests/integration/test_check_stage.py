@@ -50,6 +50,7 @@ def stage(tmp_path):
         )
 
     make.items = items
+    make.events = tmp_path / "events"
     return make
 
 
@@ -158,3 +159,24 @@ def test_output_does_not_block_the_process(stage, tmp_path):
     script = "print('x' * 1_000_000)"
     assert stage([COLLECTED, *STARTED, *ENDED, FINISHED], script).run().problem == ""
     assert (tmp_path / "log").stat().st_size == 1_000_001
+
+
+def test_a_test_that_is_no_check_is_over_when_it_has_ended(stage, monkeypatch):
+    monkeypatch.setattr(check_stage, "DEFAULT_LIMIT_S", 0.1)
+    monkeypatch.setattr(check_stage, "HANG_GRACE_S", 0.1)
+    plain = [{"event": kind, "nodeid": "t.py::no_check"} for kind in ("started", "ended")]
+    script = f"""import time; time.sleep(1)
+open({str(stage.events)!r}, 'a').write({json.dumps(FINISHED)!r} + chr(10))"""
+    assert stage([COLLECTED, *plain, *ENDED], script).run().problem == ""
+
+
+def test_a_limit_of_the_tests_own_counts_instead_of_the_catalogues(stage, monkeypatch):
+    monkeypatch.setattr(check_stage, "HANG_GRACE_S", 0.1)
+    limits = {"t.py::a": 30.0, "t.py::b": 0.1}
+    marks = {n: {"check": "mine.x", **MARK, "timeout_s": s} for n, s in limits.items()}
+    started = [{"event": "started", "nodeid": nodeid} for nodeid in limits]
+    collected = {"event": "collected", "marks": marks}
+    running = stage([collected, *started], "import time; time.sleep(600)")
+    running.limits = {"mine.x": 0.0}
+    assert running.run().problem == "t.py::b hung and was ended together with the run"
+    assert found(stage)["a"][0] is Outcome.NOT_MEASURED

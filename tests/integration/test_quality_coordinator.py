@@ -11,7 +11,7 @@ from forge_harness.errors import ConfigError
 from forge_harness.integration.quality_coordinator import QualityCoordinator, machine_class
 from forge_harness.policy import CatalogueEntry, Policy, load_policy
 from forge_harness.record import EvidenceRecord, ItemRecord, SubjectRecord, Waiver
-from forge_harness.scoring import RunContext
+from forge_harness.scoring import RunContext, Scope
 from forge_harness.types import Outcome, Severity
 
 SPECIFIED = {
@@ -253,6 +253,10 @@ class TestBaseline:
                 {"subject": SubjectRecord(spec="mine:s", name="s", capabilities=[])},
                 "subject is 'reference'",
             ),
+            (
+                {"declared": {"accelerator": "none"}},
+                "the run declares nothing, the baseline accelerator = none",
+            ),
         ],
     )
     def test_what_does_not_compare(self, fields, reason):
@@ -260,6 +264,17 @@ class TestBaseline:
         assert not comparison.comparable
         assert reason in comparison.reason
         assert comparison.rows == ()
+
+    def test_a_selection_is_no_baseline_of_a_whole_run(self):
+        coordinator = QualityCoordinator(small_policy())
+        items = [item("gates.accuracy", 0.5)]
+        part = coordinator.assemble(
+            items, context=context(), scope=Scope(checks=("gates.accuracy",))
+        )
+        comparison = self.compare(run_of(), part)
+        assert not comparison.comparable
+        assert comparison.reason == "the run covers the whole profile, the baseline gates.accuracy"
+        assert self.compare(part, part).comparable
 
     def test_no_baseline(self):
         comparison = QualityCoordinator(small_policy()).compare_baseline(run_of())

@@ -11,6 +11,9 @@ from forge_harness.paths import suites_dir
 # A session in this process forgets what it imported; these cost it about 1 s each time.
 for module in ("config", "scoring", "integration.recording", "subject.loader"):
     import_module(f"forge_harness.{module}")
+# These cannot be imported twice: what a session forgot would be lost for all tests after it.
+import_module("torch")
+import_module("numpy")
 
 # Others of the environment cost time only: Hypothesis takes 1 s to import, in each session.
 PLUGINS = ("--disable-plugin-autoload", "-p", "forge_harness", "-p", "xdist", "-p", "timeout")

@@ -379,3 +379,94 @@ def test_of_a_users_session_only_modules_that_name_the_marker_count(session, pyt
     output = session(UNMARKED, "test_it.py", "test_other.py").stdout.str()
     sentence = "test_other.py: skipped itself whole: could not import 'nowhere_to_be_found'"
     assert (sentence in output) is marked
+
+
+RETRIES = """
+import pytest
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    tries = 1
+    while call.when == "call" and call.excinfo is not None and tries < 5:
+        # As pytest-retry does: again within the phase, and one report of it.
+        tries += 1
+        item.ihook.pytest_runtest_teardown(item=item, nextitem=item.parent)
+        item._initrequest()
+        item.ihook.pytest_runtest_setup(item=item)
+        call = pytest.CallInfo.from_call(
+            lambda: item.ihook.pytest_runtest_call(item=item), when="call"
+        )
+        report.outcome = "failed" if call.excinfo else "passed"
+    return report
+"""
+RETRIED = """
+tries = []
+
+@pytest.mark.forge_check("mine.a", title="It", severity="critical")
+def test_third_time(evidence):
+    tries.append(1)
+    assert len(tries) >= 3
+    evidence.record("x", 1)
+
+@pytest.mark.forge_check("mine.b", title="It", severity="critical")
+def test_first_time(evidence): evidence.record("x", 1)
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("-n", "1")], ids=["one_process", "worker"])
+def test_a_retry_that_no_report_tells_of_is_flaky(told, pytester, options):
+    pytester.makeconftest(RETRIES)
+    run = told(RETRIED, *options, subprocess=bool(options))
+    assert run.outcome("test_third_time") == "flaky"
+    assert run.items["test_third_time"]["attempts"] == 3
+    assert run.reason("test_third_time") == "passed on attempt 3"
+    assert (run.outcome("test_first_time"), run.items["test_first_time"]["attempts"]) == ("pass", 1)
+
+
+OWN_LIMITS = """
+import time
+def mine(name): return pytest.mark.forge_check("mine." + name, title="It", severity="high")
+
+@pytest.mark.timeout("60")
+@mine("text")
+def test_text(evidence): evidence.record("x", 1)
+
+@pytest.mark.timeout(timeout=0.2)
+@mine("named")
+def test_named(evidence):
+    evidence.record("x", 1)
+    try: time.sleep(5)
+    except BaseException: pass
+
+@pytest.mark.timeout(0)
+@mine("none")
+def test_none(evidence): evidence.record("x", 1)
+"""
+
+
+def test_a_limit_of_the_tests_own_is_read_as_pytest_timeout_reads_it(told):
+    run = told(OWN_LIMITS)
+    assert run.outcome("test_text") == run.outcome("test_none") == "pass"
+    assert run.outcome("test_named") == "error"
+    assert run.reason("test_named").startswith("caught its timeout of 0.2 s")
+    limits = {name.rpartition("::")[2]: mark["timeout_s"] for name, mark in run.collected.items()}
+    assert limits == {"test_text": 60.0, "test_named": 0.2, "test_none": None}
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--forge-timeout=nan",
+        "--forge-timeout=-1",
+        "--forge-timeout=1e9",
+        "--forge-seed=-1",
+        "--forge-seed=4294967296",
+        "--forge-seed=99999999999999999999",
+    ],
+)
+def test_an_option_out_of_its_range_is_refused(told, option):
+    run = told(UNMARKED, option)
+    assert run.status == pytest.ExitCode.USAGE_ERROR
+    assert option.partition("=")[2] in run.output
+    assert run.items == {}

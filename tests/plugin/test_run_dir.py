@@ -7,13 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from forge_harness._pytest.summary import write_summary
 from forge_harness.paths import suites_dir
 from forge_harness.rundir import read_record
 from forge_harness.scoring import verify_run
 from forge_harness.selection import shipped_files
+
+from ..rundir_support import record_of
 
 SOURCE = """
 import os, signal, time
@@ -152,7 +156,10 @@ def test_a_catalogue_beside_the_suite_is_the_denominator(session, pytester):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (("--forge-run-dir", "toy.py"), "Run directory toy.py is a file"),
+        (
+            ("--forge-run-dir", "toy.py"),
+            "toy.py is a file; choose a directory that is new or empty",
+        ),
         (("--forge-run-dir", "."), "is not empty"),
         (("--forge-subject", "nowhere:x"), "Subject module 'nowhere' is not importable"),
         (("--forge-config", "gone.toml", "--forge-run-dir", "r"), "gone.toml"),
@@ -228,3 +235,40 @@ def test_a_projects_own_modules_keep_their_names(pytester):
     text = (pytester.path / "events.jsonl").read_text(encoding="utf-8")
     assert "NameError: theirs" in text
     assert "has no attribute" not in text
+
+
+MOVES = """
+@pytest.mark.forge_check("mine.moves", title="It", severity="high")
+def test_moves(evidence, tmp_path, monkeypatch):
+    (tmp_path / "raw").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    evidence.artifact("raw", tmp_path / "raw")
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("-n", "1")], ids=["one_process", "worker"])
+def test_a_check_that_changes_the_directory_does_not_move_its_evidence(session, pytester, options):
+    session(MOVES, "--forge-run-dir", "kept", *options, subprocess=True)
+    assert verify_run(pytester.path / "kept") == []
+    assert len(list((pytester.path / "kept" / "evidence" / "sha256").iterdir())) == 1
+
+
+def test_the_command_of_a_check_runs_it_again(session, pytester):
+    session(MOVES, "--forge-run-dir", "kept", "--forge-suite=mine", subprocess=True)
+    (check,) = read_record(pytester.path / "kept").checks
+    words = check.command.split()
+    assert words[0] == "pytest"
+    assert words[-3:] == ["test_it.py", "--forge-check", "mine.moves"]
+    assert not {"kept", "--forge-run-dir", "--forge-suite=mine"} & set(words)
+    assert session(None, *words[1:], keep_files=True).ret == 0
+
+
+@pytest.mark.parametrize(("coverage", "shown"), [(0.29, 29), (0.5799, 57), (0.58, 58), (1.0, 100)])
+def test_the_share_measured_is_the_one_the_command_line_shows(coverage, shown):
+    lines = []
+    terminal = SimpleNamespace(
+        section=lines.append, write_line=lambda text, **_: lines.append(text)
+    )
+    record = record_of([]).model_copy(update={"coverage": coverage})
+    write_summary(terminal, SimpleNamespace(record=record, path=None))
+    assert f", {shown} % measured" in lines[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from html.parser import HTMLParser
 import pytest
 
 from forge_harness.report import build_report, html, render_html
+from forge_harness.report.write import render_json
 from forge_harness.types import Outcome
 
 from . import support
@@ -263,3 +265,16 @@ def test_matplotlib_is_imported_for_curves_only():
     )
     directory = str(support.__file__).rpartition("/")[0]
     assert subprocess.check_output([sys.executable, "-c", code, directory], text=True).split() == []
+
+
+@pytest.mark.parametrize("values", [[1e308, -1e308], [1e308, 1e308], [3.4e38, 1.0], [5e-324, 0.0]])
+def test_values_beyond_every_axis_are_shown(values):
+    rows = [
+        support.evidence("", "accuracy.digits.full", 0.5),
+        support.evidence("", "loss_curve.digits.full", values[0], samples=values),
+        support.evidence("", "loss_curve_steps.digits.full", 2, samples=[0.0, 10.0]),
+    ]
+    found = support.record([support.item("gates.quantized_accuracy_ratio", rows=rows)])
+    report = build_report(found, support.POLICY)
+    assert "Loss curves of digits" in render_html(report)
+    assert json.loads(render_json(report))["quality"]

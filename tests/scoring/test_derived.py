@@ -170,3 +170,26 @@ def test_the_digest_of_a_policy_without_it_is_as_it_was():
 def test_an_unknown_suite_is_refused():
     with pytest.raises(ValueError, match="Unknown suite 'secrity'"):
         policy(entries=[entry("security.a", measures_suite="secrity")])
+
+
+@pytest.mark.parametrize("passing", range(21))
+@pytest.mark.parametrize("limit", [0.9, 0.8, 0.3, 0.35, 0.55])
+def test_a_share_that_is_the_limit_passes(limit, passing):
+    # 0.9 and 0.8 are under the floats nearest to them, 0.35 and 0.55 over theirs.
+    names = [f"security.c{n:02}" for n in range(20)]
+    using = policy(limit, [entry(COMPLIANCE, "high"), *map(entry, names)])
+    outcomes = {f"c{n:02}": "pass" if n < passing else "fail" for n in range(20)}
+    check = compliance(record(outcomes, using=using))
+    reached = 100 * passing >= 20 * round(100 * limit)
+    assert check.outcome == ("pass" if reached else "fail")
+    judged = next(e for e in check.evidence if e.name == "security_compliance")
+    assert (judged.value >= judged.limit) is reached
+
+
+@pytest.mark.parametrize(("limit", "outcome"), [(0.66666, "pass"), (0.66667, "fail")])
+def test_a_limit_of_five_digits_is_held_against_more_than_four(limit, outcome):
+    names = ["security.a", "security.b", "security.c"]
+    using = policy(limit, [entry(COMPLIANCE, "high"), *map(entry, names)])
+    found = record({"a": "pass", "b": "pass", "c": "fail"}, using=using)
+    assert compliance(found).outcome == outcome
+    assert reassemble(found, using) == found

@@ -161,6 +161,14 @@ def test_an_item_outside_the_catalogue_blocks(make):
     assert [item.check for item in record.unscored_items] == ["a.unknown"]
 
 
+def test_an_item_nobody_can_place_says_why(make):
+    why = "could not be collected: ModuleNotFoundError: No module named 'flaky'"
+    broken = make.item("unknown", "error", reason=why)
+    record = run(make, [("a.x", "medium")], [make.item("a.x"), broken])
+    assert record.verdict == "FAIL"
+    assert record.verdict_reasons == [f"{broken.nodeid} belongs to no check: {why}"]
+
+
 def skipped_module(make):
     return make.item("unknown", "not_measured", evidence=0, reason="skipped itself whole: no GPU")
 
@@ -246,3 +254,30 @@ def test_the_command_reproduces_one_check(make):
     )
     full = run(make, GOOD, [], context=context, scope=Scope(profile=Profile.FULL))
     assert full.checks[0].command.endswith("--seed 7 --profile full")
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (
+            ["forge-harness", "run", "--suite-path", "my checks", "--policy=p.toml", "-q"],
+            "forge-harness run --check a.x --subject reference --seed 0"
+            " --suite-path 'my checks' --policy=p.toml",
+        ),
+        (
+            ["forge-harness", "run", "-c", "f.toml", "--suite", "a", "--waivers", "w.toml"],
+            "forge-harness run --check a.x --subject reference --seed 0 -c f.toml --waivers w.toml",
+        ),
+        (["forge-harness", "run"], "forge-harness run --check a.x --subject reference --seed 0"),
+        (
+            ["pytest", "suites", "-n", "2", "--forge-run-dir", "r", "--forge-seed=7"],
+            "pytest suites --forge-seed=7 --forge-check a.x",
+        ),
+    ],
+    ids=["files", "short", "plain", "pytest"],
+)
+def test_the_command_names_the_files_that_decide(make, command, expected):
+    context = make.context(command=command)
+    policy = make.policy(("a.x", "low"))
+    record = assemble(policy, [make.item("a.x")], scope=Scope(), context=context)
+    assert record.checks[0].command == expected

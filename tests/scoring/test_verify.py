@@ -301,3 +301,61 @@ def test_what_a_full_disk_did_not_take_is_no_contradiction(make, tmp_path):
     directory.write_final(record, policy)
     directory.seal()
     assert verify_run(tmp_path / "r") == []
+
+
+def test_an_item_the_evidence_rules_made_worse_is_no_lie(make, tmp_path):
+    policy = make.policy(("a.x", "critical"), ("a.y", "medium"), ("b.x", "low"))
+    missed = {"limit": 1.0, "direction": "at_most"}
+    items = [
+        # A warning of a critical check fails it; a limit missed and then caught fails any.
+        make.item(
+            "a.x", "warn", evidence=[make.evidence("", "v", 2.0, **missed, level=Level.WARN.value)]
+        ),
+        make.item("a.y", "error", evidence=[make.evidence("", "v", 2.0, **missed)]),
+        make.item("b.x", "not_measured", evidence=[make.evidence("", "v", 2.0, **missed)]),
+    ]
+    items = [
+        item.model_copy(
+            update={"evidence": [e.model_copy(update={"item": item.nodeid}) for e in item.evidence]}
+        )
+        for item in items
+    ]
+    stub = assemble(policy, [], scope=Scope(), context=make.context(), state="running")
+    record = assemble(policy, items, scope=Scope(), context=make.context())
+    assert {str(check.outcome) for check in record.checks} == {"fail"}
+    path = tmp_path / "run"
+    directory = RunDirectory.create(path, record=stub, policy=policy)
+    for item in items:
+        directory.append_item(item)
+    directory.write_final(record, policy)
+    directory.seal()
+    assert verify_run(path) == []
+    # But no line may be better than what run.json makes of it.
+    text = (path / "items.jsonl").read_text(encoding="utf-8")
+    (path / "items.jsonl").write_text(text.replace('"value":2', '"value":0'), encoding="utf-8")
+    RunDirectory.open_existing(path).seal()
+    assert {file for file, _ in found(path)} == {"items.jsonl"}
+
+
+def test_commands_of_earlier_releases_still_verify(make, tmp_path):
+    policy = make.policy(*CHECKS)
+    context = make.context(command=["forge-harness", "run", "--policy", "p.toml"])
+    stub = assemble(policy, [], scope=Scope(), context=context, state="running")
+    items = [make.item(name) for name, _ in CHECKS]
+    record = assemble(policy, items, scope=Scope(), context=context)
+    path = tmp_path / "run"
+    directory = RunDirectory.create(path, record=stub, policy=policy)
+    for item in items:
+        directory.append_item(item)
+    directory.write_final(record, policy)
+    directory.seal()
+    assert verify_run(path) == []
+
+    def earlier(values):
+        for check in values["checks"]:
+            check["command"] = check["command"].removesuffix(" --policy p.toml")
+
+    edit(path, earlier)
+    assert verify_run(path) == []
+    edit(path, lambda values: values["checks"][0].update(command="rm -rf /"))
+    assert found(path) == [("run.json", "$.checks[0].command")]
