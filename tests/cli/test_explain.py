@@ -61,3 +61,10 @@ def test_a_forged_run_is_not_explained(invoke, run_of, options):
 
 def test_a_killed_run_is_not_explained(invoke, run_of):
     assert invoke("explain", run_of(seal=False)).exit_code == ExitCode.INCOMPLETE
+
+
+def test_a_step_that_costs_nothing_has_no_sign(invoke, run_of):
+    # A cap no tighter than what is lost already.
+    output = invoke("explain", run_of(alpha="fail", beta="fail", gamma="fail")).output
+    assert "a high check fails" in output
+    assert "-0.00" not in output
