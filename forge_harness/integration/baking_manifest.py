@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from forge_harness.canonical import canonical_json, file_sha256
 from forge_harness.durable import write_durably
@@ -92,7 +92,8 @@ def bake(packages: Sequence[Path], destination: Path) -> BakingManifest:
     """Reads every package and writes the manifest durably.
 
     Raises:
-        CheckpointError: There is no package, two have one name, or one is no export.
+        CheckpointError: There is no package, two have one name, one is no export, or is not in a
+            directory of its name beside the manifest.
         DamagedCheckpointError: A package is not what its own manifest says.
     """
     if not packages:
@@ -103,6 +104,13 @@ def bake(packages: Sequence[Path], destination: Path) -> BakingManifest:
         if names.count(name) > 1:
             raise CheckpointError(
                 f"Two packages are named {name!r}; export one under another name."
+            )
+    for path, name in zip(packages, names, strict=True):
+        expected = destination.parent / name
+        if path.resolve() != expected.resolve():
+            raise CheckpointError(
+                f"Package {name!r} is at {str(path)!r}, and whoever reads the manifest looks for "
+                f"it at {str(expected)!r}; move it there, or export it under another name."
             )
     manifest = BakingManifest(packages=tuple(sorted(baked, key=lambda p: p.name)))
     write_durably(destination, canonical_json(manifest.to_json()))
@@ -141,10 +149,14 @@ def _baked(package: Path) -> BakedPackage:
     verify_manifest(package)
     description = present_fields(package)[DESCRIPTION]
     try:
+        name, score = description["name"], description["quality_score"]
+        status = description["readiness"]["status"]
+        if not isinstance(name, str) or status not in get_args(Status) or not _is_score(score):
+            raise TypeError(f"a name, status or quality score: {name!r}, {status!r}, {score!r}")
         return BakedPackage(
-            name=description["name"],
-            status=description["readiness"]["status"],
-            quality_score=description["quality_score"],
+            name=name,
+            status=status,
+            quality_score=score,
             files=tuple(
                 BakedFile(
                     path=path.relative_to(package).as_posix(),
@@ -159,3 +171,9 @@ def _baked(package: Path) -> BakedPackage:
         raise CheckpointError(
             f"{package} is no export package ({DESCRIPTION} lacks {error}); export it first."
         ) from error
+
+
+def _is_score(value: object) -> bool:
+    """Whether a value is a share from 0 to 1, or None for one that was not measured."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value is None or (is_number and 0 <= cast(float, value) <= 1)

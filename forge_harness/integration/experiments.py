@@ -9,13 +9,17 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
-from forge_harness.errors import RegistryError, unknown_choice
+from forge_harness.canonical import tree_digest
+from forge_harness.durable import exclusive, staged_directory
+from forge_harness.errors import DamagedCheckpointError, RegistryError, unknown_choice
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -26,9 +30,11 @@ if TYPE_CHECKING:
 _BATCH = 1000
 """Most metrics MLflow takes at once."""
 _FINAL = "final."
-_PACKAGE = "package"
+_DATABASE, _MODELS, _PACKAGE = "mlflow.db", "models", "package"
 _LONGEST_TAG = 5000
 """Characters of a tag's value in MLflow's schema."""
+_LONGEST_VERSION_TAG = 100_000
+"""The same of a tag of a model version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +86,18 @@ class Tracker:
 
     @property
     def uri(self) -> str:
-        """Of the database, as MLflow takes it."""
-        return f"sqlite:///{(self.root / 'mlflow.db').resolve()}"
+        """Of the database, as MLflow takes it.
+
+        Raises:
+            RegistryError: The path has a character that ends the name of a database there.
+        """
+        path = str((self.root / _DATABASE).resolve())
+        if "?" in path:
+            raise RegistryError(
+                f"The directory {str(self.root)!r} has a '?' in its path, at which the name of a "
+                "database would end; name another."
+            )
+        return f"sqlite:///{path}"
 
     def close(self) -> None:
         """Gives up the connections to the database."""
@@ -96,16 +112,18 @@ class Tracker:
         self._opened = None
 
     def begin(self, experiment: str, options: Mapping[str, Any], tags: Mapping[str, str]) -> str:
-        """Starts a run with its options; returns its id."""
+        """Starts a run with its options; returns its id.
+
+        Raises:
+            RegistryError: MLflow does not take the experiment: its name, or it was deleted.
+        """
         from mlflow.entities import Param, RunTag
 
         client = self._client()
-        found = client.get_experiment_by_name(experiment)
-        place = (self.root / "artifacts").resolve().as_uri()
-        number = found.experiment_id if found else client.create_experiment(experiment, place)
-        run_id: str = client.create_run(number).info.run_id
         params = [Param(key, str(value)) for key, value in sorted(options.items())]
-        client.log_batch(run_id, (), params, [RunTag(key, value) for key, value in tags.items()])
+        with _refusals(f"Experiment {experiment!r}"):
+            run_id: str = client.create_run(self._experiment(experiment)).info.run_id
+            client.log_batch(run_id, (), params, [RunTag(k, value) for k, value in tags.items()])
         return run_id
 
     def log(self, run_id: str, rows: list[tuple[str, float, int, int]]) -> None:
@@ -113,8 +131,9 @@ class Tracker:
         from mlflow.entities import Metric
 
         metrics = [Metric(name, value, when, step) for name, value, when, step in rows]
-        for start in range(0, len(metrics), _BATCH):
-            self._client().log_batch(run_id, metrics[start : start + _BATCH])
+        with _refusals(f"What the steps of run {run_id!r} reported"):
+            for start in range(0, len(metrics), _BATCH):
+                self._client().log_batch(run_id, metrics[start : start + _BATCH])
 
     def end(
         self,
@@ -127,12 +146,13 @@ class Tracker:
     ) -> None:
         """Ends a run."""
         client = self._client()
-        for name, value in (metrics or {}).items():
-            client.log_metric(run_id, f"{_FINAL}{name}", value)
         said = {"forge.error": error[:_LONGEST_TAG]} if error else {}
-        for name, text in {**(tags or {}), **said}.items():
-            client.set_tag(run_id, name, text)
-        client.set_terminated(run_id, status)
+        with _refusals(f"The end of run {run_id!r}"):
+            for name, value in (metrics or {}).items():
+                client.log_metric(run_id, f"{_FINAL}{name}", value)
+            for name, text in {**(tags or {}), **said}.items():
+                client.set_tag(run_id, name, text)
+            client.set_terminated(run_id, status)
 
     def run(self, run_id: str) -> RunState:
         """Returns a run.
@@ -162,25 +182,41 @@ class Tracker:
         }
 
     def add_version(self, name: str, package: Path, run_id: str, tags: Mapping[str, str]) -> int:
-        """Copies a directory into the registry as the next version; returns its number."""
-        from mlflow.exceptions import MlflowException
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+        """Copies a directory into the registry as the next version; returns its number.
 
+        Args:
+            name: Of the model.
+            package: The directory.
+            run_id: Run it was trained in; "" for none.
+            tags: Of the version; `forge.digest` is that of the directory.
+
+        Raises:
+            RegistryError: MLflow does not take name or tags, there is no such run, or the files
+                cannot be written.
+            DamagedCheckpointError: The directory changed while it was copied.
+        """
+        from mlflow.exceptions import MlflowException
+
+        for tag, value in tags.items():
+            if len(value) > _LONGEST_VERSION_TAG:
+                raise RegistryError(
+                    f"{tag.removeprefix('forge.').capitalize()} of {str(package)!r} has "
+                    f"{len(value):,} characters; a version keeps at most "
+                    f"{_LONGEST_VERSION_TAG:,}. Shorten it, and export again."
+                )
         client = self._client()
         if run_id:
             self._run(run_id)
-        try:
-            client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise RegistryError(f"Model name {name!r} is refused: {error.message}") from error
-        digest = tags["forge.digest"].partition(":")[2]
-        place = (self.root / "models" / digest).resolve().as_uri()
-        repository: Any = get_artifact_repository(place)
-        repository.log_artifacts(str(package), _PACKAGE)
-        version = client.create_model_version(
-            name, f"{place}/{_PACKAGE}", run_id or None, tags=dict(tags)
-        )
+        with _refusals(f"Model name {name!r}"):
+            try:
+                client.create_registered_model(name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+        place = self._keep(package, tags["forge.digest"])
+        with _refusals(f"A version of {name!r}"):
+            source = place.as_uri()
+            version = client.create_model_version(name, source, run_id or None, tags=dict(tags))
         return int(version.version)
 
     def version(self, name: str, which: str | int) -> VersionState:
@@ -200,8 +236,60 @@ class Tracker:
         return Path(unquote(source.path))
 
     def point(self, name: str, alias: str, number: int) -> None:
-        """Points an alias to a version."""
-        self._client().set_registered_model_alias(name, alias, str(number))
+        """Points an alias to a version.
+
+        Raises:
+            RegistryError: It is no name of an alias.
+        """
+        if alias.isdecimal():
+            raise RegistryError(
+                f"Alias {alias!r} would be taken for the number of a version; expected a name."
+            )
+        with _refusals(f"Alias {alias!r}"):
+            self._client().set_registered_model_alias(name, alias, str(number))
+
+    def _experiment(self, name: str) -> str:
+        """Returns the number of an experiment, made when it is not there."""
+        from mlflow.exceptions import MlflowException
+
+        client = self._client()
+        found = client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        try:
+            place = (self.root / "artifacts").resolve().as_uri()
+            return str(client.create_experiment(name, place))
+        except MlflowException as error:
+            # Another process may have made it meanwhile.
+            found = client.get_experiment_by_name(name)
+            if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
+                raise
+            return str(found.experiment_id)
+
+    def _keep(self, package: Path, digest: str) -> Path:
+        """Returns where files of this digest are kept, whole; copies them unless they are there.
+
+        Versions of one content share its files: nothing is written over what another version has,
+        and a copy that was damaged gives way to a sound one.
+        """
+        place = (self.root / _MODELS / digest.partition(":")[2] / _PACKAGE).resolve()
+        try:
+            with exclusive(self.root / _MODELS):
+                if place.is_dir() and tree_digest(place) == digest:
+                    return place
+                with staged_directory(place, replace=True) as stage:
+                    shutil.copytree(package, stage, dirs_exist_ok=True)
+                    if tree_digest(stage) != digest:
+                        raise DamagedCheckpointError(
+                            f"{str(package)!r} changed while it was copied; register it again.",
+                            path=str(package),
+                        )
+        except OSError as error:
+            raise RegistryError(
+                f"Cannot store {str(package)!r} in {str(self.root)!r}: {error.strerror or error}. "
+                "Nothing was registered."
+            ) from error
+        return place
 
     def _version(self, name: str, which: str | int) -> ModelVersion:
         from mlflow.exceptions import MlflowException
@@ -212,15 +300,26 @@ class Tracker:
                 return client.get_model_version(name, str(which))
             return client.get_model_version_by_alias(name, str(which))
         except MlflowException as error:
-            known = [model.name for model in client.search_registered_models()]
-            if name not in known:
+            try:
+                aliases = client.get_registered_model(name).aliases
+            except MlflowException:
+                known = [model.name for model in client.search_registered_models()]
                 raise RegistryError(unknown_choice("model", name, known)) from error
-            aliases = client.get_registered_model(name).aliases
-            versions = [v.version for v in client.search_model_versions(f"name='{name}'")]
-            there = [*sorted(map(str, versions)), *aliases]
+            there = [*self._numbers(name), *aliases]
             raise RegistryError(
                 unknown_choice(f"version of {name!r}", str(which), there)
             ) from error
+
+    def _numbers(self, name: str) -> list[str]:
+        """The versions of a model; none of a name that MLflow's filters cannot express."""
+        from mlflow.exceptions import MlflowException
+
+        quote = '"' if "'" in name else "'"
+        try:
+            found = self._client().search_model_versions(f"name={quote}{name}{quote}")
+        except MlflowException:
+            return []
+        return sorted((str(version.version) for version in found), key=int)
 
     def _run(self, run_id: str) -> Any:  # noqa: ANN401 - an entity of MLflow
         from mlflow.exceptions import MlflowException
@@ -238,8 +337,14 @@ class Tracker:
 
             # It tells of every table it makes.
             logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-            self.root.mkdir(parents=True, exist_ok=True)
-            self._opened = MlflowClient(self.uri, registry_uri=self.uri)
+            uri = self.uri
+            # MLflow makes the tables when they are first asked for; two processes that both do
+            # spoil each other's.
+            with exclusive(self.root / _DATABASE):
+                opened = MlflowClient(uri, registry_uri=uri)
+                opened.search_experiments(max_results=1)
+                opened.search_registered_models(max_results=1)
+            self._opened = opened
         return self._opened
 
 
@@ -272,6 +377,17 @@ class StepLog:
         rows, self._rows = self._rows, []
         if rows:
             self._tracker.log(self._run_id, rows)
+
+
+@contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    """Turns what MLflow does not take into an error of ours."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise RegistryError(f"{what} is refused: {error.message}") from error
 
 
 def _summary(values: list[float]) -> MetricSummary:

@@ -142,6 +142,12 @@ def _meets(number: float, target: MetricTarget) -> bool:
 
 def _number(value: object) -> float | None:
     """Returns an int or float (NumPy's and torch's scalars too) as float; None for the rest."""
-    if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
+    is_truth = isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
+    if is_truth or isinstance(value, str | bytes) or not hasattr(value, "__float__"):
         return None
-    return float(cast(float, value))
+    try:
+        return float(cast(float, value))
+    except OverflowError:  # An integer of hundreds of digits.
+        return math.inf
+    except (TypeError, ValueError):  # Several numbers.
+        return None

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +29,7 @@ from forge_harness.errors import (
     RegistryError,
 )
 from forge_harness.formats.manifest import verify_manifest
-from forge_harness.training.runner import train_to_directory
+from forge_harness.training.runner import TrainingInterrupted, train_to_directory
 
 from .experiments import MetricSummary, StepLog, Tracker
 from .readiness import present_fields
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from forge_harness.protocols import TrainOptions
 
 _DIGEST, _METRICS, _LINEAGE = "forge.digest", "forge.metrics", "forge.lineage"
+_UNITS = "forge.units"
 _PACKAGE = "package"
 
 
@@ -69,6 +71,7 @@ class RegisteredVersion:
         version: From 1.
         digest: `sha256:<hex>` over names and contents of its files.
         metrics: As `metrics.json` of the package states them.
+        units: Metric -> unit, as stated there; "1" where it states none.
         lineage: As `lineage.json` states it.
         run_id: Run it was trained in; "" when not told.
         aliases: Names that point to it.
@@ -78,6 +81,7 @@ class RegisteredVersion:
     version: int
     digest: str
     metrics: Mapping[str, Any]
+    units: Mapping[str, str]
     lineage: Mapping[str, Any]
     run_id: str
     aliases: tuple[str, ...]
@@ -140,12 +144,15 @@ class MLOpsCoordinator:
             result = train_to_directory(task, out, options, on_step=log.add, **parts)
             digest = tree_digest(out / _PACKAGE) if (out / _PACKAGE).is_dir() else ""
             metrics = {key: value for key, value in result.items() if isinstance(value, float)}
-        except BaseException as error:
             log.flush()
-            killed = not isinstance(error, Exception)
-            self._tracker.end(run_id, "KILLED" if killed else "FAILED", error=str(error))
+        except BaseException as error:
+            killed = isinstance(error, TrainingInterrupted) or not isinstance(error, Exception)
+            # Why the training ended matters more than that it could not be written down.
+            with suppress(RegistryError):
+                log.flush()
+            with suppress(RegistryError):
+                self._tracker.end(run_id, "KILLED" if killed else "FAILED", error=str(error))
             raise
-        log.flush()
         self._tracker.end(run_id, "FINISHED", metrics=metrics, tags={_DIGEST: digest})
         return self.run(run_id)
 
@@ -182,16 +189,12 @@ class MLOpsCoordinator:
 
         Raises:
             DamagedCheckpointError: The package is not what its manifest says.
-            RegistryError: It states no metrics, or one that is not finite.
+            RegistryError: It states no metrics, or one that has no value or is not finite; or the
+                registry does not take it.
         """
         verify_manifest(package)
         fields = present_fields(package)
-        metrics = {
-            key: entry["value"] if isinstance(entry, Mapping) else entry
-            for key, entry in fields.get("metrics.json", {}).items()
-        }
-        if not metrics:
-            raise RegistryError(f"{str(package)!r} states no metrics; export it first.")
+        metrics, units = _stated(package, fields.get("metrics.json", {}))
         try:
             stated = canonical_json(metrics).decode()
         except ValueError as error:
@@ -202,14 +205,10 @@ class MLOpsCoordinator:
         tags = {
             _DIGEST: digest,
             _METRICS: stated,
+            _UNITS: canonical_json(units).decode(),
             _LINEAGE: canonical_json(fields.get("lineage.json", {})).decode(),
         }
-        version = self._tracker.add_version(name, package, run_id, tags)
-        if tree_digest(self._tracker.stored(name, version)) != digest:
-            raise DamagedCheckpointError(
-                f"Version {version} of {name!r} is not stored as it was given; register it again."
-            )
-        return self.version(name, version)
+        return self.version(name, self._tracker.add_version(name, package, run_id, tags))
 
     def version(self, name: str, which: str | int) -> RegisteredVersion:
         """Returns a version by number or alias.
@@ -223,6 +222,7 @@ class MLOpsCoordinator:
             version=found.number,
             digest=found.tags.get(_DIGEST, ""),
             metrics=json.loads(found.tags.get(_METRICS, "{}")),
+            units=json.loads(found.tags.get(_UNITS, "{}")),
             lineage=json.loads(found.tags.get(_LINEAGE, "{}")),
             run_id=found.run_id,
             aliases=found.aliases,
@@ -232,12 +232,14 @@ class MLOpsCoordinator:
         """Points an alias to a version, if it passes the gates its metrics speak to.
 
         Raises:
-            RegistryError: There is no such version, or a gate fails; the alias stays where it is.
+            RegistryError: There is no such version, a gate fails or has another unit than the
+                metric, or the alias is no name; the alias stays where it is.
         """
         chosen = self.version(name, version)
         if self._quality is not None:
             for metric in sorted(set(self._quality.gates()) & chosen.metrics.keys()):
-                decided = self._quality.evaluate_gate(metric, chosen.metrics[metric])
+                unit = chosen.units.get(metric, "1")
+                decided = self._quality.evaluate_gate(metric, chosen.metrics[metric], unit)
                 if not decided.passed:
                     raise RegistryError(
                         f"Version {version} of {name!r} is not promoted to {alias!r}: gate "
@@ -270,3 +272,18 @@ class MLOpsCoordinator:
         except FileExistsError as error:
             raise CheckpointError(f"{error}; name a new directory.") from error
         return found
+
+
+def _stated(package: Path, entries: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Returns value and unit of each metric a package states; raises RegistryError."""
+    if not entries:
+        raise RegistryError(f"{str(package)!r} states no metrics; export it first.")
+    metrics, units = {}, {}
+    for name, entry in entries.items():
+        given = entry if isinstance(entry, Mapping) else {"value": entry}
+        if "value" not in given:
+            raise RegistryError(
+                f"{str(package)!r} states metric {name!r} without a value; export it again."
+            )
+        metrics[name], units[name] = given["value"], str(given.get("unit", "1"))
+    return metrics, units

@@ -9,7 +9,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,10 @@ from forge_harness.subject.protocols import Arm, MeasuresQuality, QualityRun
 
 Progress = Callable[[str, int, int], None]
 """Called with (label of the run that ended, runs ended, runs in all)."""
+
+
+_ENTRY = (str, str, Integral)
+"""Types of an entry of the plan."""
 
 
 class StudyError(ForgeError):
@@ -45,14 +50,15 @@ def obtain_study(
         progress: Told of each run that ends.
 
     Raises:
-        StudyError: A run raised or its process died. Nothing is written.
+        StudyError: The plan is none, a run raised or returned something else, or its process died.
+            Nothing is written.
     """
     if out.is_file():
         return read_study(out)
     subject = load_subject(spec).subject
     if not isinstance(subject, MeasuresQuality):
         raise StudyError("The subject does not offer MeasuresQuality (quality_plan, quality_run).")
-    plan = list(subject.quality_plan(profile))
+    plan = _checked(list(subject.quality_plan(profile)), profile)
     runs = _train(spec, profile, plan, workers or usable_cores(), progress)
     write_study(out, runs)
     return runs
@@ -72,6 +78,38 @@ def read_study(path: Path) -> list[QualityRun]:
 def write_study(path: Path, runs: Sequence[QualityRun]) -> None:
     """Writes a study; a reader never sees half of it."""
     write_durably(path, json.dumps([asdict(run) for run in runs], indent=1).encode())
+
+
+def _checked(plan: list[Any], profile: str) -> list[tuple[str, Arm, int]]:
+    if not plan:
+        raise StudyError(
+            f"quality_plan({profile!r}) of the subject names no run; expected (task, arm, seed) of "
+            "each."
+        )
+    for entry in plan:
+        fits = isinstance(entry, tuple | list) and len(entry) == len(_ENTRY)
+        if not fits or not all(map(isinstance, entry, _ENTRY)):
+            raise StudyError(
+                f"quality_plan({profile!r}) of the subject has an entry {entry!r:.80}; expected "
+                "(task, arm, seed)."
+            )
+    return [cast("tuple[str, Arm, int]", tuple(entry)) for entry in plan]
+
+
+def _as_json(run: object) -> dict[str, Any]:
+    """Returns a run as JSON values; numbers of NumPy and torch become Python's."""
+    if not is_dataclass(run) or isinstance(run, type):
+        raise TypeError(f"quality_run returned a {type(run).__name__}; expected QualityRun")
+    row: dict[str, Any] = json.loads(json.dumps(asdict(run), default=_number))
+    _from_json(row)  # Raises for one of other fields.
+    return row
+
+
+def _number(value: object) -> object:
+    item = getattr(value, "item", None)
+    if item is None:
+        raise TypeError(f"a QualityRun holds a {type(value).__name__}; expected numbers and text")
+    return item()
 
 
 def _from_json(row: dict[str, Any]) -> QualityRun:
@@ -124,7 +162,7 @@ def _result(future: Future[Any], task: tuple[str, Arm, int]) -> list[QualityRun]
         ) from error
     if not ok:
         raise StudyError(f"Quality run {_label(task)} raised {value}")
-    return cast("list[QualityRun]", value)
+    return [_from_json(row) for row in cast("list[dict[str, Any]]", value)]
 
 
 def _label(task: tuple[str, Arm, int]) -> str:
@@ -141,10 +179,11 @@ def _single_thread() -> None:
 
 def _run(
     spec: str | None, profile: str, task: str, arm: Arm, seed: int
-) -> tuple[bool, list[QualityRun] | str]:
+) -> tuple[bool, list[dict[str, Any]] | str]:
     subject = cast("MeasuresQuality", load_subject(spec).subject)
     try:
-        return True, list(subject.quality_run(task, arm, seed, profile))
+        # As JSON: what a subject puts into it may not cross processes.
+        return True, [_as_json(run) for run in subject.quality_run(task, arm, seed, profile)]
     except Exception as error:
         # The traceback object does not cross processes; its text does.
         last = traceback.format_exc(limit=-3)

@@ -255,20 +255,35 @@ def _gate(
 
 def _claims(stated: Mapping[str, Any], measured: Mapping[str, float], why: str) -> Criterion:
     """The largest distance between what metrics.json says and what the files give."""
-    distances = [
-        abs(float(stated[name]["value"]) - value)
-        for name, value in measured.items()
-        if isinstance(stated.get(name), dict) and "value" in stated[name]
-    ]
+    distances = []
+    for name, value in measured.items():
+        claim = _claim(stated.get(name))
+        if claim is None:
+            why = why or f"{METRICS} states no number for {name}"
+        else:
+            distances.append(abs(claim - value))
     complete = measured and len(distances) == len(measured)
+    # NaN is neither above nor below anything: max() would pass over it.
+    worst = [d for d in distances if not math.isfinite(d)] or [max(distances, default=0.0)]
     return judge(
         "claimed_metrics",
-        max(distances) if complete else None,
+        worst[0] if complete else None,
         CLAIM_TOLERANCE,
         Direction.AT_MOST,
         "1",
         why,
     )
+
+
+def _claim(entry: object) -> float | None:
+    """Returns the number of `{"value": number, ...}`; None for anything else."""
+    value = entry.get("value") if isinstance(entry, Mapping) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # An integer of hundreds of digits.
+        return math.inf
 
 
 def _degenerate(opened: Checkpoint) -> list[str]:

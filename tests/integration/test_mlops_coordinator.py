@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,7 @@ from forge_harness.formats.manifest import write_manifest
 from forge_harness.integration.experiments import StepLog
 from forge_harness.paths import fixtures_dir
 from forge_harness.protocols import StepRecord, TrainOptions
+from forge_harness.training import TrainingInterrupted
 
 SOUND = fixtures_dir() / "models" / "v1.0"
 
@@ -212,3 +215,127 @@ def test_importing_it_imports_no_tracker() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=os.sep
     )
     assert done.stdout == "False\n"
+
+
+def test_a_gate_is_not_passed_in_another_unit(empty, package, tmp_path) -> None:
+    percent = changed(package, tmp_path / "percent", accuracy={"value": 60.0, "unit": "%"})
+    root = shutil.copytree(empty, tmp_path / "mlops")
+    with MLOpsCoordinator(root, quality=QualityCoordinator(load_policy())) as coordinator:
+        assert coordinator.register(percent, name="digits").units["accuracy"] == "%"
+        with pytest.raises(RegistryError, match="in '%', its threshold in '1'"):
+            coordinator.promote("digits", 1)
+        assert coordinator.version("digits", 1).aliases == ()
+
+
+def test_a_metric_without_a_value_is_not_taken(coordinator, package, tmp_path) -> None:
+    broken = changed(package, tmp_path / "broken", loss={"unit": "nats"})
+    with pytest.raises(RegistryError, match="'loss' without a value"):
+        coordinator.register(broken, name="digits")
+
+
+def test_registering_the_same_files_again_writes_over_nothing(
+    coordinator, package, tmp_path, monkeypatch
+) -> None:
+    """A full disk in the middle of it would otherwise take what another version has."""
+    coordinator.register(package, name="digits")
+
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("copyfile", "copytree", "copyfileobj"):
+        monkeypatch.setattr(shutil, name, full)
+    coordinator.register(package, name="again")
+    coordinator.fetch("digits", 1, tmp_path / "out")
+    assert tree_digest(tmp_path / "out") == tree_digest(package)
+
+
+def test_a_copy_that_is_cut_short_registers_nothing(
+    coordinator, package, tmp_path, monkeypatch
+) -> None:
+    def cut(source: Path, target: Path, **_: object) -> None:
+        Path(target, "half").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copytree", cut)
+        with pytest.raises(RegistryError, match="No space left"):
+            coordinator.register(package, name="digits")
+    with pytest.raises(RegistryError):
+        coordinator.version("digits", 1)
+    assert not list(coordinator.root.rglob("half"))
+    assert coordinator.register(package, name="digits").version == 1
+
+
+@pytest.mark.parametrize("damage", ["changed", "added"])
+def test_registering_again_heals_a_damaged_copy(coordinator, package, tmp_path, damage) -> None:
+    coordinator.register(package, name="digits")
+    stored = next(coordinator.root.rglob("model.safetensors"))
+    (stored if damage == "changed" else stored.with_name("added")).write_bytes(b"x")
+    coordinator.register(package, name="again")
+    for name in ("digits", "again"):
+        coordinator.fetch(name, 1, tmp_path / name)
+        assert tree_digest(tmp_path / name) == tree_digest(package)
+
+
+@pytest.mark.parametrize("alias", ["", "2", "latest", "v1", "a b"])
+def test_an_alias_that_could_not_be_looked_up_is_refused(coordinator, package, alias) -> None:
+    coordinator.register(package, name="digits")
+    with pytest.raises(RegistryError, match="Alias"):
+        coordinator.promote("digits", 1, alias=alias)
+    assert coordinator.version("digits", 1).aliases == ()
+
+
+def test_a_quote_in_a_name_is_a_letter(coordinator, package) -> None:
+    coordinator.register(package, name="it's")
+    with pytest.raises(RegistryError, match=r"Unknown version of \"it's\" 'champion'.*1"):
+        coordinator.version("it's", "champion")
+
+
+def test_a_lineage_the_tracker_cannot_hold_is_refused(coordinator, package, tmp_path) -> None:
+    copy = shutil.copytree(package, tmp_path / "copy")
+    (copy / "lineage.json").write_text(json.dumps({"recipe": "x" * 200_000}))
+    (copy / "manifest.json").unlink()
+    write_manifest(copy)
+    with pytest.raises(RegistryError, match=r"Lineage of .* at most 100,000"):
+        coordinator.register(copy, name="digits")
+
+
+def test_a_root_the_database_could_not_be_in_is_refused(tmp_path) -> None:
+    with (
+        MLOpsCoordinator(tmp_path / "what?") as coordinator,
+        pytest.raises(RegistryError, match="'\\?'"),
+    ):
+        coordinator.run("none")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_experiment_that_is_not_taken_is_a_sentence(coordinator, tmp_path) -> None:
+    with pytest.raises(RegistryError, match="Experiment '' is refused"):
+        coordinator.train("digits", TrainOptions(steps=1), tmp_path / "run", experiment="")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_training_that_was_interrupted_is_tracked_as_killed(
+    coordinator, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(StepLog, "add", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(TrainingInterrupted):
+        coordinator.train("digits", TrainOptions(steps=5), tmp_path / "run")
+    (found,) = coordinator._tracker._client().search_runs(["1"])
+    assert found.info.status == "KILLED"
+
+
+def test_processes_may_make_the_registry_side_by_side(tmp_path: Path, package: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from forge_harness import MLOpsCoordinator\n"
+        "with MLOpsCoordinator(sys.argv[1]) as opened:\n"
+        "    print(opened.register(Path(sys.argv[2]), name='digits').version)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "mlops"), str(package)]
+    started = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    ended = [process.communicate() for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], ended
+    assert sorted(output.strip() for output, _ in ended) == ["1", "2", "3"]

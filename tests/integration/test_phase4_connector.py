@@ -20,6 +20,7 @@ from forge_harness.integration.compatibility import (
     measure,
     reference_cases,
 )
+from forge_harness.integration.metrics_sync import read_targets
 from forge_harness.paths import fixtures_dir
 from forge_harness.protocols import TrainOptions
 from forge_harness.training.start import ulps
@@ -96,6 +97,27 @@ def test_targets_travel_with_the_package(tmp_path):
     targets = connector.load(package).targets
     (row,) = connector.sync_metrics(targets, {"accuracy": (0.95, "1")})
     assert (row.state, row.target, row.measured) == ("met", 0.9, 0.95)
+
+
+@pytest.mark.parametrize(
+    ("value", "state"),
+    [
+        (10**400, "missed"),
+        (torch.ones(2), "not measured"),
+        (torch.tensor(True), "not measured"),
+        (torch.tensor(0.95), "met"),
+    ],
+)
+def test_what_is_no_number_is_not_measured(value, state):
+    targets = read_targets({"targets": {"a": {"value": 0, "unit": "1", "direction": "at_least"}}})
+    (row,) = Phase4Connector().sync_metrics(targets, {"a": (value, "1")})
+    assert row.state == state
+
+
+def test_a_target_no_number_reaches_is_refused():
+    target = {"value": 10**400, "unit": "1", "direction": "at_most"}
+    with pytest.raises(CheckpointError, match="expected a finite number"):
+        read_targets({"targets": {"a": target}})
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,25 @@ def test_a_fleet_of_doubles_or_of_nothing_is_refused(package, tmp_path):
     assert not (tmp_path / "b.json").exists()
 
 
+def test_the_manifest_lies_beside_the_directories_it_names(package, tmp_path):
+    with pytest.raises(CheckpointError, match=r"Package 'model' is at .* looks for it at"):
+        Phase6Preparer().bake_manifest([package], tmp_path / "elsewhere" / "b.json")
+    moved = shutil.copytree(package, tmp_path / "moved")
+    with pytest.raises(CheckpointError, match="Package 'model' is at"):
+        Phase6Preparer().bake_manifest([moved], tmp_path / "b.json")
+    assert not (tmp_path / "b.json").exists()
+
+
+@pytest.mark.parametrize(
+    "change", [{"quality_score": float("nan")}, {"name": 5}, {"readiness": {"status": "FINE"}}]
+)
+def test_a_description_that_is_none_is_not_baked(package, tmp_path, change):
+    edit(package, "package.json", lambda m: m.update(change))
+    with pytest.raises(CheckpointError, match="is no export package"):
+        Phase6Preparer().bake_manifest([package], tmp_path / "b.json")
+    assert not (tmp_path / "b.json").exists()
+
+
 def test_a_handoff_arrives_whole_and_once(package, tmp_path):
     preparer = Phase6Preparer()
     first = preparer.hand_off(package, tmp_path / "inbox")
@@ -205,3 +224,13 @@ def test_a_name_leads_nowhere_else(name, package, tmp_path):
     edit(package, "package.json", lambda m: m.update(name=name))
     with pytest.raises(CheckpointError, match="no usable name"):
         Phase6Preparer().hand_off(package, tmp_path / "inbox")
+
+
+@pytest.mark.parametrize("claim", [float("nan"), float("inf"), None, "0.98", True, [0.98]])
+def test_a_claim_that_is_no_finite_number_is_not_ready(package, tmp_path, claim):
+    edit(package, "metrics.json", lambda m: m["accuracy"].update(value=claim))
+    readiness = Phase6Preparer().assess(package)
+    assert [criterion.name for criterion in readiness.blocking] == ["claimed_metrics"]
+    with pytest.raises(NotReadyError):
+        Phase6Preparer().hand_off(package, tmp_path / "inbox")
+    assert not (tmp_path / "inbox").exists() or not list((tmp_path / "inbox").iterdir())

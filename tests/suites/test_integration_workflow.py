@@ -107,7 +107,8 @@ def gives_out_anything(patch):
 def mixes_versions_up(patch):
     stored = experiments.Tracker.stored
     patch.setattr(experiments.Tracker, "stored", lambda self, name, number: stored(self, name, 1))
-    patch.setattr(mlops_coordinator, "tree_digest", lambda path: "sha256:" + "0" * 64)
+    for module in (mlops_coordinator, experiments):
+        patch.setattr(module, "tree_digest", lambda path: "sha256:" + "0" * 64)
 
 
 @pytest.mark.parametrize(
