@@ -138,8 +138,9 @@ def assess(
         for path in files:
             try:
                 counts += _counts(path, relative(path, root))
-            except (SyntaxError, ValueError, ImportError) as error:
-                unreadable.append(Place(relative(path, root), 0, f"{_MISSING}: {error}"))
+            except (*python_source.UNREADABLE, ImportError) as error:
+                why = python_source.why_unreadable(error)
+                unreadable.append(Place(relative(path, root), 0, f"{_MISSING}: {why}"))
     measures = [*merged(counts), *warnings, *_lost(unreadable)]
     live = [w for w in waivers if w.expires >= (today or date.today())]
     rules = tuple(_score(rule, measures, live) for rule in RULES)
@@ -172,10 +173,10 @@ def load_waivers(path: Path) -> list[Waiver]:
 
 
 def _counts(path: Path, name: str) -> list[Count]:
-    text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
-        return python_source.count_python(name, text)
-    return c_source.count_c(name, text)
+        return python_source.count_python(name, python_source.read_python(path))
+    # Nothing says in what encoding C is; what is counted of it is ASCII.
+    return c_source.count_c(name, path.read_text(encoding="utf-8-sig", errors="replace"))
 
 
 def _warnings(root: Path, files: Sequence[Path]) -> Measure:

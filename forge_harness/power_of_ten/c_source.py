@@ -16,7 +16,14 @@ _DIRECTIVE = re.compile(r"^\s*#\s*(\w+)")
 _MACRO = re.compile(r"^\s*#\s*define\s+\w+\(")
 _POINTERS = re.compile(r"\w\s*\*\s*\*+\s*\w")
 _POINTER = re.compile(r"\w\s*\*+\s*\w")
-_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/|\"(?:\\.|[^\"\\])*\"", re.DOTALL)
+_COMMENT = re.compile(
+    r"//[^\n]*|/\*.*?\*/"
+    r'|R"(?P<raw>[^()\\\s]{0,16})\(.*?\)(?P=raw)"'
+    r'|"(?:\\.|[^"\\\n])*"'
+    # A quote in quotes begins no string; between digits it separates thousands.
+    r"|(?<![0-9A-Fa-f])'(?:\\.|[^'\\\n])+'",
+    re.DOTALL,
+)
 
 
 def count_c(file: str, text: str) -> list[Count]:
@@ -51,7 +58,7 @@ def count_c(file: str, text: str) -> list[Count]:
 
 
 def _without_comments(text: str) -> str:
-    """The text with comments and strings blanked, lines kept."""
+    """The text with comments, strings and characters blanked, lines kept."""
     return _COMMENT.sub(lambda m: re.sub(r"[^\n]", " ", m.group()), text)
 
 
@@ -63,7 +70,8 @@ def _places(file: str, text: str, pattern: re.Pattern[str], what: str) -> Iterat
 
 def _directives(file: str, text: str) -> tuple[int, tuple[Place, ...]]:
     total, places = 0, []
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not splitlines, which takes a form feed for the end of a line.
+    for number, line in enumerate(text.split("\n"), 1):
         if _DIRECTIVE.match(line):
             total += 1
             if _MACRO.match(line):

@@ -10,6 +10,7 @@ from pathlib import Path
 from forge_harness.security.scan_files import relative, tree_files
 
 from .measures import Place
+from .python_source import UNREADABLE, read_python, why_unreadable
 
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -46,10 +47,10 @@ def documentation(roots: Sequence[Path]) -> Documentation:
         for path in tree_files(root, (".py",)):
             name = relative(path, root)
             try:
-                tree = ast.parse(path.read_text(encoding="utf-8"))
-            except (SyntaxError, ValueError) as error:
+                tree = ast.parse(read_python(path))
+            except UNREADABLE as error:
                 total += 1
-                missing.append(Place(name, 0, f"not counted: {error}"))
+                missing.append(Place(name, 0, f"not counted: {why_unreadable(error)}"))
                 continue
             for label, line, node in _public(tree):
                 total += 1

@@ -7,6 +7,7 @@ import re
 import tokenize
 from collections.abc import Callable, Iterator, Sequence
 from io import StringIO
+from pathlib import Path
 
 from .measures import Count, Place
 from .rules import CHAIN_LENGTH, CHECKED_LINES, CHECKS_A_FUNCTION, FUNCTION_LINES
@@ -15,10 +16,36 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 _ENDLESS = frozenset({"itertools.count", "itertools.cycle", "count", "cycle"})
 _BOUNDED = {"Queue": "maxsize", "LifoQueue": "maxsize", "deque": "maxlen", "lru_cache": "maxsize"}
 _UNBOUNDED = frozenset({"SimpleQueue", "cache"})
+_BARE_CACHES = frozenset({"cache", "functools.cache", "lru_cache", "functools.lru_cache"})
+"""Decorators that are no calls; `lru_cache` then has its default bound of 128."""
 _RUN_TIME_CODE = frozenset({"eval", "exec", "compile", "__import__"})
 _UNSAFE = frozenset({"ctypes", "cffi", "pickle", "marshal", "mmap", "shelve", "dill"})
 _SILENCED = re.compile(r"#\s*(noqa|type:\s*ignore)(?!\s*[:\[(])\s*($|[^:\[])")
 _SUPPRESSION = re.compile(r"#\s*(noqa|type:\s*ignore|nosec)")
+
+
+UNREADABLE = (
+    *(SyntaxError, ValueError, OSError, tokenize.TokenError),
+    *(MemoryError, RecursionError),  # How the parser says that it is nested too deeply.
+)
+"""What reading or parsing a file raises when it cannot be counted."""
+
+
+def read_python(path: Path) -> str:
+    """Returns a source file as the interpreter reads it: byte order mark, declared encoding.
+
+    Raises:
+        OSError: It cannot be read.
+        SyntaxError: It declares an encoding there is not.
+        ValueError: It is not in its encoding.
+    """
+    with tokenize.open(path) as stream:
+        return stream.read()
+
+
+def why_unreadable(error: BaseException) -> str:
+    """Returns what one of `UNREADABLE` says, in words where it has none."""
+    return str(error) or "it is nested too deeply"
 
 
 def count_python(file: str, text: str) -> list[Count]:
@@ -139,7 +166,22 @@ def _containers(tree: ast.Module, at: _Places) -> tuple[int, tuple[Place, ...]]:
             total += 1
             if not _has_bound(call, name):
                 places.append(at(call.lineno, f"{name} without a bound"))
+    for function in (node for node in ast.walk(tree) if isinstance(node, Function)):
+        for decorator in function.decorator_list:
+            if (name := _name(decorator)) not in _BARE_CACHES:
+                continue
+            total += 1
+            # Without parameters there is one result.
+            if name.endswith("lru_cache") or not _takes_something(function):
+                continue
+            places.append(at(decorator.lineno, f"{name} without a bound"))
     return total, tuple(places)
+
+
+def _takes_something(function: Function) -> bool:
+    takes = function.args
+    named = (*takes.posonlyargs, *takes.args, *takes.kwonlyargs)
+    return bool(named or takes.vararg or takes.kwarg)
 
 
 def _has_bound(call: ast.Call, name: str) -> bool:
@@ -147,6 +189,8 @@ def _has_bound(call: ast.Call, name: str) -> bool:
         return False
     given = [k.value for k in call.keywords if k.arg == _BOUNDED[name]]
     given += call.args[1:2] if name == "deque" else call.args[:1]
+    if name == "lru_cache" and not given:
+        return True
     return any(not (isinstance(v, ast.Constant) and not v.value) for v in given)
 
 

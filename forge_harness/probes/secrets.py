@@ -58,27 +58,37 @@ _ASSIGNED = re.compile(
 )
 # A digest with its algorithm before it, as a content security policy has them, is public.
 _QUOTED = re.compile(r"""["'](?!sha\d{3}-)([A-Za-z0-9+/=_-]{32,})["']""")
+_UNQUOTED = re.compile(
+    r"""\s{0,99}(?:export\s{1,99})?([A-Za-z_][A-Za-z0-9_.-]{0,199})\s{0,99}=\s{0,99}"""
+    r"""([^\s"'{}<>$#]{6,})\s{0,99}(?:#.*)?$""",
+)
+"""A line of a file of environment variables, where values need no quotes."""
 _VARIABLE = re.compile(r"[{}<>$]")
 _SHORTEST_TOKEN = 16
 """A shorter `..._token` is a word of a tokenizer, not what opens a service."""
 
 
-def in_line(line: str) -> str | None:
+def in_line(line: str, *, unquoted: bool = False) -> str | None:
     """Returns why a line of a text file looks as if it held a credential, None when it does not.
 
     Stricter than for configuration values, since source is full of long words: what stands for a
     value elsewhere (`{user}`, `$TOKEN`, `<key>`) is none, and a random text has cases, and digits
     or more entropy than names have.
+
+    Args:
+        line: The line.
+        unquoted: Whether values stand without quotes, as in a file of environment variables.
     """
     for name, form in FORMS.items():
         if (match := form.search(line)) and not _VARIABLE.search(match.group()):
             return f"has the form of a {name}"
-    for key, value in _ASSIGNED.findall(line):
+    bare = _UNQUOTED.match(line) if unquoted else None
+    for key, value in [*_ASSIGNED.findall(line), *([bare.groups()] if bare else [])]:
         named = NAMES.search(key)
         short = named and named.group().lower().endswith("token") and len(value) < _SHORTEST_TOKEN
         if named and not short:
             return "is assigned to a name of a credential"
-    for text in _QUOTED.findall(line):
+    for text in [*_QUOTED.findall(line), *([bare[2]] if bare and _OPAQUE.match(bare[2]) else [])]:
         cased = re.search("[a-z]", text) and re.search("[A-Z]", text)
         least = _ENTROPY_BITS if re.search("[0-9]", text) else _DIGITLESS_ENTROPY_BITS
         if cased and _entropy(text) > least:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import codecs
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from forge_harness.probes import secrets
 from forge_harness.security.scan_files import relative, typed_files
-from forge_harness.security.scan_types import Finding, Scan, judged
+from forge_harness.security.scan_types import Finding, Scan, judged, not_scanned
 
 NAME = "secrets"
 MAX_FILE_BYTES = 4 << 20
@@ -40,25 +41,36 @@ def scan(root: Path) -> Scan:
         UsageError: It is not there.
     """
     findings: list[Finding] = []
+    unread: list[str] = []
     scanned = large = binary = ignored = 0
     files, left_out = typed_files(root)
     for path in files:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            large += 1
+        try:
+            is_large = path.stat().st_size > MAX_FILE_BYTES
+            text = None if is_large else read_text(path)
+        except FileNotFoundError:  # Removed since it was listed.
             continue
-        if (text := read_text(path)) is None:
-            binary += 1
+        except OSError as error:
+            unread.append(f"{relative(path, root)}: {error.strerror or error}")
+            continue
+        large += is_large
+        if text is None:
+            binary += not is_large
             continue
         scanned += 1
-        for line, why, marked in _found(text):
+        for line, why, marked in _found(text, unquoted=is_settings(path)):
             ignored += marked
             if not marked:
                 findings.append(Finding(relative(path, root), line, "credential", why))
+    if unread and not findings:
+        why = f"{len(unread)} files cannot be read, the first is {unread[0]}"
+        return not_scanned(NAME, "forge-harness", why)
     notes = [
         f"{count} {what}"
         for count, what in (
             (large, f"files over {MAX_FILE_BYTES} bytes were not read"),
             (binary, "binary files were not read"),
+            (len(unread), f"files cannot be read, the first is {(*unread, '')[0]}"),
             (
                 len(left_out),
                 "directories of version control, caches and others' code were not read",
@@ -89,9 +101,15 @@ def read_text(path: Path) -> str | None:
     return raw.decode("utf-8", errors="replace")
 
 
-def _found(text: str) -> Iterator[tuple[int, str, bool]]:
-    for number, line in enumerate(text.splitlines(), 1):
-        if (why := secrets.in_line(line)) is not None:
+def is_settings(path: Path) -> bool:
+    """Whether a file holds environment variables, whose values need no quotes: `.env`, `a.env`."""
+    return path.suffix == ".env" or path.name == ".env" or path.name.startswith(".env.")
+
+
+def _found(text: str, *, unquoted: bool = False) -> Iterator[tuple[int, str, bool]]:
+    # Not splitlines, which ends lines where no editor does: at form feeds and separators.
+    for number, line in enumerate(re.split("\r\n|\r|\n", text), 1):
+        if (why := secrets.in_line(line, unquoted=unquoted)) is not None:
             yield number, why, IGNORE in line
 
 

@@ -7,8 +7,9 @@ whatever it exits with.
 from __future__ import annotations
 
 import json
+import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ NOT_FINDINGS = ("101", "404", "603", "607", "105", "106", "107")
 """assert, import of subprocess, and calls of it without a shell: they say where a reader should
 look, not that something is wrong. Passwords in the text (105 to 107) are the secrets scan's."""
 _TOOLS = ("ruff", "bandit")
+_MOST_ARGUMENT_BYTES = 100_000
+"""Of names of files in one run of a tool; systems take 128 KiB and more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +76,24 @@ def _analysed(tool: str, root: Path, files: list[Path], canary: Path) -> Scan:
     program = find_tool(tool)
     assert program is not None
     version = tool_version(program)
-    run = run_tool([*program, *_ARGUMENTS[tool], *map(str, (*files, canary))])
-    try:
-        raw = list(_READERS[tool](run))
-    except (ValueError, KeyError, TypeError):
-        why = f"{tool} gave no report: {run.last_words()}"
-        return not_scanned(NAME, tool, why, version=version)
+    raw: list[_Raw] = []
+    missed: set[str] = set()
+    for names in _batches(files):
+        run = run_tool([*program, *_ARGUMENTS[tool], *names, str(canary)])
+        try:
+            part = list(_READERS[tool](run))
+        except (ValueError, KeyError, TypeError):
+            why = f"{tool} gave no report: {run.last_words()}"
+            return not_scanned(NAME, tool, why, version=version)
+        named = {r.number for r in part if Path(r.file).resolve() == canary.resolve()}
+        missed |= set(CANARY_RULES) - named
+        raw += part
     broken = [r for r in raw if not r.code[1:].isdigit()]
     if broken:
         place = f"{relative(Path(broken[0].file), root)}:{broken[0].line}"
         why = f"{len({r.file for r in broken})} files cannot be parsed, the first at {place}"
         return not_scanned(NAME, tool, why, version=version)
     own = [r for r in raw if Path(r.file).resolve() != canary.resolve()]
-    named = {r.number for r in raw if Path(r.file).resolve() == canary.resolve()}
     kept = [r for r in own if r.number not in NOT_FINDINGS and not _suppressed(r)]
     hidden = sum(r.number not in NOT_FINDINGS for r in own) - len(kept)
     return judged(
@@ -95,14 +103,34 @@ def _analysed(tool: str, root: Path, files: list[Path], canary: Path) -> Scan:
         len(files),
         (Finding(relative(Path(r.file), root), r.line, r.code, r.message) for r in kept),
         canary=f"rules {', '.join(CANARY_RULES)} in a file of known holes",
-        missed=(rule for rule in CANARY_RULES if rule not in named),
+        missed=missed,
         notes=(f"{hidden} findings are suppressed in the source (noqa, nosec)",) if hidden else (),
     )
 
 
+def _batches(files: Sequence[Path]) -> Iterator[list[str]]:
+    """Yields the names of all files, as many at once as a command line takes.
+
+    Absolute ones: a file may be named like an option of the tool, as `--output-file=x.py` is, or
+    like a file of arguments, `@x.py`.
+    """
+    batch: list[str] = []
+    size = 0
+    for name in map(os.path.abspath, files):
+        length = len(os.fsencode(name)) + 1
+        if batch and size + length > _MOST_ARGUMENT_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(name)
+        size += length
+    if batch:
+        yield batch
+
+
 def _suppressed(raw: _Raw) -> bool:
     """Whether the line itself says so; the tools are told not to look, so that it is counted."""
-    lines = Path(raw.file).read_text(encoding="utf-8", errors="replace").splitlines()
+    # Not splitlines: a form feed ends no line of Python.
+    lines = Path(raw.file).read_text(encoding="utf-8", errors="replace").split("\n")
     line = lines[raw.line - 1] if 0 < raw.line <= len(lines) else ""
     _, mark, codes = line.partition("# noqa:")
     return (bool(mark) and f"S{raw.number}" in codes) or "# nosec" in line

@@ -15,23 +15,23 @@ import json
 import logging
 import os
 import signal
-import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from forge_harness.durable import write_durably
 from forge_harness.errors import ExitCode, UsageError
 
 from .core import Core
 from .guard import GuardSpec
 from .health import State
 from .package import load_served
-from .server import stop_signals
+from .server import listen, stop_signals
 from .settings import Settings, sized
 
 if TYPE_CHECKING:
@@ -139,7 +139,8 @@ class Replica:
         self._write_note(unanswered)
 
     def _write_note(self, unanswered: int) -> None:
-        self._note.write_text(json.dumps({"unanswered": unanswered}), encoding="utf-8")
+        # Whole or as it was: Ray may kill this process while it writes.
+        write_durably(self._note, json.dumps({"unanswered": unanswered}).encode())
 
 
 def serve_with_ray(
@@ -183,9 +184,9 @@ def serve_with_ray(
     guard.open().close()
     stopped, stops = threading.Event(), stop_signals()
     with tempfile.TemporaryDirectory(prefix="forge-ray-") as notes:
-        port = settings.port or _free_port(settings.host)
+        port = _free_port(settings.host, settings.port)
         url = f"http://{settings.host}:{port}"
-        with _cluster(replicas, settings.host, port) as serve:
+        with _cluster(replicas, settings.host, port, stops) as serve:
             spec = ReplicaSpec(
                 str(package.resolve()),
                 replace(settings, port=port),
@@ -204,7 +205,7 @@ def serve_with_ray(
             draining = deployment.options(user_config={"draining": True})
             serve.run(draining.bind(spec), name=NAME, route_prefix="/")
             serve.delete(NAME)
-        left = [json.loads(note.read_text(encoding="utf-8")) for note in Path(notes).iterdir()]
+        left = [json.loads(note.read_bytes()) for note in Path(notes).glob("*.json")]
     return ExitCode.INCOMPLETE if any(note["unanswered"] for note in left) else ExitCode.PASS
 
 
@@ -223,8 +224,12 @@ def _deployment(serve: Any, settings: Settings, replicas: int) -> Any:  # noqa: 
 
 
 @contextlib.contextmanager
-def _cluster(replicas: int, host: str, port: int) -> Iterator[Any]:
-    """Starts Ray on this machine with its proxy, and ends it."""
+def _cluster(replicas: int, host: str, port: int, stops: Sequence[signal.Signals]) -> Iterator[Any]:
+    """Starts Ray on this machine with its proxy, and ends it.
+
+    Raises:
+        KeyboardInterrupt: One of `stops` came while it started; it is ended again.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         ray, serve = import_module("ray"), import_module("ray.serve")
@@ -236,15 +241,20 @@ def _cluster(replicas: int, host: str, port: int) -> Iterator[Any]:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # A closed terminal hangs up on all that runs in it; what Ray starts is needed for the drain.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    ray.init(
-        num_cpus=max(2, replicas),
-        include_dashboard=False,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=False,
-    )
+    _on_signals((s for s in stops if s is not signal.SIGHUP), _interrupt)
     try:
+        try:
+            ray.init(
+                num_cpus=max(2, replicas),
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=False,
+            )
+        except SystemExit:  # What Ray's own handler of SIGTERM raises.
+            raise KeyboardInterrupt from None
+        _on_signals(stops, _interrupt)
         serve.start(http_options={"host": host, "port": port, "location": "HeadOnly"})
         yield serve
         serve.shutdown()
@@ -252,13 +262,23 @@ def _cluster(replicas: int, host: str, port: int) -> Iterator[Any]:
         ray.shutdown()
 
 
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
 def _on_signals(stops: Iterable[signal.Signals], call: Callable[[], None]) -> None:
-    """Calls on signals. Only once Ray has started: it sets handlers of its own."""
+    """Calls on signals. Once more when Ray has started: it sets handlers of its own."""
     for number in stops:
         signal.signal(number, lambda *_: call())
 
 
-def _free_port(host: str) -> int:
-    """Ray takes no port 0; another program may still take the one that was free."""
-    with socket.create_server((host, 0)) as listening:
+def _free_port(host: str, port: int) -> int:
+    """Returns the port, or one that is free for 0, which Ray does not take.
+
+    Another program may still take it before Ray does.
+
+    Raises:
+        UsageError: It is taken, or cannot be listened on.
+    """
+    with listen(host, port) as listening:
         return int(listening.getsockname()[1])

@@ -214,7 +214,7 @@ class Server:
         context = None
         if settings.tls_cert is not None and settings.tls_key is not None:
             context = server_context(settings.tls_cert, settings.tls_key)
-        listening = _listen(settings.host, settings.port)
+        listening = listen(settings.host, settings.port)
         host, port = listening.getsockname()[:2]
         scheme = "http" if context is None else "https"
         self.core.url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
@@ -280,7 +280,12 @@ def stop_signals() -> list[signal.Signals]:
     return stops
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """Returns a listening socket.
+
+    Raises:
+        UsageError: The address cannot be used.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from forge_harness.errors import ConfigError, UsageError
 from forge_harness.power_of_ten import Waiver, assess, assessment, load_waivers
+from forge_harness.power_of_ten.documentation import documentation
 
 RECURSIVE = "def f(n):\n    return f(n - 1)\n\n\ndef g():\n    return 1\n"
 TODAY = date(2026, 1, 15)
@@ -144,3 +145,31 @@ def test_what_is_no_plain_file_is_not_waited_for(tmp_path, name):
     (measure,) = [m for m in before.rules[9].measures if m.tool == "ruff"]
     assert measure.missing == ""
     assert measure.opportunities == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("bom.py", b"\xef\xbb\xbfx = 1\n"),
+        ("latin.py", b"# -*- coding: latin-1 -*-\nx = '\xe9'\n"),
+        ("latin.c", b"// caf\xe9\nint f() { return 0; }\n"),
+        ("bom.c", b"\xef\xbb\xbfint f() { return 0; }\n"),
+    ],
+)
+def test_source_in_another_encoding_is_counted(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    found = assess([tmp_path])
+    assert found.unreadable == ()
+    # Rule 10 is ruff's, which reads UTF-8 only.
+    assert all(rule.score in (None, 1) for rule in found.rules[:9])
+
+
+@pytest.mark.parametrize(
+    "content", [b"x = " + b"-" * 200_000 + b"1\n", b"# coding: nonesuch\n", b"x = '\xe9'\n", b"\0"]
+)
+def test_source_no_parser_takes_is_unreadable_and_no_error(tmp_path, content):
+    (tmp_path / "a.py").write_bytes(content)
+    (place,) = assess([tmp_path]).unreadable
+    assert place.sentence().startswith("a.py:0: not counted: ")
+    assert not place.sentence().endswith(": ")
+    assert documentation([tmp_path]).share == 0

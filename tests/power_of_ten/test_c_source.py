@@ -21,6 +21,12 @@ def counts(code, rule):
         (4, LONG, 1),
         (8, "#define MAX(a, b) ((a) > (b) ? (a) : (b))\n", 1),
         (9, "void f(char **names);\n", 1),
+        # Quotes that begin no string must not hide what comes after them.
+        (1, "int f(char c) {\n  if (c == '\"') goto end;\nend:\n  return c == '\"';\n}\n", 2),
+        (2, "int f(char c) {\n  if (c == '\\'') { while (true) {} }\n  return c == '\"';\n}\n", 2),
+        (1, 'const char *a = R"(")";\nvoid f() {\n  goto end;\nend: ; }\n// "\n', 3),
+        (1, "int a = 1'000;\nvoid f() {\n  goto end;\nend: ; }\nint b = 1'000;\n", 3),
+        (8, "\f\n#define MAX(a, b) ((a) > (b) ? (a) : (b))\n", 2),
     ],
 )
 def test_a_broken_rule_is_found_where_it_is(rule, code, line):
@@ -37,6 +43,7 @@ def test_a_broken_rule_is_found_where_it_is(rule, code, line):
         (4, LONG.replace("  g();\n", "", 1)),
         (8, "#define LIMIT 4\n#include <cstdint>\n"),
         (9, "void f(const char *name) { int x = a * b; }\n"),
+        (1, 'const char *a = R"x(goto end;)" goto end;)x";\n'),
     ],
 )
 def test_a_kept_rule_is_left_alone(rule, code):

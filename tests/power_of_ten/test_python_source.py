@@ -29,6 +29,10 @@ BROKEN = [
     (3, "q = deque(maxlen=None)\n"),
     (3, "q = Queue(0)\n"),
     (3, "@cache()\ndef f(): ...\n"),
+    (3, "@cache\ndef f(x): ...\n"),
+    (3, "@functools.cache\ndef f(*x): ...\n"),
+    (3, "class A:\n    @cache\n    def f(self): ...\n"),
+    (3, "@lru_cache(maxsize=None)\ndef f(x): ...\n"),
     (4, long_function(61)),
     (5, long_function(6)),
     (6, "cases = []\n"),
@@ -54,6 +58,9 @@ KEPT = [
     (3, "q = Queue(maxsize=4)\n"),
     (3, "q = deque(items, 4)\n"),
     (3, "q = deque(maxlen=size)\n"),
+    (3, "@cache\ndef f(): ...\n"),
+    (3, "@lru_cache\ndef f(x): ...\n"),
+    (3, "@functools.lru_cache()\ndef f(x): ...\n"),
     (4, long_function(60)),
     (5, long_function(5)),
     (
@@ -96,3 +103,10 @@ def test_checks_are_counted_on_average():
 def test_code_that_cannot_be_parsed_is_no_code():
     with pytest.raises(SyntaxError):
         count_python("a.py", "def f(:\n")
+
+
+def test_bare_caches_are_opportunities_too():
+    code = "@cache\ndef f(): ...\n@lru_cache\ndef g(x): ...\n@cache\ndef h(x): ...\n"
+    count = counts(code, 3)
+    assert count.opportunities == 3
+    assert [place.line for place in count.places] == [5]

@@ -146,3 +146,60 @@ def test_a_scanner_that_lost_a_form_is_no_scan(form, tmp_path, monkeypatch):
 
 def test_an_empty_tree_is_no_scan(tmp_path):
     assert scan_secrets.scan(tmp_path).state == "not scanned"
+
+
+def test_a_place_is_the_line_an_editor_shows(tmp_path):
+    (tmp_path / "a.txt").write_bytes(f"one\f\v\r\ntwo\u2028\nkey = {AWS}\n".encode())
+    assert [f.line for f in scan_secrets.scan(tmp_path).findings] == [3]
+
+
+@pytest.mark.parametrize("secret", [False, True])
+def test_a_file_that_cannot_be_read_is_never_clean(tmp_path, monkeypatch, secret):
+    (tmp_path / "a.txt").write_text("closed")
+    (tmp_path / "b.txt").write_text(f"key = {AWS}\n" if secret else "open")
+    (tmp_path / "gone.txt").write_text("removed while it is scanned")
+    read = scan_secrets.read_text
+
+    def refused(path):
+        if path.name == "a.txt":
+            raise PermissionError(13, "Permission denied")
+        if path.name == "gone.txt":
+            raise FileNotFoundError(2, "No such file or directory")
+        return read(path)
+
+    monkeypatch.setattr(scan_secrets, "read_text", refused)
+    scan = scan_secrets.scan(tmp_path)
+    said = "1 files cannot be read, the first is a.txt: Permission denied"
+    if secret:
+        assert (scan.state, scan.notes) == ("found", (said,))
+    else:
+        assert (scan.state, scan.why_not) == ("not scanned", said)
+
+
+@pytest.mark.parametrize("name", [".env", ".env.local", "prod.env"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "DB_PASS" + "WORD=correct-horse",
+        "export API_" + "KEY = 0123456789ab  # of the service",
+        "AWS_SECRET" + "_ACCESS_KEY=wJalrXUt" + "nFEMI/K7MDENG/bPxRfiCY",
+        "SALT=" + "q7Zk2LxW9vTb4RnYc8" + "HsJd3GmPfUa6Ee",
+    ],
+)
+def test_variables_of_the_environment_need_no_quotes(tmp_path, name, line):
+    (tmp_path / name).write_text(f"DEBUG=1\n{line}\n")
+    assert [f.line for f in scan_secrets.scan(tmp_path).findings] == [2]
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        (".env", "API_" + "KEY=$FROM_ELSEWHERE"),
+        (".env", "API_" + "KEY="),
+        (".env", "HOMEPAGE=https://example.org/a-page-with-a-long-name"),
+        ("notes.py", "pass" + "word = get_password()"),
+    ],
+)
+def test_what_stands_for_a_value_is_none(tmp_path, name, line):
+    (tmp_path / name).write_text(f"{line}\n")
+    assert scan_secrets.scan(tmp_path).state == "clean"

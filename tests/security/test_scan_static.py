@@ -121,3 +121,34 @@ def test_the_scan_is_json(tree):
     assert again["findings"][0]["rule"] == "S307"
     assert again["digest"].startswith("sha256:")
     assert os.path.isabs(again["findings"][0]["place"]) is False
+
+
+@pytest.mark.parametrize("name", ["--output-file=victim.py", "--exclude=hole.py", "@hole.py"])
+def test_a_file_named_like_an_option_is_a_file(tree, tool, monkeypatch, name):
+    """Whoever wrote the tree could otherwise have a file overwritten, or left out."""
+    tree("victim.py", "x = 1\n")
+    tree("hole.py", HOLE)
+    root = tree(name, "x = 1\n")
+    monkeypatch.chdir(root)
+    scan = scan_static.scan(root.relative_to(root))
+    assert [(f.place, f.line) for f in scan.findings] == [("hole.py", 2)]
+    assert scan.scanned == 3
+    assert (root / "victim.py").read_text() == "x = 1\n"
+
+
+def test_more_files_than_a_command_line_takes_are_all_scanned(tree, monkeypatch):
+    root = tree("first.py", HOLE)
+    tree("middle.py", "x = 1\n")
+    tree("last.py", HOLE)
+    monkeypatch.setattr(scan_static, "_MOST_ARGUMENT_BYTES", 1)
+    scan = scan_static.scan(root)
+    assert [f.place for f in scan.findings] == ["first.py", "last.py"]
+    assert scan.scanned == 3
+
+
+def test_a_mark_counts_on_its_own_line_after_a_form_feed(tree):
+    hole = "\f\f\ndef run(text):\n    return eval(text)\n    # nosec\n"
+    scan = scan_static.scan(tree("a.py", hole))
+    assert [(f.place, f.line) for f in scan.findings] == [("a.py", 3)]
+    scan = scan_static.scan(tree("a.py", hole.replace("(text)\n    #", "(text)  #")))
+    assert scan.state == "clean"

@@ -2,6 +2,9 @@
 
 import importlib.util
 import signal
+import socket
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -135,3 +138,35 @@ def test_without_ray_it_says_what_to_install():
     result = CliRunner().invoke(app, command)
     assert result.exit_code == ExitCode.USAGE
     assert "pip install 'bitnet-forge-harness[ray]'" in result.output
+
+
+@needs_ray
+def test_a_port_that_is_taken_is_refused_before_ray_starts():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = ["serve", "--package", str(DIGITS), "--no-auth", "--engine", "ray"]
+        result = CliRunner().invoke(app, [*command, "--port", str(port)])
+    assert result.exit_code == ExitCode.USAGE, result.output
+    assert f"Cannot listen on 127.0.0.1:{port}" in result.output
+
+
+@needs_ray
+def test_a_stop_while_ray_starts_is_an_interruption():
+    command = [sys.executable, "-m", "forge_harness", "serve", "--package", str(DIGITS)]
+    process = subprocess.Popen(
+        [*command, "--no-auth", "--engine", "ray", "--replicas", "1", "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        until = time.monotonic() + PATIENCE_S
+        while not psutil.Process(process.pid).children() and time.monotonic() < until:
+            time.sleep(0.02)
+        process.terminate()
+        output, errors = process.communicate(timeout=PATIENCE_S)
+    finally:
+        process.kill()
+    assert output == ""
+    assert process.returncode == ExitCode.INTERRUPTED, errors
+    assert errors.strip().endswith("Interrupted.")
