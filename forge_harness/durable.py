@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_PARTIAL = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.partial")
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -93,6 +96,23 @@ def exclusive(path: Path) -> Iterator[None]:
     with path.with_name(f"{path.name}.lock").open("a") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
+
+
+def remove_partials(path: Path) -> None:
+    """Removes from a directory what writes that were killed have left in it.
+
+    Only for who alone writes there: what another is writing is no different.
+
+    Raises:
+        OSError: The file system refused.
+    """
+    for entry in path.iterdir() if path.is_dir() else ():
+        if not _PARTIAL.fullmatch(entry.name):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def sync_tree(path: Path) -> None:

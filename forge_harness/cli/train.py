@@ -81,8 +81,8 @@ def train_command(
     """Train a reference model: quantization-aware (ternary) or full precision.
 
     DIR gets one line a step in metrics.jsonl, checkpoints, the packaged weights and, last, the
-    held-out quality in metrics.json. Ctrl-C ends with exit code 2 and a checkpoint; --resume
-    continues it bit for bit.
+    held-out quality in metrics.json. Ctrl-C, SIGTERM and SIGHUP end with exit code 2 and, once it
+    trains, a checkpoint; --resume continues it bit for bit.
     """
     flags = {f"train.{key}": value for key, value in train.items() if value is not None}
     if seed is not None:
@@ -91,6 +91,7 @@ def train_command(
         raise UsageError(
             "--resume continues from the run's own checkpoint; drop --from-checkpoint."
         )
+    from forge_harness.integration.stops import interrupted_once
     from forge_harness.training import TrainingInterrupted, train_to_directory
 
     loaded = load(config_file, flags)
@@ -101,7 +102,11 @@ def train_command(
         task, options = _configured(loaded)
         build_model = _model_of(loaded, task)
     try:
-        with training_into(out), _progress(f"{task} {options.precision}") as on_step:
+        with (
+            interrupted_once(),
+            training_into(out),
+            _progress(f"{task} {options.precision}") as on_step,
+        ):
             result = train_to_directory(
                 task,
                 out,
@@ -144,13 +149,16 @@ def _configured(loaded: LoadedConfig) -> tuple[str, TrainOptions]:
 
 def _saved(out: Path, flags: Mapping[str, Any]) -> tuple[str, TrainOptions]:
     """Returns task and options of the run in a directory; a flag may repeat, not change them."""
+    from forge_harness.training import resolve_recipe
     from forge_harness.training.runner import TrainingDirectory
 
     task, options = TrainingDirectory(out).options()
     saved: dict[str, Any] = {"task": task}
-    for key in ("seed", "steps", "precision", "accumulation", *_OPTIONS):
+    for key in ("seed", "steps", "precision", "accumulation"):
         saved[key] = getattr(options, key)
-    saved |= {key: options.extra.get(key) for key in _EXTRA}
+    # What was left to the recipe has a value too, and a flag may repeat it.
+    recipe = resolve_recipe(task, options)
+    saved |= {key: getattr(recipe, key) for key in (*_OPTIONS, *_EXTRA)}
     for dotted, value in flags.items():
         key = dotted.rpartition(".")[2]
         if key in saved and saved[key] != value:

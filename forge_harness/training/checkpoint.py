@@ -140,20 +140,23 @@ def model_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: The file is missing or damaged.
     """
-    tensors = read_checkpoint(path)[1]
-    prefix = "model."
-    return {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+    return saved_model(path)[0]
 
 
-def saved_model(path: Path) -> dict[str, Any] | None:
-    """Returns the `model_record` in a checkpoint; None when there is none of its model.
+def saved_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Returns the state dict of the model in a checkpoint, and its `model_record` if it has one.
+
+    Both from one reading: the run that wrote the file may let go of it meanwhile.
 
     Raises:
         CheckpointError: The file is missing or damaged.
     """
-    record = read_checkpoint(path)[0]["identity"].get("model")
+    header, tensors = read_checkpoint(path)
+    prefix = "model."
+    weights = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+    record = header["identity"].get("model")
     try:
-        return None if record is None else checked_record(record)
+        return weights, None if record is None else checked_record(record)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path.name} does not say what model it is of ({error}); use an earlier one."

@@ -64,7 +64,8 @@ def train_distributed(
 ) -> dict[str, Tensor]:
     """Returns the state dict after `options.steps` steps (see `TrainsDistributed`).
 
-    It equals, bit for bit, that of one process with `accumulation=ranks`.
+    It equals, bit for bit, that of one process with `accumulation=ranks`, unless the model draws
+    random numbers while it trains (dropout): every rank begins with the generators of one process.
 
     Args:
         task: As for `QATSession`.
@@ -121,7 +122,8 @@ def _run_ranks(directory: Path, ranks: int, timeout_s: float) -> None:
                     subprocess.Popen(
                         [sys.executable, "-m", "forge_harness.training.rank", str(directory)],
                         env=_environment(rank, ranks),
-                        stdin=subprocess.DEVNULL,
+                        # Nothing is written; its end tells the rank that this process is gone.
+                        stdin=subprocess.PIPE,
                         stdout=stream,
                         stderr=subprocess.STDOUT,
                     )
@@ -132,6 +134,8 @@ def _run_ranks(directory: Path, ranks: int, timeout_s: float) -> None:
             if process.poll() is None:
                 process.kill()
             process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
 
 
 def _wait(

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from forge_harness.canonical import canonical_json
-from forge_harness.errors import DamagedStateError
+from forge_harness.durable import remove_partials
+from forge_harness.errors import ConflictError, DamagedStateError, StateError
 from forge_harness.state import NewState, State, Store
-from forge_harness.training.checkpoint import CheckpointError, save_session
+from forge_harness.training.checkpoint import CheckpointError, read_checkpoint, save_session
 from forge_harness.training.session import QATSession
 
 KEPT = 2
 """The newest one, and the one before it should that be damaged."""
 PHASE, KIND, FILE = "phase5", "checkpoint", "checkpoint.safetensors"
+_MOST_STEPS = 10_000_000
+"""What the configuration takes."""
+_NO_GENERATION = -1
+_ATTEMPTS = 100
+"""Each fails only when another commit came between looking and committing, a few milliseconds."""
+
+OnDamaged = Callable[[str], object]
+"""Told in a sentence of a checkpoint that cannot be read."""
 
 
 class KeepsCheckpoints(Protocol):
@@ -36,7 +45,14 @@ class KeepsCheckpoints(Protocol):
         ...
 
     def newest(self) -> Path:
-        """Returns the file of the newest sound checkpoint; raises CheckpointError without one."""
+        """Returns the file of the newest checkpoint; raises CheckpointError without one."""
+        ...
+
+    def resumable(self, on_damaged: OnDamaged) -> Path:
+        """Returns the file of the newest sound checkpoint; raises CheckpointError without one.
+
+        Only for who alone writes where the checkpoints are.
+        """
         ...
 
 
@@ -75,11 +91,39 @@ class DirectoryCheckpoints:
         Raises:
             CheckpointError: There is none.
         """
+        return self._newest_first()[0]
+
+    def resumable(self, on_damaged: OnDamaged) -> Path:
+        """Returns the newest file that is whole, and removes what killed writes have left.
+
+        Args:
+            on_damaged: Told of newer ones that are not.
+
+        Raises:
+            CheckpointError: There is none, or all are damaged; the newest one's.
+        """
+        remove_partials(self.path)
+        damaged = []
+        for file in self._newest_first():
+            try:
+                read_checkpoint(file)
+            except CheckpointError as error:
+                damaged.append(error)
+            else:
+                for refused in damaged:
+                    on_damaged(f"{refused} The run goes on from {file.name}.")
+                return file
+        raise damaged[0]
+
+    def _newest_first(self) -> list[Path]:
         found = self.files()
         if not found:
-            where = f"{str(self.path.parent)!r} has no checkpoint in {self.path.name}/"
-            raise CheckpointError(f"{where}.")
-        return found[-1]
+            raise CheckpointError(
+                f"{str(self.path.parent)!r} has no checkpoint in {self.path.name}/: a run ends "
+                "without one when it is stopped before its first; start it again in a new "
+                "directory."
+            )
+        return found[::-1]
 
 
 class StateCheckpoints:
@@ -89,19 +133,34 @@ class StateCheckpoints:
         root: Of the store; made when it is not there.
         run: Name of the run in the store.
         scratch: Directory for the file a checkpoint is on its way in and out.
+        owner: Tells the run from others of its name; "" for runs of earlier builds.
     """
 
-    def __init__(self, root: Path, run: str, scratch: Path) -> None:
-        self.root, self.run, self._scratch = root, run, scratch
+    def __init__(self, root: Path, run: str, scratch: Path, owner: str = "") -> None:
+        self.root, self.run, self.owner, self._scratch = root, run, owner, scratch
 
     def begin(self) -> None:
-        """Refuses a name under which the store has checkpoints already.
+        """Refuses a name no state can have, or under which the store has checkpoints already.
 
         Raises:
-            CheckpointError: It has; they are another run's.
+            CheckpointError: It is such a name, or they are another run's.
+            StateError: The store takes no commit from here: it is sealed, or locked.
         """
+        try:
+            state = NewState(
+                phase=PHASE, kind=KIND, name=f"{self.run}/step-{_MOST_STEPS}", files={}
+            )
+        except StateError as error:
+            raise CheckpointError(
+                f"A store cannot keep a run under the name {self.run!r}: expected UTF-8 without "
+                "control characters, 240 characters at most; give --out another name."
+            ) from error
         with Store.open(self.root) as store:
             found = self._states(store)
+            # Refused as a conflict once all else is checked; anything else would have come after
+            # the whole training.
+            with suppress(ConflictError):
+                store.commit([state], parent=_NO_GENERATION)
         if found:
             raise CheckpointError(
                 f"The store {str(self.root)!r} has checkpoints of a run {self.run!r} "
@@ -113,7 +172,7 @@ class StateCheckpoints:
         numbers = {k: v for k, v in result.items() if isinstance(v, int | float)}
         words = {k: v for k, v in result.items() if k not in numbers}
         with Store.open(self.root) as store:
-            parents = tuple(state.id for state in self._states(store)[-1:])
+            parents = tuple(state.id for state in self._own(store)[-1:])
             states = [
                 NewState(
                     phase=PHASE,
@@ -143,7 +202,12 @@ class StateCheckpoints:
             store.commit(states, note=f"result of {self.run}")
 
     def save(self, session: QATSession) -> None:
-        """Commits the session as a state, then removes the states over `KEPT`."""
+        """Commits the session as a state, then removes the states over `KEPT`.
+
+        Raises:
+            CheckpointError: Another run of this name began at the same time and was first; nothing
+                of it is touched.
+        """
         step = session.step_index
         file = self._scratch / f"step-{step}.safetensors"
         try:
@@ -153,10 +217,15 @@ class StateCheckpoints:
                 kind=KIND,
                 name=f"{self.run}/step-{step}",
                 files={FILE: file},
-                metadata={"encoding": "file", "step": step, "task": session.task},
+                metadata={
+                    "encoding": "file",
+                    "step": step,
+                    "task": session.task,
+                    "run": self.owner,
+                },
             )
             with Store.open(self.root) as store:
-                store.commit([state], note=f"checkpoint of {self.run} after {step} steps")
+                self._commit(store, state, f"checkpoint of {self.run} after {step} steps")
                 for old in self._states(store)[:-KEPT]:
                     store.remove(old.phase, old.name)
         finally:
@@ -166,28 +235,67 @@ class StateCheckpoints:
         """Returns a verified copy of the newest checkpoint that is not damaged.
 
         Raises:
-            CheckpointError: There is none, or all are damaged.
+            CheckpointError: There is none, or all are damaged; or they are another run's.
+        """
+        return self.resumable(lambda _: None)
+
+    def resumable(self, on_damaged: OnDamaged) -> Path:
+        """As `newest`.
+
+        Args:
+            on_damaged: Told of newer ones that are damaged.
         """
         with Store.open(self.root, create=False) as store:
-            damaged = []
-            for state in reversed(self._states(store)):
+            damaged: list[str] = []
+            for state in reversed(self._own(store)):
                 target = self._scratch / f"{state.name.rpartition('/')[2]}.safetensors"
                 try:
                     store.copy_to(state, FILE, target)
                 except DamagedStateError as error:
                     damaged.append(str(error))
                 else:
+                    for sentence in damaged:
+                        on_damaged(f"{sentence} The run goes on from {state.name}.")
                     return target
         reason = f": {damaged[0]}" if damaged else ""
         raise CheckpointError(
             f"The store {str(self.root)!r} has no sound checkpoint of run {self.run!r}{reason}"
         )
 
+    def _commit(self, store: Store, state: NewState, note: str) -> None:
+        """Commits unless a run of this name was first; commits of other names do not matter."""
+        for _ in range(_ATTEMPTS):
+            current = store.current()
+            self._own(store)
+            # An empty store has no generation to commit on.
+            parent = None if current is None else current.number
+            with suppress(ConflictError):
+                store.commit([state], note=note, parent=parent)
+                return
+        raise CheckpointError(
+            f"The store {str(self.root)!r} is written to all the time: {_ATTEMPTS} attempts to "
+            "keep a checkpoint met another commit each. Resume when it is less busy."
+        )
+
     def _states(self, store: Store) -> list[State]:
-        """The run's checkpoints, oldest first."""
+        """The checkpoints of runs of this name, oldest first."""
         prefix = f"{self.run}/step-"
-        own = [s for s in store.list(phase=PHASE, kind=KIND) if s.name.startswith(prefix)]
-        return sorted(own, key=lambda state: int(state.name.removeprefix(prefix)))
+        named = [s for s in store.list(phase=PHASE, kind=KIND) if s.name.startswith(prefix)]
+        numbered = [(s.name.removeprefix(prefix), s) for s in named]
+        found = [(int(step), state) for step, state in numbered if step.isdecimal()]
+        return [state for _, state in sorted(found, key=lambda pair: pair[0])]
+
+    def _own(self, store: Store) -> list[State]:
+        """As `_states`, unless another run of this name has them; then raises CheckpointError."""
+        found = self._states(store)
+        for state in found:
+            if state.metadata.get("run", "") != self.owner:
+                raise CheckpointError(
+                    f"The store {str(self.root)!r} has checkpoints of another run {self.run!r} "
+                    f"({state.name}), which began at the same time; start this one again with "
+                    "another name of --out."
+                )
+        return found
 
     def _clear(self) -> None:
         with suppress(OSError):

@@ -10,7 +10,9 @@ import importlib
 import importlib.util
 import os
 import pickle
+import stat
 import sys
+import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,7 @@ class GlooRanks:
 
 def main(directory: Path) -> None:
     """Runs the job of a directory as the rank the environment names."""
+    _end_with_parent()
     torch.set_num_threads(1)
     job = _read_job(directory)
     dist.init_process_group(
@@ -75,6 +78,21 @@ def main(directory: Path) -> None:
         _write_result(directory, ranks.rank, session.model)
     finally:
         dist.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the other end of its standard input is gone.
+
+    A parent that is killed cannot end its ranks, and they would train to the last step for nobody.
+    """
+    if not stat.S_ISFIFO(os.fstat(0).st_mode):
+        return
+
+    def wait() -> None:
+        os.read(0, 1)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _read_job(directory: Path) -> Job:

@@ -12,7 +12,9 @@ from __future__ import annotations
 import json
 import operator
 import os
+import secrets
 import signal
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -23,14 +25,13 @@ from types import NoneType
 from typing import Any
 
 from forge_harness.canonical import canonical_json
-from forge_harness.durable import sync_directory, write_durably
+from forge_harness.durable import remove_partials, sync_directory, write_durably
 from forge_harness.errors import ExitCode, ForgeError, NonFiniteError, UsageError
 from forge_harness.formats.sizes import bytes_on_disk
 from forge_harness.protocols import StepRecord, TrainOptions
 from forge_harness.training.checkpoint import (
     CheckpointError,
     has_session_header,
-    model_weights,
     resume_session,
     saved_model,
 )
@@ -83,18 +84,25 @@ class TrainingDirectory:
 
     path: Path
 
-    def keeper(self, state: Path | None = None) -> KeepsCheckpoints:
+    def keeper(self, state: Path | None = None, scratch: Path | None = None) -> KeepsCheckpoints:
         """Returns where the run's checkpoints are kept.
 
         Args:
             state: Root of a store; None: the one the run was started with, if any.
+            scratch: Directory for copies out of a store; None: one in the run's, for whoever
+                trains there.
         """
+        saved: dict[str, Any] = {}
+        with suppress(OSError, TypeError, ValueError):
+            saved = dict(json.loads((self.path / OPTIONS).read_bytes()))
         if state is None:
-            with suppress(OSError, KeyError, TypeError, ValueError):
-                state = Path(json.loads((self.path / OPTIONS).read_bytes())["state"])
+            with suppress(KeyError, TypeError):
+                state = Path(saved["state"])
         if state is None:
             return DirectoryCheckpoints(self.path / CHECKPOINTS)
-        return StateCheckpoints(state, self.path.resolve().name, self.path / _SCRATCH)
+        owner = str(saved.get("run", "")) if saved else secrets.token_hex(8)
+        run = self.path.resolve().name
+        return StateCheckpoints(state, run, scratch or self.path / _SCRATCH, owner)
 
     def options(self) -> tuple[str, TrainOptions]:
         """Returns task and options of the run.
@@ -169,16 +177,16 @@ def train_to_directory(
 
     Raises:
         UsageError: The directory is in use, or there is nothing to resume.
-        TrainingInterrupted: SIGINT or SIGTERM arrived; a checkpoint was written after the step
-            in progress. A second signal stops at once.
+        TrainingInterrupted: SIGINT, SIGTERM or SIGHUP arrived; a checkpoint was written after the
+            step in progress. A second signal stops at once.
         NonFiniteError: A value was not finite; a checkpoint from before that step was written.
-        ForgeError: The file system refused a write.
+        UsageError: The file system refused a write.
     """
     directory = TrainingDirectory(Path(out))
     parts: dict[str, Any] = {"build_model": build_model, "load": load, "loss": loss}
     keeper = directory.keeper(state)
     if resume:
-        session = _resumed(directory, keeper, task, options, parts)
+        session = _resumed(directory, keeper, task, options, parts, on_note)
         if lost := _keep_steps(directory.path / STEPS, session.step_index):
             on_note(lost)
     else:
@@ -190,8 +198,8 @@ def train_to_directory(
             content: dict[str, Any] = {"task": task, "options": _json_options(options)}
             if record := model_record(session.model):
                 content["model"] = record
-            if state is not None:
-                content["state"] = str(state.resolve())
+            if isinstance(keeper, StateCheckpoints):
+                content |= {"state": str(keeper.root.resolve()), "run": keeper.owner}
             write_durably(directory.path / OPTIONS, canonical_json(content))
         _train(session, directory, keeper, checkpoint_every, on_step)
         result = _finish(session, directory)
@@ -199,9 +207,9 @@ def train_to_directory(
         keeper.finish(directory.path / PACKAGE if ternary else None, result)
         return result
     except OSError as error:
-        raise ForgeError(
+        raise UsageError(
             f"Cannot write to {str(directory.path)!r}: {error.strerror or error}; free space or "
-            "choose another directory, then resume."
+            "choose another directory. --resume goes on from the last checkpoint, if there is one."
         ) from error
 
 
@@ -228,8 +236,8 @@ def _started(
     if source is None:
         return QATSession(task, options, **parts)
     if _is_session(source):
-        file = newest_checkpoint(source)
-        weights, record = model_weights(file), saved_model(file)
+        with _newest_of(source) as file:
+            weights, record = saved_model(file)
         build_model = None if record is None else recorded_builder({**record, "compute": "exact"})
     else:
         file, start = source, read_start(source)
@@ -242,6 +250,19 @@ def _started(
         raise CheckpointError(
             f"The weights in {file.name} do not fit the model of {task!r}: {reason}"
         ) from error
+
+
+@contextmanager
+def _newest_of(path: Path) -> Iterator[Path]:
+    """Yields the checkpoint itself, or the newest one of a run, in whose directory nothing changes.
+
+    It may be read-only, or another process may be training there.
+    """
+    if not path.is_dir():
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="forge-checkpoint-") as scratch:
+        yield TrainingDirectory(path).keeper(scratch=Path(scratch)).newest()
 
 
 def _is_session(path: Path) -> bool:
@@ -257,8 +278,10 @@ def _resumed(
     task: str,
     options: TrainOptions,
     parts: Mapping[str, Any],
+    on_note: OnNote,
 ) -> QATSession:
-    newest = keeper.newest()
+    newest = keeper.resumable(on_note)
+    remove_partials(directory.path)
     parts = {**parts, "build_model": parts["build_model"] or directory.build_model()}
     return resume_session(task, options, newest, **parts)
 
@@ -321,16 +344,24 @@ def _train(
             if every and session.step_index % every == 0:
                 save()
         save()
+        if noted.is_set():  # While it was saved.
+            raise TrainingInterrupted(
+                f"Interrupted after {steps} of {steps} steps; continue with --resume."
+            )
 
 
 @contextmanager
 def _signals_noted() -> Iterator[threading.Event]:
-    """Turns the first SIGINT or SIGTERM into an event, so that no step is cut in half."""
+    """Turns the first SIGINT, SIGTERM or SIGHUP into an event, so that no step is cut in half."""
     noted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield noted
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.Signals[n] for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
+    # None: a handler that was not set by Python, and cannot be set again from here. One that is
+    # ignored stays so: nohup, and a shell's background jobs, mean it.
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in numbers}
+    before = {n: handler for n, handler in before.items() if handler is not signal.SIG_IGN}
 
     def note(number: int, _: object) -> None:
         noted.set()

@@ -74,3 +74,18 @@ def test_what_was_made_for_a_refused_run_is_not_left(invoke, tmp_path):
     result = invoke(*TRAIN, tmp_path / "out", "--from-checkpoint", tmp_path / "none")
     assert result.exit_code == ExitCode.USAGE
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP"])
+def test_a_stop_outside_of_the_steps_is_an_interruption_too(tmp_path, number):
+    """While quality is measured: the default of these signals is to die without a word."""
+    code = (
+        "import os, signal, sys; from forge_harness.training import session\n"
+        f"session.QATSession.evaluate = lambda self: os.kill(os.getpid(), signal.{number})\n"
+        "from forge_harness.cli import main; main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", code, *TRAIN[:-2], "2", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == ExitCode.INTERRUPTED, done.stderr
+    assert done.stderr.endswith("Interrupted.\n")
+    assert (tmp_path / "out" / "checkpoints" / "step-2.safetensors").exists()

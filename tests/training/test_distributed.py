@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -71,3 +76,40 @@ def test_time_is_bounded() -> None:
 def test_ranks_must_fit_the_batch(ranks: int, accumulation: int) -> None:
     with pytest.raises(ConfigError):
         train_distributed("digits", TrainOptions(accumulation=accumulation), ranks=ranks)
+
+
+def ranks_below(directory: Path) -> list[int]:
+    """Process ids of ranks whose job is below a directory."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = place.read_bytes().decode(errors="replace").split("\0")
+            if "forge_harness.training.rank" in words and any(str(directory) in w for w in words):
+                found.append(int(place.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks processes up in /proc")
+@pytest.mark.timeout(300)
+def test_ranks_end_when_who_started_them_is_killed(tmp_path: Path) -> None:
+    code = (
+        "from forge_harness.protocols import TrainOptions\n"
+        "from forge_harness.training import train_distributed\n"
+        "train_distributed('digits', TrainOptions(steps=1_000_000, batch_size=8), ranks=2)"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    parent = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    try:
+        # They are in their steps once they have met.
+        until(lambda: len(ranks_below(tmp_path)) == 2 and list(tmp_path.rglob("rendezvous")))
+    finally:
+        parent.kill()
+        parent.wait()
+    until(lambda: not ranks_below(tmp_path))
+
+
+def until(true: Callable[[], object], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

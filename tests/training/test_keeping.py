@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import torch
 
 from forge_harness.errors import ForgeError
 from forge_harness.protocols import StepRecord, TrainOptions
-from forge_harness.state import Store
+from forge_harness.security.keys import Keyring
+from forge_harness.security.sealing import KeyringSealer
+from forge_harness.state import NewState, Store
 from forge_harness.training import CheckpointError, train_to_directory
 from forge_harness.training.checkpoint import read_checkpoint
-from forge_harness.training.keeping import StateCheckpoints
 from forge_harness.training.runner import TrainingDirectory
 
 OPTIONS = TrainOptions(steps=6, batch_size=16)
@@ -84,7 +86,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> Non
     states = tmp_path / "states"
     train_to_directory("digits", tmp_path / "run", OPTIONS, checkpoint_every=3, state=states)
     damage(states, "run/step-6")
-    keeper = StateCheckpoints(states, "run", tmp_path / "scratch")
+    keeper = TrainingDirectory(tmp_path / "run").keeper(scratch=tmp_path / "scratch")
     assert keeper.newest().name == "step-3.safetensors"
     damage(states, "run/step-3")
     with pytest.raises(CheckpointError, match="no sound checkpoint of run 'run'"):
@@ -105,3 +107,113 @@ def test_a_store_that_is_gone_is_one_sentence(tmp_path: Path) -> None:
     shutil.rmtree(states)
     with pytest.raises(ForgeError, match="There is no state store"):
         train_to_directory("digits", tmp_path / "run", OPTIONS, resume=True)
+
+
+def test_runs_of_one_name_that_began_at_once_keep_what_was_first(tmp_path: Path) -> None:
+    states = tmp_path / "states"
+    other = TrainOptions(steps=6, batch_size=16, seed=7)
+
+    def begin_another(record: StepRecord, _: int) -> None:
+        if record.step == 0:
+            train_to_directory("digits", tmp_path / "b/run", other, state=states)
+
+    with pytest.raises(CheckpointError, match=r"another run 'run' \(run/step-6\)"):
+        train_to_directory(
+            "digits", tmp_path / "a/run", OPTIONS, state=states, on_step=begin_another
+        )
+    assert names(states) == ["run/metrics", "run/package", "run/step-6"]
+    with pytest.raises(CheckpointError, match="another run 'run'"):
+        train_to_directory("digits", tmp_path / "a/run", OPTIONS, resume=True)
+    assert train_to_directory("digits", tmp_path / "b/run", other, resume=True)["seed"] == 7
+
+
+def test_commits_of_other_runs_do_not_keep_a_checkpoint_out(tmp_path: Path) -> None:
+    states = tmp_path / "states"
+
+    def commit_beside(record: StepRecord, _: int) -> None:
+        with Store.open(states) as store:
+            state = NewState(phase="phase5", kind="metrics", name=f"s{record.step}", files={})
+            store.commit([state])
+
+    train_to_directory("digits", tmp_path / "run", OPTIONS, state=states, on_step=commit_beside)
+    assert {"run/step-6", "s0", "s5"} <= set(names(states))
+
+
+def test_a_run_of_an_earlier_build_goes_on_in_its_store(tmp_path: Path) -> None:
+    """Neither its training.json nor its states say which run they are of."""
+    out, states = tmp_path / "run", tmp_path / "states"
+    with pytest.raises(Stop):
+        train_to_directory(
+            "digits", out, OPTIONS, checkpoint_every=2, state=states, on_step=stop_at(4)
+        )
+    saved = json.loads((out / "training.json").read_bytes())
+    del saved["run"]
+    (out / "training.json").write_text(json.dumps(saved))
+    with Store.open(states) as store:
+        for state in store.list(phase="phase5", kind="checkpoint"):
+            metadata = {key: value for key, value in state.metadata.items() if key != "run"}
+            fields = {"phase": state.phase, "kind": state.kind, "name": state.name}
+            store.commit([NewState(**fields, files=dict(state.files), metadata=metadata)])
+    assert train_to_directory("digits", out, OPTIONS, resume=True)["steps"] == 6
+
+
+@pytest.mark.parametrize("name", ["n" * 250, os.fsdecode(b"bad\xff")])
+def test_a_name_no_store_takes_is_refused_before_it_trains(tmp_path: Path, name: str) -> None:
+    seen: list[StepRecord] = []
+    with pytest.raises(CheckpointError, match="cannot keep a run under the name"):
+        train_to_directory(
+            "digits",
+            tmp_path / name,
+            OPTIONS,
+            state=tmp_path / "states",
+            on_step=lambda record, _: seen.append(record),
+        )
+    assert not seen
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_state_that_is_named_like_a_checkpoint_is_none(tmp_path: Path) -> None:
+    states = tmp_path / "states"
+    train_to_directory("digits", tmp_path / "run", OPTIONS, state=states)
+    with Store.open(states) as store:
+        state = NewState(phase="phase5", kind="checkpoint", name="run/step-final", files={})
+        store.commit([state])
+    assert train_to_directory("digits", tmp_path / "run", OPTIONS, resume=True)["steps"] == 6
+
+
+def test_starting_from_a_run_leaves_its_directory_alone(tmp_path: Path) -> None:
+    """Its checkpoints are in a store; it may be read-only, or another process may train there."""
+    states = tmp_path / "states"
+    train_to_directory("digits", tmp_path / "run", OPTIONS, state=states)
+    scratch = tmp_path / "run/.checkpoint"
+    scratch.touch()  # Nothing can be made below it.
+    before = sorted(tmp_path.joinpath("run").rglob("*"))
+    train_to_directory("digits", tmp_path / "on", OPTIONS, from_checkpoint=tmp_path / "run")
+    assert sorted(tmp_path.joinpath("run").rglob("*")) == before
+
+
+def test_a_damaged_state_is_said_when_the_run_goes_on_from_the_one_before(tmp_path: Path) -> None:
+    out, states, said = tmp_path / "run", tmp_path / "states", []
+    result = train_to_directory("digits", out, OPTIONS, checkpoint_every=3, state=states)
+    damage(states, "run/step-6")
+    again = train_to_directory("digits", out, OPTIONS, resume=True, on_note=said.append)
+    assert again == result
+    assert len(said) == 1
+    assert "The run goes on from run/step-3." in said[0]
+
+
+def test_a_sealed_store_is_refused_before_it_trains(tmp_path: Path) -> None:
+    states = tmp_path / "states"
+    content = NewState(phase="phase5", kind="model", name="m", files={"data": b"x"})
+    with Store.open(states, sealer=KeyringSealer(Keyring.new())) as store:
+        store.commit([content])
+    with pytest.raises(ForgeError, match="sealed contents and was opened without a key"):
+        train_to_directory("digits", tmp_path / "run", OPTIONS, state=states)
+    assert not (tmp_path / "run").exists()
+
+
+def test_looking_whether_a_store_can_be_written_writes_nothing(tmp_path: Path) -> None:
+    states = tmp_path / "states"
+    TrainingDirectory(tmp_path / "run").keeper(states).begin()
+    with Store.open(states) as store:
+        assert store.generations() == []

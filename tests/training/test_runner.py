@@ -64,7 +64,7 @@ def interrupt_at(step: int, number: signal.Signals):
     return on_step
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_leaves_a_checkpoint_that_resumes_bit_for_bit(
     tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -85,6 +85,80 @@ def test_signal_leaves_a_checkpoint_that_resumes_bit_for_bit(
     _, ours = read_checkpoint(newest_checkpoint(out))
     _, theirs = read_checkpoint(newest_checkpoint(tmp_path / "through"))
     assert all(torch.equal(ours[k].nan_to_num(), theirs[k].nan_to_num()) for k in theirs)
+
+
+def test_signal_while_the_last_checkpoint_is_written_is_not_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = DirectoryCheckpoints.save
+
+    def signalled(self: DirectoryCheckpoints, session: QATSession) -> None:
+        save(self, session)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DirectoryCheckpoints, "save", signalled)
+        with pytest.raises(TrainingInterrupted, match="after 6 of 6 steps"):
+            train_to_directory("digits", tmp_path / "run", OPTIONS)
+    assert not (tmp_path / "run/metrics.json").exists()
+    assert train_to_directory("digits", tmp_path / "run", OPTIONS, resume=True)["steps"] == 6
+
+
+def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        train_to_directory(
+            "digits", tmp_path / "run", OPTIONS, on_step=interrupt_at(2, signal.SIGHUP)
+        )
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert len(lines(tmp_path / "run")) == 6
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    out, said = tmp_path / "run", []
+    result = train_to_directory("digits", out, OPTIONS, checkpoint_every=3)
+    newest = out / "checkpoints/step-6.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    again = train_to_directory("digits", out, OPTIONS, resume=True, on_note=said.append)
+    assert again == result
+    assert len(lines(out)) == 6
+    assert len(said) == 1
+    assert said[0].startswith("step-6.safetensors is ")
+    assert said[0].endswith("The run goes on from step-3.safetensors.")
+    for file in (out / "checkpoints").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"step-6\.safetensors is not a checkpoint"):
+        train_to_directory("digits", out, OPTIONS, resume=True)
+
+
+def test_what_killed_writes_left_is_gone_when_the_run_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train_to_directory("digits", out, OPTIONS)
+    left = [
+        out / "checkpoints/.step-6.safetensors.41-0123abcd.partial",
+        out / ".metrics.json.41-0123abcd.partial",
+        out / ".package.41-0123abcd.partial",
+    ]
+    left[0].touch()
+    left[1].touch()
+    left[2].mkdir()
+    (left[2] / "model.safetensors").touch()
+    mine = out / ".mine.partial"
+    mine.touch()
+    train_to_directory("digits", out, OPTIONS, resume=True)
+    assert not [path for path in left if path.exists()]
+    assert mine.exists()
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_says_so(tmp_path: Path) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_to_directory("digits", tmp_path / "run", OPTIONS, on_step=die)
+    with pytest.raises(CheckpointError, match="stopped before its first; start it again in a new"):
+        train_to_directory("digits", tmp_path / "run", OPTIONS, resume=True)
 
 
 def test_newest_checkpoint_is_chosen_by_step(tmp_path: Path) -> None:
@@ -321,8 +395,9 @@ def test_refused_write_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ForgeError, match="No space left on device; free space"):
+    with pytest.raises(ForgeError, match="No space left on device; free space") as caught:
         train_to_directory("digits", tmp_path / "run", OPTIONS)
+    assert caught.value.exit_code == 4
 
 
 def invoke(*arguments: str):
@@ -349,6 +424,10 @@ def test_command_resumes_only_the_same_run(tmp_path: Path, monkeypatch: pytest.M
     assert isinstance(other.exception, UsageError)
     assert "has steps 6, and 7 was asked for" in str(other.exception)
     assert invoke("--resume", "--out", "run", "--steps", "6").return_value == 0
+    # Of the recipe, and not given when the run began.
+    assert invoke("--resume", "--out", "run", "--learning-rate", "0.003").return_value == 0
+    more = invoke("--resume", "--out", "run", "--learning-rate", "0.004")
+    assert "has learning_rate 0.003, and 0.004 was asked for" in str(more.exception)
     assert len(lines(tmp_path / "run")) == 6
 
 
