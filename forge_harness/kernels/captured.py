@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .backends import Backend
+from .dispatch import unwatched_linear
 from .packed import PackedTernary
 
 # True, or above 0, while something records or intercepts operators.
@@ -31,8 +32,6 @@ def ternary_linear(
     path: str | None,
 ) -> Tensor:
     """`forge_harness.kernels.ternary_linear`, the packed weight in pieces, without `out`."""
-    from .ops import unwatched_linear
-
     packed = PackedTernary(data, rows, columns, scale)
     return unwatched_linear(x, packed, bias, cast(Backend, backend), path)
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from forge_harness.errors import BackendUnavailableError, NonTernaryCodeError
+from forge_harness.errors import BackendUnavailableError
 
 from . import captured
 from .backends import Backend, native, native_if_loaded, product_path, which
 from .captured import dispatch_modes, is_compiling
+from .dispatch import (
+    DTYPES,
+    gpu_module,
+    native_linear,
+    not_floating,
+    readable,
+    reference_codes,
+    refuse_path,
+    thread_count,
+    unwatched_linear,
+)
 from .packed import PackedTernary
-
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-"""dtype -> its number in the native calls (csrc/cpu/path.h)."""
-
-# Bound once: looking a name up in a module takes as long as calling it.
-thread_count = torch.get_num_threads
-_changed = torch._C._increment_version  # torch.autograd.graph.increment_version takes twice as long
 
 
 def ternary_linear(
@@ -92,34 +94,8 @@ def ternary_linear(
     # The usual case asks nothing twice.
     extension = native_if_loaded()
     if extension and on_cpu and backend in ("auto", "native"):
-        return _native_linear(extension, x, packed, bias, path, out)
+        return native_linear(extension, x, packed, bias, path, out)
     return unwatched_linear(x, packed, bias, backend, path, out)
-
-
-def unwatched_linear(
-    x: Tensor,
-    packed: PackedTernary,
-    bias: Tensor | None,
-    backend: Backend,
-    path: str | None,
-    out: Tensor | None = None,
-) -> Tensor:
-    """`ternary_linear` after its checks, where nothing records operators."""
-    if not x.is_floating_point():
-        raise TypeError(_not_floating(x))
-    if x.device != packed.data.device:
-        raise ValueError(
-            f"x is on {x.device}, the packed weight on {packed.data.device}; move one of them."
-        )
-    tokens = x.numel() // packed.columns
-    chosen = which(
-        "ternary_linear", backend, device=x.device.type, tokens=tokens, weight=packed.shape
-    )
-    if chosen == "native":
-        return _native_linear(native(), x, packed, bias, path, out)
-    _refuse_path(path, chosen)
-    y = _other_linear(chosen, x, packed, bias)
-    return y if out is None else out.copy_(y)
 
 
 def ternary_matmul(
@@ -151,7 +127,7 @@ def ternary_matmul(
     chosen = which(
         "ternary_matmul", backend, device=q.device.type, tokens=len(q), weight=packed.shape
     )
-    _refuse_path(path, chosen)
+    refuse_path(path, chosen)
     q = q.contiguous().resolve_neg()
     if chosen == "native":
         _refuse_watched(q, "ternary_matmul")
@@ -170,8 +146,8 @@ def ternary_matmul(
     if chosen == "reference":
         from forge_kernels import reference
 
-        return reference.exact_matmul(q, _reference_codes(packed)).to(torch.int32)
-    result: Tensor = _gpu(chosen).ternary_matmul(q, packed.data, packed.rows)
+        return reference.exact_matmul(q, reference_codes(packed)).to(torch.int32)
+    result: Tensor = gpu_module(chosen).ternary_matmul(q, packed.data, packed.rows)
     return result
 
 
@@ -196,18 +172,18 @@ def quantize_activations(
     if x.dim() == 0 or x.shape[-1] == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}; expected (..., K) with K >= 1.")
     if not x.is_floating_point():
-        raise TypeError(_not_floating(x))
+        raise TypeError(not_floating(x))
     chosen = which("quantize_activations", backend, device=x.device.type)
-    _refuse_path(path, chosen)
+    refuse_path(path, chosen)
     if chosen == "native":
         _refuse_watched(x, "quantize_activations")
-        values = _readable(x.detach())
+        values = readable(x.detach())
         codes = values.new_empty(x.shape, dtype=torch.int8)
         scales = values.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
         native().quantize(
             product_path(path),
             values.data_ptr(),
-            _DTYPES[values.dtype],
+            DTYPES[values.dtype],
             scales.numel(),
             x.shape[-1],
             codes.data_ptr(),
@@ -220,83 +196,8 @@ def quantize_activations(
 
         return reference.absmax_int8(x)
     flat = x.detach().resolve_neg().reshape(-1, x.shape[-1])
-    q, scale = _gpu(chosen).quantize_activation(flat)[:2]
+    q, scale = gpu_module(chosen).quantize_activation(flat)[:2]
     return q.reshape(x.shape), scale.reshape(*x.shape[:-1], 1)
-
-
-def _native_linear(
-    extension: Any,  # noqa: ANN401 - the module
-    x: Tensor,
-    packed: PackedTernary,
-    bias: Tensor | None,
-    path: str | None,
-    out: Tensor | None,
-) -> Tensor:
-    code = _DTYPES.get(x.dtype)
-    if code is None:
-        if not x.is_floating_point():
-            raise TypeError(_not_floating(x))
-        y = _native_linear(extension, x.float(), packed, bias, path, None)
-        return y.to(x.dtype) if out is None else out.copy_(y)
-    if x.is_neg() or not x.is_contiguous():
-        x = _readable(x)
-    y = x.new_empty((*x.shape[:-1], packed.rows)) if out is None else out
-    addend = None if bias is None else _readable(bias.detach().to(torch.float32))
-    columns = packed.columns
-    extension.linear(
-        product_path(path),
-        x.data_ptr(),
-        code,
-        x.numel() // columns,
-        columns,
-        packed.data.data_ptr(),
-        packed.rows,
-        packed.scale.data_ptr(),
-        packed.is_rowwise,
-        0 if addend is None else addend.data_ptr(),
-        y.data_ptr(),
-        code,
-        thread_count(),
-    )
-    if out is not None:
-        _changed((out,))  # or a backward that kept it would take the new values for the old ones
-    return y
-
-
-def _other_linear(chosen: str, x: Tensor, packed: PackedTernary, bias: Tensor | None) -> Tensor:
-    if chosen == "reference":
-        from forge_kernels import reference
-
-        y = reference.ternary_linear(x, _reference_codes(packed), packed.scale.reshape(-1))
-        return (y if bias is None else y + bias.detach().float()).to(x.dtype)
-    flat = x.detach().resolve_neg().reshape(-1, packed.columns)
-    gpu = _gpu(chosen)
-    result: Tensor = gpu.ternary_linear(
-        flat, packed.data, packed.rows, packed.scale.reshape(-1), bias
-    )
-    return result.reshape(*x.shape[:-1], packed.rows)
-
-
-def _reference_codes(packed: PackedTernary) -> Tensor:
-    from forge_kernels import layout
-
-    try:
-        return layout.unpack_blocks(packed.data, packed.rows, packed.columns)
-    except ValueError as error:
-        raise NonTernaryCodeError(f"{error}: the packed weight is damaged.") from None
-
-
-def _readable(x: Tensor) -> Tensor:
-    """Returns x as the native kernels read it: contiguous, its sign in its values, fp32 or bf16."""
-    return (x if x.dtype in _DTYPES else x.float()).resolve_neg().contiguous()
-
-
-def _refuse_path(path: str | None, backend: str) -> None:
-    if path is not None and backend != "native":
-        raise BackendUnavailableError(
-            f"Kernel path {path!r} is one of the native backend, and {backend} would run; leave "
-            "the path out, or see native_problem() for why native cannot run."
-        )
 
 
 def _refuse_watched(tensor: Tensor, op: str) -> None:
@@ -322,14 +223,3 @@ def _check_out(out: Tensor, x: Tensor, shape: torch.Size, rows: int) -> None:
         raise ValueError(
             "out requires a gradient; expected one that does not: none flows through the product."
         )
-
-
-def _not_floating(x: Tensor) -> str:
-    return f"x has dtype {x.dtype}; expected floating activations."
-
-
-def _gpu(backend: str) -> Any:  # noqa: ANN401 - the module, imported late
-    import importlib
-
-    name = "forge_kernels.triton.ops" if backend == "triton" else "forge_kernels.cuda"
-    return importlib.import_module(name)

@@ -18,7 +18,7 @@ from .guard import Guard
 from .health import Health, State
 from .metrics import Metrics
 from .problems import CANCELLED, INTERNAL, NOT_FOUND, WRONG_METHOD, Outcome, Problem
-from .routes import Route
+from .route import Route
 
 _UNMATCHED = "unmatched"
 """Label of requests for no route: their paths are the client's, and would be labels for ever."""

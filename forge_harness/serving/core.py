@@ -17,7 +17,8 @@ from .health import Health, State
 from .metrics import Metrics
 from .package import Classifier, Served
 from .problems import NOT_READY, Problem
-from .routes import Api, Route
+from .route import Route
+from .routes import Api
 from .settings import Settings
 
 _log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from .streaming import MEDIA_TYPE as EVENTS_TYPE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from .routes import Route
+    from .route import Route
 
 _HEADERS = {
     "X-Request-Id": {"schema": {"type": "string"}, "description": "The one sent, or a new one."},

@@ -1,11 +1,10 @@
-"""The routes: what each does, and the permission it needs."""
+"""What each route does, and the permission it needs."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from forge_harness.security.access import PUBLIC, Permission
@@ -14,7 +13,7 @@ from .admission import Admission
 from .batcher import Prediction
 from .completer import Completed
 from .engine import Engine
-from .exchange import Exchange, Handler, Reply, dump, json_body
+from .exchange import Exchange, Reply, dump, json_body
 from .health import Health
 from .inputs import completion_of, rows_of
 from .jobs import Job
@@ -23,32 +22,10 @@ from .metrics import Metrics
 from .openapi import document
 from .package import Classifier, Completer, Served, describe
 from .problems import CANCELLED, NOT_FOUND, WRONG_MEDIA_TYPE, Problem
+from .route import Gate, Route
 from .settings import Settings
 from .streaming import MEDIA_TYPE as EVENTS_TYPE
 from .streaming import TokenStream, text_of, usage
-
-Gate = Callable[[Exchange], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """A route.
-
-    Attributes:
-        path: Exact.
-        method: Of HTTP.
-        permission: What it needs; None is refused when the server starts.
-        handler: Answers.
-        action: Its name in the audit log; "": health checks, which must not depend on a disk.
-        gate: Raises what can be said before the body is there; asked before the handler.
-    """
-
-    path: str
-    method: str
-    permission: Permission | None
-    handler: Handler
-    action: str
-    gate: Gate | None = None
 
 
 class Api:

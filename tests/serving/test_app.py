@@ -18,7 +18,7 @@ from forge_harness.serving.health import Health
 from forge_harness.serving.metrics import Metrics
 from forge_harness.serving.package import load_served
 from forge_harness.serving.problems import NOT_AUDITED, OVERLOADED, Problem
-from forge_harness.serving.routes import Route
+from forge_harness.serving.route import Route
 from forge_harness.serving.server import Server
 from forge_harness.serving.settings import Settings
 
