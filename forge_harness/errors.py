@@ -191,6 +191,8 @@ class VerificationError(ForgeError):
 class NonFiniteError(ForgeError):
     """Training met a NaN or an infinity and stopped before it reached the weights."""
 
+    exit_code = ExitCode.GATE_FAILED
+
 
 class NonTernaryCodeError(ForgeError, ValueError):
     """A code outside -1, 0, +1 was given to a packer or found in packed bytes."""

@@ -23,6 +23,7 @@ COMMANDS = {
     "run": ("run:run_command", "Validate a subject: run the suites, score, report."),
     "gate": ("gate:gate_command", "Exit by the verdict of a run; for CI."),
     "report": ("report:report_command", "Write the reports of a run again."),
+    "compare": ("compare:compare_command", "Show what changed from one run to another."),
     "explain": ("explain:explain_command", "Show which checks cost how many points."),
     "verify": ("verify:verify_command", "Recompute what a run claims, or a signature."),
     "train": ("train:train_command", "Train a reference model."),

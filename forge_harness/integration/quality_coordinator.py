@@ -8,7 +8,7 @@ missing is not measured, and nothing else than PASS is green.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from forge_harness.errors import ConfigError, unknown_choice
@@ -24,6 +24,9 @@ _BASELINE_DROP = "baseline.score_drop.at_most"
 _BASELINE_WORSENING = "baseline.gate_worsening.at_most"
 _MACHINE = ("os", "machine", "cpu", "cpu_usable")
 _WORST_FIRST = (Outcome.FAIL, Outcome.ERROR, Outcome.NOT_MEASURED, Outcome.PASS)
+_TIMES = ("s",)
+"""Units of wall clock. Where jobs differ by 8 % (one standard deviation), one comparison in three
+is 5 % off with nothing changed; ratios within one run are what the performance suite has."""
 _NON_FINITE = ("nan", "inf", "-inf")
 """How evidence writes them, JSON having no word for them."""
 _PASSING = (Verdict.PASS, Verdict.PASS_WITH_WARNINGS)
@@ -171,7 +174,8 @@ class QualityCoordinator:
     ) -> BaselineComparison:
         """Compares a run with the baseline, gate by gate and by score.
 
-        Runs of another machine class, policy, subject or scope are refused, never adjusted.
+        Runs of another machine class, policy, subject or scope are refused, never adjusted. Times
+        are shown and not judged.
 
         Args:
             record: The run that is judged.
@@ -274,6 +278,9 @@ class QualityCoordinator:
             return self._unmeasured(now.gate, f"the baseline has no value of {now.gate}")
         if now.value is None:
             return self._unmeasured(now.gate, f"{now.gate}, which the baseline has: {now.reason}")
+        if now.unit in _TIMES:
+            reason = f"{now.gate} is a time, and those of two runs differ by themselves: not judged"
+            return replace(now, outcome=Outcome.NOT_MEASURED, limits=(), reason=reason)
         share = self.policy.threshold(_BASELINE_WORSENING)
         room = abs(then.value) * share
         signs = {Direction.AT_LEAST: -1, Direction.AT_MOST: 1}

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,8 @@ from forge_harness.cli import app
 from forge_harness.integration.recording import Recording
 from forge_harness.policy import CatalogueEntry, Policy
 from forge_harness.record import EvidenceRecord, ItemRecord, SubjectRecord
-from forge_harness.scoring import RunContext, Scope
+from forge_harness.rundir import RunDirectory, read_items, read_policy, read_record
+from forge_harness.scoring import RunContext, Scope, assemble, context_of
 from forge_harness.types import Outcome, Profile, Severity
 
 CHECKS = (
@@ -141,3 +143,23 @@ def run_of(tmp_path) -> Callable[..., Path]:
 def make() -> SimpleNamespace:
     """The builders above, for tests that cannot import a neighbour under importlib mode."""
     return SimpleNamespace(policy=make_policy, item=make_item, checks=CHECKS)
+
+
+@pytest.fixture
+def measured(run_of):
+    """Makes runs that say what machine they are of, under a policy that compares runs."""
+
+    def build(cpu: str = "Xeon", **outcomes: object) -> Path:
+        run = run_of(**outcomes)
+        record = read_record(run)
+        limits = {"baseline.score_drop.at_most": 2.0, "baseline.gate_worsening.at_most": 0.02}
+        policy = read_policy(run).model_copy(update={"thresholds": limits})
+        machine = {"os": "Linux", "machine": "x86_64", "cpu": cpu, "cpu_usable": 2}
+        context = replace(context_of(record), environment=machine)
+        directory = RunDirectory.open_existing(run)
+        changed = assemble(policy, read_items(run), scope=record.scope, context=context)
+        directory.write_final(changed, policy)
+        directory.seal()
+        return run
+
+    return build

@@ -1,7 +1,6 @@
 """gate: the exit code CI trusts."""
 
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -190,28 +189,6 @@ def test_a_gate_that_fails_shows_an_error_in_github(invoke, run_of, monkeypatch)
     assert "::error title=data.alpha (critical)%3A flaky::why flaky" in flaky.output
 
 
-MACHINE = {"os": "Linux", "machine": "x86_64", "cpu": "Xeon", "cpu_usable": 2}
-
-
-@pytest.fixture
-def measured(run_of):
-    """Makes runs that say what machine they are of, under a policy that compares runs."""
-
-    def build(machine=MACHINE, **outcomes):
-        run = run_of(**outcomes)
-        record = read_record(run)
-        limits = {"baseline.score_drop.at_most": 2.0, "baseline.gate_worsening.at_most": 0.02}
-        policy = read_policy(run).model_copy(update={"thresholds": limits})
-        context = replace(context_of(record), environment=machine)
-        directory = RunDirectory.open_existing(run)
-        changed = assemble(policy, read_items(run), scope=record.scope, context=context)
-        directory.write_final(changed, policy)
-        directory.seal()
-        return run
-
-    return build
-
-
 @pytest.mark.parametrize(
     ("outcomes", "before", "code", "sentence"),
     [
@@ -236,7 +213,7 @@ def test_what_is_worse_than_the_baseline_is_an_error_in_github(invoke, measured,
 
 
 def test_a_run_of_another_machine_is_no_baseline(invoke, measured):
-    other = measured({**MACHINE, "cpu": "EPYC"})
+    other = measured(cpu="EPYC")
     result = invoke("gate", measured(), "--baseline", other)
     assert result.exit_code == ExitCode.BASELINE_MISSING
     assert "The baseline r1 does not compare: the machine class is" in result.output

@@ -20,6 +20,7 @@ SURFACE = {
     " --state --subject --suite --suite-path --timeout --waivers --workers",
     "gate": "--baseline --fail-on DIR",
     "report": "--baseline --format --out DIR",
+    "compare": "--json BASELINE DIR",
     "explain": "--json --limit --target DIR",
     "verify": "--json --key --signature --threshold DIR",
     "sign": "--keys --openssf --openssf-key --public --signature DIR",

@@ -220,14 +220,19 @@ class TestBaseline:
         [
             (0.99 * 0.98 + 1e-9, 0.05, []),
             (0.99 * 0.98 - 1e-9, 0.05, ["accuracy"]),
-            (0.999, 0.05 * 1.02 - 1e-9, []),
-            (0.999, 0.05 * 1.02 + 1e-9, ["latency"]),
+            (0.999, 0.05 * 2, []),
             (1.0, 0.001, []),
         ],
     )
     def test_worse_beyond_the_tolerance(self, accuracy, latency, lost):
         comparison = self.compare(run_of(accuracy, latency), run_of(0.99, 0.05))
         assert [row.gate for row in comparison.regressions] == lost
+
+    def test_times_of_two_runs_are_shown_and_not_judged(self):
+        comparison = self.compare(run_of(latency=0.09), run_of(latency=0.05))
+        row = next(row for row in comparison.rows if row.gate == "latency")
+        assert (row.outcome, row.value, row.limits) == (Outcome.NOT_MEASURED, 0.09, ())
+        assert "is a time" in row.reason
 
     def test_a_lost_measurement_is_no_improvement(self):
         comparison = self.compare(run_of(accuracy=None), run_of())

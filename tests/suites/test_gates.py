@@ -256,6 +256,15 @@ class AbsoluteTolerance(Coordinator):
         return with_result(result, Outcome.PASS) if wide else result
 
 
+class TimesAreRegressions(Coordinator):
+    """A time is held against that of another run."""
+
+    def _against(self, now, then):
+        result = super()._against(now, then)
+        is_worse = now.unit == "s" and now.value > 1.02 * then.value
+        return with_result(result, Outcome.FAIL) if is_worse else result
+
+
 COORDINATORS = [
     (NanPasses, {"non_finite_fails"}),
     (InfinityIsGood, {"non_finite_fails"}),
@@ -279,6 +288,7 @@ COORDINATORS = [
     (AnyMachine, {"baseline_regression"}),
     (EitherWayIsARegression, {"baseline_regression"}),
     (AbsoluteTolerance, {"baseline_regression"}),
+    (TimesAreRegressions, {"baseline_regression"}),
 ]
 
 

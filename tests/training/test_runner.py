@@ -385,8 +385,9 @@ def test_nan_ends_the_run_with_a_checkpoint_from_before(tmp_path: Path) -> None:
     def loss(model, batch):
         return model(batch.inputs).sum() * float("nan")
 
-    with pytest.raises(NonFiniteError):
+    with pytest.raises(NonFiniteError) as caught:
         train_to_directory("digits", tmp_path / "run", OPTIONS, loss=loss)
+    assert caught.value.exit_code == 1  # Measured and violated; no internal error.
     assert newest_checkpoint(tmp_path / "run").name == "step-0.safetensors"
 
 
