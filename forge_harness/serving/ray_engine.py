@@ -252,14 +252,27 @@ def _cluster(replicas: int, host: str, port: int, stops: Sequence[signal.Signals
                 logging_level=logging.ERROR,
                 configure_logging=False,
             )
-        except SystemExit:  # What Ray's own handler of SIGTERM raises.
-            raise KeyboardInterrupt from None
+        except BaseException as error:
+            # Ray does not know yet what it has started, which would linger for a minute.
+            _kill_children()
+            if isinstance(error, SystemExit):  # What Ray's own handler of SIGTERM raises.
+                raise KeyboardInterrupt from None
+            raise
         _on_signals(stops, _interrupt)
         serve.start(http_options={"host": host, "port": port, "location": "HeadOnly"})
         yield serve
         serve.shutdown()
     finally:
         ray.shutdown()
+
+
+def _kill_children() -> None:
+    """Ends every process below this one; nothing else was started here."""
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def _interrupt() -> None:
