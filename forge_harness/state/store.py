@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import threading
-import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +36,7 @@ from forge_harness.errors import (
 from . import collecting, manifest, verifying
 from .blobs import Blobs, Staged
 from .contents import Contents, NotHeldError, Prepared, Sink
+from .forks import tell_of_forks
 from .fs import Fs, RealFs
 from .head import LOSSES, Head, add_loss, read_head, read_losses, write_head
 from .history import History, states_of
@@ -74,7 +73,7 @@ class Store:
         self._lost: Head | None = None
         self._losses: list[str] = []
         self._index: Index | None = None
-        _instances.add(self)
+        tell_of_forks(self)
 
     @classmethod
     def open(
@@ -468,7 +467,7 @@ class Store:
             self._refresh()
             yield self._history
 
-    def _disown(self) -> None:
+    def disown(self) -> None:
         """Leaves the index to the parent process; called in a child of fork."""
         self._mutex = threading.RLock()  # Another thread may have held it when the process forked.
         if self._index is not None:
@@ -575,18 +574,6 @@ class Store:
         close = nearest(f"{phase}/{name}", (f"{p}/{n}" for p, n in view))
         hint = f" Did you mean {close!r}?" if close else " List the states to see what is there."
         return UnknownStateError(f"There is no state {phase}/{name} in {self.root}.{hint}")
-
-
-_instances: weakref.WeakSet[Store] = weakref.WeakSet()
-
-
-def _disown_all() -> None:
-    for store in list(_instances):
-        store._disown()
-
-
-if hasattr(os, "register_at_fork"):  # Windows has none.
-    os.register_at_fork(after_in_child=_disown_all)
 
 
 @contextlib.contextmanager
