@@ -6,15 +6,26 @@ import os
 import re
 import secrets
 import shutil
+import stat
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
+from forge_harness.forks import Lockable
+
+_OPEN_FILES = r"/proc/{}(/task/\d+)?/fd"
+"""Where Linux has the open files of a process."""
+_MOST_LINKS = 40
+"""As many as Linux follows."""
+_CHUNK_BYTES = 1 << 20
 _PARTIAL = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.partial")
 
 
 def write_durably(path: Path, content: bytes) -> None:
     """Replaces a file: a reader sees the old or the new content, and the new one is on disk.
+
+    What is no plain file is written to instead, as `staged_file` says.
 
     Args:
         path: Target; its directory is created when it is not there.
@@ -34,9 +45,17 @@ def staged_file(path: Path) -> Iterator[Path]:
     The file is flushed to disk before it takes its name, and the name after it. When the block
     raises, nothing of it is left and an old `path` is untouched.
 
+    A device, a pipe or the name of an open file (/dev/stdout) stays what it is: what was written
+    goes through it when the block ends well.
+
     Raises:
         OSError: The file system refused.
     """
+    if is_written_through(path):
+        with tempfile.TemporaryDirectory(prefix="forge-") as scratch:
+            yield (partial := Path(scratch) / "partial")
+            _write_through(partial, path)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _beside(path, "partial")
     try:
@@ -63,9 +82,12 @@ def staged_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
             `.<name>.<pid>-<random>.old`.
 
     Raises:
-        FileExistsError: `path` is there and not an empty directory, and `replace` is not set.
+        FileExistsError: `path` is there and not an empty directory, and `replace` is not set or
+            it is a device, a pipe or the name of an open file.
         OSError: The file system refused.
     """
+    if is_written_through(path):
+        raise FileExistsError(f"{str(path)!r} is no directory and stays what it is")
     if not replace and (path.is_symlink() or path.exists()) and not _is_empty_directory(path):
         raise FileExistsError(f"{str(path)!r} exists and is not an empty directory")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,9 +115,25 @@ def exclusive(path: Path) -> Iterator[None]:
     import fcntl  # Windows has none.
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f"{path.name}.lock").open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    beside = path.with_name(f"{path.name}.lock")
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    with closing(Lockable(os.open(beside, flags, 0o666))) as lock:
+        fcntl.flock(lock.descriptor, fcntl.LOCK_EX)
         yield
+
+
+def is_written_through(path: Path) -> bool:
+    """Returns whether writing leaves in place what is there: no plain file can stand for it.
+
+    As root, a rename would take /dev/null or /dev/stdout from the whole machine.
+    """
+    if _own_descriptor(path) is not None:
+        return True
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # Nothing, or what writing will complain of.
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def remove_partials(path: Path) -> None:
@@ -140,6 +178,38 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _own_descriptor(path: Path) -> int | None:
+    """The open file that /dev/stdout, /dev/fd/1 or a link to such names; None for anything else."""
+    at = path.absolute()
+    for _ in range(_MOST_LINKS):
+        directory = os.path.realpath(at.parent)
+        if at.name.isdecimal() and re.fullmatch(_OPEN_FILES.format(os.getpid()), directory):
+            return int(at.name)
+        if not at.is_symlink():
+            return None
+        at = at.parent / at.readlink()
+    return None
+
+
+def _write_through(source: Path, path: Path) -> None:
+    own = _own_descriptor(path)
+    try:
+        # Opened by its name, an open file would be written to from its start.
+        target = os.open(path, os.O_WRONLY | os.O_CLOEXEC) if own is None else os.dup(own)
+        try:
+            with source.open("rb") as stream:
+                while chunk := stream.read(_CHUNK_BYTES):
+                    view = memoryview(chunk)
+                    while view:
+                        view = view[os.write(target, view) :]
+            if stat.S_ISREG(os.fstat(target).st_mode):
+                os.fsync(target)
+        finally:
+            os.close(target)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, error.filename or str(path)) from error
 
 
 def _beside(path: Path, what: str) -> Path:

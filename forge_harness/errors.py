@@ -102,6 +102,10 @@ class StoreLockedError(StateError):
     """Another process holds the store's lock for longer than the caller would wait."""
 
 
+class SealedStateError(StateError):
+    """The store holds sealed contents and was opened without a key."""
+
+
 class NotAStoreError(StateError):
     """A directory holds something else than a state store, or lies where none is safe."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from forge_harness.integration.baselines import AcceptedRun
 from forge_harness.policy import Policy
 from forge_harness.record import RunRecord
 from forge_harness.rundir import DiskFullError, RunDirectory, is_full
@@ -18,7 +19,7 @@ def finish_run(
     policy: Policy,
     formats: Sequence[str] = DEFAULT_FORMATS,
     *,
-    baseline: RunRecord | None = None,
+    baseline: AcceptedRun | None = None,
 ) -> list[Path]:
     """Writes run.json, policy.json and the reports, and seals the directory.
 
@@ -54,7 +55,7 @@ def _reports(
     record: RunRecord,
     policy: Policy,
     formats: Sequence[str],
-    baseline: RunRecord | None,
+    baseline: AcceptedRun | None,
 ) -> list[Path]:
     if not formats:
         return []

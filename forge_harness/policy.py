@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -166,14 +166,19 @@ def load_policy(
             or unit that does not exist.
     """
     shipped = suites_dir()
-    values = read_toml(shipped / "policy.toml")
+    values = dict(_read_shipped(shipped / "policy.toml"))
     what = "Policy"
     if policy_file is not None:
         own = read_toml(policy_file)
         _refuse_misfits(policy_file, own, _flatten(values["thresholds"]))
         values = _overlay(values, own)
         what = str(policy_file)
-    checks = list(read_toml(catalogue_file or shipped / "catalogue.toml").get("check", []))
+    catalogue = (
+        _read_shipped(shipped / "catalogue.toml")
+        if catalogue_file is None
+        else read_toml(catalogue_file)
+    )
+    checks = list(catalogue.get("check", []))
     tables = {name: _flatten(values.pop(name, {})) for name in ("thresholds", "units")}
     try:
         return Policy.model_validate({**values, **tables, "catalogue": checks})
@@ -181,6 +186,24 @@ def load_policy(
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "policy"
         raise ConfigError(f"{what}: {key}: {first['msg']}.", key=key) from error
+
+
+def _read_shipped(path: Path) -> dict[str, Any]:
+    """Returns `read_toml` of a file that ships; its tables are not to be changed.
+
+    Sessions within one process each read the policy, and parsing takes most of that.
+    """
+    try:
+        told = path.stat()
+    except OSError:
+        return read_toml(path)
+    return _read_unchanged(path, (told.st_ino, told.st_size, told.st_mtime_ns))
+
+
+@lru_cache(maxsize=4)
+def _read_unchanged(path: Path, stamp: tuple[int, ...]) -> dict[str, Any]:
+    """Returns the tables of a file as it was with that stamp."""
+    return read_toml(path)
 
 
 def _refuse_misfits(file: Path, own: dict[str, Any], shipped: Iterable[str]) -> None:

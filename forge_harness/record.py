@@ -142,9 +142,19 @@ class ScopeRecord(BaseModel):
     suites: list[str]
     """`--suite` selection; empty for the whole profile."""
     checks: list[str]
-    """`--check` selection; empty for the whole profile."""
+    """`--check` selection, or the checks of the shard; empty for the whole profile."""
+    shard: str = ""
+    """ "2/3" of a run that is one of three parts of the profile; empty otherwise."""
     in_scope: int
     total: int
+
+    @property
+    def part(self) -> str:
+        """Which part of the profile it is: "shard 2/3", "selection: data"; empty for all of it."""
+        if self.shard:
+            return f"shard {self.shard}"
+        selected = [*self.suites, *self.checks]
+        return f"selection: {', '.join(selected)}" if selected else ""
 
 
 class SubjectRecord(BaseModel):
@@ -157,6 +167,25 @@ class SubjectRecord(BaseModel):
     capabilities: list[str]
     digest: str | None = None
     """sha256 of the subject's source file, where it is one."""
+
+
+class ShardRecord(BaseModel):
+    """One of the runs a merged run was put together from; its run.json is kept beside."""
+
+    model_config = _STRICT
+
+    file: str
+    """Its run.json, relative to the run directory."""
+    digest: str
+    """Of the bytes of that file, "sha256:...": a merged run verifies only with all of them."""
+    run_id: str
+    scope: ScopeRecord
+    state: Literal["finished", "interrupted", "aborted"]
+    command: list[str]
+    environment: dict[str, Any]
+    """Where its checks were measured."""
+    started_at: str
+    finished_at: str | None
 
 
 class RunRecord(BaseModel):
@@ -190,6 +219,9 @@ class RunRecord(BaseModel):
     command: list[str]
     started_at: str
     finished_at: str | None
+    shards: list[ShardRecord] = Field(default_factory=list)
+    """The runs a merged run was put together from; empty for a run of its own. A merged run has
+    of `environment` what all of them share."""
 
 
 def record_json_schema() -> dict[str, Any]:

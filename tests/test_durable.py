@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from forge_harness.durable import exclusive, staged_directory, staged_file, write_durably
+from forge_harness.durable import (
+    exclusive,
+    remove_partials,
+    staged_directory,
+    staged_file,
+    write_durably,
+)
 
 OLD, NEW = {"a": b"old", "b": b"old"}, {"a": b"new", "deep/c": b"new"}
 
@@ -306,6 +312,34 @@ def test_one_holder_at_a_time(tmp_path: Path) -> None:
         order.append("first")
     thread.join(10)
     assert order == ["first", "second"]
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "\u00e4" * 127, "n" * 230 + "\u20ac" * 8])
+def test_a_name_as_long_as_the_file_system_takes_is_written(tmp_path: Path, name: str) -> None:
+    """The temporary name was longer than the one that was asked for, and none was possible."""
+    write_durably(tmp_path / name, b"new")
+    assert (tmp_path / name).read_bytes() == b"new"
+    with staged_directory(tmp_path / f"d{name[1:]}") as stage:
+        fill(stage, NEW)
+    with staged_directory(tmp_path / f"d{name[1:]}", replace=True) as stage:
+        fill(stage, OLD)
+    assert content(tmp_path / f"d{name[1:]}") == OLD
+    assert entries(tmp_path) == sorted([name, f"d{name[1:]}"])
+    (tmp_path / f".{name[:200]}.1-00000000.partial").write_bytes(b"left by a kill")
+    remove_partials(tmp_path)
+    assert entries(tmp_path) == sorted([name, f"d{name[1:]}"])
+
+
+@pytest.mark.parametrize("write", [lambda p: write_durably(p, b""), write_new_directory])
+def test_a_file_where_a_directory_should_be_is_named(tmp_path: Path, write) -> None:
+    """It was said to exist already: "name something that does not exist yet"."""
+    (tmp_path / "file").write_bytes(b"kept")
+    for path in (tmp_path / "file" / "x", tmp_path / "file" / "deeper" / "x"):
+        with pytest.raises(NotADirectoryError):
+            write(path)
+        with pytest.raises(NotADirectoryError), exclusive(path):
+            pass
+    assert (tmp_path / "file").read_bytes() == b"kept"
 
 
 def test_threads_of_one_process_do_not_disturb_each_other(tmp_path: Path) -> None:

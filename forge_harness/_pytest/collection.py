@@ -104,13 +104,20 @@ def process(
 
 
 def selection_problem(state: ForgeState) -> str | None:
-    """Returns what is wrong with `--forge-suite` and `--forge-check`, or None."""
+    """Returns what is wrong with `--forge-suite`, `--forge-check` and `--forge-shard`, or None."""
     from forge_harness.selection import select
     from forge_harness.types import Profile
 
     options = state.options
     try:
         select(state.policy, Profile(state.profile), options.suites, options.checks)
+        if options.shard is not None and (options.suites or options.checks):
+            return (
+                f"--forge-shard {options.shard} cuts the whole profile; leave --forge-suite and "
+                "--forge-check out, or --forge-shard."
+            )
+        if options.shard is not None:
+            _ = state.shard_checks
     except ForgeError as error:
         return str(error)
     return None
@@ -119,7 +126,7 @@ def selection_problem(state: ForgeState) -> str | None:
 def _split(
     state: ForgeState, items: list[pytest.Item]
 ) -> tuple[list[pytest.Item], list[pytest.Item]]:
-    narrowed = bool(state.options.suites or state.options.checks)
+    narrowed = bool(state.options.suites or state.options.checks or not _takes_the_rest(state))
     kept: list[pytest.Item] = []
     gone: list[pytest.Item] = []
     for item in items:
@@ -127,6 +134,11 @@ def _split(
         selected = not narrowed if mark is None else is_selected(state, mark)
         (kept if selected else gone).append(item)
     return kept, gone
+
+
+def _takes_the_rest(state: ForgeState) -> bool:
+    """Whether this session runs what belongs to no check: of the shards one does."""
+    return state.shard is None or state.shard.is_first
 
 
 def is_selected(state: ForgeState, mark: CheckMark) -> bool:
@@ -137,6 +149,10 @@ def is_selected(state: ForgeState, mark: CheckMark) -> bool:
     options = state.options
     entry = state.entry(mark.check)
     in_profile = entry is None or mark.problem is not None or state.profile in entry.profiles
+    if state.shard is not None:
+        if entry is None or mark.problem is not None:
+            return _takes_the_rest(state)
+        return mark.check in state.shard_checks
     if not options.suites and not options.checks:
         return in_profile
     suite = entry.suite if entry else mark.check.partition(".")[0]

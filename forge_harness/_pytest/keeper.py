@@ -24,7 +24,7 @@ class Keeper:
         self.record: RunRecord | None = None
         self.recording = Recording(
             policy=state.policy,
-            scope=self._scope(),
+            scope=self._announced_scope(),
             context=new_context(
                 subject=SubjectRecord(spec=state.subject_spec, name="", capabilities=[]),
                 declared=state.declared,
@@ -69,8 +69,20 @@ class Keeper:
 
             finish_run(self.path, self.record, self.recording.policy)
 
+    def _announced_scope(self) -> Scope:
+        """Returns the scope as far as it is known before collection, which adds to the policy."""
+        if self._state.shard is None:
+            return self._scope()
+        return Scope(profile=Profile(self._state.profile), shard=str(self._state.shard))
+
     def _scope(self) -> Scope:
         options = self._state.options
+        profile = Profile(self._state.profile)
+        if self._state.shard is not None:
+            # In the order of the catalogue: a set has none.
+            own = self._state.shard_checks
+            checks = tuple(e.id for e in self._state.policy.catalogue if e.id in own)
+            return Scope(profile=profile, checks=checks, shard=str(self._state.shard))
         suites = options.suites
         if not suites and not options.checks and not self._covers_shipped_suites():
             # `pytest my_checks` asks for that directory: a selection of its suites, never PASS.
@@ -78,7 +90,7 @@ class Keeper:
             entries = {e.id: e.suite for e in self._state.policy.catalogue}
             named = {entries.get(mark.check) for mark in self._state.marks.values()} - {None}
             suites = tuple(sorted({str(suite) for suite in named} or found))
-        return Scope(profile=Profile(self._state.profile), suites=suites, checks=options.checks)
+        return Scope(profile=profile, suites=suites, checks=options.checks)
 
     def _covers_shipped_suites(self) -> bool:
         config = self._state.config

@@ -55,6 +55,12 @@ def add_options(parser: pytest.Parser) -> None:
         help="run this check only (repeatable)",
     )
     group.addoption(
+        "--forge-shard",
+        metavar="I/N",
+        default=None,
+        help="run part I of N of the profile only; `forge-harness merge` makes one run of all",
+    )
+    group.addoption(
         "--forge-seed", metavar="N", type=_seed, default=None, help="seed of the run (default: 0)"
     )
     group.addoption("--forge-waivers", metavar="F", default=None, help="file of waivers")
@@ -99,6 +105,7 @@ class Options:
     policy: Path | None
     suites: tuple[str, ...]
     checks: tuple[str, ...]
+    shard: str | None
     seed: int | None
     waivers: Path | None
     config: Path | None
@@ -123,6 +130,7 @@ def read_options(config: pytest.Config) -> Options:
         policy=path("forge_policy"),
         suites=tuple(config.getoption("forge_suite")),
         checks=tuple(config.getoption("forge_check")),
+        shard=config.getoption("forge_shard"),
         seed=config.getoption("forge_seed"),
         waivers=path("forge_waivers"),
         config=path("forge_config"),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from forge_harness.config import HarnessConfig, LoadedConfig
     from forge_harness.policy import CatalogueEntry, Policy
     from forge_harness.record import Waiver
+    from forge_harness.sharding import Shard
     from forge_harness.subject.loader import LoadedSubject
 
 COLLECTED = "collected.json"
@@ -36,6 +37,9 @@ class ForgeState:
         self.handover: Handover | None = config.pluginmanager.get_plugin("forge_handover")
         self.shared = _shared_directory(config)
         self.marks: dict[str, CheckMark] = {}
+        self._defining: dict[str, CheckMark] = {}
+        """Marks of inline checks, also of those not selected: which checks there are, and with
+        them the digest of the policy, does not depend on what of them runs."""
         self.problem: str | None = None
         """What a worker found wrong with the user's files; the controller refuses to go on."""
         self.catalogues: tuple[Path, ...] = ()
@@ -63,6 +67,33 @@ class ForgeState:
     def profile(self) -> str:
         """The profile of the run."""
         return self.options.profile or str(self.harness_config.run.profile)
+
+    @property
+    def shard(self) -> Shard | None:
+        """The part of the profile that is run; None for all of it.
+
+        Raises:
+            UsageError: The option is not I/N.
+        """
+        if self.options.shard is None:
+            return None
+        from forge_harness.sharding import parse_shard
+
+        return parse_shard(self.options.shard)
+
+    @cached_property
+    def shard_checks(self) -> frozenset[str]:
+        """The checks of the shard, under the policy after collection.
+
+        Raises:
+            UsageError: The option is not I/N, or the shard would be empty.
+        """
+        from forge_harness.sharding import shard_of
+        from forge_harness.types import Profile
+
+        assert self.shard is not None
+        entries = self.policy.in_scope(Profile(self.profile))
+        return frozenset(entry.id for entry in shard_of(entries, self.shard))
 
     @cached_property
     def seed(self) -> int:
@@ -140,8 +171,7 @@ class ForgeState:
 
         inline = [
             InlineCheck(mark.check, str(mark.title), str(mark.severity), mark.component)
-            for mark in self.marks.values()
-            if mark.is_inline and mark.problem is None
+            for mark in self._defining.values()
         ]
         return build_policy(self.policy_file, self.catalogues, inline)
 
@@ -161,12 +191,23 @@ class ForgeState:
         entries = build_policy(self.policy_file, catalogues).by_id.values()
         known = {entry.id: (entry.title, entry.severity.value) for entry in entries}
         self.marks = resolve(marks, known)
-        self.__dict__.pop("policy", None)
+        self._defining = {
+            nodeid: mark
+            for nodeid, mark in self.marks.items()
+            if mark.is_inline and mark.problem is None
+        }
+        self._forget_policy()
+
+    def _forget_policy(self) -> None:
+        """Collection adds checks to the policy, and thereby to the shards."""
+        for name in ("policy", "shard_checks"):
+            self.__dict__.pop(name, None)
 
     def publish_collected(self) -> None:
         """Leaves what was collected where the controller finds it."""
         document = {
             "marks": {nodeid: mark.to_json() for nodeid, mark in self.marks.items()},
+            "defining": {nodeid: mark.to_json() for nodeid, mark in self._defining.items()},
             "catalogues": [str(path) for path in self.catalogues],
             "problem": self.problem,
         }
@@ -177,10 +218,11 @@ class ForgeState:
         document = self._published(COLLECTED)
         if document is None or self.marks:
             return
-        self.marks = {nodeid: CheckMark(**mark) for nodeid, mark in document["marks"].items()}
+        self.marks = _marks(document["marks"])
+        self._defining = _marks(document["defining"])
         self.catalogues = tuple(Path(path) for path in document["catalogues"])
         self.problem = document["problem"]
-        self.__dict__.pop("policy", None)
+        self._forget_policy()
 
     def published_subject(self) -> dict[str, Any] | None:
         """Returns name, spec, capabilities and digest of the subject, if a process loaded it."""
@@ -210,6 +252,10 @@ class ForgeState:
         except FileNotFoundError:
             return None
         return document
+
+
+def _marks(values: dict[str, dict[str, Any]]) -> dict[str, CheckMark]:
+    return {nodeid: CheckMark(**mark) for nodeid, mark in values.items()}
 
 
 STATE = pytest.StashKey[ForgeState]()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import FunctionType
 
 import torch
-import torch._inductor.config
 from torch import Tensor, nn
 
 from .timing import Call
@@ -22,6 +21,7 @@ def frozen_call(layer: nn.Linear, x: Tensor) -> Call:
         layer: In evaluation mode.
         x: What every call multiplies, (M, K).
     """
+    from torch._inductor import config  # 2 s to import, for a peer that few ask for
 
     class Own(nn.Module):
         def __init__(self) -> None:
@@ -36,7 +36,7 @@ def frozen_call(layer: nn.Linear, x: Tensor) -> Call:
     # (recompile limit) they run uncompiled.
     own = FunctionType(Own.forward.__code__.replace(), globals(), "forward", None, ())
     Own.forward = own  # type: ignore[method-assign]
-    with torch.no_grad(), torch._inductor.config.patch(freezing=True):
+    with torch.no_grad(), config.patch(freezing=True):
         compiled = torch.compile(Own().eval(), dynamic=False)
         compiled(x)
     return lambda: compiled(x)

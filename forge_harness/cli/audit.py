@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from forge_harness.cli.options import examples, json_option
-from forge_harness.cli.terminal import echo_json, table
+from forge_harness.cli.terminal import echo_json, say, table
 from forge_harness.errors import AuditError, ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -104,17 +104,16 @@ def verify_command(
         echo_json(asdict(report))
     else:
         for problem in report.problems:
-            click.echo(problem, err=True)
+            say(problem)
         state = "does not verify" if report.problems else "verifies"
         click.echo(
             f"{path} {state}: {report.records} records, {report.heads} signed heads, covered to "
             f"record {report.covered}."
         )
         if (open_end := report.records - report.covered) > 0:
-            click.echo(
+            say(
                 f"The newest {open_end} are covered by no head: more of them could have been cut "
-                "off without a trace.",
-                err=True,
+                "off without a trace."
             )
     return ExitCode.VERIFICATION_FAILED if report.problems else ExitCode.PASS
 

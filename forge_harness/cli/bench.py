@@ -15,6 +15,7 @@ from forge_harness.durable import write_durably
 from forge_harness.errors import ExitCode, UsageError
 
 from .options import check_target, examples
+from .terminal import say
 
 if TYPE_CHECKING:
     from forge_harness.benchmarks.products import Case, Row
@@ -111,7 +112,7 @@ def kernels_command(
                         inductor=inductor,
                     )
                 )
-                click.echo(f"{index + 1}/{len(cases)} {case.label}", err=True)
+                say(f"{index + 1}/{len(cases)} {case.label}")
         finally:
             # Minutes of measuring are shown and kept also where the rest failed or was interrupted.
             if rows:
@@ -234,7 +235,7 @@ def store_command(
             blob_bytes=blob_mib << 20,
             states=states,
             rounds=rounds,
-            told=lambda what: click.echo(what, err=True),
+            told=say,
         )
     click.echo(report.storage_table(found))
     if json_file is not None:
@@ -300,7 +301,7 @@ def convert_command(
             targets=targets or FORMATS,
             blocks=blocks,
             rounds=rounds,
-            told=lambda what: click.echo(what, err=True),
+            told=say,
         )
     click.echo(report.conversion_table(rows))
     if json_file is not None:

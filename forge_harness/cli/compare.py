@@ -15,6 +15,7 @@ from forge_harness.errors import ExitCode
 from forge_harness.types import Outcome
 
 if TYPE_CHECKING:
+    from forge_harness.integration.baselines import Baseline
     from forge_harness.integration.quality_coordinator import GateResult
     from forge_harness.record import RunRecord
     from forge_harness.report.model import Change, Changes
@@ -23,28 +24,31 @@ _SIDES = ("newly_failing", "fixed", "newly_not_measured")
 _DIRECTORY = click.Path(path_type=Path)
 
 
-@click.command("compare", epilog=examples("forge-harness compare accepted first"))
-@click.argument("baseline_dir", metavar="BASELINE", type=_DIRECTORY)
+@click.command(
+    "compare",
+    epilog=examples(
+        "forge-harness compare accepted first", "forge-harness compare forge-baseline.json first"
+    ),
+)
+@click.argument("accepted_at", metavar="BASELINE", type=_DIRECTORY)
 @click.argument("directory", metavar="DIR", type=_DIRECTORY)
 @json_option
-def compare_command(baseline_dir: Path, directory: Path, as_json: bool) -> int:
-    """Show what changed from the run in BASELINE to the run in DIR.
+def compare_command(accepted_at: Path, directory: Path, as_json: bool) -> int:
+    """Show what changed from the run BASELINE to the run in DIR.
 
-    Both must verify. Checks are compared by outcome; score and gates by value, which needs runs of
-    one machine class, policy, subject, profile, selection and declaration: the exit code is 9
-    otherwise, and 0 whatever changed. `gate --baseline` gates.
+    BASELINE is the directory of a run or the file of `baseline accept`; runs must verify. Checks
+    are compared by outcome; score and gates by value, which needs runs of one machine class,
+    policy, subject, profile, selection and declaration: the exit code is 9 otherwise, and 0
+    whatever changed. `gate --baseline` gates.
     """
     from forge_harness.integration.quality_coordinator import QualityCoordinator
     from forge_harness.report.changes import changes_since
 
-    baseline = accepted(baseline_dir)
+    baseline = accepted(accepted_at)
     record, policy = admitted(directory)
     coordinator = QualityCoordinator(policy)
     found = coordinator.compare_baseline(record, baseline)
-    before = {"score": float(baseline.score.low)}
-    if found.comparable:
-        values = coordinator.evaluate(baseline)
-        before |= {gate.gate: gate.value for gate in values if gate.value is not None}
+    before = {"score": float(baseline.score.low), **baseline.gates}
     changes = changes_since(record, policy, baseline)
     if as_json:
         echo_json(
@@ -62,7 +66,7 @@ def compare_command(baseline_dir: Path, directory: Path, as_json: bool) -> int:
     return ExitCode.PASS if found.comparable else ExitCode.BASELINE_MISSING
 
 
-def _run(record: RunRecord) -> dict[str, Any]:
+def _run(record: RunRecord | Baseline) -> dict[str, Any]:
     return {
         "run_id": record.run_id,
         "verdict": record.verdict,
@@ -90,7 +94,7 @@ def _change(change: Change) -> dict[str, Any]:
 
 def _text(
     record: RunRecord,
-    baseline: RunRecord,
+    baseline: Baseline,
     changes: Changes,
     rows: tuple[GateResult, ...],
     before: dict[str, float],

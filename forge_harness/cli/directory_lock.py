@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from forge_harness.errors import UsageError
+from forge_harness.forks import Lockable
 
 
 @contextmanager
@@ -27,20 +28,20 @@ def training_into(path: Path) -> Iterator[None]:
         made = _make(path)
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(None, "it may not be written")
-        held = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        held = Lockable(os.open(path, os.O_RDONLY | os.O_DIRECTORY))
     except OSError as error:
         _remove_empty(made)
         raise UsageError(
             f"Cannot train into {str(path)!r} ({error.strerror}); choose another directory."
         ) from error
     try:
-        _lock(held, path)
+        _lock(held.descriptor, path)
         try:
             yield
         finally:
             _remove_empty(made)
     finally:
-        os.close(held)
+        held.close()
 
 
 def _make(path: Path) -> list[Path]:

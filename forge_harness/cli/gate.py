@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,6 +23,9 @@ from forge_harness.policy import Policy
 from forge_harness.record import RunRecord
 from forge_harness.rundir import MANIFEST, RUN
 from forge_harness.types import Verdict
+
+if TYPE_CHECKING:
+    from forge_harness.integration.baselines import Baseline
 
 _SHOWN = 5
 _WARNED = Verdict.PASS_WITH_WARNINGS
@@ -55,15 +59,16 @@ class BaselineError(ForgeError):
     "or also PASS_WITH_WARNINGS.",
 )
 @baseline_option
-def gate_command(directory: Path, fail_on: str, baseline_dir: Path | None) -> int:
+def gate_command(directory: Path, fail_on: str, accepted_at: Path | None) -> int:
     """Exit by the verdict of the run in DIR: 0 pass, 1 fail, 7 incomplete.
 
     The run is verified first: a damaged one is refused with 8, an unfinished one with 7. With
-    --baseline a run that is worse than the baseline fails, and 9 says that the two do not compare.
+    --baseline a run that is worse than the baseline fails, and 9 says that the two do not compare
+    (`baseline accept` makes a file to review).
     In GitHub Actions the gate annotates the run and writes the step summary.
     """
     record, policy = admitted(directory)
-    baseline = None if baseline_dir is None else accepted(baseline_dir)
+    baseline = None if accepted_at is None else accepted(accepted_at)
     code = decide(record, fail_on)
     lines = [*verdict_lines(record), f"Policy: {record.policy_digest}"]
     reasons = record.verdict_reasons
@@ -114,19 +119,24 @@ def admitted(directory: Path) -> tuple[RunRecord, Policy]:
     return record, policy
 
 
-def accepted(directory: Path) -> RunRecord:
-    """Reads the run that a gate or report compares with.
+def accepted(path: Path) -> Baseline:
+    """Reads what a gate or report compares with: a run directory, or the file of an accepted run.
 
     Raises:
         BaselineError: There is none, or it did not end.
         VerificationError: The directory does not hold what it claims to hold.
     """
-    from forge_harness.errors import RunDirectoryError
+    from forge_harness.errors import ConfigError, RunDirectoryError
+    from forge_harness.integration.baselines import read_baseline
+    from forge_harness.integration.quality_coordinator import QualityCoordinator
 
     try:
-        return admitted(directory)[0]
-    except (RunDirectoryError, UnfinishedRunError) as error:
+        if path.is_file():
+            return read_baseline(path)
+        record, policy = admitted(path)
+    except (ConfigError, RunDirectoryError, UnfinishedRunError) as error:
         raise BaselineError(f"No baseline: {error}") from error
+    return QualityCoordinator(policy).baseline_of(record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +155,7 @@ class Compared:
         return code if self.comparable or code is not ExitCode.PASS else ExitCode.BASELINE_MISSING
 
 
-def compare(record: RunRecord, policy: Policy, baseline: RunRecord) -> Compared:
+def compare(record: RunRecord, policy: Policy, baseline: Baseline) -> Compared:
     """Compares a run with its baseline: the score, and the value of each gate."""
     from forge_harness.integration.quality_coordinator import QualityCoordinator
 
@@ -179,7 +189,7 @@ def _meaning(record: RunRecord, code: ExitCode, fail_on: str) -> str:
     return MEANINGS[code]
 
 
-def _summarise(record: RunRecord, policy: Policy, baseline: RunRecord | None) -> None:
+def _summarise(record: RunRecord, policy: Policy, baseline: Baseline | None) -> None:
     if not os.environ.get("GITHUB_STEP_SUMMARY"):
         return
     from forge_harness.report import build_report, render_markdown

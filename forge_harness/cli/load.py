@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from forge_harness.cli.options import PROFILES, FiniteRange, examples, existing, json_option
-from forge_harness.cli.terminal import coloured, echo_json, shown
+from forge_harness.cli.terminal import coloured, echo_json, say, shown
 from forge_harness.errors import ExitCode, LoadError
 
 if TYPE_CHECKING:
@@ -402,7 +402,7 @@ def _stoppable(directory: Path) -> Iterator[None]:
             yield
     except KeyboardInterrupt:
         if (directory / REPORT).exists():
-            click.echo(f"Stopped. What was sent until then: {shown(directory / REPORT)}", err=True)
+            say(f"Stopped. What was sent until then: {shown(directory / REPORT)}")
         raise
 
 

@@ -78,13 +78,14 @@ def run_dir_argument(command: _Command) -> _Command:
 
 
 def baseline_option(command: _Command) -> _Command:
-    """Adds `--baseline DIR`."""
+    """Adds `--baseline DIR|FILE`."""
     return click.option(
         "--baseline",
-        "baseline_dir",
+        "accepted_at",
         type=click.Path(path_type=Path),
-        metavar="DIR",
-        help="The run that was accepted before; compared by score and gate values.",
+        metavar="DIR|FILE",
+        help="The run that was accepted before, or the file of `baseline accept`; compared by "
+        "score and gate values.",
     )(command)
 
 
@@ -128,17 +129,19 @@ def check_target(path: Path | None) -> None:
 
     Raises:
         IsADirectoryError: It is a directory.
-        OSError: It is a device, a pipe or a name of an open file, or nothing can be written beside
-            it.
+        OSError: Nothing can be written beside it, or through it where it is a device, a pipe or the
+            name of an open file.
     """
+    from forge_harness.durable import is_written_through
+
     if path is None:
         return
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    # The file takes its name by a rename: /dev/null and /dev/stdout would be gone for everybody.
-    is_open_file = path.is_symlink() and os.readlink(path).startswith("/proc/")
-    if is_open_file or (path.exists() and not path.is_file()):
-        raise OSError(errno.ENXIO, "Not a plain file", str(path))
+    if is_written_through(path):
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path.parent):
         pass

@@ -13,6 +13,7 @@ from forge_harness.cli.run import DEFAULT_FORMATS, parse_formats
 from forge_harness.errors import RunDirectoryError, UsageError
 
 if TYPE_CHECKING:
+    from forge_harness.integration.baselines import AcceptedRun
     from forge_harness.policy import Policy
     from forge_harness.record import RunRecord
 
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 )
 @baseline_option
 def report_command(
-    directory: Path, formats: tuple[str, ...], out: Path | None, baseline_dir: Path | None
+    directory: Path, formats: tuple[str, ...], out: Path | None, accepted_at: Path | None
 ) -> None:
     """Write the reports of the run in DIR again, from its record and policy.
 
@@ -54,7 +55,7 @@ def report_command(
     if out is not None:
         _refuse_within_a_run(out)
     record, policy = admitted(directory)
-    baseline = None if baseline_dir is None else accepted(baseline_dir)
+    baseline = None if accepted_at is None else accepted(accepted_at)
     if out is None:
         # Between the first new report and the new manifest the run does not verify.
         with uninterrupted():
@@ -67,11 +68,9 @@ def report_command(
 
 def _refuse_within_a_run(out: Path) -> None:
     """A file that a run's manifest does not name is damage to that run, whoever put it there."""
-    from forge_harness.rundir import POLICY, RUN
+    from forge_harness.cli.stored_runs import run_around
 
-    place = out.resolve()
-    runs = (p for p in (place, *place.parents) if (p / RUN).is_file() and (p / POLICY).is_file())
-    run = next(runs, None)
+    run = run_around(out)
     if run is not None:
         raise UsageError(
             f"--out {out} is within a run ({run}), which would no longer verify; choose a "
@@ -84,7 +83,7 @@ def _elsewhere(
     record: RunRecord,
     policy: Policy,
     formats: tuple[str, ...],
-    baseline: RunRecord | None,
+    baseline: AcceptedRun | None,
 ) -> list[Path]:
     from forge_harness.report import write_reports
 

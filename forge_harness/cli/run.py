@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from forge_harness.config import LoadedConfig
     from forge_harness.integration.pipeline_validator import PipelineValidator
     from forge_harness.record import RunRecord
+    from forge_harness.sharding import Shard
 
 FORMATS = ("html", "json", "md", "junit")
 DEFAULT_FORMATS = "html,md,junit"
@@ -65,6 +67,13 @@ _FLAGS: tuple[Callable[..., Any], ...] = (
     ),
     click.option(
         "--check", "checks", multiple=True, metavar="ID", help="Only this check (repeatable)."
+    ),
+    click.option(
+        "--shard",
+        metavar="I/N",
+        default="",
+        help="Only part I of N of the profile, for N jobs side by side; `merge` makes one run of "
+        "them.",
     ),
     click.option(
         "--subject",
@@ -115,6 +124,7 @@ def _with_flags(command: Callable[..., Any]) -> Callable[..., Any]:
         "forge-harness run",
         "forge-harness run --subject my_project.forge:subject --run-dir first",
         "forge-harness run --check training.ste_weight_gradient",
+        "forge-harness run --shard 1/3 --run-dir shard-1",
     ),
 )
 @_with_flags
@@ -128,7 +138,7 @@ def run_command(
 
     Every flag has a key in forge.toml, see `forge-harness config show --origin`.
     """
-    suites, checks = given.pop("suites"), given.pop("checks")
+    selection = _selection(given.pop("suites"), given.pop("checks"), given.pop("shard"))
     loaded = load(config_file, _flags(given))
     with (
         run_directory(loaded) as directory,
@@ -136,9 +146,28 @@ def run_command(
     ):
         in_force = Path(scratch) / "forge.toml"
         in_force.write_text(loaded.to_toml(absolute=True), encoding="utf-8")
-        validator = make_validator(loaded, suites, checks, in_force)
+        validator = make_validator(loaded, selection, in_force)
         with _resolved_environment():
             return _validate(validator, directory, formats, quiet, loaded.path("paths.state"))
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which part of a profile is run; all of it when everything is empty."""
+
+    suites: tuple[str, ...] = ()
+    checks: tuple[str, ...] = ()
+    shard: Shard | None = None
+
+
+def _selection(suites: tuple[str, ...], checks: tuple[str, ...], shard: str) -> Selection:
+    from forge_harness.sharding import parse_shard
+
+    if shard and (suites or checks):
+        raise UsageError(
+            f"--shard {shard} cuts the whole profile; leave --suite and --check out, or --shard."
+        )
+    return Selection(suites, checks, parse_shard(shard) if shard else None)
 
 
 @contextmanager
@@ -202,15 +231,12 @@ def _new_directory(runs: Path, stamp: str) -> Path:
     raise RunDirectoryError(f"{runs} holds {_MOST_NAMES} runs of {stamp}; give --run-dir.")
 
 
-def make_validator(
-    loaded: LoadedConfig, suites: tuple[str, ...], checks: tuple[str, ...], in_force: Path
-) -> PipelineValidator:
+def make_validator(loaded: LoadedConfig, selection: Selection, in_force: Path) -> PipelineValidator:
     """Returns the validator a configuration describes.
 
     Args:
         loaded: The configuration.
-        suites: Selection; empty for the whole profile.
-        checks: Selection; empty for the whole profile.
+        selection: What of the profile is run.
         in_force: The configuration as a file, for the processes that run the checks.
 
     Raises:
@@ -231,8 +257,9 @@ def make_validator(
         build_policy(policy_file),
         run.subject or None,
         profile=run.profile,
-        suites=suites,
-        checks=checks,
+        suites=selection.suites,
+        checks=selection.checks,
+        shard=selection.shard,
         seed=run.seed,
         workers=run.workers or default_workers(),
         suite_paths=loaded.suite_paths(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ import click
 
 from forge_harness.cli.options import FiniteRange, examples, json_option, keys_option
 from forge_harness.cli.terminal import echo_json, table
-from forge_harness.errors import ExitCode, UsageError
+from forge_harness.errors import ExitCode, StateError, UsageError
 
 if TYPE_CHECKING:
     from forge_harness.integration.state_manager import StateManager
@@ -76,15 +77,14 @@ class _Opener:
     audit: Path | None
 
     @contextmanager
-    def __call__(self, *, create: bool = False) -> Iterator[StateManager]:
-        from forge_harness.integration.state_manager import StateManager
-
+    def __call__(self, *, create: bool = False, reads: bool = False) -> Iterator[StateManager]:
+        """Yields the open store; where nobody can write, it can still be read."""
         if self.keys is None and self.audit is not None:
             raise UsageError(
                 f"--audit {str(self.audit)!r} needs --keys, which chain and sign its records."
             )
         if self.keys is None:
-            with StateManager(self.root, create=create) as manager:
+            with self._manager(create=create, reads=reads) as manager:
                 yield manager
             return
         from forge_harness.security.audit import AuditLog
@@ -98,8 +98,22 @@ class _Opener:
                 log = stack.enter_context(AuditLog.of_keyring(self.audit, keyring))
             sealer = KeyringSealer(keyring)
             yield stack.enter_context(
-                StateManager(self.root, create=create, sealer=sealer, audit=log)
+                self._manager(create=create, reads=reads, sealer=sealer, audit=log)
             )
+
+    def _manager(self, *, create: bool, reads: bool, **options: Any) -> StateManager:  # noqa: ANN401 - of StateManager
+        from forge_harness.integration.state_manager import StateManager
+
+        if reads and self.root.is_dir() and not os.access(self.root, os.W_OK):
+            return StateManager(self.root, create=False, read_only=True, **options)
+        try:
+            return StateManager(self.root, create=create, **options)
+        except StateError as error:
+            # A full disk, which has no room for what SQLite puts beside the index; the kinds of
+            # StateError that are a class of their own are about the store.
+            if not reads or type(error) is not StateError:
+                raise
+            return StateManager(self.root, create=False, read_only=True, **options)
 
 
 @state_group.command(
@@ -115,7 +129,7 @@ class _Opener:
 @json_option
 def ls_command(store: _Opener, phase: str | None, kind: str | None, as_json: bool) -> int:
     """List the states and what they add up to."""
-    with store() as manager:
+    with store(reads=True) as manager:
         states = manager.list(phase=phase, kind=kind)
         summary = manager.summary()
     if as_json:
@@ -150,7 +164,7 @@ def show_command(
     store: _Opener, phase: str, name: str, generation: int | None, as_json: bool
 ) -> int:
     """Show one state: files with digests, metadata, where it comes from."""
-    with store() as manager:
+    with store(reads=True) as manager:
         state = manager.get(phase=phase, name=name, generation=generation)
     if as_json:
         echo_json(asdict(state))
@@ -199,7 +213,7 @@ def save_command(store: _Opener, source: Path, phase: str, kind: str, name: str)
 @_root_option
 def get_command(store: _Opener, phase: str, name: str, out: Path, generation: int | None) -> int:
     """Write a state's files into a new directory, verified; all of them or none."""
-    with store() as manager:
+    with store(reads=True) as manager:
         manager.copy_out(out, phase=phase, name=name, generation=generation)
     click.echo(f"{out}: written and verified.")
     return ExitCode.PASS
@@ -217,7 +231,7 @@ def get_command(store: _Opener, phase: str, name: str, out: Path, generation: in
 @json_option
 def verify_command(store: _Opener, shallow: bool, as_json: bool) -> int:
     """Recompute every digest; exit code 8 when something is not what was acknowledged."""
-    with store() as manager:
+    with store(reads=True) as manager:
         report = manager.verify(deep=not shallow)
     if as_json:
         echo_json(asdict(report))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from forge_harness.cli.terminal import coloured, printable, shown, table
 from forge_harness.errors import ExitCode
-from forge_harness.record import RunRecord, SuiteRecord
+from forge_harness.record import RunRecord, ScoreRecord, SuiteRecord
 from forge_harness.types import Outcome, Severity
 
 MEANINGS = {
@@ -34,7 +35,21 @@ _COLUMNS = (
 )
 
 
-def score_sentence(record: RunRecord) -> str:
+class Scored(Protocol):
+    """What has a score: a run, or what was kept of one."""
+
+    @property
+    def score(self) -> ScoreRecord:
+        """The interval."""
+        ...
+
+    @property
+    def coverage(self) -> float:
+        """Share that was measured."""
+        ...
+
+
+def score_sentence(record: Scored) -> str:
     """Returns "Integration score 83 (at most 91), 92 % measured"."""
     return (
         f"Integration score {record.score.low} (at most {record.score.high}), "
@@ -45,8 +60,7 @@ def score_sentence(record: RunRecord) -> str:
 def scope_sentence(record: RunRecord) -> str:
     """Returns "quick scope: 118 of 147 checks", with the selection where there is one."""
     scope = record.scope
-    selected = [*scope.suites, *scope.checks]
-    named = f" (selection: {', '.join(selected)})" if selected else ""
+    named = f" ({scope.part})" if scope.part else ""
     return f"{scope.profile} scope: {scope.in_scope} of {scope.total} checks{named}"
 
 

@@ -30,13 +30,14 @@ COLOURS = {
 _NARROWEST_LAST = 20
 
 
-def is_plain(stream: TextIO) -> bool:
+def is_plain(stream: TextIO | None) -> bool:
     """Returns whether a stream gets neither colour nor cursor movement.
 
     NO_COLOR counts when it is not empty (no-color.org).
     """
     return (
-        not stream.isatty()
+        stream is None  # Closed when the process started: `2>&-`.
+        or not stream.isatty()
         or os.environ.get("NO_COLOR", "") != ""
         or os.environ.get("TERM") == "dumb"
     )

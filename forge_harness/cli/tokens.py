@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from forge_harness.cli.options import FiniteRange, examples, json_option, keys_option
-from forge_harness.cli.terminal import echo_json, table
+from forge_harness.cli.terminal import echo_json, say, table
 from forge_harness.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def issue_command(
 
     secret, token = store.issue(name, roles, audience=AUDIENCE, days=days, record=record)
     click.echo(secret)
-    click.echo(f"Token {token.id} of {name!r}, until {token.expires_at}.", err=True)
+    say(f"Token {token.id} of {name!r}, until {token.expires_at}.")
     return ExitCode.PASS
 
 

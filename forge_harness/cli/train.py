@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
 
 from forge_harness.cli.directory_lock import training_into
-from forge_harness.cli.options import FiniteRange, config_option, examples, load
-from forge_harness.cli.terminal import is_plain
-from forge_harness.errors import ExitCode, UsageError
+from forge_harness.cli.options import FiniteRange, config_option, examples, keys_option, load
+from forge_harness.cli.terminal import Spare, is_plain, say, unread
+from forge_harness.errors import ExitCode, SealedStateError, UsageError
 
 if TYPE_CHECKING:
     from forge_harness.config import LoadedConfig
     from forge_harness.protocols import StepRecord, TrainOptions
+    from forge_harness.security.sealing import KeyringSealer
     from forge_harness.training import BuildModel
 
 _OPTIONS = ("batch_size", "learning_rate", "clip_norm")
@@ -35,6 +36,7 @@ _PLAIN_LINES = 10
         "forge-harness train --task digits --from-checkpoint fixtures/models/v0.9 --out runs/on",
         "forge-harness train --resume --out runs/tuned",
         "forge-harness train --task bytes --state states --checkpoint-every 50 --out runs/kept",
+        "forge-harness train --task bytes --state states --keys keys.json --out runs/sealed",
     ),
 )
 @click.option("--task", type=click.Choice(["digits", "bytes"]), help="What to train on.")
@@ -67,12 +69,14 @@ _PLAIN_LINES = 10
     metavar="ROOT",
     help="Keep the checkpoints in this state store, under the name of DIR.",
 )
+@keys_option(required=False)
 @click.option("--resume", is_flag=True, help="Continue the run in DIR from its newest checkpoint.")
 @config_option
 def train_command(
     out: Path,
     from_checkpoint: Path | None,
     state: Path | None,
+    keys: str | None,
     resume: bool,
     config_file: Path | None,
     seed: int | None,
@@ -82,7 +86,8 @@ def train_command(
 
     DIR gets one line a step in metrics.jsonl, checkpoints, the packaged weights and, last, the
     held-out quality in metrics.json. Ctrl-C, SIGTERM and SIGHUP end with exit code 2 and, once it
-    trains, a checkpoint; --resume continues it bit for bit.
+    trains, a checkpoint; --resume continues it bit for bit. --keys seals what --state keeps, and
+    opens it again; it is not remembered.
     """
     flags = {f"train.{key}": value for key, value in train.items() if value is not None}
     if seed is not None:
@@ -91,10 +96,15 @@ def train_command(
         raise UsageError(
             "--resume continues from the run's own checkpoint; drop --from-checkpoint."
         )
+    if keys is not None and state is None and from_checkpoint is None and not resume:
+        raise UsageError(
+            "--keys needs --state, whose contents they seal; DIR itself is not sealed."
+        )
     from forge_harness.integration.stops import interrupted_once
     from forge_harness.training import TrainingInterrupted, train_to_directory
 
     loaded = load(config_file, flags)
+    sealer = None if keys is None else _sealer(keys)
     if resume:
         task, options = _saved(out, flags)
         build_model = _model_to_resume(out, loaded, task)
@@ -115,14 +125,38 @@ def train_command(
                 from_checkpoint=from_checkpoint,
                 checkpoint_every=loaded.config.train.checkpoint_every,
                 state=state,
+                sealer=sealer,
                 on_step=on_step,
-                on_note=partial(click.echo, err=True),
+                on_note=say,
                 build_model=build_model,
             )
     except TrainingInterrupted as interruption:
-        click.echo(str(interruption), err=True)
+        say(str(interruption))
         return interruption.exit_code
-    click.echo(_sentence(result, out))
+    except SealedStateError as error:
+        raise UsageError(f"{error} Give its keyring with --keys.") from error
+    return _told(_sentence(result, out))
+
+
+def _sealer(keys: str) -> KeyringSealer:
+    from forge_harness.security.key_sources import load_keyring
+    from forge_harness.security.sealing import KeyringSealer
+
+    if not keys:
+        raise UsageError("--keys is empty; expected a FILE, env:NAME or command:PROGRAM ARGUMENTS.")
+    return KeyringSealer(load_keyring(keys))
+
+
+def _told(result: str) -> ExitCode:
+    """Prints the result; where nobody is there to read it, the caller learns that from the code."""
+    try:
+        click.echo(result)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        # A closed terminal. A closed pipe is EPIPE, which the group handles.
+        unread(sys.stdout)
+        return ExitCode.INTERRUPTED
     return ExitCode.PASS
 
 
@@ -245,7 +279,8 @@ def _progress(label: str) -> Iterator[Callable[[StepRecord, int], None]]:
         TextColumn("loss {task.fields[loss]:.3f}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    # Rich ends the process when its output cannot be written; the training must not end with it.
+    with Progress(*columns, console=Console(file=cast("TextIO", Spare(sys.stderr)))) as bar:
         task = bar.add_task(label, total=None, loss=float("nan"))
 
         def on_step(record: StepRecord, steps: int) -> None:
@@ -257,9 +292,7 @@ def _progress(label: str) -> Iterator[Callable[[StepRecord, int], None]]:
 def _plain(label: str) -> Callable[[StepRecord, int], None]:
     def on_step(record: StepRecord, steps: int) -> None:
         if (record.step + 1) % max(1, steps // _PLAIN_LINES) == 0 or record.step + 1 == steps:
-            click.echo(
-                f"{label}: step {record.step + 1} of {steps}, loss {record.loss:.4f}", err=True
-            )
+            say(f"{label}: step {record.step + 1} of {steps}, loss {record.loss:.4f}")
 
     return on_step
 

@@ -14,6 +14,7 @@ against the bytes that were committed:
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 import shutil
@@ -74,6 +75,8 @@ def flip_bits(tally: Tally, opener: str, *, trials: int, tell: Step) -> None:
 def swap_files(tally: Tally, opener: str, *, limit: int, tell: Step) -> None:
     """Truncates, zeroes, lengthens, ages, removes and swaps files, and counts what is found.
 
+    Each damaged store is collected as well, and mended: that must not have taken anything away.
+
     Args:
         tally: Takes the findings.
         opener: What opens the store.
@@ -92,21 +95,80 @@ def swap_files(tally: Tally, opener: str, *, limit: int, tell: Step) -> None:
             harms = [harms[i] for i in sorted(generator.sample(range(len(harms)), limit))]
         tally.points_tried = len(harms)
         for index, (patient, harm) in enumerate(harms):
-            what = _try(tally, opener, patient, workspace, harm)
+            what = _try(tally, opener, patient, workspace, harm, collect=True)
             tell(index + 1, len(harms), what)
 
 
-def _try(tally: Tally, opener: str, patient: Patient, workspace: Path, harm: Harm) -> str:
+def _try(
+    tally: Tally,
+    opener: str,
+    patient: Patient,
+    workspace: Path,
+    harm: Harm,
+    *,
+    collect: bool = False,
+) -> str:
     root = scenes.fresh(patient.template, workspace / "store")
     what = f"{patient.name} store, {harm(root)}"
+    harmed = _harmed(patient.template, root) if collect else []
     struck = _digests(root / "objects")
     finding = _look(opener, root, patient)
     if finding.result is Result.DETECTED and struck - _digests(root):
         finding = Finding(result=Result.LOST, message="what was left of a content was deleted")
+    if collect and finding.result in (Result.DETECTED, Result.HARMLESS):
+        finding = _collected(opener, root, patient, harmed) or finding
     if finding.message == _ROLLED_BACK:
         tally.details["rolled back"] += 1
     tally.add(finding, where=what)
     return what
+
+
+def _harmed(template: Path, root: Path) -> list[Path]:
+    """Files that are not what they were, or are gone; relative to the root."""
+    files = [path.relative_to(template) for path in template.rglob("*") if path.is_file()]
+    return [
+        file
+        for file in files
+        if not (root / file).exists()
+        or (root / file).read_bytes() != (template / file).read_bytes()
+    ]
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
+
+
+def _collected(opener: str, root: Path, patient: Patient, harmed: Sequence[Path]) -> Finding | None:
+    """Collects in the damaged store, mends it from a copy, and looks for what that took away.
+
+    A store that does not know what it needs must not collect. What is mended is what was harmed:
+    a content alone, and of index, log and whatever else lies at the top all of it.
+    """
+    with contextlib.suppress(Exception), open_store(opener, root) as store:
+        store.collect(grace_s=0.0)
+    if any(len(file.parts) == 1 for file in harmed):
+        for path in root.iterdir():
+            if path.is_file():
+                path.unlink()
+        harmed = [path.relative_to(patient.template) for path in patient.template.iterdir()]
+    for file in harmed:
+        if (patient.template / file).is_file():
+            (root / file).parent.mkdir(exist_ok=True)
+            shutil.copyfile(patient.template / file, root / file)
+    message = "what it mended shows something else"
+    try:
+        with open_store(opener, root) as store:
+            for number, view in enumerate((*patient.earlier, patient.shown)):
+                if number and workload.seen(store, generation=number) != view:
+                    break
+            else:
+                return None
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}"
+    return Finding(
+        result=Result.LOST,
+        message=f"collected while it was damaged, and mended from a copy afterwards: {message}",
+    )
 
 
 def _digests(root: Path) -> set[str]:

@@ -23,6 +23,7 @@ from forge_harness.drill.target import open_store
 from forge_harness.drill.workload import View
 from forge_harness.errors import NewerSchemaError
 
+_SQLITE = b"SQLite format 3\0"
 _NEWER = 1000
 """Schemas beyond the one there is."""
 
@@ -163,9 +164,33 @@ def tree_digests(root: Path) -> dict[str, str]:
 
 def _database(root: Path) -> Path:
     for path in sorted(root.iterdir()):
-        if path.is_file() and path.read_bytes()[:16] == b"SQLite format 3\0":
+        if path.is_file() and path.read_bytes()[:16] == _SQLITE:
             return path.relative_to(root)
     raise NotMeasured(f"the store has no SQLite index in {sorted(p.name for p in root.iterdir())}")
+
+
+def _kept_old_index(root: Path, old: Path) -> bool:
+    """Whether a store that was migrated has the index it had before, whole, in whatever file.
+
+    Without it nobody can go back to the release that wrote the store, or mend what a step got
+    wrong.
+    """
+    index = _database(old)
+    before, after = _dump(old / index), _dump(root / index)
+    if before[:1] == after[:1]:  # The schema: there was nothing to migrate.
+        return True
+    others = (path for path in root.rglob("*") if path.is_file() and path != root / index)
+    return any(path.read_bytes()[:16] == _SQLITE and _dump(path) == before for path in others)
+
+
+def _dump(path: Path) -> list[str]:
+    """Schema and rows of a database, [] where there are none to be had."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        try:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            return [str(version), *connection.iterdump()]
+        except sqlite3.DatabaseError:
+            return []
 
 
 def _look(opener: str, root: Path, old: OldStore) -> Finding:
@@ -180,7 +205,9 @@ def _look(opener: str, root: Path, old: OldStore) -> Finding:
         message = f"{type(error).__name__}: {error}"
         return Finding(result=Result.UNRECOVERABLE, message=message, acknowledged=len(old.view))
     result, message = Result.OLD, ""
-    if shown != old.view:
+    if not _kept_old_index(root, old.root):
+        result, message = Result.LOST, "there is no copy of the index as it was"
+    elif shown != old.view:
         missing = sorted(old.view.keys() - shown.keys())
         result = Result.LOST if missing else Result.TORN
         message = f"{(missing or ['a state'])[0]} is gone" if missing else "a state is another"

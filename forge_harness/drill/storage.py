@@ -21,7 +21,7 @@ from forge_harness.drill import (
     strace,
     syscalls,
 )
-from forge_harness.drill.scenes import COLLECT, COMMIT, CREATE, LARGE
+from forge_harness.drill.scenes import ADOPT, COLLECT, COMMIT, CREATE, LARGE, REPLACE
 from forge_harness.drill.tally import (
     CampaignReport,
     Enough,
@@ -92,7 +92,7 @@ def _replay(trial: Trial) -> None:
     replay.cut_everywhere(
         trial.tally,
         trial.opener,
-        scenes_=[CREATE, COMMIT, COLLECT],
+        scenes_=[ADOPT, REPLACE, CREATE, COMMIT, COLLECT],
         subsets=4 if trial.thorough else 1,
         limit=trial.size,
         tell=trial.tell,
@@ -191,6 +191,8 @@ MUTANTS: tuple[Mutant, ...] = tuple(
         ("no_file_sync", "contents are not synced", "replay", 0),
         ("no_name_sync", "directories are not synced", "replay", 0),
         ("unsynced_index", "the index answers before it is on disk", "replay", 0),
+        ("no_adopt_sync", "a file somebody left is not synced when it is taken over", "replay", 0),
+        ("trusts_orphans", "a file somebody left is taken over unread", "replay", 0),
         ("index_first", "the index refers to contents before they are there", "kill", 0),
         ("in_place", "contents are written over in place", "kill", 0),
         ("early_answer", "a commit returns before it is made", "kill", 0),
@@ -200,6 +202,7 @@ MUTANTS: tuple[Mutant, ...] = tuple(
         ("no_check", "contents are not compared with their digest", "bit_flips", 400),
         ("no_head", "what was acknowledged is known to the log alone", "swaps", 0),
         ("deletes_damaged", "damaged contents are deleted", "swaps", 0),
+        ("collects_damaged", "a damaged history is collected by what is left of it", "swaps", 0),
         ("short_writes", "a write that took a part passes for whole", "file_limit", 0),
         ("no_lock", "writers do not exclude each other", "writers", 20),
         ("ignores_parent", "a commit overwrites one it was not based on", "writers", 1),
@@ -207,6 +210,7 @@ MUTANTS: tuple[Mutant, ...] = tuple(
         ("no_read_lock", "readers do not hold collections off", "collection", 2000),
         ("forgets_kept", "collection forgets generations to be kept", "collection", 2000),
         ("piecemeal_migration", "a migration is not one transaction", "migration", 0),
+        ("no_backup", "a migration keeps no copy of the old index", "migration", 0),
         ("any_schema", "a newer schema is taken for the own one", "newer_schema", 0),
     )
 )

@@ -33,6 +33,8 @@ def main() -> int:
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (options.fsize, options.fsize))
+    if options.left is not None:
+        _leave(options.left, options.root)
     try:
         store = open_store(options.opener, options.root, lock_timeout_s=options.lock_timeout)
     except Exception as error:
@@ -66,6 +68,18 @@ def _commit(store: Store, round_: int, options: argparse.Namespace) -> None:
         say(f"ack {round_} {generation.number}")
 
 
+def _leave(source: Path, root: Path) -> None:
+    """Copies files into the store and syncs none, as a program does that is killed next."""
+    for path in sorted(source.rglob("*")):
+        target = root / path.relative_to(source)
+        if path.is_dir():
+            target.mkdir(exist_ok=True)
+            continue
+        handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        os.write(handle, path.read_bytes())
+        os.close(handle)
+
+
 def _collect(store: Store) -> None:
     try:
         store.collect(retain=1, grace_s=0.0)
@@ -89,6 +103,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--fsize", type=int, default=0, help="RLIMIT_FSIZE in bytes")
     parser.add_argument("--lock-timeout", type=float, default=30.0)
     parser.add_argument("--linger", action="store_true", help="say done, wait to be killed")
+    parser.add_argument("--left", type=Path, help="files to leave in the store, not synced")
     parser.add_argument("--collect", action="store_true", help="collect garbage at the end")
     return parser.parse_args()
 

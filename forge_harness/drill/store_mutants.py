@@ -87,6 +87,26 @@ class _ShortWrites(Blobs):
         return Staged(temp, plain, digest.size, digest.prefixes, plain, digest.size, 0)
 
 
+class _NoAdoptSync(Blobs):
+    """Takes a file that is there for one that is on disk."""
+
+    def adopt(self, path: Path) -> None:
+        pass
+
+
+class _TrustsOrphans(Blobs):
+    """Takes a file that has the name of a content for the content, as git long did."""
+
+    def publish(self, staged: Sequence[Staged]) -> None:
+        there = [item for item in staged if self.fs.exists(self.path(item.name))]
+        for item in there:
+            self._make_directory(self.path(item.name).parent)
+            self.adopt(self.path(item.name))
+            self.discard(item.temp)
+            self.sync_names(self.path(item.name).parent)
+        super().publish([item for item in staged if item not in there])
+
+
 class _DeletesDamaged(Blobs):
     """Removes what does not verify, as a cache does, and with it what could be mended."""
 
@@ -170,6 +190,13 @@ class _ForgetsKept(Store):
         return super().collect(retain=1, grace_s=grace_s)
 
 
+class _CollectsDamaged(Store):
+    """Takes the generations it can read for all there are."""
+
+    def _check_complete(self) -> None:
+        pass
+
+
 class _EarlyAnswer(Store):
     """Says yes and commits later, as a cache in front of a database does."""
 
@@ -244,6 +271,21 @@ class _PiecemealMigration(Store):
             connection.execute(f"PRAGMA user_version = {version + 1}")
 
 
+class _NoBackup(Store):
+    """Migrates in place: what a step got wrong cannot be put right any more."""
+
+    def _create_or_migrate(self, fs: Fs) -> None:
+        self._blobs.create()
+        self._index = self.make_index(read_only=False)
+        connection = self._index.connection
+        if version_of(connection) == 0:
+            self._index.create_layout()
+        while (version := version_of(connection)) < VERSION:
+            with self._index.transaction():
+                STEPS[version](connection)
+                connection.execute(f"PRAGMA user_version = {version + 1}")
+
+
 class _AnySchema(Store):
     """Takes a schema it does not know for its own."""
 
@@ -274,6 +316,8 @@ retried_sync = _with_blobs(_RetriedSync).open
 ignored_sync = _with_blobs(_IgnoredSync).open
 in_place = _with_blobs(_InPlace, contents=_AlwaysRewrites).open
 short_writes = _with_blobs(_ShortWrites).open
+no_adopt_sync = _with_blobs(_NoAdoptSync).open
+trusts_orphans = _with_blobs(_TrustsOrphans).open
 deletes_damaged = _with_blobs(_DeletesDamaged).open
 no_check = _BlindVerify.open
 index_first = _IndexFirst.open
@@ -283,8 +327,10 @@ ignores_parent = _IgnoresParent.open
 no_head = _NoHead.open
 no_grace = _NoGrace.open
 forgets_kept = _ForgetsKept.open
+collects_damaged = _CollectsDamaged.open
 early_answer = _EarlyAnswer.open
 unsynced_index = _UnsyncedIndex.open
 two_commits = _TwoCommits.open
 piecemeal_migration = _PiecemealMigration.open
+no_backup = _NoBackup.open
 any_schema = _AnySchema.open

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from forge_harness.canonical import canonical_json
@@ -34,12 +34,12 @@ from forge_harness.selection import (
     with_catalogues,
     with_inline,
 )
+from forge_harness.sharding import STUDY_CAPABILITY, Shard, shard_of
 from forge_harness.types import Outcome, Profile
 
 SUBJECT_TIMEOUT_S = 300.0
 """Longest time importing the subject may take; torch alone took 13 s on a loaded machine."""
 COLLECT_TIMEOUT_S = 120.0
-STUDY_CAPABILITY = "MeasuresQuality"
 _CHILD = (sys.executable, "-m", "forge_harness.integration.pipeline_child")
 _POLL_S = 0.1
 _COLLECTED = (0, 5)
@@ -88,6 +88,7 @@ class PipelineValidator:
         profile: Scope and size of the measurements.
         suites: Run these suites only.
         checks: Run these checks only.
+        shard: Run this part of the profile only; not with `suites` or `checks`.
         seed: Seed of every random choice.
         workers: Processes that run checks side by side; 0 and 1 both mean one, apart from the
             one that collects, so that a crash costs one check.
@@ -108,6 +109,7 @@ class PipelineValidator:
         profile: Profile = Profile.QUICK,
         suites: Sequence[str] = (),
         checks: Sequence[str] = (),
+        shard: Shard | None = None,
         seed: int = 0,
         workers: int = 1,
         suite_paths: Sequence[Path] = (),
@@ -121,6 +123,7 @@ class PipelineValidator:
         self._given_policy = policy
         self._subject_spec = subject_spec or "reference"
         self._scope = Scope(profile=profile, suites=tuple(suites), checks=tuple(checks))
+        self._shard = shard
         self._seed = seed
         self._workers = max(1, workers)
         self._suite_paths = tuple(Path(path).resolve() for path in suite_paths)
@@ -137,7 +140,8 @@ class PipelineValidator:
         """Returns what a run will do; loads the subject in a process of its own.
 
         Raises:
-            UsageError: A suite or check has no such name, or is outside the profile.
+            UsageError: A suite or check has no such name, or is outside the profile; or the shard
+                would be empty.
             ConfigError: A catalogue of the user's suites does not fit the schema.
             SubjectError: The subject cannot be loaded.
             NothingCollectedError: No check is in scope.
@@ -148,6 +152,10 @@ class PipelineValidator:
             entries = self._select(policy)
             if not entries:
                 raise NothingCollectedError("No check is in scope; widen --suite or --profile.")
+            if self._shard is not None:
+                entries = shard_of(entries, self._shard)
+                checks = tuple(entry.id for entry in entries)
+                scope = replace(scope, checks=checks, shard=str(self._shard))
             with interrupted_once():
                 subject = self._probe_subject()
             needs_study = STUDY_CAPABILITY in subject.capabilities and any(
@@ -299,6 +307,9 @@ class PipelineValidator:
             options += ["--forge-config", str(self._config_file)]
         for suite in plan.scope.suites:
             options += ["--forge-suite", suite]
+        if plan.scope.shard:
+            # Not by its checks: what belongs to none of the catalogue is for one shard to report.
+            return [*options, "--forge-shard", plan.scope.shard]
         for check in plan.scope.checks:
             options += ["--forge-check", check]
         return options

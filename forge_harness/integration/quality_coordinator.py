@@ -9,10 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from forge_harness.errors import ConfigError, unknown_choice
 from forge_harness.evidence import plain
+from forge_harness.integration.baselines import (
+    Acceptance,
+    AcceptedRun,
+    Baseline,
+    baseline_of,
+    not_comparable,
+)
 from forge_harness.policy import Policy
 from forge_harness.record import CheckRecord, EvidenceRecord, ItemRecord, RunRecord, Waiver
 from forge_harness.scoring import RunContext, Scope, assemble, reassemble
@@ -22,7 +28,6 @@ from forge_harness.types import Direction, Outcome, Verdict
 GATE_SUITE = "gates"
 _BASELINE_DROP = "baseline.score_drop.at_most"
 _BASELINE_WORSENING = "baseline.gate_worsening.at_most"
-_MACHINE = ("os", "machine", "cpu", "cpu_usable")
 _WORST_FIRST = (Outcome.FAIL, Outcome.ERROR, Outcome.NOT_MEASURED, Outcome.PASS)
 _TIMES = ("s",)
 """Units of wall clock. Where jobs differ by 8 % (one standard deviation), one comparison in three
@@ -92,14 +97,14 @@ class QualityCoordinator:
     Args:
         policy: Thresholds with their units, catalogue and weights.
         waivers: The ledger in force; None leaves a record's own ledger in force.
-        baseline: Record of the run that was accepted before, or None.
+        baseline: The run that was accepted before, as its record or as read from a file, or None.
     """
 
     def __init__(
         self,
         policy: Policy,
         waivers: Sequence[Waiver] | None = None,
-        baseline: RunRecord | None = None,
+        baseline: AcceptedRun | None = None,
     ) -> None:
         self.policy = policy
         self.waivers = waivers
@@ -170,7 +175,7 @@ class QualityCoordinator:
         )
 
     def compare_baseline(
-        self, record: RunRecord, baseline: RunRecord | None = None
+        self, record: RunRecord, baseline: AcceptedRun | None = None
     ) -> BaselineComparison:
         """Compares a run with the baseline, gate by gate and by score.
 
@@ -184,14 +189,28 @@ class QualityCoordinator:
         accepted = self.baseline if baseline is None else baseline
         if accepted is None:
             return BaselineComparison(comparable=False, reason="there is no baseline")
-        refusal = _not_comparable(record, accepted)
+        if isinstance(accepted, RunRecord):
+            accepted = self.baseline_of(accepted)
+        refusal = not_comparable(record, accepted)
         if refusal:
             return BaselineComparison(comparable=False, reason=refusal)
-        now = {result.gate: result for result in self.evaluate(record)}
-        then = {result.gate: result for result in self.evaluate(accepted)}
         rows = [self._score_row(record, accepted)]
-        rows += [self._against(now[name], then[name]) for name in self.gates()]
+        rows += [
+            self._against(result, accepted.gates.get(result.gate))
+            for result in self.evaluate(record)
+        ]
         return BaselineComparison(comparable=True, reason="", rows=tuple(rows))
+
+    def baseline_of(self, record: RunRecord, acceptance: Acceptance | None = None) -> Baseline:
+        """Returns what of a run later ones are held against.
+
+        Args:
+            record: A verified run of this policy; of another one no gate has a value.
+            acceptance: Who accepted it, for a file.
+        """
+        results = self.evaluate(record)
+        values = {result.gate: result.value for result in results if result.value is not None}
+        return baseline_of(record, values, acceptance)
 
     def verdict(self, record: RunRecord) -> Decision:
         """Returns the verdict on a run, computed anew from its items and evidence.
@@ -255,7 +274,7 @@ class QualityCoordinator:
             reason=reason,
         )
 
-    def _score_row(self, record: RunRecord, baseline: RunRecord) -> GateResult:
+    def _score_row(self, record: RunRecord, baseline: Baseline) -> GateResult:
         allowed = self.policy.threshold(_BASELINE_DROP)
         floor = baseline.score.low - allowed
         dropped = record.score.low < floor
@@ -272,9 +291,9 @@ class QualityCoordinator:
             reason=reason if dropped else "",
         )
 
-    def _against(self, now: GateResult, then: GateResult) -> GateResult:
+    def _against(self, now: GateResult, then: float | None) -> GateResult:
         """Judges one gate's value by the baseline's value instead of the threshold."""
-        if then.value is None:
+        if then is None:
             return self._unmeasured(now.gate, f"the baseline has no value of {now.gate}")
         if now.value is None:
             return self._unmeasured(now.gate, f"{now.gate}, which the baseline has: {now.reason}")
@@ -282,14 +301,14 @@ class QualityCoordinator:
             reason = f"{now.gate} is a time, and those of two runs differ by themselves: not judged"
             return replace(now, outcome=Outcome.NOT_MEASURED, limits=(), reason=reason)
         share = self.policy.threshold(_BASELINE_WORSENING)
-        room = abs(then.value) * share
+        room = abs(then) * share
         signs = {Direction.AT_LEAST: -1, Direction.AT_MOST: 1}
         limits = tuple(
-            GateLimit(direction=side.direction, limit=then.value + signs[side.direction] * room)
+            GateLimit(direction=side.direction, limit=then + signs[side.direction] * room)
             for side in now.limits
         )
         missed = _missed(now.gate, now.value, now.unit, limits)
-        reason = f"{missed}; the baseline has {then.value:g}" if missed else ""
+        reason = f"{missed}; the baseline has {then:g}" if missed else ""
         return GateResult(
             gate=now.gate,
             outcome=Outcome.FAIL if missed else Outcome.PASS,
@@ -298,46 +317,6 @@ class QualityCoordinator:
             limits=limits,
             reason=reason,
         )
-
-
-def machine_class(environment: Mapping[str, Any]) -> str | None:
-    """Returns what two runs must share to be compared, or None when the record does not say."""
-    parts = [environment.get(key) for key in _MACHINE]
-    return None if None in parts else "/".join(str(part) for part in parts)
-
-
-def _not_comparable(record: RunRecord, baseline: RunRecord) -> str:
-    ours, theirs = machine_class(record.environment), machine_class(baseline.environment)
-    if ours is None or theirs is None:
-        return "a run does not say what machine it measured on"
-    if ours != theirs:
-        return f"the machine class is {ours}, the baseline's {theirs}; measure a baseline here"
-    if record.policy_digest != baseline.policy_digest:
-        return "the policies differ; rescore the baseline or accept a new one"
-    if record.subject.spec != baseline.subject.spec:
-        return f"the subject is {record.subject.spec!r}, the baseline's {baseline.subject.spec!r}"
-    if record.scope.profile is not baseline.scope.profile:
-        return f"the profile is {record.scope.profile}, the baseline's {baseline.scope.profile}"
-    if _selected(record) != _selected(baseline):
-        # A selection has fewer gates and a score of its own: it would let every drop pass.
-        return f"the run covers {_selected(record)}, the baseline {_selected(baseline)}"
-    if record.declared != baseline.declared:
-        # What is declared missing is not applicable and costs nothing.
-        return f"the run declares {_declared(record)}, the baseline {_declared(baseline)}"
-    if baseline.state != "finished":
-        return f"the baseline is {baseline.state}, not finished"
-    return ""
-
-
-def _selected(record: RunRecord) -> str:
-    names = sorted({*record.scope.suites, *record.scope.checks})
-    return ", ".join(names) or "the whole profile"
-
-
-def _declared(record: RunRecord) -> str:
-    return (
-        ", ".join(f"{key} = {value}" for key, value in sorted(record.declared.items())) or "nothing"
-    )
 
 
 def _stale(record: RunRecord) -> str:

@@ -81,6 +81,7 @@ class StateManager:
         kinds: Kinds of your own, beside `state_kinds.KINDS`.
         sealer: Encrypts what is written; the same keys must be given on every opening.
         create: Whether a missing store is made.
+        read_only: Never change anything, damaged contents included; for a place nobody can write.
         open_store: Opens a store at a path; None: `Store.open` with the arguments above.
         audit: Log in which every change, and every copy that leaves the store, is recorded before
             it is done, and once more if it ends with an error. The caller closes it.
@@ -100,6 +101,7 @@ class StateManager:
         kinds: Iterable[StateKind] = (),
         sealer: Sealer | None = None,
         create: bool = True,
+        read_only: bool = False,
         open_store: Callable[[Path], Store] | None = None,
         audit: AuditLog | None = None,
         actor: str = "",
@@ -108,7 +110,7 @@ class StateManager:
         self._audit, self._actor = audit, actor or getuser()
         self.kinds = {**KINDS, **{kind.name: kind for kind in kinds}}
         if open_store is None:
-            self._store = Store.open(self.root, create=create, sealer=sealer)
+            self._store = Store.open(self.root, create=create, read_only=read_only, sealer=sealer)
         else:
             self._store = open_store(self.root)
 

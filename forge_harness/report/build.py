@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
+from forge_harness.integration.baselines import AcceptedRun
 from forge_harness.policy import Policy
-from forge_harness.record import RunRecord, Waiver
+from forge_harness.record import RunRecord, ShardRecord, Waiver
 from forge_harness.report.anchors import check_anchor
 from forge_harness.report.changes import changes_since
 from forge_harness.report.checks import check_row, item_row
@@ -32,7 +33,7 @@ MEANINGS = {
 _CHECK_ID = re.compile(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*")
 
 
-def build_report(record: RunRecord, policy: Policy, baseline: RunRecord | None = None) -> Report:
+def build_report(record: RunRecord, policy: Policy, baseline: AcceptedRun | None = None) -> Report:
     """Returns everything a reader of the run should see.
 
     Args:
@@ -113,8 +114,7 @@ def _headline(record: RunRecord, policy: Policy) -> Headline:
 
 def _scope(record: RunRecord) -> str:
     scope = record.scope
-    selected = [*scope.suites, *scope.checks]
-    named = f" (selection: {clean(', '.join(selected))})" if selected else ""
+    named = f" ({clean(scope.part)})" if scope.part else ""
     return f"{scope.profile} scope: {scope.in_scope} of {scope.total} checks{named}"
 
 
@@ -172,7 +172,19 @@ def _provenance(record: RunRecord) -> tuple[tuple[str, str], ...]:
     ]
     rows += [(f"Declared {key}", value) for key, value in sorted(record.declared.items())]
     rows += [(f"Environment {key}", value) for key, value in _flat(record.environment)]
+    rows += [row for shard in record.shards for row in _shard_rows(shard)]
     return tuple((clean(label), clean(_text(value))) for label, value in rows)
+
+
+def _shard_rows(shard: ShardRecord) -> Iterator[tuple[str, Any]]:
+    """Yields where a part of a merged run was measured, and what keeps it as it was."""
+    name = f"Merged {shard.scope.part or shard.run_id}"
+    yield name, f"{shard.run_id}, {shard.state}, {shard.started_at} to {shard.finished_at}"
+    yield f"{name}, command", shlex.join(shard.command)
+    yield f"{name}, {shard.file}", shard.digest
+    for key in ("cpu", "cpu_usable", "kernel"):
+        if key in shard.environment:
+            yield f"{name}, {key}", shard.environment[key]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Sequence[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from forge_harness.integration.baselines import AcceptedRun
 from forge_harness.policy import Policy
 from forge_harness.record import RunRecord
 from forge_harness.report.anchors import check_anchor
@@ -13,7 +14,7 @@ BAD = frozenset({Outcome.FAIL, Outcome.ERROR, Outcome.XPASS})
 GOOD = frozenset({Outcome.PASS, Outcome.WARN, Outcome.FLAKY})
 
 
-def changes_since(record: RunRecord, policy: Policy, baseline: RunRecord | None) -> Changes:
+def changes_since(record: RunRecord, policy: Policy, baseline: AcceptedRun | None) -> Changes:
     """Returns the checks that changed sides since the baseline, in catalogue order.
 
     Checks of another version have another meaning and do not compare. Values are compared only
@@ -23,8 +24,11 @@ def changes_since(record: RunRecord, policy: Policy, baseline: RunRecord | None)
         return Changes(baseline=None, refusal="")
     from forge_harness.integration.quality_coordinator import QualityCoordinator
 
-    compared = QualityCoordinator(policy, baseline=baseline).compare_baseline(record)
-    before = {(c.id, c.version): c.outcome for c in baseline.checks}
+    coordinator = QualityCoordinator(policy)
+    if isinstance(baseline, RunRecord):
+        baseline = coordinator.baseline_of(baseline)
+    compared = coordinator.compare_baseline(record, baseline)
+    before = {(name, check.version): check.outcome for name, check in baseline.checks.items()}
     pairs = [
         Change(
             check=check.id,

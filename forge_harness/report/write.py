@@ -9,6 +9,7 @@ from pathlib import Path
 
 from forge_harness.durable import write_durably
 from forge_harness.errors import UsageError, unknown_choice
+from forge_harness.integration.baselines import AcceptedRun
 from forge_harness.policy import Policy
 from forge_harness.record import RunRecord
 from forge_harness.report.build import build_report
@@ -40,7 +41,7 @@ def write_reports(
     policy: Policy,
     formats: Sequence[str] = ("html", "md", "junit"),
     *,
-    baseline: RunRecord | None = None,
+    baseline: AcceptedRun | None = None,
 ) -> list[Path]:
     """Writes reports of a run; the same record and policy give the same bytes.
 

@@ -13,6 +13,7 @@ from forge_harness.scoring.assembly import (
     reassemble,
     score_of,
 )
+from forge_harness.scoring.rescore import Rescored, rescore
 from forge_harness.scoring.rollup import settle
 from forge_harness.scoring.verdict import exit_code_for, gate_exit_code
 from forge_harness.scoring.verify import Discrepancy, verify_run
@@ -21,6 +22,7 @@ from forge_harness.scoring.waterfall import Repair, WaterfallStep, waterfall, wa
 __all__ = [
     "Discrepancy",
     "Repair",
+    "Rescored",
     "RunContext",
     "Scope",
     "WaterfallStep",
@@ -31,6 +33,7 @@ __all__ = [
     "gate_exit_code",
     "items_of",
     "reassemble",
+    "rescore",
     "score_of",
     "settle",
     "verify_run",

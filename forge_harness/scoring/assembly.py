@@ -18,6 +18,7 @@ from forge_harness.record import (
     RunRecord,
     ScopeRecord,
     ScoreRecord,
+    ShardRecord,
     SubjectRecord,
     SuiteRecord,
     Waiver,
@@ -31,11 +32,14 @@ from forge_harness.types import Outcome, Profile
 _FILE_OPTIONS = ("--suite-path", "--policy", "--waivers", "--config", "-c")
 """Of `forge-harness run`: without them a check may be unknown, or judged by another limit."""
 _OF_A_SESSION = (
-    *("--forge-run-dir", "--forge-suite", "--forge-check"),
+    *("--forge-run-dir", "--forge-suite", "--forge-check", "--forge-shard"),
     *("-n", "--numprocesses", "--dist"),
     *("--basetemp", "--junitxml", "--junit-xml"),
 )
 """Options of pytest that one check does without: a run is the same with and without workers."""
+
+SELECTING = ("--suite", "--check", "--shard", "--run-dir", *_OF_A_SESSION)
+"""Options that say which part of a run, and where it is kept."""
 
 RunState = Literal["running", "finished", "interrupted", "aborted"]
 
@@ -58,6 +62,11 @@ class ScopeLike(Protocol):
         """Selected check ids."""
         ...
 
+    @property
+    def shard(self) -> str:
+        """Which shard of the profile `checks` are, "2/3"; empty where they are a selection."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scope:
@@ -66,6 +75,7 @@ class Scope:
     profile: Profile = Profile.QUICK
     suites: tuple[str, ...] = ()
     checks: tuple[str, ...] = ()
+    shard: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +92,8 @@ class RunContext:
     started_at: str
     """ISO 8601; its date decides which waivers are live, so that a score can be recomputed."""
     finished_at: str | None = None
+    shards: Sequence[ShardRecord] = ()
+    """The runs it was merged from."""
 
 
 def entries_in_scope(policy: Policy, scope: ScopeLike) -> tuple[CatalogueEntry, ...]:
@@ -163,6 +175,7 @@ def assemble(
         command=list(context.command),
         started_at=context.started_at,
         finished_at=context.finished_at,
+        shards=list(context.shards),
     )
 
 
@@ -204,6 +217,7 @@ def context_of(record: RunRecord) -> RunContext:
         command=record.command,
         started_at=record.started_at,
         finished_at=record.finished_at,
+        shards=record.shards,
     )
 
 
@@ -262,7 +276,7 @@ def _checks(
 def _reproduce(check: str, scope: ScopeLike, context: RunContext) -> str:
     if context.command[:1] == ["pytest"]:
         # Which of its arguments are the suites, only pytest knows.
-        kept = _without(context.command, _OF_A_SESSION)
+        kept = without_options(context.command, _OF_A_SESSION)
         return shlex.join([*kept, "--forge-check", check])
     plain = reproduced_without_files(check, scope, context)
     return " ".join([plain, *map(shlex.quote, _files_named(context.command))])
@@ -280,7 +294,7 @@ def reproduced_without_files(check: str, scope: ScopeLike, context: RunContext) 
     return shlex.join(words)
 
 
-def _without(words: Sequence[str], options: Sequence[str]) -> list[str]:
+def without_options(words: Sequence[str], options: Sequence[str]) -> list[str]:
     """Returns a command line without options that take a value."""
     kept: list[str] = []
     is_value = False
@@ -352,6 +366,7 @@ def _scope_record(
         profile=scope.profile,
         suites=list(scope.suites),
         checks=list(scope.checks),
+        shard=scope.shard,
         in_scope=len(entries),
         total=len(policy.catalogue),
     )

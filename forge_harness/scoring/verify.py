@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from forge_harness.canonical import canonical_json, file_sha256, read_canonical
-from forge_harness.errors import RunDirectoryError
+from forge_harness.errors import RunDirectoryError, UsageError
 from forge_harness.policy import Policy
 from forge_harness.record import ItemRecord, RunRecord
 from forge_harness.rundir import ITEMS, MANIFEST, POLICY, RUN, check_manifest, read_items
@@ -23,6 +23,7 @@ from forge_harness.scoring.assembly import (
     reproduced_without_files,
 )
 from forge_harness.scoring.derived import without_derived
+from forge_harness.scoring.merge import MergeSource, merge_records, shard_file
 from forge_harness.scoring.rollup import settle, unique
 
 _ARTIFACT = re.compile(r"^evidence/sha256/([0-9a-f]{64})$")
@@ -50,8 +51,8 @@ def verify_run(path: Path) -> list[Discrepancy]:
     """Returns every difference between what a run directory claims and what it holds.
 
     In this order: an unfinished run, damaged files, policy, artifacts, what the items and evidence
-    of run.json give when assembled again, and items.jsonl. No stored outcome, score, coverage,
-    verdict or digest is trusted.
+    of run.json give when assembled again, items.jsonl, and of a merged run its shards merged
+    again. No stored outcome, score, coverage, verdict or digest is trusted.
 
     Raises:
         RunDirectoryError: `path` is not a directory.
@@ -69,6 +70,8 @@ def verify_run(path: Path) -> list[Discrepancy]:
         if policy is not None:
             found += _recomputed(record, policy)
             found += _items(path, record, policy)
+            if record.shards:
+                found += _merged(path, record, policy)
     return found
 
 
@@ -162,14 +165,49 @@ def _item(item: ItemRecord | None) -> str:
 
 
 def _recomputed(record: RunRecord, policy: Policy) -> list[Discrepancy]:
-    claimed = record.model_dump(mode="json")
     again = reassemble(record, policy).model_dump(mode="json")
     _keep_earlier_commands(record, again)
+    return _against(record, policy, again, RUN)
+
+
+def _against(
+    record: RunRecord, policy: Policy, again: dict[str, Any], file: str
+) -> list[Discrepancy]:
+    """Returns where a record differs from what it was computed to be again."""
+    claimed = record.model_dump(mode="json")
     order = {key: place for place, key in enumerate(_CAUSE_FIRST)}
     keys = sorted(again, key=lambda key: order.get(key, len(order)))
     if record.policy_digest != policy.digest:
         keys = ["policy_digest", *(key for key in keys if key != "policy_digest")]
-    return [d for key in keys for d in _differences(f"$.{key}", again[key], claimed[key])]
+    found = [d for key in keys for d in _differences(f"$.{key}", again[key], claimed[key])]
+    return [replace(discrepancy, file=file) for discrepancy in found]
+
+
+def _merged(path: Path, record: RunRecord, policy: Policy) -> Iterator[Discrepancy]:
+    """Merges the runs again that a merged run was put together from, each recomputed itself."""
+    sources: list[MergeSource] = []
+    for place, shard in enumerate(record.shards):
+        # Where merging puts it: a forged record must not make this read elsewhere.
+        file = shard_file(place)
+        source, problems = _read(path, file, RunRecord)
+        if source is None:
+            yield from problems
+            return
+        digest = f"sha256:{file_sha256(path / file)}"
+        if digest != shard.digest:
+            yield Discrepancy(RUN, f"$.shards[{place}].digest", digest, shard.digest)
+        again = reassemble(source, policy).model_dump(mode="json")
+        _keep_earlier_commands(source, again)
+        yield from problems
+        yield from _against(source, policy, again, file)
+        sources.append(MergeSource(file, source, digest))
+    try:
+        merged = merge_records(policy, sources)
+    except UsageError as error:
+        yield Discrepancy(RUN, "$.shards", "parts of one run", str(error))
+        return
+    for problem in _against(record, policy, merged.model_dump(mode="json"), RUN):
+        yield replace(problem, what=f"{problem.what} (merged again)")
 
 
 def _keep_earlier_commands(record: RunRecord, again: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from forge_harness.canonical import sha256_hex
 from forge_harness.errors import AuditError
+from forge_harness.forks import tell_of_forks
 
 from .audit_events import AuditEvent, AuditRecord, Decision, completed, genesis, mac_of
 from .audit_file import AuditFile
@@ -37,6 +38,8 @@ HEAD_S = 1.0
 
 class AuditLog:
     """Records events. Use it as a context manager, or call `close`.
+
+    A child of fork opens its own: what its parent had open refuses to be used there.
 
     Args:
         path: The file; made when it is not there.
@@ -70,10 +73,12 @@ class AuditLog:
         self._queue = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._why_not = "is closed"
         self._is_open = True
         """Whether the file may be used; read and changed with `_appending` held."""
         self._headed_at = 0.0
         self._headed_number = self._last_number = -1
+        tell_of_forks(self)
 
     @classmethod
     def of_keyring(cls, path: Path, keyring: Keyring) -> AuditLog:
@@ -116,7 +121,7 @@ class AuditLog:
         future: Future[AuditRecord] = Future()
         with self._lock:
             if self._closed:
-                future.set_exception(AuditError("The audit log is closed; open it again."))
+                future.set_exception(self._refusal())
                 return future
             if self._thread is None:
                 self._thread = threading.Thread(target=self._commit_groups, daemon=True)
@@ -155,9 +160,25 @@ class AuditLog:
                 self._is_open = False
                 self._file.close()
 
+    def disown(self) -> None:
+        """Leaves the log to the parent process; called in a child of fork.
+
+        The thread that commits groups is not there, and what the child wrote could be lost: the
+        locks of the file stay with the parent.
+        """
+        # Another thread may have held them when the process forked.
+        self._lock, self._appending = threading.Lock(), threading.Lock()
+        if self._is_open:
+            self._why_not = "was opened before this process was forked"
+            self._closed, self._is_open, self._thread = True, False, None
+            self._file.disown()
+
     def _check_open(self) -> None:
         if not self._is_open:
-            raise AuditError("The audit log is closed; open it again.")
+            raise self._refusal()
+
+    def _refusal(self) -> AuditError:
+        return AuditError(f"The audit log {self._why_not}; open it again.")
 
     def _commit_groups(self) -> None:
         running = True

@@ -16,6 +16,7 @@ from pathlib import Path
 from forge_harness.canonical import canonical_json
 from forge_harness.durable import sync_directory
 from forge_harness.errors import AuditError, ExitCode
+from forge_harness.forks import never_free
 
 from .audit_events import AuditEvent, AuditRecord, Decision
 
@@ -52,6 +53,13 @@ BEGIN SELECT RAISE(ABORT, 'the audit log keeps its id'); END;
 """
 _COLUMNS = "number, time, actor, action, resource, decision, request_id, detail, previous, mac"
 _BUSY_MS = 10_000
+_REFUSED = (
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_READONLY,
+)
+"""What the system says, and nothing about what the file holds."""
 _MAGIC = b"SQLite format 3\0"
 _HEADER_BYTES = 100
 _ID_AT, _VERSION_AT = slice(68, 72), slice(60, 64)
@@ -101,6 +109,10 @@ class AuditFile:
     def close(self) -> None:
         """Closes the file; every record returned from `append` is on disk already."""
         self._connection.close()
+
+    def disown(self) -> None:
+        """Gives the file up without closing it; for a child of fork, whose parent has it open."""
+        never_free(self._connection)
 
     @property
     def log_id(self) -> str:
@@ -178,6 +190,11 @@ class AuditFile:
                 f"The audit log {str(self.path)!r} cannot be read ({error}); try again when the "
                 "process that writes it is done."
             )
+        if _code_of(error) in _REFUSED:
+            return NotAnAuditLogError(
+                f"The audit log {str(self.path)!r} cannot be used ({error}); free space, or check "
+                "the permissions and the disk."
+            )
         return DamagedAuditError(
             f"The audit log {str(self.path)!r} cannot be read ({error}): it is damaged; keep "
             "it and compare with a copy."
@@ -224,7 +241,7 @@ class AuditFile:
                 self._connection.execute("PRAGMA journal_mode = WAL")
                 self._connection.execute("PRAGMA synchronous = FULL")
         except sqlite3.Error as error:
-            if _is_busy(error) or self._was_ours():
+            if _is_busy(error) or _code_of(error) in _REFUSED or self._was_ours():
                 raise self._unreadable(error) from error
             raise NotAnAuditLogError(
                 f"{str(self.path)!r} is no audit log ({error}); name another file."
@@ -265,8 +282,11 @@ class AuditFile:
 
 
 def _is_busy(error: Exception) -> bool:
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
-    return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    return _code_of(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def _code_of(error: Exception) -> int:
+    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK)) & 0xFF
 
 
 def _statements(layout: str) -> Iterator[str]:

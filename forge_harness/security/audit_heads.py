@@ -14,7 +14,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from forge_harness.canonical import canonical_json, sha256_hex
 from forge_harness.durable import sync_directory
 from forge_harness.errors import AuditError
+from forge_harness.forks import Lockable
 
 _FIRST = "0" * 64
 _TAIL_BYTES = 4096
@@ -150,11 +151,9 @@ class HeadFile:
     def _locked(self) -> Iterator[int]:
         made = not self.path.exists()
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
+        with closing(Lockable(descriptor)):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield descriptor
-        finally:
-            os.close(descriptor)
         if made:
             sync_directory(self.path.parent)
 

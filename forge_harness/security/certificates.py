@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from forge_harness.durable import write_durably
+from forge_harness.durable import staged_file, write_durably
 
 _DAY = timedelta(days=1)
 
@@ -81,8 +81,9 @@ class LocalAuthority:
         cert, private = directory / "cert.pem", directory / "key.pem"
         write_durably(cert, certificate.public_bytes(Encoding.PEM))
         pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        write_durably(private, pem)
-        private.chmod(0o600)
+        with staged_file(private) as stage:
+            stage.touch(0o600)
+            stage.write_bytes(pem)
         return cert, private
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from forge_harness.durable import staged_file
+from forge_harness.errors import DamagedSealError
 
 from . import envelope, segments
-from .keys import Keyring
+from .keys import Keyring, Purpose
 
 HEAD_BYTES = envelope.HEAD_BYTES
 
@@ -97,6 +98,24 @@ class KeyringSealer:
         with source.open("rb") as sealed, staged_file(target) as stage, stage.open("wb") as plain:
             stage.chmod(0o600)
             self.unseal(sealed, plain, context=context)
+
+    def check_head(self, data: bytes) -> None:
+        """Refuses what was sealed under keys of another keyring.
+
+        Args:
+            data: The first `head_bytes` of it.
+
+        Raises:
+            WrongKeyError: The keyring has none of its keys, and never had one that is destroyed.
+        """
+        try:
+            head = envelope.Head.parse(data)
+        except DamagedSealError:  # Says nothing about the keys.
+            return
+        keyring = self._keyring()
+        known = {key.id for key in keyring.keys if key.purpose is Purpose.SEAL}
+        if known.isdisjoint(head.key_ids()):
+            envelope.data_key_of(head, keyring)
 
     def rewrap_file(self, path: Path) -> bool:
         """Puts a sealed file under the active key in place (see `envelope.rewrap_file`)."""

@@ -7,6 +7,7 @@ import hmac
 import json
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -24,6 +25,9 @@ SCHEMA = "forge-tokens/1"
 _SECRET_BYTES = 32
 _FORM = re.compile(r"fht_[A-Za-z0-9_-]{43}")
 LONGEST_DAYS = 365
+_TEXTS = ("id", "hash", "name", "audience", "created_at", "expires_at")
+_TICK_S = 2.0
+"""The coarsest clock of a file system we know of (FAT)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +77,8 @@ class TokenStore:
         self.access = access or Access()
         self._keys = (key, *former)
         self._stamp: tuple[int, int, int] | None = None
+        self._damage = ""
+        """Why nothing can be made of the content that was read last, "" when it is sound."""
         self._by_hash: dict[str, Token] = {}
 
     @classmethod
@@ -202,32 +208,58 @@ class TokenStore:
         try:
             status = self.path.stat()
         except FileNotFoundError:
-            self._stamp, self._by_hash = None, {}
+            self._stamp, self._damage, self._by_hash = None, "", {}
             return
         stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
         if stamp != self._stamp:
-            self._by_hash = {token.hash: token for token in self._read()}
-            self._stamp = stamp
+            self._stamp, self._by_hash = None, {}
+            try:
+                content = self.path.read_bytes()
+            except OSError as error:  # Of the moment: nothing about the file need change.
+                raise self._unreadable(str(error)) from error
+            self._take(content)
+            # Another write within one tick of the file system's clock would not show.
+            if time.time() - status.st_mtime >= _TICK_S:
+                self._stamp = stamp
+        if self._damage:
+            raise self._unreadable(self._damage)
 
-    def _read(self) -> list[Token]:
+    def _take(self, content: bytes) -> None:
+        self._damage = ""
         try:
-            document = json.loads(self.path.read_bytes())
-            if document["schema"] != SCHEMA:
-                raise ValueError(f"schema {document['schema']!r}")
-            tokens = [Token(**{**t, "roles": tuple(t["roles"])}) for t in document["tokens"]]
-            if any(datetime.fromisoformat(t.expires_at).tzinfo is None for t in tokens):
-                raise ValueError("an end without a time zone")
-        except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise SecurityError(
-                f"The token file {str(self.path)!r} cannot be read ({error}); nobody is let in "
-                "until it is restored from a copy."
-            ) from error
-        return tokens
+            self._by_hash = {token.hash: token for token in _parsed(content)}
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            self._damage = str(error)
+
+    def _unreadable(self, why: str) -> SecurityError:
+        return SecurityError(
+            f"The token file {str(self.path)!r} cannot be read ({why}); nobody is let in until it "
+            "is restored from a copy."
+        )
 
     def _write(self, tokens: Iterable[Token]) -> None:
         content = {"schema": SCHEMA, "tokens": [asdict(token) for token in tokens]}
         write_durably(self.path, canonical_json(content))
         self._stamp = None
+
+
+def _parsed(content: bytes) -> list[Token]:
+    """Returns the tokens in a file; raises KeyError, TypeError, ValueError or RecursionError."""
+    document = json.loads(content)
+    if document["schema"] != SCHEMA:
+        raise ValueError(f"schema {document['schema']!r}")
+    tokens = []
+    for entry in document["tokens"]:
+        token = Token(**{**entry, "roles": tuple(entry["roles"])})
+        texts = [*token.roles, *(getattr(token, name) for name in _TEXTS)]
+        if token.revoked_at is not None:
+            texts.append(token.revoked_at)
+        if not isinstance(entry["roles"], list) or not all(isinstance(t, str) for t in texts):
+            raise TypeError(f"token {str(token.id)[:40]!r} has a value of another type")
+        if datetime.fromisoformat(token.expires_at).tzinfo is None:
+            raise ValueError("an end without a time zone")
+        tokens.append(token)
+    return tokens
 
 
 def _hash(key: bytes, secret: str) -> str:

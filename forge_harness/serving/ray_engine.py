@@ -44,6 +44,7 @@ _POLL_S = 0.02
 _START_S = 60.0
 _GRACE_S = 5.0
 """For Ray, over the time a drain may take."""
+_VERSION = "1"
 _OBJECT_STORE_BYTES = 100 * 2**20
 """Requests and answers do not pass through it."""
 
@@ -210,7 +211,7 @@ def serve_with_ray(
 
 
 def _deployment(serve: Any, settings: Settings, replicas: int) -> Any:  # noqa: ANN401 - no types
-    return serve.deployment(
+    made = serve.deployment(
         name=NAME,
         num_replicas=replicas,
         # Admission is the replica's own: nothing may wait where no deadline is looked at.
@@ -221,6 +222,9 @@ def _deployment(serve: Any, settings: Settings, replicas: int) -> Any:  # noqa: 
         health_check_period_s=1,
         user_config={"draining": False},
     )(serve.ingress()(Replica))
+    # Without a version each deployment is a new one to Ray, and instead of telling the replicas
+    # that they drain it would end them and start others, to be ended in turn.
+    return made.options(version=_VERSION, _internal=True)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from forge_harness.errors import StateError
+
 from .fs import Fs, write_all
 from .hashing import CHUNK_BYTES, StreamDigest, ThreadedDigest
 from .sealer import Sealer
@@ -125,6 +127,7 @@ class Blobs:
 
         Raises:
             OSError: The file system refused; names that were given stay, whole, as orphans.
+            StateError: A staged content is gone.
         """
         touched: dict[Path, None] = {}
         for item in staged:
@@ -135,10 +138,22 @@ class Blobs:
                 self.discard(item.temp)
             else:
                 self.quarantine(item.name)
-                self.fs.rename(item.temp, target)
+                self._name(item.temp, target)
             touched[target.parent] = None
         for directory in touched:
             self.sync_names(directory)
+
+    def _name(self, temp: Path, target: Path) -> None:
+        try:
+            self.fs.rename(temp, target)
+        except FileNotFoundError as error:
+            if self.fs.exists(temp) or not self.fs.exists(target.parent):
+                raise
+            raise StateError(
+                f"Nothing was committed: a collection with too short a grace removed {temp} before "
+                "the commit had it. Repeat the commit, and collect with a grace that is longer "
+                "than commits take."
+            ) from error
 
     def adopt(self, path: Path) -> None:
         """Makes a file durable that a writer left that was killed before its commit."""

@@ -9,12 +9,20 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
 from forge_harness.canonical import sha256_hex
-from forge_harness.errors import DamagedStateError, ForgeError, StateError, UnknownStateError
+from forge_harness.errors import (
+    DamagedStateError,
+    ForgeError,
+    SealedStateError,
+    StateError,
+    UnknownStateError,
+    WrongKeyError,
+)
 
 from .blobs import CONTEXT, Blobs, Staged
 from .hashing import CHUNK_BYTES, StreamDigest, first_difference
 from .index import Index, StoredObject
 from .records import BlobRef
+from .sealer import Sealer
 
 INLINE_BYTES = 32 << 10
 """Contents up to this length live in the index: no file, no rename, no fsync of their own."""
@@ -166,13 +174,40 @@ class Contents:
                 changed += 1
         return changed, total
 
+    def refuse_other_keys(self) -> None:
+        """Refuses a sealer that never had a key of what was sealed last.
+
+        No one keyring would open all of the store any more.
+
+        Raises:
+            WrongKeyError: It had none; keys that were destroyed count.
+        """
+        if self.blobs.sealer is not None and (stored := self.index.newest_sealed()) is not None:
+            self._check_keys(stored, self.blobs.sealer)
+
+    def _check_keys(self, stored: StoredObject, sealer: Sealer) -> None:
+        try:
+            if stored.content is not None:
+                head = stored.content[: _head_of(stored)]
+            else:
+                with self.blobs.reading(stored.stored) as stream:
+                    head = stream.read(_head_of(stored))
+        except OSError:  # What is missing or cannot be read is found when it is.
+            return
+        sealer.check_head(head)
+
     def _is_good(self, ref: BlobRef) -> bool:
         """Whether the store holds a content whole; a damaged one goes to quarantine."""
-        if self.index.object(ref.digest) is None:
+        if (stored := self.index.object(ref.digest)) is None:
             return False
         try:
             self.verify(ref)
         except (UnknownStateError, DamagedStateError):
+            return False
+        except WrongKeyError:
+            assert self.blobs.sealer is not None
+            # Raises unless the key was destroyed on purpose, and with it this copy.
+            self._check_keys(stored, self.blobs.sealer)
             return False
         return True
 
@@ -253,7 +288,7 @@ class Contents:
     def _plaintext(self, stored: StoredObject, target: _Tee) -> None:
         sealer = self.blobs.sealer
         if stored.sealed and sealer is None:
-            raise StateError(
+            raise SealedStateError(
                 f"Content {stored.digest} is sealed and the store was opened without a key. Give "
                 "the key it was sealed with."
             )

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import shutil
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from forge_harness.errors import DamagedStateError, ForgeError, StateError, StoreLockedError
+from forge_harness.forks import never_free
 
 from .history import Row
 from .schema import create, version_of
 
 _COLUMNS = "digest, size, sealed, stored, stored_size, created_at, collected_at, prefixes, content"
 _BUSY = {"SQLITE_BUSY", "SQLITE_LOCKED"}
+_UNWRITABLE = {"SQLITE_CANTOPEN", "SQLITE_READONLY"}
+_NO_ROOM = {*_UNWRITABLE, "SQLITE_FULL", "SQLITE_IOERR"}
+"""What SQLite says where it cannot make a file beside the index."""
 _DAMAGED = {"SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_FORMAT", "SQLITE_SCHEMA", "SQLITE_MISMATCH"}
 
 
@@ -70,13 +75,10 @@ class Index:
         longer there once the parent has closed the file, and one that closed it could remove the
         log of others.
         """
-        import ctypes
-
         self._mutex = threading.RLock()  # Another thread may have held it when the process forked.
         if not self._gone:
             self._gone = "was opened before this process was forked"
-            # Never freed, as freeing closes it.
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.connection))
+            never_free(self.connection)
 
     @contextlib.contextmanager
     def translated(self) -> Iterator[None]:
@@ -198,6 +200,15 @@ class Index:
             rows = self.connection.execute(f"SELECT {columns} FROM object ORDER BY digest")
             return [_stored_object(row) for row in rows]
 
+    def newest_sealed(self) -> StoredObject | None:
+        """Returns the sealed content that was recorded last, None when there is none."""
+        with self.translated():
+            row = self.connection.execute(
+                f"SELECT {_COLUMNS} FROM object WHERE sealed AND collected_at IS NULL "
+                "ORDER BY created_at DESC LIMIT 1"
+            ).fetchone()
+        return None if row is None else _stored_object(row)
+
     def has_sealed(self) -> bool:
         """Returns whether any content is sealed."""
         # Every commit without a key asks. A scan takes 4 ms at 10,000 contents, five times what the
@@ -225,13 +236,40 @@ class Index:
 
 
 def _connect(path: Path, *, read_only: bool, timeout_s: float) -> sqlite3.Connection:
-    query = "rwc"
-    if read_only:
-        query = "ro"
-        wal = path.with_name(f"{path.name}-wal")
-        if not (wal.exists() and wal.stat().st_size):
-            # Nothing to recover, and on a read-only disk SQLite could not make its shared memory.
-            query = "ro" if os.access(path.parent, os.W_OK) else "ro&immutable=1"
+    if not read_only:
+        return _prepared(path, "rwc", timeout_s)
+    try:
+        connection = _prepared(path, "ro", timeout_s)
+    except sqlite3.OperationalError as error:
+        if not any(_name(error).startswith(name) for name in _NO_ROOM):
+            raise
+    else:
+        return connection
+    # SQLite cannot make its shared memory, on a read-only disk for one, and so nobody else has it.
+    wal = path.with_name(f"{path.name}-wal")
+    if wal.exists() and wal.stat().st_size:
+        return _copied(path)
+    return _prepared(path, "ro&immutable=1", timeout_s)
+
+
+def _copied(path: Path) -> sqlite3.Connection:
+    """Returns a copy in memory of an index whose log cannot be taken in where it is."""
+    memory = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    try:
+        with tempfile.TemporaryDirectory(prefix="forge-index-") as scratch:
+            for part in (path, path.with_name(f"{path.name}-wal")):
+                shutil.copyfile(part, Path(scratch) / part.name)
+            with contextlib.closing(sqlite3.connect(Path(scratch) / path.name)) as source:
+                source.execute("PRAGMA journal_mode = DELETE")
+                source.backup(memory)
+        _set_up(memory, read_only=True)
+    except BaseException:
+        memory.close()
+        raise
+    return memory
+
+
+def _prepared(path: Path, query: str, timeout_s: float) -> sqlite3.Connection:
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode={query}",
         uri=True,
@@ -240,17 +278,23 @@ def _connect(path: Path, *, read_only: bool, timeout_s: float) -> sqlite3.Connec
         timeout=timeout_s,
     )
     try:
-        # A flipped byte must not turn into an error of the text decoder.
-        connection.text_factory = lambda data: data.decode("utf-8", errors="replace")
-        connection.execute("PRAGMA trusted_schema = OFF")
-        connection.execute("PRAGMA foreign_keys = ON")
-        if not read_only:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
+        _set_up(connection, read_only=query != "rwc")
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _set_up(connection: sqlite3.Connection, *, read_only: bool) -> None:
+    # A flipped byte must not turn into an error of the text decoder.
+    connection.text_factory = lambda data: data.decode("utf-8", errors="replace")
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA foreign_keys = ON")
+    if read_only:
+        connection.execute("PRAGMA schema_version")  # What opens the file and its log.
+        return
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
 
 
 def _stored_object(row: tuple[object, ...]) -> StoredObject:
@@ -286,6 +330,11 @@ def _translation(path: Path, error: sqlite3.Error) -> ForgeError:
             f"The index {path} is damaged: {error}. Restore it from backups/ or from a copy of the "
             "store; the contents in objects/ are untouched.",
             path=str(path),
+        )
+    if any(_name(error).startswith(name) for name in _UNWRITABLE):
+        return StateError(
+            f"The index {path} cannot be written: {error}. Nothing was committed; check the "
+            "permissions of its directory, or copy the store to where it can be written."
         )
     return StateError(
         f"The index {path} could not be read or written: {error}. Nothing was committed; free "

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from forge_harness.errors import StoreLockedError
+from forge_harness.forks import Lockable
 
 _LONGEST_WAIT_S = 0.02
 """Between two tries. A commit takes a few ms."""
@@ -40,12 +41,9 @@ class StoreLock:
         except FileNotFoundError:  # A copy without its lock: nobody else can hold it.
             yield
             return
-        owner = os.getpid()
-        try:
+        with contextlib.closing(Lockable(handle)):
             self._acquire(handle, fcntl.LOCK_SH)
             yield
-        finally:
-            _release(handle, owner)
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -58,13 +56,10 @@ class StoreLock:
         import fcntl
 
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        owner = os.getpid()
-        try:
+        with contextlib.closing(Lockable(handle)):
             self._acquire(handle, fcntl.LOCK_EX)
             _leave_name(handle)
             yield
-        finally:
-            _release(handle, owner)
 
     def _acquire(self, handle: int, mode: int) -> None:
         import fcntl
@@ -93,17 +88,6 @@ class StoreLock:
         except (OSError, ValueError, KeyError, TypeError):
             alive = False
         return f"process {named['pid']}" if alive else "readers, or a process that left no name"
-
-
-def _release(handle: int, owner: int) -> None:
-    """Lets go of the lock, unless this is a child that was forked while `owner` held it."""
-    import fcntl
-
-    if os.getpid() == owner:
-        # Closing is not enough: the same open file lives on in whatever was forked meanwhile.
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_UN)
-    os.close(handle)
 
 
 def _leave_name(handle: int) -> None:

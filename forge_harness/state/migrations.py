@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from forge_harness.canonical import canonical_json
+from forge_harness.canonical import canonical_json, file_sha256
 
 from .fs import Fs
 from .schema import LAYOUT, VERSION, execute_all, version_of
@@ -62,11 +62,12 @@ def migrate(connection: sqlite3.Connection, root: Path, fs: Fs) -> None:
 
 
 def back_up(connection: sqlite3.Connection, root: Path, fs: Fs) -> Path:
-    """Copies the index as it is to backups/, durably, and returns the copy."""
+    """Copies the index as it is to backups/, durably, and returns the copy.
+
+    A copy of the same index that is there already is enough: an earlier try was killed after it.
+    One of another index is no reason to keep none of this one.
+    """
     directory = root / "backups"
-    target = directory / f"index-schema-{version_of(connection)}.db"
-    if fs.exists(target):  # Whole, because it got its name: an earlier try was killed after it.
-        return target
     temp = root / "tmp" / f"backup-{secrets.token_hex(8)}"
     try:
         connection.execute("VACUUM INTO ?", (str(temp),))
@@ -77,12 +78,25 @@ def back_up(connection: sqlite3.Connection, root: Path, fs: Fs) -> Path:
             fs.close(handle)
         if not fs.exists(directory):
             fs.mkdir(directory)
-            fs.fsync_dir(root)
-        fs.rename(temp, target)
+        fs.fsync_dir(root)
+        target = _place_of(temp, directory / f"index-schema-{version_of(connection)}.db", fs)
+        if fs.exists(target):
+            fs.unlink(temp)
+        else:
+            fs.rename(temp, target)
         fs.fsync_dir(directory)
     except BaseException:
         temp.unlink(missing_ok=True)
         raise
+    return target
+
+
+def _place_of(copy: Path, first: Path, fs: Fs) -> Path:
+    """The name under which the same content is there already, or else the first free one."""
+    target, number = first, 1
+    while fs.exists(target) and file_sha256(target) != file_sha256(copy):
+        number += 1
+        target = first.with_name(f"{first.stem}-{number}.db")
     return target
 
 

@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import sqlite3
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from forge_harness.errors import (
@@ -89,6 +90,23 @@ def make_directories(root: Path, fs: Fs) -> None:
         with contextlib.suppress(FileExistsError):  # Another process does the same.
             fs.mkdir(directory)
         fs.fsync_dir(directory.parent)
+
+
+@contextlib.contextmanager
+def reported(what: str) -> Iterator[None]:
+    """Turns errors of the operating system into one sentence.
+
+    Raises:
+        StateError: It refused something.
+    """
+    try:
+        yield
+    except OSError as error:
+        name = f" ({error.filename})" if error.filename else ""
+        raise StateError(
+            f"{what}: {error.strerror or error}{name}. Free space, check the permissions or the "
+            "disk, then try again."
+        ) from error
 
 
 def _refuse_network(root: Path) -> None:

@@ -16,6 +16,9 @@ class Sealer(Protocol):
     def head_bytes(self) -> int:
         """Bytes at the start of what is sealed that a change of key rewrites; the rest stays."""
 
+    def check_head(self, data: bytes) -> None:
+        """Raises WrongKeyError when the sealer never had a key of what begins like this."""
+
     def seal(self, source: BinaryIO, target: BinaryIO, *, context: bytes = b"") -> None:
         """Reads `source` to its end and writes the sealed form to `target`."""
 

@@ -28,15 +28,16 @@ from forge_harness.durable import staged_file
 from forge_harness.errors import (
     ConflictError,
     DamagedStateError,
+    SealedStateError,
     StateError,
     UnknownStateError,
     nearest,
 )
+from forge_harness.forks import tell_of_forks
 
 from . import collecting, manifest, verifying
 from .blobs import Blobs, Staged
 from .contents import Contents, NotHeldError, Prepared, Sink
-from .forks import tell_of_forks
 from .fs import Fs, RealFs
 from .head import LOSSES, Head, add_loss, read_head, read_losses, write_head
 from .history import History, states_of
@@ -44,7 +45,7 @@ from .index import Index
 from .lock import StoreLock
 from .manifest import Key
 from .migrations import migrate
-from .opening import INDEX, check_version, examine, make_directories
+from .opening import INDEX, check_version, examine, make_directories, reported
 from .records import BlobRef, CollectReport, Generation, NewState, State, VerifyReport
 from .schema import VERSION, version_of
 from .sealer import Sealer
@@ -72,6 +73,7 @@ class Store:
         self._history = History()
         self._lost: Head | None = None
         self._losses: list[str] = []
+        self._knows_keys = False
         self._index: Index | None = None
         tell_of_forks(self)
 
@@ -254,7 +256,7 @@ class Store:
         ref = self._file(state, file)
         with (
             self.reading(),
-            _reported(f"{target} could not be written"),
+            reported(f"{target} could not be written"),
             staged_file(target) as partial,
             partial.open("wb") as stream,
         ):
@@ -270,16 +272,18 @@ class Store:
         Args:
             states: At least one; each (phase, name) once.
             note: Why, for the history.
-            parent: Number of the generation the commit was based on; None for whatever is current.
+            parent: Number of the generation the commit was based on, 0 for an empty store; None
+                for whatever is current.
 
         Raises:
             ConflictError: `parent` is not the current generation.
+            WrongKeyError: The store is sealed under keys the sealer never had.
             UnknownStateError: A `BlobRef` names content the store does not hold.
             StoreLockedError: Another process holds the store.
             StateError: A state is malformed, or the disk is full or refuses; nothing was committed.
         """
         self._check_states(states)
-        with _reported(f"Nothing was committed to {self.root}"):
+        with reported(f"Nothing was committed to {self.root}"):
             contents, prepared = self._contents(), Prepared()
             try:
                 files = [
@@ -304,7 +308,7 @@ class Store:
         Raises:
             UnknownStateError: There is none of that name.
         """
-        with self._mutex, _reported(f"Nothing was removed from {self.root}"), self.writing():
+        with self._mutex, reported(f"Nothing was removed from {self.root}"), self.writing():
             self._expect(None)
             view = self._history.view()
             if (phase, name) not in view:
@@ -322,7 +326,7 @@ class Store:
             UnknownStateError: There is no such generation, or a content of it was collected.
             DamagedStateError: A content of it is damaged.
         """
-        with self._mutex, _reported(f"Nothing was restored in {self.root}"), self.writing():
+        with self._mutex, reported(f"Nothing was restored in {self.root}"), self.writing():
             self._expect(None)
             now = self._history.view()
             wanted = self._history.view(generation)
@@ -373,7 +377,7 @@ class Store:
             DamagedStateError: A generation does not verify, so what it has is not known; or the
                 index has lost where a sealed content is.
         """
-        with self._mutex, _reported(f"{self.root} was not collected"), self.writing():
+        with self._mutex, reported(f"{self.root} was not collected"), self.writing():
             self._check_writable()
             self._refresh()
             self._check_complete()
@@ -393,7 +397,7 @@ class Store:
             StateError: The store was opened without a sealer.
             ForgeError: A content does not open under the sealer's keys.
         """
-        with self._mutex, _reported(f"{self.root} is not all under the new key"), self.writing():
+        with self._mutex, reported(f"{self.root} is not all under the new key"), self.writing():
             self._check_writable()
             if self._blobs.sealer is None:
                 raise StateError(f"{self.root} was opened without a key. Give the keyring.")
@@ -404,7 +408,7 @@ class Store:
     # Inside
 
     def _start(self, version: int) -> None:
-        with _reported(f"The state store at {self.root} could not be opened"):
+        with reported(f"The state store at {self.root} could not be opened"):
             fs = self._blobs.fs
             if version < VERSION:
                 make_directories(self.root, fs)
@@ -506,12 +510,15 @@ class Store:
         self._check_writable()
         self._refresh()
         if self._blobs.sealer is None and self._opened().has_sealed():
-            raise StateError(
+            raise SealedStateError(
                 f"The state store at {self.root} holds sealed contents and was opened without a "
                 "key; expected the key, so that nothing is written in the clear."
             )
+        if not self._knows_keys:
+            self._contents().refuse_other_keys()
+            self._knows_keys = True
         current = self._history.current
-        if parent is not None and (current is None or parent != current.number):
+        if parent is not None and parent != (0 if current is None else current.number):
             at = "empty" if current is None else f"at generation {current.number}"
             raise ConflictError(
                 f"The commit was based on generation {parent} and the store is {at}. Load the "
@@ -574,19 +581,6 @@ class Store:
         close = nearest(f"{phase}/{name}", (f"{p}/{n}" for p, n in view))
         hint = f" Did you mean {close!r}?" if close else " List the states to see what is there."
         return UnknownStateError(f"There is no state {phase}/{name} in {self.root}.{hint}")
-
-
-@contextlib.contextmanager
-def _reported(what: str) -> Iterator[None]:
-    """Turns errors of the operating system into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        name = f" ({error.filename})" if error.filename else ""
-        raise StateError(
-            f"{what}: {error.strerror or error}{name}. Free space, check the permissions or the "
-            "disk, then try again."
-        ) from error
 
 
 def _now() -> str:

@@ -8,6 +8,7 @@ that changes `build_model`, `loss`, `batch` or `epoch_order` changes what its se
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -419,7 +420,9 @@ class AuditedActions:
         self._log.close()
 
 
+@cache
 def _declared_model(task: str) -> DigitsModel | ByteLM:
+    """Made once: on the meta device each initialization goes through Python. Only to be read."""
     with torch.device("meta"):
         return DigitsModel() if task == "digits" else ByteLM()
 

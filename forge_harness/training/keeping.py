@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from forge_harness.canonical import canonical_json
 from forge_harness.durable import remove_partials
 from forge_harness.errors import ConflictError, DamagedStateError, StateError
-from forge_harness.state import NewState, State, Store
+from forge_harness.state import NewState, Sealer, State, Store
 from forge_harness.training.checkpoint import CheckpointError, read_checkpoint, save_session
 from forge_harness.training.session import QATSession
 
@@ -134,10 +134,14 @@ class StateCheckpoints:
         run: Name of the run in the store.
         scratch: Directory for the file a checkpoint is on its way in and out.
         owner: Tells the run from others of its name; "" for runs of earlier builds.
+        sealer: Encrypts what is kept; a sealed store takes nothing without.
     """
 
-    def __init__(self, root: Path, run: str, scratch: Path, owner: str = "") -> None:
+    def __init__(
+        self, root: Path, run: str, scratch: Path, owner: str = "", sealer: Sealer | None = None
+    ) -> None:
         self.root, self.run, self.owner, self._scratch = root, run, owner, scratch
+        self._sealer = sealer
 
     def begin(self) -> None:
         """Refuses a name no state can have, or under which the store has checkpoints already.
@@ -145,6 +149,7 @@ class StateCheckpoints:
         Raises:
             CheckpointError: It is such a name, or they are another run's.
             StateError: The store takes no commit from here: it is sealed, or locked.
+            WrongKeyError: It is sealed under other keys.
         """
         try:
             state = NewState(
@@ -155,7 +160,7 @@ class StateCheckpoints:
                 f"A store cannot keep a run under the name {self.run!r}: expected UTF-8 without "
                 "control characters, 240 characters at most; give --out another name."
             ) from error
-        with Store.open(self.root) as store:
+        with self._open() as store:
             found = self._states(store)
             # Refused as a conflict once all else is checked; anything else would have come after
             # the whole training.
@@ -171,7 +176,7 @@ class StateCheckpoints:
         """Commits package and metrics as one generation, made from the newest checkpoint."""
         numbers = {k: v for k, v in result.items() if isinstance(v, int | float)}
         words = {k: v for k, v in result.items() if k not in numbers}
-        with Store.open(self.root) as store:
+        with self._open() as store:
             parents = tuple(state.id for state in self._own(store)[-1:])
             states = [
                 NewState(
@@ -224,7 +229,7 @@ class StateCheckpoints:
                     "run": self.owner,
                 },
             )
-            with Store.open(self.root) as store:
+            with self._open() as store:
                 self._commit(store, state, f"checkpoint of {self.run} after {step} steps")
                 for old in self._states(store)[:-KEPT]:
                     store.remove(old.phase, old.name)
@@ -245,7 +250,7 @@ class StateCheckpoints:
         Args:
             on_damaged: Told of newer ones that are damaged.
         """
-        with Store.open(self.root, create=False) as store:
+        with self._open(create=False) as store:
             damaged: list[str] = []
             for state in reversed(self._own(store)):
                 target = self._scratch / f"{state.name.rpartition('/')[2]}.safetensors"
@@ -262,13 +267,15 @@ class StateCheckpoints:
             f"The store {str(self.root)!r} has no sound checkpoint of run {self.run!r}{reason}"
         )
 
+    def _open(self, *, create: bool = True) -> Store:
+        return Store.open(self.root, create=create, sealer=self._sealer)
+
     def _commit(self, store: Store, state: NewState, note: str) -> None:
         """Commits unless a run of this name was first; commits of other names do not matter."""
         for _ in range(_ATTEMPTS):
             current = store.current()
             self._own(store)
-            # An empty store has no generation to commit on.
-            parent = None if current is None else current.number
+            parent = 0 if current is None else current.number
             with suppress(ConflictError):
                 store.commit([state], note=note, parent=parent)
                 return

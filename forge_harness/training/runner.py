@@ -29,6 +29,7 @@ from forge_harness.durable import remove_partials, sync_directory, write_durably
 from forge_harness.errors import ExitCode, ForgeError, NonFiniteError, UsageError
 from forge_harness.formats.sizes import bytes_on_disk
 from forge_harness.protocols import StepRecord, TrainOptions
+from forge_harness.state import Sealer
 from forge_harness.training.checkpoint import (
     CheckpointError,
     has_session_header,
@@ -84,13 +85,19 @@ class TrainingDirectory:
 
     path: Path
 
-    def keeper(self, state: Path | None = None, scratch: Path | None = None) -> KeepsCheckpoints:
+    def keeper(
+        self,
+        state: Path | None = None,
+        scratch: Path | None = None,
+        sealer: Sealer | None = None,
+    ) -> KeepsCheckpoints:
         """Returns where the run's checkpoints are kept.
 
         Args:
             state: Root of a store; None: the one the run was started with, if any.
             scratch: Directory for copies out of a store; None: one in the run's, for whoever
                 trains there.
+            sealer: Encrypts what a store keeps, and opens it.
         """
         saved: dict[str, Any] = {}
         with suppress(OSError, TypeError, ValueError):
@@ -102,7 +109,7 @@ class TrainingDirectory:
             return DirectoryCheckpoints(self.path / CHECKPOINTS)
         owner = str(saved.get("run", "")) if saved else secrets.token_hex(8)
         run = self.path.resolve().name
-        return StateCheckpoints(state, run, scratch or self.path / _SCRATCH, owner)
+        return StateCheckpoints(state, run, scratch or self.path / _SCRATCH, owner, sealer)
 
     def options(self) -> tuple[str, TrainOptions]:
         """Returns task and options of the run.
@@ -149,6 +156,7 @@ def train_to_directory(
     from_checkpoint: Path | None = None,
     checkpoint_every: int = 0,
     state: Path | None = None,
+    sealer: Sealer | None = None,
     on_step: OnStep | None = None,
     on_note: OnNote = warnings.warn,
     build_model: BuildModel | None = None,
@@ -168,6 +176,7 @@ def train_to_directory(
         checkpoint_every: Steps between checkpoints; 0 writes one at the end, or when interrupted.
         state: Root of a store that keeps the checkpoints, under the name of `out`; None: files in
             `out`. A resumed run remembers it.
+        sealer: Encrypts what the store keeps; also opens what is gone on from. Never remembered.
         on_step: Told of every step.
         on_note: Told in a sentence what was lost and could be gone on without.
         build_model: As for `QATSession`; None: that of the run or checkpoint it goes on from, or
@@ -184,7 +193,7 @@ def train_to_directory(
     """
     directory = TrainingDirectory(Path(out))
     parts: dict[str, Any] = {"build_model": build_model, "load": load, "loss": loss}
-    keeper = directory.keeper(state)
+    keeper = directory.keeper(state, sealer=sealer)
     if resume:
         session = _resumed(directory, keeper, task, options, parts, on_note)
         if lost := _keep_steps(directory.path / STEPS, session.step_index):
@@ -192,7 +201,7 @@ def train_to_directory(
     else:
         _refuse_in_use(directory.path)
         keeper.begin()
-        session = _started(task, options, from_checkpoint, parts)
+        session = _started(task, options, from_checkpoint, parts, sealer)
     try:
         if not resume:
             content: dict[str, Any] = {"task": task, "options": _json_options(options)}
@@ -231,12 +240,16 @@ def _refuse_in_use(path: Path) -> None:
 
 
 def _started(
-    task: str, options: TrainOptions, source: Path | None, parts: Mapping[str, Any]
+    task: str,
+    options: TrainOptions,
+    source: Path | None,
+    parts: Mapping[str, Any],
+    sealer: Sealer | None,
 ) -> QATSession:
     if source is None:
         return QATSession(task, options, **parts)
     if _is_session(source):
-        with _newest_of(source) as file:
+        with _newest_of(source, sealer) as file:
             weights, record = saved_model(file)
         build_model = None if record is None else recorded_builder({**record, "compute": "exact"})
     else:
@@ -253,7 +266,7 @@ def _started(
 
 
 @contextmanager
-def _newest_of(path: Path) -> Iterator[Path]:
+def _newest_of(path: Path, sealer: Sealer | None) -> Iterator[Path]:
     """Yields the checkpoint itself, or the newest one of a run, in whose directory nothing changes.
 
     It may be read-only, or another process may be training there.
@@ -262,7 +275,7 @@ def _newest_of(path: Path) -> Iterator[Path]:
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="forge-checkpoint-") as scratch:
-        yield TrainingDirectory(path).keeper(scratch=Path(scratch)).newest()
+        yield TrainingDirectory(path).keeper(scratch=Path(scratch), sealer=sealer).newest()
 
 
 def _is_session(path: Path) -> bool:

@@ -2,9 +2,11 @@
 
 import json
 from collections import Counter
+from copy import deepcopy
 
 import pytest
 
+from forge_harness.cli import collect
 from forge_harness.errors import ExitCode
 from forge_harness.policy import load_policy
 
@@ -42,6 +44,25 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def marks():
+    """Marks of a project's checks, once they were collected: its files are always the same."""
+    return []
+
+
+@pytest.fixture
+def collected_before(monkeypatch, marks):
+    """For tests of what is made of the marks: collecting imports all suites, in a new process."""
+    collected_marks = collect.collected_marks
+
+    def remembered(suite_paths):
+        if not marks:
+            marks.extend(collected_marks(suite_paths))
+        return deepcopy(marks)
+
+    monkeypatch.setattr(collect, "collected_marks", remembered)
+
+
 def test_checks_are_the_catalogue_and_the_users_own(invoke, project):
     rows = json.loads(invoke("list", "checks", "--json").output)
     by_id = {row["id"]: row for row in rows}
@@ -57,6 +78,7 @@ def test_checks_are_the_catalogue_and_the_users_own(invoke, project):
     assert (unbuilt["collected"], unbuilt["tests"]) == (False, 0)
 
 
+@pytest.mark.usefixtures("collected_before")
 def test_a_table_says_none_where_there_is_no_test(invoke, project):
     lines = invoke("list", "checks", "--suite", "security", "--suite", "mine").output.splitlines()
     assert "none" in next(line for line in lines if line.startswith("mine.unwritten"))
@@ -65,6 +87,7 @@ def test_a_table_says_none_where_there_is_no_test(invoke, project):
     assert lines[-1].startswith("14 checks, ")
 
 
+@pytest.mark.usefixtures("collected_before")
 def test_an_unknown_suite_gets_the_nearest_name(invoke, project):
     result = invoke("list", "checks", "--suite", "securty")
     assert result.exit_code == ExitCode.USAGE
@@ -119,6 +142,7 @@ def test_what_is_set_for_other_pytest_runs_changes_no_listing(
     assert "2 checks, 1 with a test" in result.output
 
 
+@pytest.mark.usefixtures("collected_before")
 def test_a_name_no_check_reads_is_refused_where_all_checks_are_known(invoke, project):
     (project / "p.toml").write_text(
         "[suite_weights]\nmine = 2\n[thresholds.mine]\na.at_least = 1\n"

@@ -1,6 +1,8 @@
 """Campaigns, small: what they promise to see, and what they say when they cannot run."""
 
 import json
+import re
+import shutil
 
 import pytest
 
@@ -37,12 +39,28 @@ def test_the_store_holds(name, trials):
     "name",
     [
         *("no_check", "no_grace", "forgets_kept", "any_schema"),
-        *("no_head", "deletes_damaged", "short_writes", "no_read_lock", "ignores_parent"),
+        *("no_head", "collects_damaged", "deletes_damaged", "short_writes"),
+        *("no_read_lock", "ignores_parent"),
     ],
 )
 def test_seeded_bugs_that_need_no_strace_are_caught(name):
     report = run_mutant(BUGS[name])
     assert report.status == "caught", report.reason
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("no_adopt_sync", "adopt, cut before call .* nothing survives: .*is damaged"),
+        ("trusts_orphans", "replace, cut before call .*is damaged"),
+        ("no_backup", "no copy of the index as it was"),
+    ],
+)
+def test_seeded_bugs_of_what_is_taken_over_are_caught(name, why):
+    report = run_mutant(BUGS[name], old_stores=storage.shipped_old_stores())
+    assert report.status == "caught", report.reason
+    assert re.search(why, report.reason), report.reason
 
 
 def test_the_same_seed_draws_the_same_trials():

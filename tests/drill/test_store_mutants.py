@@ -3,13 +3,15 @@
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
+import shutil
 import sqlite3
 from collections import Counter
 
 import pytest
 
-from forge_harness.drill.storage import CAMPAIGNS, MUTANTS
+from forge_harness.drill.storage import CAMPAIGNS, MUTANTS, shipped_old_stores
 from forge_harness.drill.target import OWN_STORE, open_store
 from forge_harness.errors import ForgeError
 from forge_harness.state import NewState, RealFs, migrations
@@ -137,6 +139,50 @@ def deletes_damaged(opener, root):
         with contextlib.suppress(ForgeError):
             store.read(store.get("phase5", "a"))
     return not any((root / "quarantine").iterdir())
+
+
+def no_adopt_sync(opener, root):
+    digest = hashlib.sha256(LARGE).hexdigest()
+    with open_store(opener, root):
+        (root / "objects" / digest[:2]).mkdir()
+        (root / "objects" / digest[:2] / digest).write_bytes(LARGE)
+    fs = Counting()
+    with open_store(opener, root, fs=fs) as store:
+        store.commit([new()])
+    return fs.counts["fsync"] == 1
+
+
+def trusts_orphans(opener, root):
+    digest = hashlib.sha256(LARGE).hexdigest()
+    with open_store(opener, root) as store:
+        (root / "objects" / digest[:2]).mkdir()
+        (root / "objects" / digest[:2] / digest).write_bytes(b"x" + LARGE[1:])
+        store.commit([new()])
+        with contextlib.suppress(ForgeError):
+            return store.read(store.get("phase5", "a")) != LARGE
+    return True
+
+
+def collects_damaged(opener, root):
+    with open_store(opener, root) as store:
+        store.commit([new("kept", b"kept" * 9000)])
+        store.commit([new()])
+    with contextlib.closing(sqlite3.connect(root / "index.db")) as connection, connection:
+        triggers = connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")
+        for (name,) in triggers.fetchall():
+            connection.execute(f"DROP TRIGGER {name}")
+        for table in ("generation", "generation_copy"):
+            connection.execute(f"UPDATE {table} SET manifest = x'00' WHERE number = 1")
+    with open_store(opener, root) as store, contextlib.suppress(ForgeError):
+        store.collect(grace_s=0.0)
+    return len([path for path in (root / "objects").rglob("*") if path.is_file()]) < 2
+
+
+def no_backup(opener, root):
+    shutil.copytree(shipped_old_stores() / "v2", root)
+    with open_store(opener, root):
+        pass
+    return not (root / "backups").exists()
 
 
 def no_read_lock(opener, root):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from forge_harness.errors import ConfigError
-from forge_harness.integration.quality_coordinator import QualityCoordinator, machine_class
+from forge_harness.integration.baselines import machine_class
+from forge_harness.integration.quality_coordinator import QualityCoordinator
 from forge_harness.policy import CatalogueEntry, Policy, load_policy
 from forge_harness.record import EvidenceRecord, ItemRecord, SubjectRecord, Waiver
 from forge_harness.scoring import RunContext, Scope

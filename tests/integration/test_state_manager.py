@@ -348,3 +348,31 @@ def test_a_number_of_thousands_of_digits_is_no_generation(manager: StateManager)
     manager.save(phase=5, kind="config", name="c", data={"a": 1})
     with pytest.raises(UnknownStateError):
         manager.restore("9" * 5000)
+
+
+def test_a_label_is_no_number_of_a_generation(manager: StateManager) -> None:
+    """`restore 1` meant the checkpoint from then on, and generation 1 had no name any more."""
+    manager.save(phase=5, kind="model", name="m", data=b"1")
+    for label in ("1", "17", "007", "\u0661"):
+        with pytest.raises(StateError, match="no checkpoint label|number of a generation"):
+            manager.checkpoint(label)
+    assert manager.checkpoints() == {}
+
+
+def test_a_state_with_the_longest_file_name_comes_out_again(
+    manager: StateManager, tmp_path: Path
+) -> None:
+    """It was taken, and could never be written anywhere."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / ("n" * 255)).write_bytes(b"content")
+    manager.save(phase=5, kind="package", name="p", data=tmp_path / "in")
+    manager.copy_out(tmp_path / "out", phase=5, name="p")
+    assert (tmp_path / "out" / ("n" * 255)).read_bytes() == b"content"
+
+
+def test_a_copy_below_a_file_is_one_sentence(manager: StateManager, tmp_path: Path) -> None:
+    manager.save(phase=5, kind="model", name="m", data=b"1")
+    (tmp_path / "file").write_bytes(b"kept")
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        manager.copy_out(tmp_path / "file" / "x", phase=5, name="m")
+    assert isinstance(caught.value, NotADirectoryError)

@@ -9,7 +9,10 @@ import pytest
 from forge_harness.paths import suites_dir
 
 # A session in this process forgets what it imported; these cost it about 1 s each time.
-for module in ("config", "scoring", "integration.recording", "subject.loader"):
+for module in (
+    *("config", "scoring", "integration.recording", "subject.loader"),
+    *("selection", "sharding", "_pytest.keeper", "_pytest.summary"),
+):
     import_module(f"forge_harness.{module}")
 # These cannot be imported twice: what a session forgot would be lost for all tests after it.
 import_module("torch")

@@ -63,6 +63,28 @@ def normalised(record):
     return values
 
 
+def test_shards_are_merged_to_what_one_session_measures(session, pytester):
+    for name, options in (
+        ("whole", ()),
+        ("one", ("--forge-shard", "1/2")),
+        ("two", ("--forge-shard", "2/2", "-n", "1")),
+    ):
+        session(SOURCE, "--forge-run-dir", name, *options, subprocess=True)
+        assert verify_run(pytester.path / name) == []
+    command = [sys.executable, "-m", "forge_harness", "merge", "two", "one", "--run-dir", "merged"]
+    subprocess.run(command, cwd=pytester.path, check=False, stdout=subprocess.DEVNULL)
+    assert verify_run(pytester.path / "merged") == []
+    merged = read_record(pytester.path / "merged")
+    assert [shard.scope.shard for shard in merged.shards] == ["1/2", "2/2"]
+    outcomes = {check.id: check.outcome for check in merged.checks}
+    whole = read_record(pytester.path / "whole")
+    for check in whole.checks:
+        assert outcomes[check.id] is check.outcome
+    (command,) = {check.command for check in merged.checks if check.id == "mine.good"}
+    assert command.endswith("test_it.py --forge-check mine.good")
+    assert "--forge-shard" not in command
+
+
 def test_a_run_is_the_same_with_and_without_xdist(session, pytester):
     files = {}
     for name, options in (("plain", ()), ("two", ("-n", "2"))):

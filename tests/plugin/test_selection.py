@@ -68,6 +68,12 @@ def test_options_select(selected, options, expected):
             ("--forge-check", "nightly.only"),
             "Check 'nightly.only' is not in the quick profile; choose the profile nightly.",
         ),
+        (("--forge-shard", "3/2"), "Shard '3/2' is not I/N; expected 1/N to N/N"),
+        (("--forge-shard", "1/99"), "Shard 1/99 would be empty"),
+        (
+            ("--forge-shard", "1/2", "--forge-suite", "other"),
+            "--forge-shard 1/2 cuts the whole profile; leave --forge-suite and --forge-check out",
+        ),
     ],
 )
 def test_wrong_names_are_usage_errors(selected, options, sentence):
@@ -77,11 +83,46 @@ def test_wrong_names_are_usage_errors(selected, options, sentence):
     assert not run.items
 
 
-def test_a_wrong_name_is_a_usage_error_under_xdist_too(selected):
-    run = selected("--forge-check", "mine.aa", "-n", "1", subprocess=True)
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--forge-check", "mine.aa"), "Did you mean 'mine.a'?"),
+        (("--forge-shard", "1/99"), "Shard 1/99 would be empty"),
+        (("--forge-shard", "x"), "Shard 'x' is not I/N"),
+    ],
+)
+def test_a_wrong_name_is_a_usage_error_under_xdist_too(selected, options, sentence):
+    run = selected(*options, "-n", "1", subprocess=True)
     assert run.status == pytest.ExitCode.USAGE_ERROR
-    assert "Did you mean 'mine.a'?" in run.output
+    assert sentence in run.output
     assert "INTERNALERROR" not in run.output
+
+
+UNPLACED = """
+@pytest.mark.forge_check("nobody.knows")
+def test_unknown(evidence): evidence.record("x", 1)
+"""
+
+
+@pytest.mark.parametrize("count", [1, 2, 15])
+def test_every_item_is_in_exactly_one_shard(selected, session, pytester, count):
+    ran, passed = [], 0
+    for index in range(count):
+        shard = ("--forge-shard", f"{index + 1}/{count}")
+        run = selected(*shard)
+        ran += [set(run.items)]
+        passed += session(SOURCE, *shard).parseoutcomes().get("passed", 0)
+    assert sorted(name for items in ran for name in items) == ["test_a[1]", "test_a[2]", "test_b"]
+    assert sum("test_a[1]" in items for items in ran if "test_a[2]" in items) == 1
+    # 12 shipped suites and the quality study, and two of its own: each part is a shard.
+    assert sum(bool(items) for items in ran) == {1: 1, 2: 1, 15: 2}[count] or count == 2
+    assert passed == 4, "a test that is no check runs once too"
+
+
+def test_what_belongs_to_no_check_is_for_the_first_shard(told):
+    for shard, expected in (("1/2", ["test_unknown"]), ("2/2", [])):
+        run = told(UNPLACED, "--forge-shard", shard)
+        assert sorted(run.items) == expected
 
 
 def test_what_pytest_deselects_is_not_measured(selected):

@@ -293,6 +293,34 @@ def test_files_that_are_no_log(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+NO_ROOM = """
+import resource, signal, sys
+from pathlib import Path
+from tests.security.test_audit import *
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+for limit in (0, 1000, 5000, 20_000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        opened(Path(sys.argv[1]) / f"{limit}.db").record(event())
+    except AuditError as error:
+        print(int(error.exit_code), error)
+"""
+
+
+def test_a_place_without_room_is_not_called_no_log(tmp_path: Path) -> None:
+    """A full disk said: "is no audit log (database or disk is full); name another file"."""
+    command = [sys.executable, "-c", NO_ROOM, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    said = done.stdout.splitlines()
+    assert len(said) == 4
+    assert all("free space" in sentence for sentence in said), said
+    assert said[0].startswith("4 "), said
+    for path in tmp_path.glob("*.db"):
+        with opened(path) as log:
+            assert log.record(event()).number == 1
+        assert checked(path).problems == ()
+
+
 def test_a_closed_log_refuses(tmp_path: Path) -> None:
     log = opened(tmp_path / "audit.db")
     log.submit(event()).result(timeout=10)

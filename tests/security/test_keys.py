@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,20 @@ def test_a_command_prints_a_keyring(tmp_path: Path) -> None:
         load_keyring("command:")
     with pytest.raises(SecurityError, match="keyring cannot be read"):
         load_keyring("command:echo $(id)")  # no shell: the text itself, which is no keyring
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_is_no_keyring_and_nobody_waits_for_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    found = []
+
+    def read():
+        try:
+            keyring_from_file(tmp_path / "pipe")
+        except SecurityError as error:
+            found.append(str(error))
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    reader.join(5)
+    assert ["is not a regular file" in sentence for sentence in found] == [True]

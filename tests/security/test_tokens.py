@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -105,6 +106,107 @@ def test_bad_requests_for_a_token(store: TokenStore) -> None:
 def test_a_damaged_file_lets_nobody_in(store: TokenStore, content: bytes) -> None:
     secret, _ = store.issue("ci", ["client"], audience="serve")
     store.path.write_bytes(content)
+    with pytest.raises(SecurityError, match="nobody is let in"):
+        store.authenticate(secret, audience="serve")
+
+
+@pytest.fixture
+def reads(store: TokenStore, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Every reading of the file."""
+    found: list[Path] = []
+    read = Path.read_bytes
+
+    def counted(path: Path) -> bytes:
+        found.append(path)
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", counted)
+    return found
+
+
+def replace_with(path: Path, content: bytes, *, age_s: float = 60.0) -> None:
+    path.write_bytes(content)
+    then = time.time() - age_s
+    os.utime(path, (then, then))
+
+
+@pytest.mark.parametrize("content", [b"{}", b"x" * 100_000])
+def test_a_damaged_file_is_read_once_a_change_and_lets_nobody_in(
+    store: TokenStore, reads: list[Path], content: bytes
+) -> None:
+    """Each request read all of it again: whoever can only ask could keep the server busy."""
+    secret, _ = store.issue("ci", ["client"], audience="serve")
+    sound = store.path.read_bytes()
+    replace_with(store.path, content)
+    reads.clear()
+    said = set()
+    for _ in range(5):
+        with pytest.raises(SecurityError, match="nobody is let in") as caught:
+            store.authenticate(secret, audience="serve")
+        said.add(str(caught.value))
+    assert (len(reads), len(said)) == (1, 1)
+    replace_with(store.path, content + b" ")
+    for _ in range(5):
+        with pytest.raises(SecurityError, match="nobody is let in"):
+            store.authenticate(secret, audience="serve")
+    assert len(reads) == 2
+    replace_with(store.path, sound)
+    for _ in range(5):
+        assert store.authenticate(secret, audience="serve").name == "ci"
+    assert len(reads) == 3
+
+
+def test_a_file_that_is_just_being_written_is_looked_at_again(store: TokenStore) -> None:
+    """A copy that is half there, and whole a moment later with the same length and time."""
+    secret, _ = store.issue("ci", ["client"], audience="serve")
+    sound = store.path.read_bytes()
+    now = time.time()
+    store.path.write_bytes(bytes(len(sound)))
+    os.utime(store.path, (now, now))
+    with pytest.raises(SecurityError, match="nobody is let in"):
+        store.authenticate(secret, audience="serve")
+    with store.path.open("r+b") as stream:
+        stream.write(sound)
+    os.utime(store.path, (now, now))
+    assert store.authenticate(secret, audience="serve").name == "ci"
+
+
+def test_a_file_that_could_not_be_read_is_tried_again(
+    store: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too many open files, for example: nothing about the file changes when that is over."""
+    secret, _ = store.issue("ci", ["client"], audience="serve")
+    replace_with(store.path, store.path.read_bytes())
+    with monkeypatch.context() as patch:
+
+        def refuse(path: Path) -> bytes:
+            raise OSError(24, "Too many open files", str(path))
+
+        patch.setattr(Path, "read_bytes", refuse)
+        with pytest.raises(SecurityError, match="nobody is let in"):
+            store.authenticate(secret, audience="serve")
+    assert store.authenticate(secret, audience="serve").name == "ci"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("hash", []),
+        ("hash", 7),
+        ("id", None),
+        ("name", {}),
+        ("roles", "client"),
+        ("roles", [1]),
+        ("audience", 1),
+        ("revoked_at", 5),
+        ("expires_at", None),
+    ],
+)
+def test_a_field_of_another_type_is_damage(store: TokenStore, field: str, value: object) -> None:
+    secret, _ = store.issue("ci", ["client"], audience="serve")
+    document = json.loads(store.path.read_bytes())
+    document["tokens"][0][field] = value
+    store.path.write_text(json.dumps(document))
     with pytest.raises(SecurityError, match="nobody is let in"):
         store.authenticate(secret, audience="serve")
 

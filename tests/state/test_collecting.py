@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from forge_harness.errors import DamagedStateError
+from forge_harness.errors import DamagedStateError, StateError
 from forge_harness.security.keys import Keyring
 from forge_harness.security.sealing import KeyringSealer
-from forge_harness.state import NewState, Store
+from forge_harness.state import NewState, RealFs, Store
 
 LARGE = bytes(100_000)
 
@@ -73,3 +73,30 @@ def test_what_no_retained_generation_has_is_collected_beside_a_damaged_row(tmp_p
             store.collect(grace_s=0.0)
         assert store.collect(retain=1, grace_s=0.0).files_removed == 1
         assert store.read(store.get("p", "n")) == b"x" * 100_000
+
+
+class CollectedBeside(RealFs):
+    """A file system on which somebody collects without grace once a content is written."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.done = root, False
+
+    def close(self, handle: int) -> None:
+        super().close(handle)
+        if not self.done:
+            self.done = True
+            with Store.open(self.root) as store:
+                store.collect(grace_s=0.0)
+
+
+def test_a_commit_that_a_collection_took_the_contents_of_says_so(tmp_path):
+    """It asked for free space and permissions."""
+    root = tmp_path / "store"
+    Store.open(root).close()
+    with Store.open(root, fs=CollectedBeside(root)) as store:
+        state = NewState(phase="p", kind="k", name="n", files={"data": LARGE})
+        with pytest.raises(StateError, match="collection with too short a grace") as caught:
+            store.commit([state])
+        assert "Free space" not in str(caught.value)
+        assert store.commit([state]).number == 1
+        assert store.read(store.get("p", "n")) == LARGE

@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
-import pytest
-
-from forge_harness.errors import StateError
 from forge_harness.state import NewState, RealFs, Store, history
+
+from ..forking import child_that_lives_on, forked, needs_fork, with_threads
 
 CLOSED_UNDER_READERS = """
 import sys, threading, time
@@ -85,36 +82,6 @@ def test_a_list_shows_a_commit_of_another_thread_whole_or_not_at_all(tmp_path, m
     assert found in ([1, 1], [2, 2])
 
 
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-with_threads = pytest.mark.filterwarnings("ignore:This process.* is multi-threaded")
-"""Newer interpreters warn of a fork beside threads, which is what is tested."""
-
-
-def forked(action, *, after=lambda: None) -> str:
-    """Runs something in a child of fork, once `after` was done here; returns what it came to."""
-    receive, send = os.pipe()
-    waiting, go = os.pipe()
-    if (child := os.fork()) == 0:
-        try:
-            os.read(waiting, 1)
-            try:
-                said = str(action())
-            except StateError as error:
-                said = f"StateError: {error}"
-            os.write(send, said.encode())
-        finally:
-            os._exit(0)
-    os.close(send)
-    after()
-    os.write(go, b"x")
-    with os.fdopen(receive, "rb") as stream:
-        said = stream.read().decode()
-    os.waitpid(child, 0)
-    os.close(waiting)
-    os.close(go)
-    return said
-
-
 @needs_fork
 @with_threads
 def test_a_child_of_fork_does_not_commit_to_what_its_parent_had_open(tmp_path):
@@ -168,14 +135,8 @@ def test_a_child_forked_during_a_commit_does_not_keep_the_store_locked(tmp_path)
         committing = threading.Thread(target=store.commit, args=([new("a", bytes(100_000))],))
         committing.start()
         files.inside.wait(10.0)
-        if (child := os.fork()) == 0:
-            time.sleep(30)
-            os._exit(0)
-        try:
+        with child_that_lives_on():
             files.go.set()
             committing.join()
             with Store.open(tmp_path / "store", lock_timeout_s=0.5) as other:
                 assert other.commit([new("b")]).number == 2
-        finally:
-            os.kill(child, 9)
-            os.waitpid(child, 0)

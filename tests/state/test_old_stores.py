@@ -142,3 +142,42 @@ def test_a_newer_store_is_refused_and_stays_byte_for_byte(tmp_path: Path) -> Non
         with pytest.raises(NewerSchemaError, match="schema 4; this release reads up to 3"):
             Store.open(root, **options)  # type: ignore[arg-type]
     assert tree(root) == before
+
+
+def dump(path: Path) -> list[str]:
+    connection = sqlite3.connect(path)
+    try:
+        return list(connection.iterdump())
+    finally:
+        connection.close()
+
+
+def test_an_older_copy_is_no_reason_to_keep_none(tmp_path: Path) -> None:
+    """Back to the old release and forward again: the copy of the first time was all there was."""
+    root = copied("v2", tmp_path)
+    first = dump(root / "index.db")
+    with Store.open(root):
+        pass
+    (kept,) = (root / "backups").iterdir()
+    shutil.copyfile(kept, root / "index.db")
+    connection = sqlite3.connect(root / "index.db")
+    connection.execute("INSERT INTO object VALUES (?, 3, x'')", ("f" * 64,))
+    connection.commit()
+    connection.close()
+    second = dump(root / "index.db")
+    with Store.open(root):
+        pass
+    places = sorted((root / "backups").iterdir(), key=lambda path: len(path.name))
+    copies = [dump(path) for path in places]
+    assert copies == [first, second]
+    assert list((root / "tmp").iterdir()) == []
+
+
+def test_the_same_index_is_kept_once(tmp_path: Path) -> None:
+    """A migration that was killed after its copy is repeated at the next open."""
+    root = copied("v2", tmp_path)
+    for _ in range(3):
+        shutil.copyfile(OLD / "v2" / "index.db", root / "index.db")
+        with Store.open(root):
+            pass
+    assert [path.name for path in (root / "backups").iterdir()] == ["index-schema-2.db"]

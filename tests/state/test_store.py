@@ -14,6 +14,7 @@ from forge_harness.errors import (
     ExitCode,
     StateError,
     UnknownStateError,
+    WrongKeyError,
 )
 from forge_harness.security.keys import Keyring
 from forge_harness.security.sealing import KeyringSealer
@@ -330,3 +331,63 @@ def test_a_file_is_no_directory_of_another() -> None:
     with pytest.raises(StateError, match="'a/b' of a state is also the directory of 'a/b/c'"):
         NewState(phase="phase5", kind="package", name="p", files={"a/b/c": b"", "a/b": b""})
     NewState(phase="phase5", kind="package", name="p", files={"a.b/c": b"", "a": b"", "..a": b""})
+
+
+def test_keys_of_another_keyring_seal_nothing_beside_what_is_there(tmp_path):
+    """No one keyring opened all of the store any more, and nobody was told."""
+    root, ours = tmp_path / "store", Keyring.new()
+    for name, content in (("small", b"x"), ("large", bytes(100_000))):
+        with Store.open(root, sealer=KeyringSealer(ours)) as store:
+            store.commit([new(name, content)])
+        with Store.open(root, sealer=KeyringSealer(Keyring.new())) as store:
+            for change in (
+                lambda store=store: store.commit([new("other")]),
+                lambda store=store, name=name: store.remove("phase5", name),
+                lambda store=store: store.restore(1),
+            ):
+                with pytest.raises(WrongKeyError, match="open it with the keyring it was sealed"):
+                    change()
+            assert len(store.generations()) == len(store.list())
+
+
+def test_a_destroyed_key_keeps_nothing_new_out(tmp_path):
+    """Its id stays in the keyring: what was lost with it was meant to be."""
+    root, first = tmp_path / "store", Keyring.new()
+    with Store.open(root, sealer=KeyringSealer(first)) as store:
+        store.commit([new("old")])
+    after = first.rotated().destroyed(first.active_id())
+    with Store.open(root, sealer=KeyringSealer(after)) as store:
+        store.commit([new("fresh", b"another")])
+        assert store.read(store.get("phase5", "fresh")) == b"another"
+
+
+@pytest.mark.parametrize("content", [b"x", bytes(100_000)])
+def test_what_a_destroyed_key_sealed_can_be_committed_again(tmp_path, content):
+    """It was refused for good: the copy nobody can open passed for the one that was meant."""
+    root, first = tmp_path / "store", Keyring.new()
+    with Store.open(root, sealer=KeyringSealer(first)) as store:
+        store.commit([new("old", content)])
+    after = first.rotated().destroyed(first.active_id())
+    with Store.open(root, sealer=KeyringSealer(after)) as store:
+        store.commit([new("old", content)])
+        assert store.read(store.get("phase5", "old")) == content
+        assert store.verify().problems == ()
+
+
+@pytest.mark.parametrize("content", [b"x", bytes(100_000)])
+def test_sealed_content_that_is_damaged_says_nothing_about_keys(tmp_path, content):
+    root, sealer = tmp_path / "store", KeyringSealer(Keyring.new())
+    with Store.open(root, sealer=sealer) as store:
+        store.commit([new("old", content)])
+    for path in (root / "objects").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    with Store.open(root, sealer=sealer) as store:
+        assert store.commit([new("fresh")]).number == 2
+
+
+def test_a_commit_on_an_empty_store_is_one_on_generation_0(tmp_path):
+    with Store.open(tmp_path / "store") as store:
+        assert store.commit([new("a")], parent=0).number == 1
+        with pytest.raises(ConflictError, match="based on generation 0 and the store is at"):
+            store.commit([new("a")], parent=0)

@@ -10,6 +10,12 @@ from forge_harness import training
 from forge_harness.subject.reference import ReferenceSubject
 
 
+def with_digits_alone(subject):
+    """The subject without its other task, for a defect that shows in the cheapest."""
+    subject.tasks = lambda: ("digits",)
+    return subject
+
+
 class Changed:
     """A data source with some of its methods exchanged."""
 

@@ -17,28 +17,29 @@ from .deployment_defects import (
     quality,
     rolled_embedding,
     top_two,
+    with_digits_alone,
     without_the_last_batch,
 )
 
 DEFECTS = {
     "evaluates_the_train_split": (
         "eval_is_quantized",
-        EvaluatesWith(of_the_train_split),
+        with_digits_alone(EvaluatesWith(of_the_train_split)),
         "loss_off_the_split is",
     ),
     "D14_drops_last_batch": (
         "eval_is_quantized",
-        EvaluatesWith(without_the_last_batch),
+        with_digits_alone(EvaluatesWith(without_the_last_batch)),
         "loss_off_the_split is",
     ),
     "D09_mean_of_means": (
         "eval_is_quantized",
-        EvaluatesWith(mean_of_batch_means),
+        with_digits_alone(EvaluatesWith(mean_of_batch_means)),
         "loss_off_the_split is",
     ),
     "counts_the_second_choice": (
         "eval_is_quantized",
-        EvaluatesWith(top_two),
+        with_digits_alone(EvaluatesWith(top_two)),
         "accuracy_off_the_split is",
     ),
     "T14_shifts_twice": (

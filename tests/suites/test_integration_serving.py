@@ -36,6 +36,7 @@ class Careless(ReferenceSubject):
         return replace(spec, command=command)
 
 
+@pytest.mark.usefixtures("trained_once")
 @pytest.mark.parametrize(
     ("defect", "reason"),
     [
@@ -52,6 +53,7 @@ def test_a_careless_server_is_found(run_check, defect, reason):
     assert reason in run.reason
 
 
+@pytest.mark.usefixtures("trained_once")
 def test_a_package_that_is_not_the_trained_model_is_found(run_check, monkeypatch):
     export = training.export_package
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from forge_harness.integration import (
     experiments,
     mlops_coordinator,
     phase6_preparer,
+    pipeline_validator,
     quality_coordinator,
     state_manager,
 )
@@ -20,6 +23,31 @@ WORKFLOW, REGISTRY = "integration.scenario_workflow", "integration.registry_roun
 def test_the_components_pass(run_check, check):
     run = run_check(check)
     assert (run.outcome, run.reason) == (Outcome.PASS, "")
+
+
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory):
+    """Where the run of the first chain is kept, and its plan and record once there are any."""
+    return tmp_path_factory.mktemp("validated") / "run", []
+
+
+@pytest.fixture
+def validated_once(monkeypatch, validated):
+    """For defects elsewhere in the chain: its validation, three processes, is done once."""
+    kept, found = validated
+    validate = pipeline_validator.PipelineValidator.validate
+
+    def remembered(self, run_dir, progress=None):
+        if not found:
+            record = validate(self, run_dir, progress)
+            shutil.copytree(run_dir, kept)
+            found.extend((self.plan(), record))
+        else:
+            self._plan = found[0]
+            shutil.copytree(kept, run_dir)
+        return found[1]
+
+    monkeypatch.setattr(pipeline_validator.PipelineValidator, "validate", remembered)
 
 
 def steps_lost(patch):
@@ -62,6 +90,7 @@ def wrong_lineage_and_quality(patch):
     )
 
 
+@pytest.mark.usefixtures("validated_once")
 @pytest.mark.parametrize(
     ("defect", "reasons"),
     [

@@ -12,6 +12,8 @@ from forge_harness.model.packed_model import pack_model
 from forge_harness.subject.reference import ReferenceSubject
 from forge_harness.types import Outcome
 
+from .training_defects import OneSetting
+
 CHECKS = (
     "kernel_against_reference",
     "kernel_roofline",
@@ -125,7 +127,7 @@ class SavesFakeQuantized(ReferenceSubject):
         return TernaryLinearOp(compute="fake")(x * 1.0, weight * 1.0, bias)
 
 
-class WaitsForData(ReferenceSubject):
+class WaitsForData(OneSetting):
     """Ternary training waits for its data in every step: no CPU time, but time."""
 
     def session(self, task, options):
@@ -141,7 +143,7 @@ class WaitsForData(ReferenceSubject):
         return session
 
 
-class StepsOverHalfTheBatch(ReferenceSubject):
+class StepsOverHalfTheBatch(OneSetting):
     """Ternary training takes as long as ever and gets through half of the samples."""
 
     def session(self, task, options):

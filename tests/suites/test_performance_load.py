@@ -32,6 +32,10 @@ class ServedBy:
         return ServerSpec(command=(sys.executable, str(FAULTY), *options), requests=requests)
 
 
+BRIEF = ((1, 3),)
+"""Where a defect shows in every second, and no percentile needs many requests."""
+
+
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     """A campaign of seconds; the shipped one takes half a minute."""
@@ -70,19 +74,20 @@ def test_a_sound_server_passes(run_check):
 def test_a_server_that_answers_wrong_is_found(run_check, monkeypatch, check, faults, reason):
     # At a given rate: with so many wrong answers the search for the capacity finds none.
     monkeypatch.setattr(campaign, "measure", _at_a_rate)
+    monkeypatch.setattr(campaign, "QUICK", BRIEF)
     run = measured(run_check, check, ServedBy(*faults))
     assert run.outcome is Outcome.FAIL, run.reason
     assert reason in run.reason
 
 
 @pytest.mark.parametrize(
-    ("faults", "outcome"), [((), Outcome.PASS), (("--refuse-at", "4.5"), Outcome.FAIL)]
+    ("faults", "outcome"), [((), Outcome.PASS), (("--refuse-at", "2.25"), Outcome.FAIL)]
 )
 def test_a_server_that_refuses_half_of_its_capacity_is_found(
     run_check, monkeypatch, faults, outcome
 ):
     def five_times(template, directory, **options):
-        return _at_a_rate(template, directory, **{**options, "shape": ((1, 3), (5, 4))})
+        return _at_a_rate(template, directory, **{**options, "shape": ((1, 1.5), (5, 2))})
 
     monkeypatch.setattr(campaign, "measure", five_times)
     run = measured(run_check, "performance.load_5x", ServedBy(*faults), profile="full")
@@ -113,6 +118,7 @@ def test_a_server_that_stalls_is_found(run_check, monkeypatch):
     # At a given rate, so that the stall falls into base load and not into the search.
     stall = ("--stall-at", "1", "--stall-s", "30")
     monkeypatch.setattr(campaign, "measure", _at_a_rate)
+    monkeypatch.setattr(campaign, "QUICK", BRIEF)
     run = measured(run_check, "performance.latency_percentiles", ServedBy(*stall))
     assert run.outcome is Outcome.FAIL, run.reason
     assert "p95_limit is" in run.reason
@@ -121,6 +127,7 @@ def test_a_server_that_stalls_is_found(run_check, monkeypatch):
 @pytest.mark.parametrize("check", ["performance.load_1x", "gates.latency"])
 def test_a_generator_that_gives_up_measures_nothing(run_check, monkeypatch, check):
     monkeypatch.setattr(campaign, "measure", _one_at_a_time)
+    monkeypatch.setattr(campaign, "QUICK", BRIEF)
     run = run_check(check, ServedBy("--service-ms", "60"))
     assert run.outcome is Outcome.NOT_MEASURED
     assert "INVALID load" in run.reason

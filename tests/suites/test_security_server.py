@@ -27,12 +27,14 @@ class Careless(ReferenceSubject):
         return replace(spec, command=command)
 
 
+@pytest.mark.usefixtures("trained_once")
 @pytest.mark.parametrize("check", ["tls_1_3_only", "rbac_matrix", "audit_coverage"])
 def test_the_reference_server_passes(run_check, check):
     run = run_check(f"security.{check}", ReferenceSubject())
     assert (run.outcome, run.reason) == (Outcome.PASS, "")
 
 
+@pytest.mark.usefixtures("trained_once")
 @pytest.mark.parametrize(
     ("check", "defect", "reason"),
     [

@@ -7,6 +7,7 @@ from forge_harness.protocols import QualityRun, TrainOptions
 from forge_harness.subject.reference import ReferenceSubject
 from forge_harness.types import Outcome
 
+from .deployment_defects import with_digits_alone
 from .training_defects import (
     AccumulatesInBf16,
     ClearsEachMicroBatch,
@@ -306,23 +307,27 @@ DEFECTS = {
     "ranks_not_averaged": ("distributed_equivalence", NoAverageOverRanks(), "different_tensors"),
     "L06_evaluates_latents": (
         "eval_is_quantized",
-        SessionDefect(evaluates_latents),
+        with_digits_alone(SessionDefect(evaluates_latents)),
         "loss_difference",
     ),
     "T15_mode_left": (
         "eval_is_quantized",
-        SessionDefect(stays_in_evaluation_mode),
+        with_digits_alone(SessionDefect(stays_in_evaluation_mode)),
         "modes_left_changed",
     ),
     "T16_loss_divided": (
         "eval_is_quantized",
-        SessionDefect(divides_validation_loss),
+        with_digits_alone(SessionDefect(divides_validation_loss)),
         "loss_with_accumulation",
     ),
-    "T20_exports_average": ("eval_is_quantized", ExportsAverage(), "loss_difference"),
+    "T20_exports_average": (
+        "eval_is_quantized",
+        with_digits_alone(ExportsAverage()),
+        "loss_difference",
+    ),
     "evaluating_moves_data": (
         "eval_is_quantized",
-        SessionDefect(evaluation_moves_data),
+        with_digits_alone(SessionDefect(evaluation_moves_data)),
         "changed_by_evaluating",
     ),
     "R11_clock_stopped_early": (

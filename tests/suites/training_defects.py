@@ -469,7 +469,16 @@ class ExportsAverage(ReferenceSubject):
         session.model.load_state_dict(kept)
 
 
-class SlowStep(ReferenceSubject):
+class OneSetting(ReferenceSubject):
+    """Refuses the second arithmetic that checks of cost try: each takes seconds to time."""
+
+    def session(self, task, options):
+        if options.extra:
+            raise ValueError("there is one setting")
+        return super().session(task, options)
+
+
+class SlowStep(OneSetting):
     """Ternary steps take three times their CPU time."""
 
     def session(self, task, options):

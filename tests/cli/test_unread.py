@@ -1,0 +1,62 @@
+"""Commands whose standard error nobody reads: what they found decides how they end, not that."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from forge_harness.errors import ExitCode
+from forge_harness.security.audit import AuditEvent, AuditLog, Decision
+from forge_harness.security.key_sources import write_keyring
+from forge_harness.security.keys import Keyring
+
+BENCH = ("--blob-mib", "1", "--states", "10", "--rounds", "6")
+
+
+@pytest.fixture
+def keyring(tmp_path):
+    keyring = Keyring.new()
+    write_keyring(tmp_path / "keys.json", keyring)
+    return keyring
+
+
+def unread(directory, *words):
+    """Runs a command whose standard error is a pipe that nobody reads any more."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as nobody:
+        return subprocess.run(
+            [sys.executable, "-m", "forge_harness", *words],
+            cwd=directory,
+            stdout=subprocess.PIPE,
+            stderr=nobody,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+
+def test_an_audit_log_that_does_not_verify_is_8(tmp_path, keyring):
+    with AuditLog.of_keyring(tmp_path / "audit.db", keyring) as log:
+        for name in ("a", "b"):
+            log.record(
+                AuditEvent(actor="ci", action="state.save", resource=name, decision=Decision.ALLOW)
+            )
+    (tmp_path / "audit.db.heads").unlink()
+    done = unread(tmp_path, "audit", "verify", "audit.db", "--keys", "keys.json")
+    assert done.returncode == ExitCode.VERIFICATION_FAILED
+    assert "does not verify" in done.stdout
+
+
+def test_a_token_that_was_issued_is_shown_and_0(tmp_path, keyring):
+    words = ("tokens", "issue", "tokens.json", "--keys", "keys.json", "--name", "ci")
+    done = unread(tmp_path, *words, "--role", "client")
+    assert (done.returncode, done.stdout[:4]) == (ExitCode.PASS, "fht_")
+
+
+def test_what_was_measured_is_kept_and_0(tmp_path):
+    done = unread(tmp_path, "bench", "store", *BENCH, "--dir", ".", "--json", "store.json")
+    assert done.returncode == ExitCode.PASS
+    assert json.loads((tmp_path / "store.json").read_bytes())["rows"]

@@ -1,0 +1,177 @@
+"""Shards put together are the run they were cut from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forge_harness.errors import UsageError
+from forge_harness.record import RunRecord, SubjectRecord
+from forge_harness.scoring import Scope, assemble
+from forge_harness.scoring.merge import MergeSource, merge_records, missing_shards
+from forge_harness.types import Outcome
+
+CHECKS = (("a.x", "critical"), ("a.y", "medium"), ("b.x", "high"), ("c.x", "low"), ("c.y", "high"))
+OUTCOMES = ("pass", "warn", "flaky", "fail", "error", "not_measured", "not_applicable")
+OF_A_RUN = {"run_id", "command", "started_at", "finished_at", "shards"}
+"""What two runs of the same measurements differ in."""
+MACHINE = {"os": "Linux", "cpu": "Xeon", "python": "3.11.7", "packages": {"torch": "2.13.0"}}
+
+
+@pytest.fixture
+def shard_of(make):
+    """Makes the run of some checks: `shard_of(["a.x"], "1/2")`."""
+    policy = make.policy(*CHECKS)
+
+    def build(checks, shard="", *, items=None, state="finished", policy=policy, **fields):
+        items = [make.item(check) for check in checks] if items is None else items
+        shared = {"run_id": f"r{shard}", "environment": MACHINE, **fields}
+        context = replace(make.context(), **shared)
+        scope = Scope(checks=tuple(checks), shard=shard)
+        record = assemble(
+            policy, items, scope=scope, context=context, state=state, state_reason="why"
+        )
+        return MergeSource(f"run {shard}", record, f"sha256:{shard}")
+
+    return build
+
+
+@given(
+    outcomes=st.lists(st.sampled_from(OUTCOMES), min_size=10, max_size=10),
+    places=st.lists(st.integers(1, 3), min_size=5, max_size=5),
+    order=st.permutations([0, 1, 2]),
+)
+def test_shards_in_any_order_give_the_whole(maker, outcomes, places, order):
+    policy = maker.policy(*CHECKS)
+    names = [name for name, _ in CHECKS]
+    items = [
+        maker.item(name, outcome, number=number)
+        for number, (name, outcome) in enumerate(zip(names * 2, outcomes, strict=True))
+    ]
+    whole = assemble(policy, items, scope=Scope(), context=maker.context())
+    sources = []
+    for shard in (1, 2, 3):
+        own = [name for name, place in zip(names, places, strict=True) if place == shard]
+        record = assemble(
+            policy,
+            [item for item in items if item.check in own],
+            # A shard without a check would be a whole run.
+            scope=Scope(checks=tuple(own) or ("none",), shard=f"{shard}/3"),
+            context=replace(maker.context(), run_id=f"r{shard}"),
+        )
+        sources.append(MergeSource(f"s{shard}", record, f"sha256:{shard}"))
+    merged = merge_records(policy, [sources[place] for place in order])
+    assert merged.model_dump(exclude=OF_A_RUN) == whole.model_dump(exclude=OF_A_RUN)
+    assert [shard.scope.shard for shard in merged.shards] == ["1/3", "2/3", "3/3"]
+    assert merged == merge_records(policy, sources)
+
+
+@pytest.mark.parametrize(
+    ("first", "again", "expected"),
+    [("fail", "pass", "fail"), ("pass", "fail", "fail"), ("error", "pass", "error")],
+)
+def test_a_part_that_ran_again_hides_nothing(make, shard_of, first, again, expected):
+    sources = [
+        shard_of(["a.x"], "1/2", items=[make.item("a.x", first)], run_id="r1"),
+        shard_of(["a.x"], "1/2", items=[make.item("a.x", again)], run_id="r2"),
+    ]
+    merged = merge_records(make.policy(*CHECKS), sources)
+    assert merged.checks[0].outcome is Outcome(expected)
+
+
+def test_what_no_shard_ran_is_not_measured(make, shard_of):
+    merged = merge_records(make.policy(*CHECKS), [shard_of(["a.x", "a.y"], "1/2")])
+    assert {c.id for c in merged.checks if c.outcome is Outcome.NOT_MEASURED} == {
+        "b.x",
+        "c.x",
+        "c.y",
+    }
+    assert merged.verdict == "INCOMPLETE"
+    assert missing_shards(merged) == ["2/2"]
+
+
+def test_a_shard_that_was_cut_short_leaves_the_run_cut_short(make, shard_of):
+    names = [name for name, _ in CHECKS]
+    sources = [shard_of(names[:2], "1/2"), shard_of(names[2:], "2/2", state="interrupted")]
+    merged = merge_records(make.policy(*CHECKS), sources)
+    assert (merged.state, merged.state_reason) == ("interrupted", "shard 2/2 is interrupted: why")
+    assert merged.verdict == "INCOMPLETE"
+
+
+def test_times_span_all_and_the_command_is_of_the_whole(make, shard_of):
+    command = ["forge-harness", "run", "--shard", "1/2", "--policy", "p.toml", "--run-dir", "s1"]
+    sources = [
+        shard_of(["a.x"], "1/2", command=command, started_at="2026-06-15T11:00:00Z"),
+        shard_of(["b.x"], "2/2", finished_at="2026-06-15T13:00:00Z"),
+    ]
+    merged = merge_records(make.policy(*CHECKS), sources)
+    assert merged.command == ["forge-harness", "run", "--policy", "p.toml"]
+    spanned = ("2026-06-15T11:00:00Z", "2026-06-15T13:00:00Z")
+    assert (merged.started_at, merged.finished_at) == spanned
+    assert merged.shards[0].command == command
+    assert merged.checks[0].command.endswith("--policy p.toml")
+
+
+def test_of_several_machines_the_record_keeps_what_they_share(make, shard_of):
+    sources = [
+        shard_of(["a.x"], "1/2"),
+        shard_of(["b.x"], "2/2", environment={**MACHINE, "cpu": "EPYC"}),
+    ]
+    merged = merge_records(make.policy(*CHECKS), sources)
+    assert merged.environment == {key: v for key, v in MACHINE.items() if key != "cpu"}
+    assert [shard.environment["cpu"] for shard in merged.shards] == ["Xeon", "EPYC"]
+
+
+STRANGERS = {
+    "seed": ({"seed": 1}, "seed 0 and 1"),
+    "subject": (
+        {"subject": SubjectRecord(spec="other", name="other", capabilities=[])},
+        "subject reference and other",
+    ),
+    "declared": ({"declared": {"accelerator": "none"}}, "declared {} and"),
+    "commit": ({"environment": {**MACHINE, "git_commit": "abc"}}, "git_commit None and abc"),
+    "python": ({"environment": {**MACHINE, "python": "3.12.0"}}, "python 3.11.7 and 3.12.0"),
+    "package": (
+        {"environment": {**MACHINE, "packages": {"torch": "2.12.0"}}},
+        "packages torch 2.13.0 and 2.12.0",
+    ),
+    "same": ({"run_id": "r1/2"}, "are the same run r1/2; give each shard once"),
+}
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_parts_of_another_run_are_refused(make, shard_of, name):
+    fields, sentence = STRANGERS[name]
+    sources = [shard_of(["a.x"], "1/2"), shard_of(["b.x"], "2/2", **fields)]
+    with pytest.raises(UsageError) as error:
+        merge_records(make.policy(*CHECKS), sources)
+    assert sentence in str(error.value)
+    assert "run 1/2 and run 2/2" in str(error.value)
+
+
+def test_other_cuts_policies_and_merged_runs_are_refused(make, shard_of):
+    policy = make.policy(*CHECKS)
+    first = shard_of(["a.x"], "1/2")
+    other = make.policy(*CHECKS, ("d.x", "low"))
+    merged = merge_records(policy, [first])
+    running = shard_of(["b.x"], "2/2", state="running")
+    for sources, sentence in (
+        ([], "No run to merge"),
+        ([first, shard_of(["b.x"], "2/3")], "number of shards 2 and 3"),
+        ([first, shard_of(["b.x"], "2/2", policy=other)], "policy sha256:"),
+        ([shard_of(["b.x"], "2/2", policy=other)], "another policy"),
+        ([first, MergeSource("m", merged, "sha256:m")], "m is merged already"),
+        ([first, running], "run 2/2 did not finish"),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            merge_records(policy, sources)
+
+
+def test_a_record_of_an_earlier_release_reads_as_no_shard(make):
+    record = assemble(make.policy(*CHECKS), [], scope=Scope(), context=make.context())
+    values = record.model_dump(mode="json")
+    del values["shards"], values["scope"]["shard"]
+    assert RunRecord.model_validate(values) == record
