@@ -11,11 +11,12 @@ from contextlib import ExitStack
 
 import pytest
 
-from forge_harness.cli.run import default_workers, make_validator, run_directory
+from forge_harness.cli.run import Selection, default_workers, make_validator, run_directory
 from forge_harness.config import load_config
 from forge_harness.errors import ExitCode, StateError
 from forge_harness.rundir import read_record
 from forge_harness.scoring import verify_run
+from forge_harness.sharding import Shard
 
 SUBJECT = """
 class Toy:
@@ -227,9 +228,9 @@ def test_every_key_reaches_the_validator(monkeypatch, tmp_path, key):
     value, argument, expected = RUN_KEYS[key]
     config = tmp_path / "forge.toml"
     config.touch()
-    make_validator(load_config(environ={}, file=config), (), (), config)
+    make_validator(load_config(environ={}, file=config), Selection(), config)
     assert seen[argument] != expected
-    make_validator(load_config(environ={}, file=config, flags={key: value}), (), (), config)
+    make_validator(load_config(environ={}, file=config, flags={key: value}), Selection(), config)
     assert seen[argument] == expected
 
 
@@ -249,11 +250,13 @@ def test_files_and_selections_reach_the_validator(monkeypatch, tmp_path):
     config.write_text(
         '[run]\npolicy = "p.toml"\nwaivers = "w.toml"\nsuite_paths = ["."]\nsubject = ""\n'
     )
-    make_validator(load_config(environ={}, file=config), ("data",), ("data.balance",), config)
+    selection = Selection(("data",), ("data.balance",), Shard(1, 2))
+    make_validator(load_config(environ={}, file=config), selection, config)
     assert seen["policy"].suite_weights["data"] == 9
     assert [waiver.check for waiver in seen["waivers"]] == ["data.balance"]
     assert seen["suite_paths"] == (tmp_path,)
     assert (seen["suites"], seen["checks"]) == (("data",), ("data.balance",))
+    assert seen["shard"] == Shard(1, 2)
     assert seen["config_file"] == config
 
 
