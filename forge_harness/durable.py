@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -18,6 +19,8 @@ _OPEN_FILES = r"/proc/{}(/task/\d+)?/fd"
 """Where Linux has the open files of a process."""
 _MOST_LINKS = 40
 """As many as Linux follows."""
+_LONGEST_NAME = 255
+"""Bytes of a name in a directory, on every file system in use."""
 _CHUNK_BYTES = 1 << 20
 _PARTIAL = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.partial")
 
@@ -34,8 +37,14 @@ def write_durably(path: Path, content: bytes) -> None:
     Raises:
         OSError: The file system refused; the old file is untouched.
     """
-    with staged_file(path) as partial:
-        partial.write_bytes(content)
+    try:
+        with staged_file(path) as partial:
+            partial.write_bytes(content)
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        # What a write or a sync raises names no file.
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextmanager
@@ -56,7 +65,7 @@ def staged_file(path: Path) -> Iterator[Path]:
             yield (partial := Path(scratch) / "partial")
             _write_through(partial, path)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(path)
     partial = _beside(path, "partial")
     try:
         yield partial
@@ -90,7 +99,7 @@ def staged_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
         raise FileExistsError(f"{str(path)!r} is no directory and stays what it is")
     if not replace and (path.is_symlink() or path.exists()) and not _is_empty_directory(path):
         raise FileExistsError(f"{str(path)!r} exists and is not an empty directory")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(path)
     stage = _beside(path, "partial")
     stage.mkdir()
     try:
@@ -114,7 +123,7 @@ def exclusive(path: Path) -> Iterator[None]:
     """
     import fcntl  # Windows has none.
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(path)
     beside = path.with_name(f"{path.name}.lock")
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
     with closing(Lockable(os.open(beside, flags, 0o666))) as lock:
@@ -214,7 +223,19 @@ def _write_through(source: Path, path: Path) -> None:
 
 def _beside(path: Path, what: str) -> Path:
     """A name of this call's own: two threads of one process may write one file."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.{what}")
+    end = f".{os.getpid()}-{secrets.token_hex(4)}.{what}"
+    # No longer than a name may be: the one that was asked for may be as long as that.
+    start = f".{path.name}".encode("utf-8", "surrogateescape")[: _LONGEST_NAME - len(end)]
+    return path.with_name(start.decode("utf-8", "ignore") + end)
+
+
+def _make_parent(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(
+            errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent)
+        ) from error
 
 
 def _is_empty_directory(path: Path) -> bool:

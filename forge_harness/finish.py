@@ -8,7 +8,13 @@ from pathlib import Path
 from forge_harness.integration.baselines import AcceptedRun
 from forge_harness.policy import Policy
 from forge_harness.record import RunRecord
-from forge_harness.rundir import DiskFullError, RunDirectory, is_full
+from forge_harness.rundir import (
+    DiskFullError,
+    RunDirectory,
+    is_full,
+    read_policy,
+    read_record,
+)
 
 DEFAULT_FORMATS = ("html", "md", "junit")
 
@@ -44,7 +50,8 @@ def finish_run(
     directory = RunDirectory.open_existing(run_dir)
     directory.write_final(record, policy)
     try:
-        return _reports(run_dir, record, policy, formats, baseline)
+        # From the files, as whoever renders the reports again has them.
+        return _reports(run_dir, read_record(run_dir), read_policy(run_dir), formats, baseline)
     finally:
         # Whatever a report met, what was measured is kept and verifies.
         directory.seal()
@@ -61,10 +68,14 @@ def _reports(
         return []
     # Matplotlib takes a second to import; a run without reports does not pay for it.
     from forge_harness.report import write_reports
+    from forge_harness.report.provenance import forget, note
 
     before = {path for path in run_dir.rglob("*") if path.is_file()}
     try:
-        return write_reports(run_dir, record, policy, tuple(formats), baseline=baseline)
+        forget(run_dir, formats)
+        written = write_reports(run_dir, record, policy, tuple(formats), baseline=baseline)
+        note(run_dir, written, baseline)
+        return written
     except OSError as error:
         if not is_full(error):
             raise

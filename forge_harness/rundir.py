@@ -5,6 +5,7 @@
     items.jsonl     one line a finished pytest item, appended while the run goes on
     evidence/       files named by their sha256
     logs/           output of the processes that ran the checks
+    reports.json    what rendered the reports, so that they can be rendered again
     manifest.json   path, size and sha256 of every other file; written last
 
 Without a manifest, or with a file the manifest does not know, a directory never verifies.

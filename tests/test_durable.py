@@ -325,9 +325,17 @@ def test_a_name_as_long_as_the_file_system_takes_is_written(tmp_path: Path, name
         fill(stage, OLD)
     assert content(tmp_path / f"d{name[1:]}") == OLD
     assert entries(tmp_path) == sorted([name, f"d{name[1:]}"])
-    (tmp_path / f".{name[:200]}.1-00000000.partial").write_bytes(b"left by a kill")
+    (tmp_path / f".{name[:100]}.1-00000000.partial").write_bytes(b"left by a kill")
     remove_partials(tmp_path)
     assert entries(tmp_path) == sorted([name, f"d{name[1:]}"])
+
+
+def test_a_full_disk_is_said_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several files that a command writes, nobody knew which."""
+    failing(monkeypatch, "fsync", 0)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_durably(tmp_path / "file", b"new")
+    assert (caught.value.errno, caught.value.filename) == (28, str(tmp_path / "file"))
 
 
 @pytest.mark.parametrize("write", [lambda p: write_durably(p, b""), write_new_directory])

@@ -22,7 +22,13 @@ _FILE = "forge-baseline.json"
 _PATH = click.Path(path_type=Path)
 
 
-@click.group("baseline")
+@click.group(
+    "baseline",
+    epilog=examples(
+        'forge-harness baseline accept first --owner ada --reason "new recipe"',
+        "forge-harness gate second --baseline forge-baseline.json",
+    ),
+)
 def baseline_group() -> None:
     """Accept a run as what later ones are held against (`gate --baseline FILE`)."""
 

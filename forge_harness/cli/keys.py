@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from forge_harness.cli.options import examples, json_option
-from forge_harness.cli.terminal import echo_json, table
-from forge_harness.errors import ExitCode, UsageError
+from forge_harness.cli.terminal import echo_json, say, table
+from forge_harness.errors import ExitCode, ForgeError, SecurityError, UsageError
 
 if TYPE_CHECKING:
     from forge_harness.security.sealing import KeyringSealer
@@ -97,11 +98,24 @@ def rotate_command(path: Path, purpose: str, places: tuple[Path, ...]) -> int:
         keyring = former.rotated(Purpose(purpose))
         write_keyring(path, keyring)
         click.echo(f"{path}: key {keyring.active_id(Purpose(purpose))} is active to {purpose}.")
-        sealer = KeyringSealer(keyring)
-        for place in places:
-            changed, total = _rewrap(place, sealer)
-            click.echo(f"{place}: {changed} of {total} sealed contents put under it.")
+        _rewrap_all(places, KeyringSealer(keyring))
     return ExitCode.PASS
+
+
+def _rewrap_all(places: Sequence[Path], sealer: KeyringSealer) -> None:
+    """Puts every place under the new key; one that cannot be keeps no other from it."""
+    errors: list[ForgeError] = []
+    for place in places:
+        try:
+            changed, total = _rewrap(place, sealer)
+        except ForgeError as error:
+            errors.append(error)
+        else:
+            click.echo(f"{place}: {changed} of {total} sealed contents put under it.")
+    for other in errors[1:]:
+        say(f"Error: {other}")
+    if errors:
+        raise errors[0]
 
 
 def _rewrap(place: Path, sealer: KeyringSealer) -> tuple[int, int]:
@@ -119,7 +133,20 @@ def _rewrap(place: Path, sealer: KeyringSealer) -> tuple[int, int]:
         raise UsageError(
             f"{place} holds nothing that is sealed; the new key is active all the same."
         )
-    return sum(map(sealer.rewrap_file, sealed)), len(sealed)
+    changed = 0
+    refused: list[str] = []
+    for path in sealed:
+        try:
+            changed += sealer.rewrap_file(path)
+        except (OSError, SecurityError) as error:
+            refused.append(f"{path}: {str(error).rstrip('.')}")
+    if refused:
+        raise SecurityError(
+            f"{len(refused)} of {len(sealed)} sealed files of {place} are not under the new key, "
+            f"the first of them {refused[0]}. All others are; mend these, and repeat before the "
+            "old key is destroyed."
+        )
+    return changed, len(sealed)
 
 
 @keys_group.command(

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from forge_harness.cli.options import examples, json_option, open_run, run_dir_argument
 from forge_harness.cli.summary import score_sentence
-from forge_harness.cli.terminal import echo_json
+from forge_harness.cli.terminal import echo_json, printable
 from forge_harness.errors import ExitCode, RunDirectoryError, UsageError
 from forge_harness.record import RunRecord
+
+if TYPE_CHECKING:
+    from forge_harness.report.provenance import RenderedAgain
 
 _SHOWN = 20
 
@@ -51,6 +55,7 @@ def verify_command(
 ) -> int:
     """Recompute every digest, outcome, score and verdict of the run in DIR, offline.
 
+    Its reports are rendered again and must have the same bytes, where this release made them.
     With --key, DIR is a package, and every file of it is held against its signature. Exits 8 naming
     each difference, 0 with what was recomputed.
     """
@@ -68,10 +73,19 @@ def verify_command(
     if not directory.is_dir() or not any((directory / n).exists() for n in _OURS):
         open_run(directory)  # refuses with the sentence for what is wrong
     problems = verify_run(directory)
+    reports = _rendered_again(directory) if not problems else None
+    problems += reports.problems if reports is not None else []
     if as_json:
         fields = ("file", "what", "expected", "found")
         rows = [{name: getattr(p, name) for name in fields} for p in problems]
-        echo_json({"directory": str(directory), "verified": not problems, "problems": rows})
+        echo_json(
+            {
+                "directory": str(directory),
+                "verified": not problems,
+                "problems": rows,
+                "reports": _told(reports),
+            }
+        )
     elif problems:
         for problem in problems[:_SHOWN]:
             click.echo(problem.sentence(), err=True)
@@ -80,7 +94,7 @@ def verify_command(
         count = "1 difference" if len(problems) == 1 else f"{len(problems)} differences"
         click.echo(f"{directory} does not verify: {count}.", err=True)
     else:
-        _praise(directory, open_run(directory)[0])
+        _praise(directory, open_run(directory)[0], reports)
     return ExitCode.VERIFICATION_FAILED if problems else ExitCode.PASS
 
 
@@ -115,11 +129,37 @@ def _is_package(directory: Path) -> bool:
 _OURS = ("run.json", "manifest.json", "policy.json")
 
 
-def _praise(directory: Path, record: RunRecord) -> None:
+def _rendered_again(directory: Path) -> RenderedAgain:
+    """Holds the pages people look at against the record, which is what was recomputed so far."""
+    from forge_harness.report.provenance import render_again
+
+    record, policy = open_run(directory)
+    return render_again(directory, record, policy)
+
+
+def _told(reports: RenderedAgain | None) -> dict[str, str]:
+    """Returns report file -> whether it is what the record gives."""
+    if reports is None:
+        return {}
+    told = dict.fromkeys(reports.same, "rendered again")
+    told |= {file: f"not rendered again: {why}" for file, why in reports.unknown.items()}
+    return told | {problem.file: problem.what for problem in reports.problems}
+
+
+def _praise(directory: Path, record: RunRecord, reports: RenderedAgain | None) -> None:
     click.echo(f"{directory} verifies. Recomputed:")
     for line in (*_recomputed(directory, record), score_sentence(record)):
         click.echo(f"  {line}")
     click.echo(f"  verdict {record.verdict}, policy {record.policy_digest}")
+    if reports is None:
+        return
+    if reports.same:
+        click.echo(f"  {', '.join(reports.same)}: rendered again, byte for byte")
+    for file, why in reports.unknown.items():
+        click.echo(
+            f"Not rendered again: {file}, {printable(why)}. `forge-harness report {directory}` "
+            "makes it anew."
+        )
 
 
 def _recomputed(directory: Path, record: RunRecord) -> list[str]:

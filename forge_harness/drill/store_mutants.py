@@ -23,6 +23,8 @@ from forge_harness.state.opening import INDEX
 from forge_harness.state.records import BlobRef
 from forge_harness.state.schema import VERSION, version_of
 
+Keep = Collection[int] | Callable[[], Collection[int]]
+
 
 class _NoFileSync(Blobs):
     """torch.save and safetensors do not sync either."""
@@ -176,7 +178,7 @@ class _NoGrace(Store):
     """Takes whatever no generation refers to for garbage, however young."""
 
     def collect(
-        self, *, retain: int | None = None, keep: Collection[int] = (), grace_s: float = 3600.0
+        self, *, retain: int | None = None, keep: Keep = (), grace_s: float = 3600.0
     ) -> CollectReport:
         return super().collect(retain=retain, keep=keep, grace_s=0.0)
 
@@ -185,7 +187,7 @@ class _ForgetsKept(Store):
     """Marks from the newest generation only."""
 
     def collect(
-        self, *, retain: int | None = None, keep: Collection[int] = (), grace_s: float = 3600.0
+        self, *, retain: int | None = None, keep: Keep = (), grace_s: float = 3600.0
     ) -> CollectReport:
         return super().collect(retain=1, grace_s=grace_s)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from getpass import getuser
 from pathlib import Path
@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from forge_harness.durable import staged_directory
-from forge_harness.errors import StateError, UnknownStateError, unknown_choice
+from forge_harness.errors import ConflictError, StateError, UnknownStateError, unknown_choice
 from forge_harness.security.audit_events import AuditEvent, Decision
 from forge_harness.state import CollectReport, Generation, NewState, State, Store, VerifyReport
 from forge_harness.state.records import file_names_problem
@@ -36,6 +36,8 @@ ENCODING, MIGRATED_FROM = "encoding", "migrated_from"
 MARKS = "checkpoints"
 """Phase under which named checkpoints of the whole store are kept; not one of the pipeline's."""
 _MARK = "mark"
+_ATTEMPTS = 100
+"""Each fails only when another commit came between a look and ours, a few milliseconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,15 +244,23 @@ class StateManager:
             StateError: The label is refused, or there is nothing to name.
         """
         checked_name(label, "checkpoint label")
-        current = self._store.current()
-        if current is None:
+        if label.isdecimal():
+            raise StateError(
+                f"Checkpoint label {label!r} would be taken for the number of a generation; "
+                "expected a name."
+            )
+        if self._store.current() is None:
             raise StateError(f"The store {str(self.root)!r} is empty; save a state first.")
-        mark = NewState(
-            phase=MARKS, kind=_MARK, name=label, files={}, metadata={_MARK: current.number}
-        )
+
+        def mark(current: Generation | None) -> NewState:
+            number = 0 if current is None else current.number
+            return NewState(phase=MARKS, kind=_MARK, name=label, files={}, metadata={_MARK: number})
+
         with self._recorded("state.checkpoint", label):
-            self._store.commit([mark], note=f"checkpoint {label}")
-        return current
+            # What it names must be the current generation still: nothing else is sure to be kept.
+            named = self._commit_on_current(mark, f"checkpoint {label}")
+        assert named is not None
+        return named
 
     def checkpoints(self) -> dict[str, int]:
         """Returns the named checkpoints: label -> generation."""
@@ -292,10 +302,21 @@ class StateManager:
             DamagedStateError: The state's content is damaged; nothing was written.
         """
         source, destination = phase_name(phase), phase_name(to_phase)
+        title = checked_name(new_name or name, "name")
+        if (there := self._migrated(source, name, destination, title)) is not None:
+            return there
+        with self._recorded("state.migrate", f"{source}/{name}", f"{destination}/{title}"):
+            self._commit_on_current(
+                lambda _: self._moved(source, name, destination, title),
+                f"migrate {source}/{name} to {destination}/{title}",
+            )
+        return self._store.get(destination, title)
+
+    def _migrated(self, source: str, name: str, destination: str, title: str) -> State | None:
+        """Returns what an earlier migration made of the state as it is; raises as `migrate`."""
         state = self._store.get(source, name)
         kind = known_kind(state.kind, self.kinds)
         check_migration(kind, source, destination)
-        title = checked_name(new_name or name, "name")
         there = self._find(destination, title)
         if there is not None and there.parents == (state.id,) and there.files == state.files:
             return there
@@ -306,7 +327,12 @@ class StateManager:
             )
         if state.metadata.get(ENCODING) == "json":
             check_value(kind, self.load(phase=source, name=name), f"{source}/{name}")
-        moved = NewState(
+        return None
+
+    def _moved(self, source: str, name: str, destination: str, title: str) -> NewState:
+        self._migrated(source, name, destination, title)
+        state = self._store.get(source, name)
+        return NewState(
             phase=destination,
             kind=state.kind,
             name=title,
@@ -314,9 +340,28 @@ class StateManager:
             metadata={**state.metadata, MIGRATED_FROM: f"{source}/{name}"},
             parents=(state.id,),
         )
-        with self._recorded("state.migrate", f"{source}/{name}", f"{destination}/{title}"):
-            self._store.commit([moved], note=f"migrate {source}/{name} to {destination}/{title}")
-        return self._store.get(destination, title)
+
+    def _commit_on_current(
+        self, build: Callable[[Generation | None], NewState], note: str
+    ) -> Generation | None:
+        """Commits what is built from a look at the store, on what was looked at and nothing newer.
+
+        Returns:
+            The generation it was built on.
+
+        Raises:
+            StateError: Somebody else commits all the time.
+        """
+        for _ in range(_ATTEMPTS):
+            current = self._store.current()
+            parent = 0 if current is None else current.number
+            with suppress(ConflictError):
+                self._store.commit([build(current)], note=note, parent=parent)
+                return current
+        raise StateError(
+            f"The store {str(self.root)!r} is written to all the time: {_ATTEMPTS} attempts met "
+            "another commit each. Try again when it is less busy."
+        )
 
     def collect(self, *, retain: int | None = None, grace_s: float = 3600.0) -> CollectReport:
         """Frees what no retained generation and no named checkpoint needs.
@@ -327,7 +372,7 @@ class StateManager:
         """
         with self._recorded("state.collect", str(self.root)):
             return self._store.collect(
-                retain=retain, keep=tuple(self.checkpoints().values()), grace_s=grace_s
+                retain=retain, keep=lambda: self.checkpoints().values(), grace_s=grace_s
             )
 
     def rewrap(self) -> tuple[int, int]:

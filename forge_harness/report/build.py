@@ -15,7 +15,7 @@ from forge_harness.report.anchors import check_anchor
 from forge_harness.report.changes import changes_since
 from forge_harness.report.checks import check_row, item_row
 from forge_harness.report.load_run import load_run
-from forge_harness.report.model import Headline, Report, Sentence, Span, WaiverRow
+from forge_harness.report.model import Execution, Headline, Report, Sentence, Span, WaiverRow
 from forge_harness.report.quality import quality_tasks
 from forge_harness.report.scores import component_rows, loss_rows, suite_rows
 from forge_harness.report.specification import specification_sections
@@ -64,6 +64,7 @@ def build_report(record: RunRecord, policy: Policy, baseline: AcceptedRun | None
         waivers=tuple(_waiver_row(waiver, record) for waiver in record.waivers),
         specification=specification_sections(record, checks, suites, components),
         provenance=_provenance(record),
+        execution=_execution(record),
     )
 
 
@@ -152,6 +153,19 @@ def _waiver_row(waiver: Waiver, record: RunRecord) -> WaiverRow:
         # The date of the run, not of the reader: a report must not change with the calendar.
         live=waiver.expires >= record.started_at[:10],
         outcome=outcome,
+    )
+
+
+def _execution(record: RunRecord) -> Execution:
+    environment = ((key, value) for key, value in _flat(record.environment) if value is not None)
+    return Execution(
+        state=record.state,
+        profile=record.scope.profile.value,
+        part=clean(record.scope.part),
+        shard=clean(record.scope.shard),
+        started_at=clean(record.started_at),
+        finished_at=None if record.finished_at is None else clean(record.finished_at),
+        environment=tuple((clean(key), clean(_text(value))) for key, value in environment),
     )
 
 

@@ -264,6 +264,23 @@ class SpecificationSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """What was executed, when and where: for the formats that other programs read."""
+
+    state: str
+    """Of the run: finished, interrupted, aborted; running when it was killed."""
+    profile: str
+    part: str
+    """Which part of the profile ("shard 2/3", "selection: data"); empty for all of it."""
+    shard: str
+    """ "2/3"; empty when the run is no shard."""
+    started_at: str
+    finished_at: str | None
+    environment: tuple[tuple[str, str], ...]
+    """Name ("packages.torch") and value, by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """Everything a reader sees, in the order they see it."""
 
@@ -284,6 +301,7 @@ class Report:
     waivers: tuple[WaiverRow, ...]
     specification: tuple[SpecificationSection, ...]
     provenance: tuple[tuple[str, str], ...]
+    execution: Execution
 
     def check(self, name: str) -> CheckRow | None:
         """Returns the check of an id, or None when it was not in scope."""

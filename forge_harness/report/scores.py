@@ -64,7 +64,8 @@ def _suite_row(suite: SuiteRecord, checks: Sequence[CheckRecord]) -> ScoreRow:
         low=suite.low,
         high=suite.high,
         measured_percent=percent(suite.coverage),
-        counts=tuple((Outcome(name), count) for name, count in suite.counts.items()),
+        # In our order: a record that was read back has names in that of the alphabet.
+        counts=tuple((o, suite.counts[o]) for o in Outcome if suite.counts.get(o)),
         checks=len(own),
         duration_s=suite.duration_s,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -58,11 +58,27 @@ def write_reports(
     Raises:
         UsageError: There is no such format.
     """
+    written = []
+    for file, text in render_reports(run_dir, record, policy, formats, baseline=baseline):
+        # Whole or not at all: an older report of the run stays until this one is on disk.
+        write_durably(run_dir / file, text.encode())
+        written.append(run_dir / file)
+    return written
+
+
+def render_reports(
+    run_dir: Path,
+    record: RunRecord,
+    policy: Policy,
+    formats: Sequence[str],
+    *,
+    baseline: AcceptedRun | None = None,
+) -> Iterator[tuple[str, str]]:
+    """Yields (file name, text) of reports; see `write_reports`, which puts them into `run_dir`."""
     for name in formats:
         if name not in WRITERS:
             raise UsageError(unknown_choice("report format", name, WRITERS))
     report = build_report(record, policy, baseline)
-    written = []
     for name in formats:
         file, render = WRITERS[name]
         if name == "html":
@@ -70,7 +86,4 @@ def write_reports(
             text = render_html(report, has_artifacts=(run_dir / "evidence").is_dir())
         else:
             text = render(report)
-        # Whole or not at all: an older report of the run stays until this one is on disk.
-        write_durably(run_dir / file, text.encode())
-        written.append(run_dir / file)
-    return written
+        yield file, text

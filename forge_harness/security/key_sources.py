@@ -49,7 +49,9 @@ def keyring_from_file(path: Path) -> Keyring:
     """
     try:
         # One descriptor for check and read: a name could be changed between the two.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        # Nonblocking: a pipe would be waited for before it can be refused.
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(path, flags)
     except FileNotFoundError as error:
         raise MissingKeyError(
             f"There is no keyring {str(path)!r}; make one with `forge-harness keys new`."

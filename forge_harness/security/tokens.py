@@ -219,7 +219,7 @@ class TokenStore:
                 raise self._unreadable(str(error)) from error
             self._take(content)
             # Another write within one tick of the file system's clock would not show.
-            if time.time() - status.st_mtime >= _TICK_S:
+            if abs(time.time() - status.st_mtime) >= _TICK_S:
                 self._stamp = stamp
         if self._damage:
             raise self._unreadable(self._damage)

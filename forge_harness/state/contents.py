@@ -10,6 +10,7 @@ from typing import BinaryIO, Protocol, cast
 
 from forge_harness.canonical import sha256_hex
 from forge_harness.errors import (
+    DamagedSealError,
     DamagedStateError,
     ForgeError,
     SealedStateError,
@@ -49,6 +50,30 @@ class Prepared:
     """Digest -> temporary file."""
     held: dict[str, BlobRef] = field(default_factory=dict)
     """Digest -> content that must be in the store already."""
+
+
+@dataclass
+class Rewrapped:
+    """What a change of key came to."""
+
+    changed: int = 0
+    total: int = 0
+    refused: list[tuple[str, Exception]] = field(default_factory=list)
+    """Digest, and why it is not under the new key."""
+
+    def check(self) -> None:
+        """Raises StateError when a content is not under the new key; DamagedStateError if lost."""
+        if not self.refused:
+            return
+        digest, error = self.refused[0]
+        sentence = (
+            f"{len(self.refused)} of {self.total} sealed contents are not under the new key, the "
+            f"first of them {digest}: {str(error).rstrip('.')}. All others are; verify the store, "
+            "mend these, and repeat before the old key is destroyed."
+        )
+        if isinstance(error, FileNotFoundError | DamagedSealError):
+            raise DamagedStateError(sentence, digest=digest)
+        raise StateError(sentence)
 
 
 class Contents:
@@ -147,32 +172,39 @@ class Contents:
     def _sealed(self) -> int:
         return 0 if self.blobs.sealer is None else 1 + self._head()
 
-    def rewrap(self) -> tuple[int, int]:
+    def rewrap(self) -> Rewrapped:
         """Puts every sealed content under the sealer's newest key; the caller holds the lock.
 
-        Returns:
-            How many changed, and how many there are.
+        One that is lost keeps no other under the old key. What a destroyed key sealed is left out.
 
         Raises:
-            ForgeError: One does not open under the sealer's keys.
+            WrongKeyError: One is sealed under a key the sealer never had.
         """
-        sealer, changed, total = self.blobs.sealer, 0, 0
+        sealer, done = self.blobs.sealer, Rewrapped()
         assert sealer is not None
         for stored in self.index.objects():
             if not stored.sealed or stored.collected_at is not None:
                 continue
-            total += 1
-            if stored.content is None:
-                changed += sealer.rewrap_file(self.blobs.path(stored.stored))
-                continue
-            whole = self.index.object(stored.digest)
-            assert whole is not None
-            assert whole.content is not None
-            again = sealer.rewrap_bytes(whole.content)
-            if again is not None:
-                self.index.put_objects([replace(whole, content=again)])
-                changed += 1
-        return changed, total
+            done.total += 1
+            try:
+                done.changed += self._rewrap(stored, sealer)
+            except WrongKeyError:
+                self._check_keys(stored, sealer)
+                done.total -= 1
+            except (OSError, DamagedSealError) as error:
+                done.refused.append((stored.digest, error))
+        return done
+
+    def _rewrap(self, stored: StoredObject, sealer: Sealer) -> bool:
+        if stored.content is None:
+            return sealer.rewrap_file(self.blobs.path(stored.stored))
+        whole = self.index.object(stored.digest)
+        assert whole is not None
+        assert whole.content is not None
+        again = sealer.rewrap_bytes(whole.content)
+        if again is not None:
+            self.index.put_objects([replace(whole, content=again)])
+        return again is not None
 
     def refuse_other_keys(self) -> None:
         """Refuses a sealer that never had a key of what was sealed last.

@@ -239,7 +239,7 @@ class Store:
                 went to quarantine/.
         """
         ref = self._file(state, file)
-        with self.reading():
+        with reported(f"{self.root} could not be read"), self.reading():
             buffer = io.BytesIO()
             self._copy(ref, buffer)
             return buffer.getvalue()
@@ -351,7 +351,7 @@ class Store:
         Raises:
             DamagedStateError: The index cannot be opened at all.
         """
-        with self.reading():
+        with reported(f"{self.root} could not be verified"), self.reading():
             # A new connection: the open one would answer from pages it read before they rotted.
             index = self.make_index(read_only=True)
             with contextlib.closing(index):
@@ -361,14 +361,19 @@ class Store:
                 )
 
     def collect(
-        self, *, retain: int | None = None, keep: Collection[int] = (), grace_s: float = 3600.0
+        self,
+        *,
+        retain: int | None = None,
+        keep: Collection[int] | Callable[[], Collection[int]] = (),
+        grace_s: float = 3600.0,
     ) -> CollectReport:
         """Removes contents no retained generation has, and what kills left behind.
 
         Args:
             retain: How many of the newest generations keep every content; all when None. The
                 current one always does.
-            keep: Numbers of further generations to retain.
+            keep: Numbers of further generations to retain, or what says them once nobody else can
+                commit any more.
             grace_s: What is younger stays in any case, in seconds: it may belong to a commit that
                 is being made.
 
@@ -381,8 +386,9 @@ class Store:
             self._check_writable()
             self._refresh()
             self._check_complete()
+            kept = keep() if callable(keep) else keep
             return collecting.collect(
-                self._contents(), self._history, retain=retain, keep=keep, grace_s=grace_s
+                self._contents(), self._history, retain=retain, keep=kept, grace_s=grace_s
             )
 
     def rewrap(self) -> tuple[int, int]:
@@ -394,8 +400,9 @@ class Store:
             How many contents changed, and how many are sealed.
 
         Raises:
-            StateError: The store was opened without a sealer.
-            ForgeError: A content does not open under the sealer's keys.
+            StateError: The store was opened without a sealer; or a content could not be put under
+                the key, and all others are.
+            WrongKeyError: A content is sealed under a key the sealer never had.
         """
         with self._mutex, reported(f"{self.root} is not all under the new key"), self.writing():
             self._check_writable()
@@ -403,7 +410,9 @@ class Store:
                 raise StateError(f"{self.root} was opened without a key. Give the keyring.")
             self._refresh()
             with self._opened().transaction():
-                return self._contents().rewrap()
+                done = self._contents().rewrap()
+            done.check()
+            return done.changed, done.total
 
     # Inside
 

@@ -200,6 +200,7 @@ def train_to_directory(
             on_note(lost)
     else:
         _refuse_in_use(directory.path)
+        _refuse_nested(directory.path, state)
         keeper.begin()
         session = _started(task, options, from_checkpoint, parts, sealer)
     try:
@@ -236,6 +237,17 @@ def _refuse_in_use(path: Path) -> None:
         raise UsageError(
             f"{str(path)!r} is not empty; give a new directory, or --resume to continue the run "
             "in it."
+        )
+
+
+def _refuse_nested(path: Path, state: Path | None) -> None:
+    if state is None:
+        return
+    run, store = path.resolve(), state.resolve()
+    if run.is_relative_to(store) or store.is_relative_to(run):
+        raise UsageError(
+            f"The state store {str(state)!r} and the run's directory {str(path)!r} lie within each "
+            "other; choose a place of its own for each."
         )
 
 

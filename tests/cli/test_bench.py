@@ -111,7 +111,7 @@ def test_a_file_goes_through_a_device_and_never_takes_its_place(tmp_path):
     os.mkfifo(pipe)
     link.symlink_to("/proc/self/fd/1")
     command = [sys.executable, "-m", "forge_harness", "bench", *SMALL, "--json", str(link)]
-    command += ["--tokens", "1", "--plot", str(pipe)]
+    command += ["--tokens", "2", "--plot", str(pipe)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as done:
         assert pipe.read_text().startswith("<?xml")
         said, errors = done.communicate(timeout=120)

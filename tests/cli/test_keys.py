@@ -65,6 +65,26 @@ def test_a_store_and_a_file_follow_a_rotation(keys: Path, tmp_path: Path) -> Non
     assert (result.return_value, "nothing is wrong" in result.output) == (0, True)
 
 
+def test_what_is_lost_keeps_nothing_else_under_the_old_key(keys: Path, tmp_path: Path) -> None:
+    """The first damaged file ended the rotation; what came after it stayed behind."""
+    sealer = KeyringSealer(keyring_from_file(keys))
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        for name in ("1", "2", "3"):
+            (tmp_path / place / name).write_bytes(sealer.seal_bytes(b"content"))
+    damaged = tmp_path / "a" / "2"
+    damaged.write_bytes(damaged.read_bytes()[:50])
+    places = (part for place in "ab" for part in ("--sealed", str(tmp_path / place)))
+    done = run("rotate", str(keys), *places)
+    assert isinstance(done.exception, ForgeError)
+    assert f"1 of 3 sealed files of {tmp_path / 'a'}" in str(done.exception)
+    assert str(damaged) in str(done.exception)
+    assert f"{tmp_path / 'b'}: 3 of 3 sealed contents put under it" in done.output
+    fresh = (keyring_from_file(keys).active_id(),)
+    sound = [tmp_path / place / name for place in "ab" for name in "123"]
+    assert {key_ids(path) for path in sound if path != damaged} == {fresh}
+
+
 def test_wrong_uses(keys: Path, tmp_path: Path) -> None:
     (tmp_path / "plain").write_bytes(b"plain")
     nothing = run("rotate", str(keys), "--sealed", str(tmp_path / "plain"))

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from forge_harness.errors import ExitCode
+from forge_harness.rundir import RunDirectory
 
 
 def test_a_sound_run_says_what_was_recomputed(invoke, run_of):
@@ -62,3 +63,28 @@ def test_json_lists_every_problem(invoke, run_of):
     plain = invoke("verify", run)
     assert "and 10 more (--json lists all)" in plain.stderr
     assert "does not verify: 30 differences." in plain.stderr
+
+
+def test_a_page_that_is_not_of_the_run_does_not_verify(invoke, run_of):
+    path = run_of(beta="fail")
+    assert invoke("report", path, "--format", "html,md").exit_code == ExitCode.PASS
+    result = invoke("verify", path)
+    assert "report.html, report.md: rendered again, byte for byte" in result.output
+    page = (path / "report.html").read_text(encoding="utf-8")
+    (path / "report.html").write_text(page.replace("FAIL", "PASS"), encoding="utf-8")
+    RunDirectory.open_existing(path).seal()
+    result = invoke("verify", path)
+    assert result.exit_code == ExitCode.VERIFICATION_FAILED
+    assert "report.html: is not the report of this run" in result.output
+    told = json.loads(invoke("verify", path, "--json").output)
+    assert (told["verified"], told["reports"]["report.md"]) == (False, "rendered again")
+
+
+def test_a_page_of_another_release_is_told_and_not_judged(invoke, run_of):
+    path = run_of()
+    invoke("report", path, "--format", "md")
+    (path / "reports.json").unlink()
+    RunDirectory.open_existing(path).seal()
+    result = invoke("verify", path)
+    assert result.exit_code == ExitCode.PASS
+    assert "Not rendered again: report.md, nothing says what made it." in result.output

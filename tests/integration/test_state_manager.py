@@ -354,7 +354,7 @@ def test_a_label_is_no_number_of_a_generation(manager: StateManager) -> None:
     """`restore 1` meant the checkpoint from then on, and generation 1 had no name any more."""
     manager.save(phase=5, kind="model", name="m", data=b"1")
     for label in ("1", "17", "007", "\u0661"):
-        with pytest.raises(StateError, match="no checkpoint label|number of a generation"):
+        with pytest.raises(StateError, match=r"no checkpoint label|number of a generation"):
             manager.checkpoint(label)
     assert manager.checkpoints() == {}
 

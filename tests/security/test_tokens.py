@@ -131,13 +131,17 @@ def replace_with(path: Path, content: bytes, *, age_s: float = 60.0) -> None:
 
 
 @pytest.mark.parametrize("content", [b"{}", b"x" * 100_000])
+@pytest.mark.parametrize("age_s", [60.0, -3600.0])
 def test_a_damaged_file_is_read_once_a_change_and_lets_nobody_in(
-    store: TokenStore, reads: list[Path], content: bytes
+    store: TokenStore, reads: list[Path], content: bytes, age_s: float
 ) -> None:
-    """Each request read all of it again: whoever can only ask could keep the server busy."""
+    """Each request read all of it again: whoever can only ask could keep the server busy.
+
+    Also where the clock was put back since the file was written.
+    """
     secret, _ = store.issue("ci", ["client"], audience="serve")
     sound = store.path.read_bytes()
-    replace_with(store.path, content)
+    replace_with(store.path, content, age_s=age_s)
     reads.clear()
     said = set()
     for _ in range(5):
@@ -145,12 +149,12 @@ def test_a_damaged_file_is_read_once_a_change_and_lets_nobody_in(
             store.authenticate(secret, audience="serve")
         said.add(str(caught.value))
     assert (len(reads), len(said)) == (1, 1)
-    replace_with(store.path, content + b" ")
+    replace_with(store.path, content + b" ", age_s=age_s)
     for _ in range(5):
         with pytest.raises(SecurityError, match="nobody is let in"):
             store.authenticate(secret, audience="serve")
     assert len(reads) == 2
-    replace_with(store.path, sound)
+    replace_with(store.path, sound, age_s=age_s)
     for _ in range(5):
         assert store.authenticate(secret, audience="serve").name == "ci"
     assert len(reads) == 3

@@ -391,3 +391,44 @@ def test_a_commit_on_an_empty_store_is_one_on_generation_0(tmp_path):
         assert store.commit([new("a")], parent=0).number == 1
         with pytest.raises(ConflictError, match="based on generation 0 and the store is at"):
             store.commit([new("a")], parent=0)
+
+
+@pytest.mark.parametrize("harm", ["removed", "cut", "head"])
+def test_one_lost_content_keeps_no_other_under_the_old_key(tmp_path, harm):
+    """The rest stayed under a key that was then destroyed, or could never be."""
+    root, old = tmp_path / "store", Keyring.new()
+    with Store.open(root, sealer=KeyringSealer(old)) as store:
+        for number in range(6):
+            content = bytes([number]) * (100_000 if number % 2 else 100)
+            store.commit([new(f"n{number}", content)])
+        lost = store.get("phase5", "n3").files["data"]
+        path = (
+            root / "objects" / (stored := store._opened().object(lost.digest).stored)[:2] / stored
+        )
+    if harm == "removed":
+        path.unlink()
+    elif harm == "cut":
+        path.write_bytes(path.read_bytes()[:50])
+    else:
+        path.write_bytes(bytes(200) + path.read_bytes()[200:])
+    after = old.rotated()
+    with Store.open(root, sealer=KeyringSealer(after)) as store:
+        with pytest.raises(StateError, match="1 of 6 sealed contents") as caught:
+            store.rewrap()
+        assert lost.digest in str(caught.value)
+    gone = after.destroyed(old.active_id())
+    with Store.open(root, sealer=KeyringSealer(gone)) as store:
+        for number in (0, 1, 2, 4, 5):
+            assert store.read(store.get("phase5", f"n{number}"))[:1] == bytes([number])
+
+
+def test_a_lock_that_cannot_be_opened_is_one_sentence_for_readers_too(tmp_path):
+    """`verify` said to name a place that can be written to."""
+    root = tmp_path / "store"
+    with Store.open(root) as store:
+        store.commit([new("a", bytes(100_000))])
+        (root / "lock").unlink()
+        (root / "lock").symlink_to("lock")
+        for look in (store.verify, lambda: store.read(store.get("phase5", "a"))):
+            with pytest.raises(StateError, match=r"could not be (read|verified): Too many levels"):
+                look()

@@ -470,11 +470,13 @@ class ExportsAverage(ReferenceSubject):
 
 
 class OneSetting(ReferenceSubject):
-    """Refuses the second arithmetic that checks of cost try: each takes seconds to time."""
+    """Knows the fast arithmetic only: each that the checks of cost try takes seconds to time."""
 
     def session(self, task, options):
         if options.extra:
             raise ValueError("there is one setting")
+        if options.precision == "ternary":
+            options = replace(options, extra={"compute": "int8"})
         return super().session(task, options)
 
 

@@ -1,0 +1,203 @@
+"""CTRF, the Common Test Report Format (https://ctrf.io): one test a check."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from forge_harness.report.machine import (
+    TOOL,
+    UNSCORED_MESSAGE,
+    VERDICT_ID,
+    ends_well,
+    epoch_ms,
+    file_of,
+    json_text,
+    tool_version,
+    verdict_message,
+)
+from forge_harness.report.model import CheckRow, EvidenceRow, Execution, ItemRow, Report
+from forge_harness.types import Outcome
+
+SPEC_VERSION = "0.0.0"
+"""The specification's own: a draft that has no other version yet."""
+EXTRA = "forge.harness"
+"""Key of all we add; the specification wants one with a prefix, the same in all places."""
+STATUSES = ("passed", "failed", "skipped", "pending", "other")
+_STATUS = {
+    Outcome.PASS: "passed",
+    Outcome.WARN: "passed",
+    Outcome.FLAKY: "passed",
+    Outcome.FAIL: "failed",
+    Outcome.ERROR: "failed",
+    Outcome.XPASS: "failed",
+    Outcome.XFAIL: "skipped",
+    Outcome.NOT_APPLICABLE: "skipped",
+    Outcome.NOT_MEASURED: "other",
+}
+_Values = dict[str, Any]
+
+
+def render_ctrf(report: Report) -> str:
+    """Returns the run as a CTRF document.
+
+    What was not measured is `other`, never `failed`: nothing was found to be wrong. But readers of
+    CTRF call a run red by the count of `failed` alone, so `other` does not suffice: whenever the
+    run does not end well and no check failed, a test `run.verdict` fails. A critical or high check
+    that was not measured makes the run INCOMPLETE, or an unfinished selection, so it always comes
+    with at least one failed test, and the summary is green for no run that is not.
+
+    There is no time of writing and no id of the document: the same run gives the same bytes.
+    """
+    tests = [_check(check) for check in report.checks]
+    tests += [_unscored(item) for item in report.unscored]
+    tests += [_uncollected(item) for item in report.uncollected]
+    if not ends_well(report) and all(test["status"] != "failed" for test in tests):
+        tests.append(_verdict(report))
+    version = tool_version(report)
+    document = {
+        "reportFormat": "CTRF",
+        "specVersion": SPEC_VERSION,
+        "runId": report.run_id or "unknown",
+        "generatedBy": TOOL,
+        "results": {
+            "tool": {"name": TOOL, **({"version": version} if version else {})},
+            "summary": _summary(report, tests),
+            "tests": tests,
+            "environment": _environment(report),
+        },
+    }
+    return json_text(document)
+
+
+def _check(check: CheckRow) -> _Values:
+    retries = sum(item.attempts - 1 for item in check.items)
+    logs = "\n".join(item.log for item in check.items if item.log)
+    test = _test(check.id, check.suite, _STATUS[check.outcome], check.duration_s)
+    test["rawStatus"] = check.outcome.value
+    if check.reason:
+        test["message"] = check.reason
+    if logs:
+        test["trace"] = logs
+    if check.items and (file := file_of(check.items[0].nodeid)):
+        test["filePath"] = file
+    # The record counts the attempts and keeps the last: there are no `retryAttempts` to list.
+    if retries > 0:
+        test["retries"] = retries
+    if check.outcome is Outcome.FLAKY:
+        test["flaky"] = True
+    test["labels"] = {"severity": check.severity.value, "component": check.component}
+    test["extra"] = {EXTRA: _details(check)}
+    return test
+
+
+def _details(check: CheckRow) -> _Values:
+    return {
+        "title": check.title,
+        "severity": check.severity.value,
+        "component": check.component,
+        "version": check.version,
+        "credit": check.credit,
+        "points_lost": check.points_lost,
+        "command": check.command,
+        "evidence": [_evidence(row) for row in check.evidence],
+    }
+
+
+def _evidence(row: EvidenceRow) -> _Values:
+    return {
+        "item": row.item,
+        "name": row.name,
+        "value": row.value,
+        "actual": row.actual,
+        "expected": row.expected,
+        "unit": row.unit,
+        "state": row.state,
+        "reason": row.reason,
+    }
+
+
+def _unscored(item: ItemRow) -> _Values:
+    test = _item(item, "failed", UNSCORED_MESSAGE)
+    return {**test, "rawStatus": "unscored", "extra": {EXTRA: {"outcome": item.outcome.value}}}
+
+
+def _uncollected(item: ItemRow) -> _Values:
+    message = item.reason or "holds unknown checks"
+    return {**_item(item, "other", message), "rawStatus": Outcome.NOT_MEASURED.value}
+
+
+def _item(item: ItemRow, status: str, message: str) -> _Values:
+    test = _test(item.nodeid or "unknown", "unscored", status, item.duration_s)
+    test["message"] = message
+    if item.log:
+        test["trace"] = item.log
+    if file := file_of(item.nodeid):
+        test["filePath"] = file
+    return test
+
+
+def _verdict(report: Report) -> _Values:
+    test = _test(VERDICT_ID, "run", "failed", 0.0)
+    return {
+        **test,
+        "rawStatus": report.headline.verdict.value,
+        "message": verdict_message(report),
+    }
+
+
+def _test(name: str, suite: str, status: str, duration_s: float) -> _Values:
+    duration = round(duration_s * 1000)
+    return {
+        "testId": name,
+        "name": name,
+        "suite": [suite],
+        "status": status,
+        "duration": duration,
+    }
+
+
+def _summary(report: Report, tests: list[_Values]) -> _Values:
+    counts = Counter(test["status"] for test in tests)
+    head, execution = report.headline, report.execution
+    start = epoch_ms(execution.started_at) or 0
+    # Of a run that was killed nobody knows the end; the specification wants a number all the same.
+    stop = max(start, epoch_ms(execution.finished_at) or start)
+    return {
+        "tests": len(tests),
+        **{status: counts[status] for status in STATUSES},
+        "flaky": sum(test.get("flaky", False) for test in tests),
+        "suites": len({test["suite"][0] for test in tests}),
+        "start": start,
+        "stop": stop,
+        "duration": stop - start,
+        "extra": {
+            EXTRA: {
+                "verdict": head.verdict.value,
+                "meaning": head.meaning,
+                "score": {"low": head.low, "high": head.high},
+                "measured_percent": head.measured_percent,
+                "scope": head.scope,
+                "state": execution.state,
+                "alerts": list(head.alerts),
+                "policy_digest": head.policy_digest,
+            }
+        },
+    }
+
+
+def _environment(report: Report) -> _Values:
+    execution: Execution = report.execution
+    measured = dict(execution.environment)
+    known = {
+        "reportName": f"{TOOL} {execution.profile}",
+        "appName": report.headline.subject,
+        "commit": measured.get("git_commit", ""),
+        "osPlatform": measured.get("os", "").lower(),
+        "osRelease": measured.get("kernel", ""),
+        "shardId": execution.shard,
+    }
+    return {
+        **{name: value for name, value in known.items() if value},
+        "extra": {EXTRA: measured},
+    }

@@ -1,0 +1,161 @@
+"""Which code rendered the reports of a run directory, and whether it renders the same again."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from forge_harness import __version__
+from forge_harness.canonical import canonical_json, file_sha256, read_canonical, sha256_hex
+from forge_harness.durable import write_durably
+from forge_harness.integration.baselines import AcceptedRun, Baseline
+from forge_harness.policy import Policy
+from forge_harness.record import RunRecord
+from forge_harness.report.write import WRITERS, render_reports
+from forge_harness.scoring import Discrepancy
+
+REPORTS = "reports.json"
+_PACKAGE = Path(__file__).parents[1]
+_DRAWING = ("matplotlib", "jinja2", "markupsafe")
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
+
+class Rendered(BaseModel):
+    """How one report file came about."""
+
+    model_config = _STRICT
+
+    renderer: str
+    baseline: Baseline | None = None
+    """What it compares the run with."""
+
+
+class Renderings(BaseModel):
+    """The content of reports.json."""
+
+    model_config = _STRICT
+
+    schema_version: Literal["1.0"] = "1.0"
+    files: dict[str, Rendered] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedAgain:
+    """What rendering the reports of a run again gave."""
+
+    problems: list[Discrepancy] = field(default_factory=list)
+    same: list[str] = field(default_factory=list)
+    """Files that have the same bytes."""
+    unknown: dict[str, str] = field(default_factory=dict)
+    """File -> why it could not be rendered again."""
+
+
+@cache
+def renderer() -> str:
+    """Returns what decides on the bytes of a report besides the run: our code, and what draws.
+
+    The code by its digest: between two releases the version stays the same while pages change.
+    """
+    files = [path for path in _PACKAGE.rglob("*") if path.suffix in (".py", ".j2", ".css", ".toml")]
+    named = "\n".join(
+        f"{path.relative_to(_PACKAGE).as_posix()} {file_sha256(path)}" for path in sorted(files)
+    )
+    drawing = " ".join(f"{name} {version(name)}" for name in _DRAWING)
+    code = sha256_hex(named.encode())[:12]
+    return f"forge-harness {__version__} {code}, {drawing}, Python {platform.python_version()}"
+
+
+def forget(run_dir: Path, formats: Sequence[str]) -> None:
+    """Takes the reports that are about to be written out of reports.json.
+
+    A writing that is cut short then leaves files of which nothing is said, not a false statement.
+    """
+    kept = _read(run_dir)
+    names = {WRITERS[name][0] for name in formats if name in WRITERS}
+    if names & kept.files.keys():
+        _write(run_dir, {file: how for file, how in kept.files.items() if file not in names})
+
+
+def note(run_dir: Path, written: Sequence[Path], baseline: AcceptedRun | None) -> None:
+    """Writes down which code rendered reports, and what they compare the run with.
+
+    Args:
+        run_dir: The run directory.
+        written: The report files in it.
+        baseline: What they compare with; of a record nothing is noted, as it is not kept.
+    """
+    # A record alone is no baseline that can be written down; the page cannot be rendered again.
+    if isinstance(baseline, RunRecord):
+        return
+    how = Rendered(renderer=renderer(), baseline=baseline)
+    kept = _read(run_dir).files
+    _write(run_dir, {**kept, **{path.name: how for path in written}})
+
+
+def render_again(run_dir: Path, record: RunRecord, policy: Policy) -> RenderedAgain:
+    """Renders the reports of a run directory again and compares the bytes.
+
+    Only what the same code rendered can be compared: a later release draws other pages.
+
+    Args:
+        run_dir: A run directory that verifies.
+        record: Its record.
+        policy: Its policy.
+    """
+    result = RenderedAgain()
+    try:
+        noted = _read(run_dir).files
+    except (ValueError, RecursionError) as error:
+        expected = "what rendered each report"
+        found = Discrepancy(REPORTS, "cannot be read", expected, str(error).splitlines()[0])
+        return RenderedAgain(problems=[found])
+    for name, (file, _) in WRITERS.items():
+        if not (run_dir / file).is_file():
+            continue
+        how = noted.get(file)
+        if how is None:
+            result.unknown[file] = "nothing says what made it"
+        elif how.renderer != renderer():
+            result.unknown[file] = f"made by {how.renderer}"
+        else:
+            ((_, text),) = render_reports(run_dir, record, policy, (name,), baseline=how.baseline)
+            _compare(run_dir / file, text.encode(), result)
+    return result
+
+
+def _compare(file: Path, expected: bytes, result: RenderedAgain) -> None:
+    if file.read_bytes() == expected:
+        result.same.append(file.name)
+        return
+    digests = f"sha256:{sha256_hex(expected)}", f"sha256:{file_sha256(file)}"
+    what = "is not the report of this run"
+    result.problems.append(Discrepancy(file.name, what, *digests))
+
+
+def _read(run_dir: Path) -> Renderings:
+    """Returns what is noted; nothing where there is no file.
+
+    Raises:
+        ValueError: The file is none of ours.
+    """
+    try:
+        values = read_canonical((run_dir / REPORTS).read_bytes())
+        return Renderings.model_validate(values)
+    except FileNotFoundError:
+        return Renderings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{where}: {first['msg']}") from error
+
+
+def _write(run_dir: Path, files: dict[str, Rendered]) -> None:
+    content = Renderings(files=files).model_dump(mode="json")
+    write_durably(run_dir / REPORTS, canonical_json(content))
