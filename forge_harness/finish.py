@@ -38,7 +38,7 @@ def finish_run(
         run_dir: Directory the run was started in.
         record: The final record.
         policy: What it was scored with.
-        formats: Report formats: html, json, md, junit.
+        formats: Report formats: html, json, md, junit, ctrf, sarif.
         baseline: The run that was accepted before, which the reports compare with.
 
     Returns:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -129,19 +131,31 @@ def _show_products(
 ) -> None:
     from forge_harness.benchmarks import report
 
-    click.echo(report.table(rows))
-    click.echo(
-        "ceiling: the slower of multiplying on registers and reading the packed bytes, measured "
-        "in the same rounds; x: times faster, median of paired rounds."
-    )
     is_complete = len(rows) == planned
+    shown = (
+        f"{report.table(rows)}\nceiling: the slower of multiplying on registers and reading the "
+        "packed bytes, measured in the same rounds; x: times faster, median of paired rounds."
+    )
     if not is_complete:
-        click.echo(f"Not complete: {len(rows)} of {planned} products were measured.")
-    if json_file is not None:
-        document = report.document(rows, started=started, is_complete=is_complete)
-        write_durably(json_file, canonical_json(document))
-    if plot_file is not None:
-        write_durably(plot_file, report.plot(rows).encode())
+        shown += f"\nNot complete: {len(rows)} of {planned} products were measured."
+    with _shown_at_last(shown):
+        if json_file is not None:
+            document = report.document(rows, started=started, is_complete=is_complete)
+            write_durably(json_file, canonical_json(document))
+        if plot_file is not None:
+            write_durably(plot_file, report.plot(rows).encode())
+
+
+@contextmanager
+def _shown_at_last(table: str) -> Iterator[None]:
+    """Shows what was measured once it is kept, or could not be; it took minutes.
+
+    The other way round, nothing was kept where nobody read all of it (`| head`).
+    """
+    try:
+        yield
+    finally:
+        click.echo(table)
 
 
 @bench_group.command(
@@ -188,10 +202,10 @@ def lm_command(
     found = language_model.measure(
         width=width, layers=layers, prompt=prompt, threads=cores, rounds=rounds
     )
-    click.echo(report.language_model_table(found))
-    if json_file is not None:
-        content = {**report.heading("lm", started), **asdict(found)}
-        write_durably(json_file, canonical_json(content))
+    with _shown_at_last(report.language_model_table(found)):
+        if json_file is not None:
+            content = {**report.heading("lm", started), **asdict(found)}
+            write_durably(json_file, canonical_json(content))
     return ExitCode.PASS
 
 
@@ -237,10 +251,10 @@ def store_command(
             rounds=rounds,
             told=say,
         )
-    click.echo(report.storage_table(found))
-    if json_file is not None:
-        content = {**report.heading("store", started), **asdict(found)}
-        write_durably(json_file, canonical_json(content))
+    with _shown_at_last(report.storage_table(found)):
+        if json_file is not None:
+            content = {**report.heading("store", started), **asdict(found)}
+            write_durably(json_file, canonical_json(content))
     return ExitCode.PASS
 
 
@@ -303,10 +317,10 @@ def convert_command(
             rounds=rounds,
             told=say,
         )
-    click.echo(report.conversion_table(rows))
-    if json_file is not None:
-        content = {**report.heading("convert", started), "rows": [asdict(row) for row in rows]}
-        write_durably(json_file, canonical_json(content))
+    with _shown_at_last(report.conversion_table(rows)):
+        if json_file is not None:
+            content = {**report.heading("convert", started), "rows": [asdict(row) for row in rows]}
+            write_durably(json_file, canonical_json(content))
     return ExitCode.PASS
 
 

@@ -93,9 +93,12 @@ def storage_command(
             mutants=MUTANTS if mutants else (),
             tell=tell,
         )
-    _show(report)
-    if json_file is not None:
-        write_durably(json_file, canonical_json(report.to_json()) + b"\n")
+    try:
+        if json_file is not None:
+            write_durably(json_file, canonical_json(report.to_json()) + b"\n")
+    finally:
+        # Last: nobody may read all of it (`| head`), and nothing would be kept.
+        _show(report)
     return _EXITS[report.status.value]
 
 

@@ -35,7 +35,7 @@ _DIRECTORY = click.Path(path_type=Path)
     default=DEFAULT_FORMATS,
     show_default=True,
     callback=parse_formats,
-    help="Reports to write: html, json, md, junit.",
+    help="Reports to write: html, json, md, junit, ctrf, sarif.",
 )
 def merge_command(directories: tuple[Path, ...], out: Path, formats: tuple[str, ...]) -> int:
     """Make one run over the whole profile from the shards in DIR... (`run --shard I/N`).

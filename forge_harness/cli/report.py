@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.command(
     "report",
     epilog=examples(
-        "forge-harness report first --format html,json,md,junit",
+        "forge-harness report first --format html,json,md,junit,ctrf,sarif",
         "forge-harness report first --format html --out public",
     ),
 )
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     default=DEFAULT_FORMATS,
     show_default=True,
     callback=parse_formats,
-    help="Reports to write: html, json, md, junit.",
+    help="Reports to write: html, json, md, junit, ctrf, sarif.",
 )
 @click.option(
     "--out",

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from forge_harness.record import RunRecord
     from forge_harness.sharding import Shard
 
-FORMATS = ("html", "json", "md", "junit")
+FORMATS = ("html", "json", "md", "junit", "ctrf", "sarif")
 DEFAULT_FORMATS = "html,md,junit"
 _MOST_WORKERS = 4
 _MOST_NAMES = 100
@@ -106,7 +106,7 @@ _FLAGS: tuple[Callable[..., Any], ...] = (
         default=DEFAULT_FORMATS,
         show_default=True,
         callback=parse_formats,
-        help="Reports to write: html, json, md, junit.",
+        help="Reports to write: html, json, md, junit, ctrf, sarif.",
     ),
     click.option("-q", "--quiet", is_flag=True, help="No progress; the summary only."),
 )

@@ -16,7 +16,7 @@ from forge_harness.report.machine import (
     tool_version,
     verdict_message,
 )
-from forge_harness.report.model import CheckRow, EvidenceRow, Execution, ItemRow, Report
+from forge_harness.report.model import CheckRow, EvidenceRow, ItemRow, Report
 from forge_harness.types import Outcome
 
 SPEC_VERSION = "0.0.0"
@@ -128,7 +128,7 @@ def _uncollected(item: ItemRow) -> _Values:
 
 
 def _item(item: ItemRow, status: str, message: str) -> _Values:
-    test = _test(item.nodeid or "unknown", "unscored", status, item.duration_s)
+    test = _test(item.nodeid, "unscored", status, item.duration_s)
     test["message"] = message
     if item.log:
         test["trace"] = item.log
@@ -147,13 +147,13 @@ def _verdict(report: Report) -> _Values:
 
 
 def _test(name: str, suite: str, status: str, duration_s: float) -> _Values:
-    duration = round(duration_s * 1000)
+    known = name or "unknown"
     return {
-        "testId": name,
-        "name": name,
+        "testId": known,
+        "name": known,
         "suite": [suite],
         "status": status,
-        "duration": duration,
+        "duration": round(duration_s * 1000),
     }
 
 
@@ -187,7 +187,7 @@ def _summary(report: Report, tests: list[_Values]) -> _Values:
 
 
 def _environment(report: Report) -> _Values:
-    execution: Execution = report.execution
+    execution = report.execution
     measured = dict(execution.environment)
     known = {
         "reportName": f"{TOOL} {execution.profile}",

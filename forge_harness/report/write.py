@@ -13,10 +13,12 @@ from forge_harness.integration.baselines import AcceptedRun
 from forge_harness.policy import Policy
 from forge_harness.record import RunRecord
 from forge_harness.report.build import build_report
+from forge_harness.report.ctrf import render_ctrf
 from forge_harness.report.html import render_html
 from forge_harness.report.junit import render_junit
 from forge_harness.report.markdown import render_markdown
 from forge_harness.report.model import Report
+from forge_harness.report.sarif import render_sarif
 
 
 def render_json(report: Report) -> str:
@@ -29,6 +31,8 @@ WRITERS: dict[str, tuple[str, Callable[[Report], str]]] = {
     "json": ("report.json", render_json),
     "md": ("report.md", render_markdown),
     "junit": ("junit.xml", render_junit),
+    "ctrf": ("ctrf-report.json", render_ctrf),
+    "sarif": ("report.sarif", render_sarif),
 }
 """Format -> (file name, writer)."""
 FORMATS = tuple(WRITERS)
@@ -49,7 +53,7 @@ def write_reports(
         run_dir: Directory that gets the files.
         record: The run.
         policy: The policy it was scored with.
-        formats: Some of html, json, md, junit.
+        formats: Some of html, json, md, junit, ctrf, sarif.
         baseline: The run that was accepted before, when there is one.
 
     Returns:

@@ -62,14 +62,10 @@ def test_what_was_measured_is_kept_and_0(tmp_path):
     assert json.loads((tmp_path / "store.json").read_bytes())["rows"]
 
 
-KERNELS = ("bench", "kernels", "--shape", "64x32", "--tokens", "1", "--rounds", "6", "--no-peers")
-
-
 @pytest.mark.parametrize(
     "words",
     [
         ("bench", "store", *BENCH, "--dir", "."),
-        (*KERNELS, "--threads", "1"),
         ("drill", "storage", "--campaign", "newer_schema"),
     ],
 )

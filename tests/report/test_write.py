@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from forge_harness.canonical import canonical_json, read_canonical
 from forge_harness.errors import UsageError
+from forge_harness.record import RunRecord
 from forge_harness.report import write_reports
 from forge_harness.report.write import FORMATS
 
@@ -19,6 +21,18 @@ def test_files_and_their_order(tmp_path, run_record):
     values = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert values["headline"]["low"] == 49
     assert len(values["checks"]) == 147
+
+
+def test_a_run_that_was_read_back_gives_the_same_bytes(tmp_path, run_record):
+    record = run_record("fail")
+    # Canonical JSON has names in the order of the alphabet, and whole floats without a point.
+    kept = RunRecord.model_validate(read_canonical(canonical_json(record.model_dump(mode="json"))))
+    pages = []
+    for name, each in (("a", record), ("b", kept)):
+        (tmp_path / name).mkdir()
+        written = write_reports(tmp_path / name, each, support.POLICY, FORMATS)
+        pages.append([path.read_bytes() for path in written])
+    assert pages[0] == pages[1]
 
 
 def test_the_same_run_gives_the_same_bytes(tmp_path, run_record):
