@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 
 from hypothesis import Phase
 from hypothesis import strategies as st
@@ -52,6 +53,20 @@ BASE = dataclasses.replace(
     specification=(),
     provenance=(),
 )
+
+
+def unreadable(document):
+    """Yields the characters of a document that some reader could refuse, or show as others."""
+    if isinstance(document, str):
+        yield from (
+            character
+            for character in document
+            if character not in "\n\t" and unicodedata.category(character) in ("Cc", "Cf", "Cs")
+        )
+    elif isinstance(document, dict | list):
+        parts = [*document, *document.values()] if isinstance(document, dict) else document
+        for part in parts:
+            yield from unreadable(part)
 
 
 def rows(row, **fields):

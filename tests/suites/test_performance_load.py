@@ -81,13 +81,13 @@ def test_a_server_that_answers_wrong_is_found(run_check, monkeypatch, check, fau
 
 
 @pytest.mark.parametrize(
-    ("faults", "outcome"), [((), Outcome.PASS), (("--refuse-at", "2.25"), Outcome.FAIL)]
+    ("faults", "outcome"), [((), Outcome.PASS), (("--refuse-at", "4.5"), Outcome.FAIL)]
 )
 def test_a_server_that_refuses_half_of_its_capacity_is_found(
     run_check, monkeypatch, faults, outcome
 ):
     def five_times(template, directory, **options):
-        return _at_a_rate(template, directory, **{**options, "shape": ((1, 1.5), (5, 2))})
+        return _at_a_rate(template, directory, **{**options, "shape": ((1, 3), (5, 4))})
 
     monkeypatch.setattr(campaign, "measure", five_times)
     run = measured(run_check, "performance.load_5x", ServedBy(*faults), profile="full")
