@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from forge_harness.config import LoadedConfig
     from forge_harness.policy import Policy
     from forge_harness.record import RunRecord
+    from forge_harness.security.sealing import KeyringSealer
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -70,6 +71,21 @@ def keys_option(*, required: bool) -> Callable[[_Command], _Command]:
         metavar="SOURCE",
         help="Keyring: FILE, env:NAME (base64) or command:PROGRAM ARGUMENTS.",
     )
+
+
+def sealer_of(keys: str) -> KeyringSealer:
+    """Returns what seals and opens the contents of a store with the keyring `--keys` names.
+
+    Raises:
+        UsageError: It names none.
+        SecurityError: There is no keyring, or others may read it.
+    """
+    from forge_harness.security.key_sources import load_keyring
+    from forge_harness.security.sealing import KeyringSealer
+
+    if not keys:
+        raise UsageError("--keys is empty; expected a FILE, env:NAME or command:PROGRAM ARGUMENTS.")
+    return KeyringSealer(load_keyring(keys))
 
 
 def run_dir_argument(command: _Command) -> _Command:

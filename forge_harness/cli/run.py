@@ -15,19 +15,26 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from forge_harness.cli.options import PROFILES, config_option, examples, existing, load
+from forge_harness.cli.options import (
+    PROFILES,
+    config_option,
+    examples,
+    existing,
+    keys_option,
+    load,
+    sealer_of,
+)
 from forge_harness.errors import (
     ExitCode,
-    ForgeError,
     RunDirectoryError,
     UsageError,
     unknown_choice,
 )
 
 if TYPE_CHECKING:
+    from forge_harness.cli.run_store import RunStore
     from forge_harness.config import LoadedConfig
     from forge_harness.integration.pipeline_validator import PipelineValidator
-    from forge_harness.record import RunRecord
     from forge_harness.sharding import Shard
 
 FORMATS = ("html", "json", "md", "junit", "ctrf", "sarif")
@@ -99,6 +106,7 @@ _FLAGS: tuple[Callable[..., Any], ...] = (
     click.option(
         "--state", metavar="ROOT", help="Keep the finished run in this state store as well."
     ),
+    keys_option(required=False),
     config_option,
     click.option(
         "--format",
@@ -139,7 +147,9 @@ def run_command(
     Every flag has a key in forge.toml, see `forge-harness config show --origin`.
     """
     selection = _selection(given.pop("suites"), given.pop("checks"), given.pop("shard"))
+    keys = given.pop("keys")
     loaded = load(config_file, _flags(given))
+    store = _store(loaded.path("paths.state"), keys)
     with (
         run_directory(loaded) as directory,
         tempfile.TemporaryDirectory(prefix="forge-config-") as scratch,
@@ -148,7 +158,7 @@ def run_command(
         in_force.write_text(loaded.to_toml(absolute=True), encoding="utf-8")
         validator = make_validator(loaded, selection, in_force)
         with _resolved_environment():
-            return _validate(validator, directory, formats, quiet, loaded.path("paths.state"))
+            return _validate(validator, directory, formats, quiet, store)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +178,16 @@ def _selection(suites: tuple[str, ...], checks: tuple[str, ...], shard: str) -> 
             f"--shard {shard} cuts the whole profile; leave --suite and --check out, or --shard."
         )
     return Selection(suites, checks, parse_shard(shard) if shard else None)
+
+
+def _store(root: Path | None, keys: str | None) -> RunStore | None:
+    from forge_harness.cli.run_store import RunStore
+
+    if root is None and keys is not None:
+        raise UsageError("--keys needs --state, whose contents they seal.")
+    if root is None:
+        return None
+    return RunStore(root, None if keys is None else sealer_of(keys))
 
 
 @contextmanager
@@ -286,7 +306,7 @@ def _validate(
     directory: Path,
     formats: tuple[str, ...],
     quiet: bool,
-    state: Path | None,
+    store: RunStore | None,
 ) -> int:
     from forge_harness.cli.progress import progress_of
     from forge_harness.cli.summary import summary
@@ -298,11 +318,11 @@ def _validate(
 
     # Before the subject is loaded, which takes seconds.
     check_is_free(directory)
-    if state is not None:
-        _check_store(state, directory)
+    if store is not None:
+        store.refuse(directory)
     plan = validator.plan()
-    if state is not None:
-        _make_store(state)
+    if store is not None:
+        store.open_once()
     if not quiet:
         say(
             f"Validating subject {plan.subject.name!r}: {len(plan.entries)} of "
@@ -329,79 +349,6 @@ def _validate(
         code = ExitCode.INTERRUPTED
     finally:
         # Also when nobody reads the summary any more.
-        if state is not None:
-            code = _keep_or_say(record, directory, state, code)
+        if store is not None:
+            code = store.keep_or_say(record, directory, code)
     return code
-
-
-def _check_store(root: Path, directory: Path) -> None:
-    """Refuses, without a change, a store that cannot take the run once it is finished.
-
-    Raises:
-        UsageError: Store and run directory lie within each other.
-        StateError: Something else is there.
-    """
-    from forge_harness.state.opening import examine
-
-    store, run = root.resolve(), directory.resolve()
-    if store.is_relative_to(run):
-        raise UsageError(
-            f"The state store {root} lies within the run directory {directory}, which would not "
-            "verify with it; choose a place outside."
-        )
-    if run.is_relative_to(store):
-        raise UsageError(
-            f"The run directory {directory} lies within the state store {root}, which holds "
-            "nothing but states; choose a place outside."
-        )
-    examine(root, create=True)
-
-
-def _make_store(root: Path) -> None:
-    """Opens the store once: what forbids it must be known before hours are spent on the run."""
-    from forge_harness.integration.state_manager import StateManager
-
-    try:
-        StateManager(root).close()
-    except OSError as error:
-        raise UsageError(
-            f"The state store {root} cannot be opened ({error.strerror}); choose another place."
-        ) from error
-
-
-def _keep_or_say(record: RunRecord, directory: Path, root: Path, code: ExitCode) -> ExitCode:
-    """Keeps the run; returns the exit code, which is the run's own unless that was 0."""
-    from forge_harness.cli.terminal import say, shown
-    from forge_harness.probes.masking import Masker
-
-    try:
-        kept = _keep(record, directory, root)
-    except (ForgeError, OSError) as error:
-        sentence = f"Error: The run is not kept in {shown(root)}: {error}"
-        say(Masker().text(sentence))
-        lost = error.exit_code if isinstance(error, ForgeError) else ExitCode.USAGE
-        return code or lost
-    click.echo(f"Kept as {kept} in {shown(root)}.")
-    return code
-
-
-def _keep(record: RunRecord, directory: Path, root: Path) -> str:
-    """Saves the sealed run directory as a state; returns phase and name of it."""
-    from forge_harness.integration.state_manager import StateManager
-
-    with StateManager(root) as manager:
-        kept = manager.save(
-            phase=5,
-            kind="run",
-            name=f"runs/{record.run_id}",
-            data=directory,
-            metadata={
-                "verdict": str(record.verdict),
-                "score_low": record.score.low,
-                "score_high": record.score.high,
-                "policy_digest": record.policy_digest,
-                "subject": record.subject.name,
-                "started_at": record.started_at,
-            },
-        )
-    return f"{kept.phase}/{kept.name}"

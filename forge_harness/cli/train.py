@@ -12,14 +12,20 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 import click
 
 from forge_harness.cli.directory_lock import training_into
-from forge_harness.cli.options import FiniteRange, config_option, examples, keys_option, load
+from forge_harness.cli.options import (
+    FiniteRange,
+    config_option,
+    examples,
+    keys_option,
+    load,
+    sealer_of,
+)
 from forge_harness.cli.terminal import Spare, is_plain, say, unread
 from forge_harness.errors import ExitCode, SealedStateError, UsageError
 
 if TYPE_CHECKING:
     from forge_harness.config import LoadedConfig
     from forge_harness.protocols import StepRecord, TrainOptions
-    from forge_harness.security.sealing import KeyringSealer
     from forge_harness.training import BuildModel
 
 _OPTIONS = ("batch_size", "learning_rate", "clip_norm")
@@ -104,7 +110,7 @@ def train_command(
     from forge_harness.training import TrainingInterrupted, train_to_directory
 
     loaded = load(config_file, flags)
-    sealer = None if keys is None else _sealer(keys)
+    sealer = None if keys is None else sealer_of(keys)
     if resume:
         task, options = _saved(out, flags)
         build_model = _model_to_resume(out, loaded, task)
@@ -136,15 +142,6 @@ def train_command(
     except SealedStateError as error:
         raise UsageError(f"{error} Give its keyring with --keys.") from error
     return _told(_sentence(result, out))
-
-
-def _sealer(keys: str) -> KeyringSealer:
-    from forge_harness.security.key_sources import load_keyring
-    from forge_harness.security.sealing import KeyringSealer
-
-    if not keys:
-        raise UsageError("--keys is empty; expected a FILE, env:NAME or command:PROGRAM ARGUMENTS.")
-    return KeyringSealer(load_keyring(keys))
 
 
 def _told(result: str) -> ExitCode:

@@ -17,6 +17,7 @@ from forge_harness.report.machine import (
     verdict_message,
 )
 from forge_harness.report.model import CheckRow, EvidenceRow, ItemRow, Report
+from forge_harness.report.text import clean
 from forge_harness.types import Outcome
 
 SPEC_VERSION = "0.0.0"
@@ -58,7 +59,7 @@ def render_ctrf(report: Report) -> str:
     document = {
         "reportFormat": "CTRF",
         "specVersion": SPEC_VERSION,
-        "runId": report.run_id or "unknown",
+        "runId": clean(report.run_id) or "unknown",
         "generatedBy": TOOL,
         "results": {
             "tool": {"name": TOOL, **({"version": version} if version else {})},
@@ -147,11 +148,12 @@ def _verdict(report: Report) -> _Values:
 
 
 def _test(name: str, suite: str, status: str, duration_s: float) -> _Values:
-    known = name or "unknown"
+    # Of a name that is nothing but escapes nothing is left to show.
+    known = clean(name) or "unknown"
     return {
         "testId": known,
         "name": known,
-        "suite": [suite],
+        "suite": [clean(suite)],
         "status": status,
         "duration": round(duration_s * 1000),
     }
@@ -198,6 +200,6 @@ def _environment(report: Report) -> _Values:
         "shardId": execution.shard,
     }
     return {
-        **{name: value for name, value in known.items() if value},
+        **{name: value for name, value in known.items() if clean(value)},
         "extra": {EXTRA: measured},
     }

@@ -50,7 +50,7 @@ def render_sarif(report: Report) -> str:
 
 def _rule(rule: Rule) -> _Values:
     # Half of what GitHub takes: the escapes of `_message` may double it.
-    text = _message(shorten(clean(rule.title or rule.id), _MAX_TEXT // 2))
+    text = _message(shorten(clean(rule.title) or rule.id, _MAX_TEXT // 2))
     how = shorten(clean(f"Reproduce: {rule.command}"), _MAX_TEXT // 2) if rule.command else ""
     return {
         "id": rule.id,
@@ -69,7 +69,7 @@ def _result(finding: Finding, order: dict[str, int]) -> _Values:
         "ruleId": rule,
         "ruleIndex": order[rule],
         "level": finding.level,
-        "message": {"text": _message(finding.message)},
+        "message": {"text": _message(clean(finding.message) or rule)},
         "locations": [_location(finding)],
         "partialFingerprints": {
             "forgeHarness/v1": identity,

@@ -13,6 +13,7 @@ from forge_harness.canonical import canonical_json
 from forge_harness.durable import remove_partials
 from forge_harness.errors import ConflictError, DamagedStateError, StateError
 from forge_harness.state import NewState, Sealer, State, Store
+from forge_harness.state.trial import try_commit
 from forge_harness.training.checkpoint import CheckpointError, read_checkpoint, save_session
 from forge_harness.training.session import QATSession
 
@@ -21,7 +22,6 @@ KEPT = 2
 PHASE, KIND, FILE = "phase5", "checkpoint", "checkpoint.safetensors"
 _MOST_STEPS = 10_000_000
 """What the configuration takes."""
-_NO_GENERATION = -1
 _ATTEMPTS = 100
 """Each fails only when another commit came between looking and committing, a few milliseconds."""
 
@@ -162,10 +162,8 @@ class StateCheckpoints:
             ) from error
         with self._open() as store:
             found = self._states(store)
-            # Refused as a conflict once all else is checked; anything else would have come after
-            # the whole training.
-            with suppress(ConflictError):
-                store.commit([state], parent=_NO_GENERATION)
+            # What is refused here would have been after the whole training.
+            try_commit(store, state)
         if found:
             raise CheckpointError(
                 f"The store {str(self.root)!r} has checkpoints of a run {self.run!r} "

@@ -9,7 +9,14 @@ from forge_harness.errors import ExitCode
 from forge_harness.report import write as report_module
 from forge_harness.scoring import verify_run
 
-FILES = {"html": "report.html", "json": "report.json", "md": "report.md", "junit": "junit.xml"}
+FILES = {
+    "html": "report.html",
+    "json": "report.json",
+    "md": "report.md",
+    "junit": "junit.xml",
+    "ctrf": "ctrf-report.json",
+    "sarif": "report.sarif",
+}
 
 
 @pytest.mark.parametrize("format", FILES)

@@ -16,6 +16,8 @@ from forge_harness.config import load_config
 from forge_harness.errors import ExitCode, StateError
 from forge_harness.rundir import read_record
 from forge_harness.scoring import verify_run
+from forge_harness.security.key_sources import write_keyring
+from forge_harness.security.keys import Keyring
 from forge_harness.sharding import Shard
 
 SUBJECT = """
@@ -190,7 +192,10 @@ def test_a_closed_terminal_ends_a_run_with_2_and_a_sealed_directory(project):
         (["--waivers", "broken.toml"], "broken.toml is not valid TOML"),
         (["--config", "no.toml"], "Cannot read configuration file no.toml"),
         (["--format", "pdf"], "Unknown report format 'pdf'."),
-        (["--format", ""], "No report format given; expected some of html, json, md, junit."),
+        (
+            ["--format", ""],
+            "No report format given; expected some of html, json, md, junit, ctrf, sarif.",
+        ),
         (["--run-dir", "mine"], "is not empty (it holds"),
         (["--run-dir", "toy.py"], "is a file; choose a directory that is new or empty."),
         (["--subject", "toy.py:Tyo"], "has no 'Tyo'. Did you mean 'Toy'?"),
@@ -314,6 +319,40 @@ def test_a_store_that_cannot_take_the_run_is_refused_before_it(
     assert len(result.stderr.splitlines()) == 1
     assert not (project / run_dir).exists()
     assert not (project / "states").exists()
+
+
+@pytest.fixture
+def keyring(tmp_path):
+    write_keyring(tmp_path / "keys.json", Keyring.new())
+    return tmp_path / "keys.json"
+
+
+def test_a_sealed_store_takes_the_run_with_its_keys_only(invoke, project, keyring, tmp_path):
+    words = ("run", "-q", "--check", "mine.good", "--state", "states")
+    kept = invoke(*words, "--run-dir", "one", "--keys", keyring)
+    assert kept.exit_code == ExitCode.PASS, kept.output
+    assert "Kept as phase5/runs/" in kept.output
+    assert b"mine.good" not in b"".join(p.read_bytes() for p in files_of(project / "states"))
+    listed = invoke("state", "ls", "--root", "states", "--keys", keyring)
+    assert "runs/" in listed.output
+    write_keyring(tmp_path / "other.json", Keyring.new())
+    for other in ((), ("--keys", tmp_path / "other.json")):
+        result = invoke(*words, "--run-dir", "two", *other)
+        assert result.exit_code == ExitCode.USAGE, result.output
+        assert "--keys" in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+        assert not (project / "two").exists()
+
+
+def test_keys_without_a_store_are_refused(invoke, project, keyring):
+    result = invoke("run", "--check", "mine.good", "--keys", keyring, "--run-dir", "out")
+    assert result.exit_code == ExitCode.USAGE
+    assert "--keys needs --state, whose contents they seal." in result.stderr
+    assert not (project / "out").exists()
+
+
+def files_of(directory):
+    return [path for path in directory.rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ SURFACE = {
     "list checks": "--config --json --profile --suite",
     "list suites": "--config --json",
     "list waivers": "--config --json",
-    "run": "--check --config --deadline --format --policy --profile --quiet --run-dir --seed"
+    "run": "--check --config --deadline --format --keys --policy --profile --quiet --run-dir --seed"
     " --shard --state --subject --suite --suite-path --timeout --waivers --workers",
     "merge": "--format --run-dir DIR...",
     "gate": "--baseline --fail-on DIR",

@@ -22,6 +22,7 @@ WORDS = (
     "\x00\x1b[31m\x07\u2028\u202e\ufeff",
     "{0} {{1}} [click](javascript:alert(1)) [a\\](b)",
     "//evil.example/../..\\x?q#f%00",
+    "\x1b[31m",
     "",
 )
 # Surrogates included, which are in no text by default.

@@ -262,7 +262,7 @@ def test_the_same_run_gives_the_same_bytes(kind, run_record, report_of):
     assert render_ctrf(again) == render_ctrf(report_of(kind))
 
 
-@settings(max_examples=100, deadline=None, phases=hostile.PHASES)
+@settings(max_examples=200, deadline=None, phases=hostile.PHASES)
 @given(hostile.REPORTS)
 def test_any_report_gives_a_valid_document(report):
     document = parsed(report)
