@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -230,6 +231,26 @@ def test_a_selection_is_green_when_all_of_it_was_measured(outcomes, failed):
     record = selection(**outcomes)
     assert record.verdict == "PARTIAL"
     assert ctrf(record)["summary"]["failed"] == failed
+
+
+def test_a_selection_of_which_nothing_applies_is_not_green():
+    scope = Scope(profile=Profile.FULL, checks=("environment.accelerator",))
+    record = support.record([], scope=scope)
+    assert [check.outcome for check in record.checks] == ["not_applicable"]
+    assert exit_code_for(record) is ExitCode.INCOMPLETE
+    assert test_of(ctrf(record), "run.verdict")["rawStatus"] == "PARTIAL"
+
+
+@pytest.mark.parametrize("end", ["2026-01-02T03:16:05", "2026-01-02T04:16:05+01:00"])
+def test_a_time_without_a_zone_is_utc(monkeypatch, end):
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        summary = ctrf(support.record(finished_at=end))["summary"]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert summary["duration"] == 12 * 60 * 1000
 
 
 def test_a_critical_check_that_is_flaky_blocks():

@@ -149,6 +149,36 @@ def test_a_waived_failure_is_a_suppressed_note(run_record):
     assert [r["ruleId"] for r in run["results"] if r["suppressions"]] == ["state.io_errors"]
 
 
+def waiver(check, **fields):
+    return support.WAIVERS[0].model_copy(update={"check": check, **fields})
+
+
+def test_a_waiver_that_is_not_needed_is_an_error_whatever_the_severity():
+    found = result_of(sarif(support.record(waivers=[waiver(LOW)])), LOW)
+    assert (found["level"], found["properties"]["outcome"]) == ("error", "xpass")
+
+
+def test_of_a_selection_any_failure_is_an_error():
+    scope = Scope(profile=Profile.FULL, checks=(LOW,))
+    run = sarif(support.record([support.item(LOW, "fail")], scope=scope))
+    assert run["properties"]["verdict"] == "PARTIAL"
+    assert result_of(run, LOW)["level"] == "error"
+
+
+def test_a_critical_check_whose_flakiness_is_waived_is_a_note():
+    run = sarif(
+        support.record(support.items_of_all({CRITICAL: "flaky"}), waivers=[waiver(CRITICAL)])
+    )
+    assert result_of(run, CRITICAL)["level"] == "note"
+
+
+def test_only_waivers_that_have_not_expired_suppress():
+    both = [waiver(LOW), waiver(LOW, expires="2025-01-01")]
+    run = sarif(support.record(support.items_of_all({LOW: "fail"}), waivers=both))
+    (suppression,) = result_of(run, LOW)["suppressions"]
+    assert "until 2026-03-01" in suppression["justification"]
+
+
 @pytest.mark.parametrize(
     ("check", "level"),
     [(CRITICAL, "error"), (HIGH, "error"), (MEDIUM, "warning"), (LOW, "note")],
