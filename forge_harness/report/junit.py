@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
+from forge_harness.report.machine import ends_well
 from forge_harness.report.model import CheckRow, Report
 from forge_harness.types import Outcome, Severity, Verdict
 
@@ -11,7 +12,6 @@ NOT_MEASURED_TYPE = "forge.not_measured"
 _SEVERE = (Severity.CRITICAL, Severity.HIGH)
 _FAILING = (Outcome.FAIL, Outcome.XPASS)
 _SKIPPED = (Outcome.NOT_MEASURED, Outcome.NOT_APPLICABLE, Outcome.XFAIL)
-_GREEN = (Verdict.PASS, Verdict.PASS_WITH_WARNINGS, Verdict.PARTIAL)
 
 
 def render_junit(report: Report) -> str:
@@ -19,7 +19,7 @@ def render_junit(report: Report) -> str:
 
     A critical or high check that was not measured is an error of type `forge.not_measured`;
     other ones are skipped. A CI that reads only this file must not see green for a run that is
-    not: when the verdict blocks and no check does, a case `run.verdict` carries it.
+    not: when the run does not end with 0 and no check says why, a case `run.verdict` carries it.
     """
     root = ElementTree.Element("testsuites", name="forge-harness")
     for name in dict.fromkeys(check.suite for check in report.checks):
@@ -29,7 +29,7 @@ def render_junit(report: Report) -> str:
                 _add_check(suite, check)
     if report.unscored or report.uncollected:
         _add_unscored(root, report)
-    if report.headline.verdict not in _GREEN and not _is_red(root):
+    if not ends_well(report) and not _is_red(root):
         _add_verdict(root, report)
     for suite in root:
         _count(suite)

@@ -7,6 +7,8 @@ from xml.etree import ElementTree
 import pytest
 
 from forge_harness.report import build_report, render_junit
+from forge_harness.scoring import Scope, exit_code_for
+from forge_harness.types import Profile
 
 from . import support
 
@@ -81,6 +83,18 @@ def test_a_run_that_is_not_green_has_no_green_file():
     (error,) = root.iter("error")
     assert error.get("type") == "forge.INCOMPLETE"
     assert root.get("errors") == "1"
+
+
+@pytest.mark.parametrize(("outcome", "errors"), [("pass", 0), ("not_measured", 1)])
+def test_a_selection_of_which_something_was_not_measured_is_not_green(outcome, errors):
+    """Of a medium check that is a skipped case only, and `run` ends with 7."""
+    record = support.record(
+        [support.item("data.balance", outcome)],
+        scope=Scope(profile=Profile.FULL, checks=("data.balance",)),
+    )
+    assert record.checks[0].severity in ("medium", "low")
+    assert len(list(junit(record).iter("error"))) == errors
+    assert (exit_code_for(record) == 0) is (errors == 0)
 
 
 def test_a_green_run_has_no_case_for_the_verdict(run_record):

@@ -173,8 +173,8 @@ def test_a_critical_check_whose_flakiness_is_waived_is_a_note():
 
 
 def test_only_waivers_that_have_not_expired_suppress():
-    both = [waiver(LOW), waiver(LOW, expires="2025-01-01")]
-    run = sarif(support.record(support.items_of_all({LOW: "fail"}), waivers=both))
+    given = [waiver(LOW), waiver(LOW, expires="2025-01-01"), waiver(LOW)]
+    run = sarif(support.record(support.items_of_all({LOW: "fail"}), waivers=given))
     (suppression,) = result_of(run, LOW)["suppressions"]
     assert "until 2026-03-01" in suppression["justification"]
 
