@@ -243,7 +243,7 @@ class EitherWayIsARegression(Coordinator):
 
     def _against(self, now, then):
         result = super()._against(now, then)
-        moved = now.value is not None and abs(now.value - then.value) > 0.02 * abs(then.value)
+        moved = now.value is not None and abs(now.value - then) > 0.02 * abs(then)
         return with_result(result, Outcome.FAIL) if moved else result
 
 
@@ -251,7 +251,7 @@ class AbsoluteTolerance(Coordinator):
     """The tolerance is taken in the unit of the value instead of as a share of it."""
 
     def _against(self, now, then):
-        wide = abs(now.value - then.value) <= 1.0
+        wide = abs(now.value - then) <= 1.0
         result = super()._against(now, then)
         return with_result(result, Outcome.PASS) if wide else result
 
@@ -261,7 +261,7 @@ class TimesAreRegressions(Coordinator):
 
     def _against(self, now, then):
         result = super()._against(now, then)
-        is_worse = now.unit == "s" and now.value > 1.02 * then.value
+        is_worse = now.unit == "s" and now.value > 1.02 * then
         return with_result(result, Outcome.FAIL) if is_worse else result
 
 
