@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forge_harness.errors import UsageError
-from forge_harness.record import RunRecord, SubjectRecord
+from forge_harness.record import RunRecord, SubjectRecord, Waiver
 from forge_harness.scoring import Scope, assemble
 from forge_harness.scoring.merge import MergeSource, merge_records, missing_shards
-from forge_harness.types import Outcome
+from forge_harness.types import Outcome, Profile
 
 CHECKS = (("a.x", "critical"), ("a.y", "medium"), ("b.x", "high"), ("c.x", "low"), ("c.y", "high"))
 OUTCOMES = ("pass", "warn", "flaky", "fail", "error", "not_measured", "not_applicable")
@@ -26,13 +26,28 @@ def shard_of(make):
     """Makes the run of some checks: `shard_of(["a.x"], "1/2")`."""
     policy = make.policy(*CHECKS)
 
-    def build(checks, shard="", *, items=None, state="finished", policy=policy, **fields):
+    def build(
+        checks,
+        shard="",
+        *,
+        items=None,
+        state="finished",
+        policy=policy,
+        profile=Profile.QUICK,
+        waivers=(),
+        **fields,
+    ):
         items = [make.item(check) for check in checks] if items is None else items
         shared = {"run_id": f"r{shard}", "environment": MACHINE, **fields}
         context = replace(make.context(), **shared)
-        scope = Scope(checks=tuple(checks), shard=shard)
         record = assemble(
-            policy, items, scope=scope, context=context, state=state, state_reason="why"
+            policy,
+            items,
+            waivers=waivers,
+            scope=Scope(profile=profile, checks=tuple(checks), shard=shard),
+            context=context,
+            state=state,
+            state_reason="why",
         )
         return MergeSource(f"run {shard}", record, f"sha256:{shard}")
 
@@ -125,12 +140,24 @@ def test_of_several_machines_the_record_keeps_what_they_share(make, shard_of):
     assert [shard.environment["cpu"] for shard in merged.shards] == ["Xeon", "EPYC"]
 
 
+TRAINS = {"spec": "reference", "name": "reference", "capabilities": ["Trains"]}
+WAIVER = Waiver(check="c.x", owner="ann", reason="known", issue="#7", expires="2026-12-31")
 STRANGERS = {
     "seed": ({"seed": 1}, "seed 0 and 1"),
     "subject": (
         {"subject": SubjectRecord(spec="other", name="other", capabilities=[])},
         "subject reference and other",
     ),
+    "source": (
+        {"subject": SubjectRecord(**TRAINS, digest="sha256:2")},
+        "digest of the subject's file None and sha256:2",
+    ),
+    "capabilities": (
+        {"subject": SubjectRecord(**{**TRAINS, "capabilities": []})},
+        "capabilities of the subject ['Trains'] and []",
+    ),
+    "profile": ({"profile": Profile.FULL}, "profile quick and full"),
+    "waivers": ({"waivers": (WAIVER,)}, "waivers [] and [{'check': 'c.x'"),
     "declared": ({"declared": {"accelerator": "none"}}, "declared {} and"),
     "commit": ({"environment": {**MACHINE, "git_commit": "abc"}}, "git_commit None and abc"),
     "python": ({"environment": {**MACHINE, "python": "3.12.0"}}, "python 3.11.7 and 3.12.0"),
