@@ -1,4 +1,4 @@
-"""Runs one check against a subject object, in this process: for tests and for drills."""
+"""Runs checks against a subject in this process: for tests and for drills."""
 
 from __future__ import annotations
 
@@ -49,10 +49,12 @@ class Handover:
     subject: object | None
     config: HarnessConfig | None = None
     study: Sequence[QualityRun] | None = None
+    spec: str | None = None
+    """What is loaded where no subject is handed over; the reference pipeline when None."""
     records: list[ItemRecord] = field(default_factory=list)
 
     def loaded(self) -> LoadedSubject | None:
-        """Returns the subject as a loader would, or None for the reference subject."""
+        """Returns the subject as a loader would, or None for one that has to be loaded."""
         if self.subject is None:
             return None
         from forge_harness.subject.loader import LoadedSubject
@@ -70,7 +72,7 @@ class Handover:
             if subject is None:
                 from forge_harness.subject.loader import load_subject
 
-                subject = load_subject(None).subject
+                subject = load_subject(self.spec).subject
             trainer = cast("MeasuresQuality", subject)
             plan = trainer.quality_plan(profile)
             self.study = [run for step in plan for run in trainer.quality_run(*step, profile)]
@@ -126,24 +128,63 @@ def run_check(
         NothingCollectedError: No test carries the check id.
     """
     handover = Handover(subject, config, study)
-    files = [str(path) for path in (shipped_files([check]) if paths is None else paths)]
-    options = [
-        *("--forge-check", check),
-        *("--forge-profile", profile),
-        *("--forge-seed", str(seed)),
-    ]
+    _session(handover, [check], profile, seed, paths, arguments)
+    return _run_of(handover.records)
+
+
+def run_checks(
+    checks: Sequence[str], spec: str | None, *, profile: str = "quick", seed: int = 0
+) -> dict[str, CheckRun]:
+    """Runs checks in one session against a subject that is loaded from `spec`, as a run does.
+
+    Args:
+        checks: Check ids of the shipped suites.
+        spec: As `load_subject` takes it; the reference subject when None.
+        profile: Profile of the measurements.
+        seed: Seed of the run.
+
+    Returns:
+        How each ended, by its id. A check that left no record is not in it.
+
+    Raises:
+        NothingCollectedError: No test carries one of the ids.
+    """
+    handover = Handover(None, spec=spec)
+    arguments = () if spec is None else ("--forge-subject", spec)
+    _session(handover, checks, profile, seed, None, arguments)
+    found: dict[str, list[ItemRecord]] = {}
+    for record in handover.records:
+        found.setdefault(record.check, []).append(record)
+    return {check: _run_of(records) for check, records in found.items()}
+
+
+def _session(
+    handover: Handover,
+    checks: Sequence[str],
+    profile: str,
+    seed: int,
+    paths: Sequence[Path] | None,
+    arguments: Sequence[str],
+) -> None:
+    files = [str(path) for path in (shipped_files(checks) if paths is None else paths)]
+    options = [argument for check in checks for argument in ("--forge-check", check)]
+    options += ["--forge-profile", profile, "--forge-seed", str(seed)]
+    named = ", ".join(map(repr, checks))
     if not files:
-        raise NothingCollectedError(f"Check {check!r} is not in the shipped suites; give paths.")
+        raise NothingCollectedError(f"Check {named} is not in the shipped suites; give paths.")
     ini = ("-c", str(suites_dir() / "pytest.ini"), "--rootdir", str(suites_dir()))
     plugins = [_named(handover), *map(import_module, _PLUGINS)]
     status = pytest.main([*ini, *_NESTED, *options, *arguments, *files], plugins=plugins)
     if not handover.records:
         raise NothingCollectedError(
-            f"No test in {', '.join(files)} carries the check id {check!r} "
+            f"No test in {', '.join(files)} carries the check id {named} "
             f"(pytest ended with {status})."
         )
-    worst = min(handover.records, key=lambda record: WORST_FIRST.index(record.outcome))
-    return CheckRun(worst.outcome, worst.reason, handover.records)
+
+
+def _run_of(records: list[ItemRecord]) -> CheckRun:
+    worst = min(records, key=lambda record: WORST_FIRST.index(record.outcome))
+    return CheckRun(worst.outcome, worst.reason, records)
 
 
 class _Registrar:

@@ -13,6 +13,7 @@ from forge_harness.canonical import canonical_json
 from forge_harness.durable import write_durably
 from forge_harness.errors import ExitCode
 
+from .drill_suites import suites_command
 from .options import check_target, examples
 
 if TYPE_CHECKING:
@@ -20,9 +21,14 @@ if TYPE_CHECKING:
     from forge_harness.drill.tally import CampaignReport
 
 
-@click.group("drill", epilog=examples("forge-harness drill storage --quick"))
+@click.group(
+    "drill", epilog=examples("forge-harness drill suites", "forge-harness drill storage --quick")
+)
 def drill_group() -> None:
-    """Put faults in on purpose and count what they break."""
+    """Put faults in on purpose and count what they break, and what finds them."""
+
+
+drill_group.add_command(suites_command)
 
 
 @drill_group.command(

@@ -153,7 +153,7 @@ CAMPAIGNS: Mapping[str, Campaign] = {
     name: Campaign(name=name, title=title, run=run, quick=quick, full=full)
     for name, title, run, quick, full in (
         ("kill", "killed at each write-class system call", _kill, 24, 0),
-        ("errors", "EIO, ENOSPC, EINTR and a disk that stays full at each call", _errors, 16, 0),
+        ("errors", "EIO, ENOSPC, EINTR and a disk that stays full at each call", _errors, 32, 0),
         ("replay", "power cut before each call, on a simulated disk", _replay, 160, 0),
         ("power_cut", "power cut of an ext4 on a loop device", _power_cut, 5, 25),
         ("bit_flips", "one bit flipped in contents, index or log", _bit_flips, 400, 4000),
@@ -161,7 +161,7 @@ CAMPAIGNS: Mapping[str, Campaign] = {
         ("disk_full", "memory disks of every size", _disk_full, 6, 48),
         ("file_limit", "RLIMIT_FSIZE", _file_limit, 5, 0),
         ("writers", "two writers, both killed", _writers, 4, 60),
-        ("collection", "garbage collection inside commits and reads", _collection, 300, 10_000),
+        ("collection", "garbage collection inside commits and reads", _collection, 2000, 10_000),
         ("migration", "old stores, struck while they migrate", _migration, 12, 0),
         ("newer_schema", "a store of a later release", _newer_schema, 0, 0),
     )

@@ -44,7 +44,9 @@ def strike_all(
         opener: What opens the store.
         faults: What is done to a call.
         scenes_: What is being done meanwhile.
-        limit: Most trials; all of them when 0. Which are left out is drawn from the seed.
+        limit: Most trials; all of them when 0. Which are left out is drawn from the seed, and up
+            to half of the rest are syncs that fail: few calls of a store sync, and a store that
+            believes one that failed shows nowhere else.
         tell: Progress.
 
     Raises:
@@ -59,7 +61,10 @@ def strike_all(
             points = enumerate_points(scene, template, workspace, opener, tally.seed)
             tally.points += len(points) * len(faults)
             trials += [(scene, template, point, fault) for point in points for fault in faults]
-        chosen = sample(trials, limit, tally.seed)
+        syncs = [t for t in trials if _is_failed_sync(t[2], t[3])]
+        first = sample(syncs, min(limit // 2, len(syncs)), tally.seed) if limit else []
+        others = [t for t in trials if t not in first]
+        chosen = first + sample(others, limit - len(first) if limit else 0, tally.seed)
         tally.points_tried += len(chosen)
         for index, (scene, template, point, fault) in enumerate(chosen):
             where = f"{scene.name}, {fault.name} at {point.name} #{point.nth}"
@@ -76,7 +81,7 @@ def _strike(
     scene: Scene, template: Path, root: Path, opener: str, point: Call, fault: Fault, seed: int
 ) -> Finding | None:
     command = scene.command(root, opener, seed)
-    if fault == strace.EIO and point.name == "fsync":
+    if _is_failed_sync(point, fault):
         return _failed_sync(scene, template, root, command, opener, point, seed)
     try:
         output = strace.strike(command, point, fault, root.parent / "trace")
@@ -85,6 +90,10 @@ def _strike(
     if output is None:
         return None
     return judge(opener, root, session_of(output, base=scene.base), seed=seed, shape=scene.shape)
+
+
+def _is_failed_sync(point: Call, fault: Fault) -> bool:
+    return fault == strace.EIO and point.name == "fsync"
 
 
 def _failed_sync(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -178,11 +178,26 @@ class Built:
 
 
 def built(subject: Any, task: str, *, seed: int = 0, batch_size: int = 2) -> Built:
-    """Builds the model of a task and a batch for it."""
+    """Builds the model of a task and a batch for it.
+
+    The gains of declared sub-norms are drawn from [0.5, 1.5]: fresh ones are 1, and whatever a
+    model does to them, or in front of them, would change nothing.
+    """
     model = subject.build_model(task, seed=seed)
+    spec = subject.model_spec(task)
+    _draw_gains(model, spec.sub_norms, seed)
     batch = subject.example_batch(task, batch_size=batch_size, seed=seed + 1)
     modules = dict(model.named_modules(remove_duplicate=False))
-    return Built(task, subject.model_spec(task), model, batch, modules)
+    return Built(task, spec, model, batch, modules)
+
+
+def _draw_gains(model: nn.Module, norms: Sequence[str], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    modules = dict(model.named_modules())
+    with torch.no_grad():
+        for gain in (getattr(modules.get(name), "weight", None) for name in norms):
+            if isinstance(gain, nn.Parameter) and gain.dim() == 1:
+                gain.mul_(0.5 + torch.rand(gain.shape, generator=generator).to(gain))
 
 
 def need_one_scale_a_weight(subject: Any) -> None:

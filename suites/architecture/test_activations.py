@@ -1,5 +1,7 @@
 """The activation quantizer against float64: one scale a token, the whole code range, the floor."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -32,14 +34,16 @@ def test_activation_scale(subject, evidence):
     Of a model in evaluation mode, where one is built: a sample among copies of itself and among
     others, in a batch of one shape, has the same output (1e-6 of the largest, as in `causal_mask`).
     """
-    error, shapes = Worst(), Count()
+    error, shapes, changed = Worst(), Count(), Count()
     for name, array in vectors.activations():
         x = tensor(array)
         _, scale = subject.quantize_activation(x)
+        changed.see(name, int((x != tensor(array)).sum()))
         shapes.see(name, tuple(scale.shape) != (*x.shape[:-1], 1))
         if scale.shape == (*x.shape[:-1], 1):
             error.see(name, relative(scale, oracles.int8_tokens(array).scale))
     expect_none(evidence, "wrong_scale_shapes", shapes, "inputs", "scales are (..., 1)")
+    expect_none(evidence, "inputs_changed", changed, "values", "the caller's tensor is its own")
     evidence.at_most(
         "scale_error",
         error.value,
@@ -138,11 +142,13 @@ def test_activation_range(subject, evidence):
 
 @pytest.mark.forge_check("architecture.zero_and_tiny_rows")
 def test_zero_and_tiny_rows(subject, evidence):
-    """Zero, denormal and tiny rows stay finite and harmless, in values and in gradients.
+    """Zero, denormal and tiny rows stay finite and harmless; what is not finite is not hidden.
 
     Oracle: definition. A zero row has codes 0 and output 0; below the floor of 1e-5 values keep an
     error of half a step; y(c x) = c y(x) for c = 1e-4, which a floor applied to the scale instead
-    of the absmax breaks (a row of 1e-4 becomes 7.9e-6).
+    of the absmax breaks (a row of 1e-4 becomes 7.9e-6). A NaN or an infinity in a token or in the
+    weight reaches the outputs it has a part in, and no other token's: a number made of one is
+    taken for a result.
     """
     need_one_scale_a_weight(subject)
     rows = vectors.floor_rows()
@@ -181,6 +187,9 @@ def test_zero_and_tiny_rows(subject, evidence):
         unit="values",
         reason="outputs and gradients of zero, denormal and tiny rows and weights are finite",
     )
+    hidden, spread = _non_finite_inputs(subject)
+    expect_none(evidence, "hidden_non_finite", hidden, "outputs", "NaN and infinity are passed on")
+    expect_none(evidence, "mates_made_non_finite", spread, "outputs", "other tokens are untouched")
     homogeneity = _homogeneity(subject)
     evidence.at_most(
         "homogeneity_error",
@@ -204,6 +213,22 @@ def _non_finite_values(subject, rows):
         if factor == 0.0:
             found += int(y.count_nonzero())
     return found
+
+
+def _non_finite_inputs(subject):
+    """Counts outputs that hide a NaN or an infinity, and those of other tokens that show one."""
+    generator = torch.Generator().manual_seed(13)
+    x, weight = torch.randn(3, 48, generator=generator), torch.randn(9, 48, generator=generator)
+    hidden, spread = Count(), Count()
+    for bad in (math.nan, math.inf, -math.inf):
+        token, row = x.clone(), weight.clone()
+        token[1, 7] = row[4, 7] = bad
+        y = subject.linear(token, weight).detach()
+        hidden.see(f"{bad} in a token", int(torch.isfinite(y[1]).sum()))
+        spread.see(f"{bad} in a token", int((~torch.isfinite(y[::2])).sum()))
+        y = subject.linear(x, row).detach()
+        hidden.see(f"{bad} in a weight", int(torch.isfinite(y[:, 4]).sum()))
+    return hidden, spread
 
 
 def _homogeneity(subject):

@@ -61,7 +61,8 @@ class Key:
         steps = [start + i for i in (1, 2, 3, 4, 8, 12, 16)]
         if self.kind == "number":
             top = 1.0 if self.high is None else min(self.high, 1.0)
-            steps = [top / 8, top / 4, top / 2]
+            # Thirds and sevenths: writing them in few digits changes them.
+            steps = [top / 7, top / 6, top / 3]
         return [s for s in steps if self.high is None or s <= self.high]
 
 

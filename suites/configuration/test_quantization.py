@@ -20,8 +20,15 @@ def test_quantization_consistent(subject, evidence, tmp_path):
     must be found in them; a layout without a definition here is not measured.
     """
     unknown = set()
+    before = {task: subject.quantization_info(task) for task in subject.tasks()}
     for task in subject.tasks():
         info = subject.quantization_info(task)
+        evidence.equal(
+            f"{task}_stated_again",
+            info == before[task],
+            expected=True,
+            reason="what is stated of a task does not depend on what was asked before",
+        )
         model = subject.build_model(task, seed=0)
         effective = subject.effective_weights(model)
         _modules(task, info, model, effective, evidence)

@@ -1,5 +1,7 @@
 """The order in which samples are delivered, as declared and as trained."""
 
+from itertools import pairwise
+
 import pytest
 
 from forge_harness.protocols import TrainOptions, Trains
@@ -55,6 +57,19 @@ def test_loader_order(subject, evidence):
             expected=True,
             reason=f"a new epoch is a new permutation; {EPOCHS} epochs",
         )
+        shares = {
+            world: [
+                list(subject.epoch_order(task, seed=3, epoch=e, rank=0, world_size=world))
+                for e in range(EPOCHS)
+            ]
+            for world in (2, 3)
+        }
+        evidence.equal(
+            f"{task}_epochs_of_ranks_differ",
+            all(map(_all_differ, shares.values())),
+            expected=True,
+            reason="a new epoch is a new order for each of 2 and 3 ranks",
+        )
         evidence.equal(
             f"{task}_seeds_differ",
             list(subject.epoch_order(task, seed=4, epoch=0)) != first,
@@ -68,6 +83,14 @@ def test_loader_order(subject, evidence):
             limit=max(8, size // 10),
             unit="samples",
             reason="a random permutation leaves about one sample where it was",
+        )
+        following = sum(later == index + 1 for index, later in pairwise(first))
+        evidence.at_most(
+            f"{task}_samples_in_sequence",
+            following,
+            limit=max(8, size // 10),
+            unit="samples",
+            reason="a random permutation puts about one sample behind the one before it",
         )
     task = tasks_of(subject)[0]
     size = subject.data_info(task).train_size

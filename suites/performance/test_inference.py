@@ -36,13 +36,18 @@ def test_inference_speedup(subject, policy, evidence):
                 {"packed": lambda: packed(batch.inputs), "full": lambda: full(batch.inputs)},
                 rounds=21,
             )
+            again = packed(batch.inputs)
     finally:
         torch.set_num_threads(threads)
     evidence.at_most(
         "difference",
-        float((found - expected).abs().max() / expected.abs().max()),
+        max(
+            float((answer - expected).abs().max() / expected.abs().max())
+            for answer in (found, again)
+        ),
         limit=1e-3,
-        reason="logits of the packed against those of the trained model, over the largest",
+        reason="logits of the packed against those of the trained model, over the largest; first "
+        "and last answer",
     )
     interval = speedup(timed["packed"], timed["full"])
     if interval is None:
@@ -81,6 +86,15 @@ def test_compression(subject, policy, evidence):
         with torch.inference_mode():
             model(inputs)
         sizes[form] = _resident(model)
+        if form == "full":
+            # One in float64 would flatter the ratio.
+            evidence.at_most(
+                "full_bytes_per_parameter",
+                max(p.element_size() for p in model.parameters()),
+                limit=4,
+                unit="B",
+                reason="the widest parameter of the full-precision twin, as it would be deployed",
+            )
         evidence.record(
             f"{form}_bytes", sizes[form], unit="B", reason="tensors of all modules, after an answer"
         )

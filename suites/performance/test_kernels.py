@@ -9,8 +9,16 @@ from forge_harness.benchmarks.products import MOST_SHARE
 from forge_harness.benchmarks.timing import interleave
 from forge_harness.kernels.backends import native
 
-SHAPES = ((1, 1, 1), (1, 65, 17), (2, 64, 16), (3, 63, 130), (5, 130, 129), (17, 100, 250))
-"""(M, N, K) around the sizes of blocks and registers."""
+SHAPES = (
+    (1, 1, 1),
+    (1, 65, 17),
+    (2, 64, 16),
+    (3, 63, 130),
+    (5, 130, 129),
+    (17, 100, 250),
+    (3, 300, 512),
+)
+"""(M, N, K) around the sizes of blocks and registers; the last has more codes than 2**16."""
 LONG = (1, 4096)
 """(M, K) of the largest sums: int16 accumulators hold 258 products of 127."""
 
@@ -105,8 +113,17 @@ def test_kernel_roofline(subject, policy, evidence):
 
 
 def _differing(subject, name, q, codes):
-    found = subject.prepare_product(name, codes)(q)
+    """Sums that differ: at once, again after another product, and of operands by columns."""
     expected = q.numpy().astype(np.int64) @ codes.numpy().astype(np.int64).T
+    product = subject.prepare_product(name, codes)
+    wrong = _wrong(product(q), expected)
+    other = subject.prepare_product(name, -codes)
+    wrong += _wrong(other(q), -expected) + _wrong(product(q), expected)
+    turned = subject.prepare_product(name, codes.t().contiguous().t())
+    return wrong + _wrong(turned(q.t().contiguous().t()), expected)
+
+
+def _wrong(found, expected):
     if tuple(found.shape) != expected.shape:
         return expected.size
     return int((found.cpu().numpy().astype(np.int64) != expected).sum())

@@ -18,11 +18,12 @@ MEMORY_BYTES, SECONDS = 1 << 30, 20.0
 
 @pytest.mark.forge_check("security.hostile_model_refused")
 def test_hostile_model_refused(subject, evidence, tmp_path):
-    """No file makes a reader run code, run out of memory or time, or read beyond its directory.
+    """No file makes a reader run code, run out of memory or time, or leave its directory.
 
     Each hostile file is opened and read whole, with 1 GiB of memory over what is in use and 20
-    seconds; a payload that runs leaves a mark. Oracle: the mark, the limits, and that sound files
-    of every format are read by the same call.
+    seconds; a payload that runs leaves a mark. Oracle: the mark, the limits, no file that appears
+    or is gone outside the place of the file, and that sound files of every format are read by the
+    same call.
     """
     read = sum(_outcome(subject, fixtures_dir() / "checkpoints" / name) == "read" for name in SOUND)
     evidence.equal(
@@ -33,14 +34,17 @@ def test_hostile_model_refused(subject, evidence, tmp_path):
         (fixtures_dir() / "checkpoints/legacy-safetensors-bare/weights.safetensors").read_bytes()
     )
     (tmp_path / "files").mkdir()
-    outcomes, slowest, ran = {}, 0.0, []
+    outcomes, slowest, ran, left = {}, 0.0, [], []
     for name, path in hostile.files(tmp_path / "files", canary, outside):
+        before = _outside(tmp_path, path)
         started = time.monotonic()
         outcomes[name] = _outcome(subject, path)
         slowest = max(slowest, time.monotonic() - started)
         if canary.exists():
             ran.append(name)
             canary.unlink()
+        elif _outside(tmp_path, path) != before:
+            left.append(name)
     evidence.record("files", len(outcomes), unit="files", reason="made to harm")
     evidence.record("slowest", slowest, unit="s", reason="of one refusal")
     evidence.equal(
@@ -50,11 +54,25 @@ def test_hostile_model_refused(subject, evidence, tmp_path):
         unit="files",
         reason=", ".join(ran[:3]) or "no payload ran",
     )
+    evidence.equal(
+        "written_outside",
+        len(left),
+        expected=0,
+        unit="files",
+        reason=", ".join(left[:3]) or "nothing outside the places of the files was touched",
+    )
     for what in ("read", "overran", "crashed"):
         names = [name for name, outcome in outcomes.items() if outcome == what]
         evidence.equal(
             what, len(names), expected=0, unit="files", reason=", ".join(names[:3]) or "none"
         )
+
+
+def _outside(top, path):
+    """Sizes of all files below a directory that are not in the place of one hostile file."""
+    place = path if path.is_dir() else path.parent
+    found = (each for each in top.rglob("*") if place not in (each, *each.parents))
+    return {each: each.lstat().st_size for each in found if not each.is_dir()}
 
 
 def _outcome(subject, path):

@@ -13,6 +13,8 @@ from forge_harness.state import NewState
 ROUND = 1 << 20
 CONTEXT = b"security suite"
 FLIPS, CUTS = 400, 200
+PIECES = 64
+"""Places of 32 bytes, over all segments, that are looked at for a nonce used twice."""
 FILES, READS = 4, 400
 HEAD_CUTS = 104
 """Places a head is cut at: all of one of this length."""
@@ -25,13 +27,16 @@ def test_chunk_binding(subject, evidence, forge_seed):
     Oracle: the plaintext. Attacks, at the segment boundaries the subject declares: every pair of
     segments swapped, every one dropped, repeated, or taken from another content of the same length
     under the same key; ends cut off or extended; bits flipped; another context. After AE security
-    of the segment scheme (Hoang, Reyhanitabar, Rogaway, Vizar: nOAE2, CRYPTO 2015).
+    of the segment scheme (Hoang, Reyhanitabar, Rogaway, Vizar: nOAE2, CRYPTO 2015). No two contents
+    share a keystream, sealed by one sealer or by two that start anew: under a nonce used twice the
+    difference of the ciphertexts is that of the plaintexts (NIST SP 800-38D, 8).
     """
     sealer = subject.content_sealer()
     generator = random.Random(forge_seed)
     plain = generator.randbytes(3 * ROUND + 12_345)
     sealed = sealer.seal_bytes(plain, context=CONTEXT)
-    other = sealer.seal_bytes(generator.randbytes(len(plain)), context=CONTEXT)
+    other_plain = generator.randbytes(len(plain))
+    other = sealer.seal_bytes(other_plain, context=CONTEXT)
     starts = sealer.segment_starts(len(sealed))
     evidence.at_least(
         "segments", len(starts), limit=3, unit="1", reason="fewer cannot be told from a whole file"
@@ -56,12 +61,37 @@ def test_chunk_binding(subject, evidence, forge_seed):
         evidence.record(f"{name}_tried", tried, unit="attacks", reason="forged sealed contents")
         reason = f"opened as something else: {', '.join(wrong[:3])}" if wrong else "none opened"
         evidence.equal(f"{name}_opened", len(wrong), expected=0, unit="attacks", reason=reason)
+    restarted = subject.content_sealer().seal_bytes(other_plain, context=CONTEXT)
+    shared = {
+        "by one sealer": _shared_keystream(plain, other_plain, sealed, other),
+        "by a second sealer": _shared_keystream(plain, other_plain, sealed, restarted),
+    }
+    evidence.equal(
+        "keystreams_used_twice",
+        sum(shared.values()),
+        expected=0,
+        unit="pieces",
+        reason=f"of {2 * PIECES}: {', '.join(f'{n} {how}' for how, n in shared.items())}",
+    )
     evidence.equal(
         "other_context_refused",
         _refused(sealer, sealed, CONTEXT + b"!"),
         expected=True,
         reason="a content cannot stand in for another one's place",
     )
+
+
+def _shared_keystream(plain, other_plain, sealed, other):
+    """Counts pieces whose two ciphertexts differ by exactly what the plaintexts differ by."""
+    length = min(len(sealed), len(other))
+    ciphers = _xor(sealed[:length], other[:length])
+    plains = _xor(plain, other_plain)
+    step = len(plains) // PIECES
+    return sum(plains[i * step : i * step + 32] in ciphers for i in range(PIECES))
+
+
+def _xor(one, two):
+    return (int.from_bytes(one) ^ int.from_bytes(two)).to_bytes(len(one))
 
 
 def _moved(sealed, other, starts):

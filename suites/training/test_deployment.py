@@ -31,11 +31,13 @@ def test_eval_is_quantized(subject, evidence, tmp_path):
     left out of a package 2e-4, a mean of batch means 3e-3, the train split 1e-2, a lost batch 2e-2:
     the limit is 3e-5. Summing the split in other batches costs 3e-8 (fp32 means, measured). Medians
     over three seeds for the cheapest task, one seed for the others. Evaluating leaves state and
-    training mode of every module as they were, and does not depend on gradient accumulation.
+    training mode of every module as they were, and does not depend on gradient accumulation. An
+    export into the place of an older one is refused, or is the newer model.
     """
     task = cheapest(subject)
     _expect_equal(evidence, "", [_evaluations(subject, task, seed, tmp_path) for seed in range(3)])
     _expect_nothing_changed(subject, task, evidence)
+    _expect_exported_anew(subject, task, evidence, tmp_path / "twice")
     for other in tasks(subject):
         if other != task:
             found = _evaluations(subject, other, 0, tmp_path)
@@ -74,6 +76,25 @@ def _expect_nothing_changed(subject, task, evidence):
         expected=plain["loss"],
         unit="nats",
         reason="the same fresh weights; accumulation scales gradients, not the metric",
+    )
+
+
+def _expect_exported_anew(subject, task, evidence, path):
+    session = subject.session(task, TrainOptions(steps=12))
+    subject.export_package(session, path)
+    steps(session, 8)
+    try:
+        subject.export_package(session, path)
+    except Exception as error:  # whatever it refuses with
+        refused = f"refused: {type(error).__name__}"
+        evidence.record("exported_again", refused, reason="into the place of an older export")
+        return
+    loop, package = session.evaluate(), subject.evaluate_package(task, path)
+    evidence.at_most(
+        "loss_exported_again",
+        _difference("loss", loop, package),
+        limit=EQUAL["loss"],
+        reason="in the loop against a package in the place of one of eight steps before",
     )
 
 

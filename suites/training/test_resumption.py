@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from forge_harness.canonical import file_sha256
+from forge_harness.subject.protocols import TrainOptions
 
 from .rerun import PACKAGE, digest, metrics, outcome
 from .support import (
@@ -18,6 +19,7 @@ from .support import (
     short_epochs,
     shown,
     steps,
+    tasks,
 )
 
 _STEPS = 20
@@ -136,7 +138,8 @@ def test_resume_bit_identical(subject, evidence, tmp_path, another_process):
     run. The interruption lies past the boundary of a two-stage schedule, and the generators of the
     process are moved before the resumption. Then once more in another process, which has the
     checkpoint and nothing else: it also says at once what the saved session says of itself, and
-    exports the package that one does.
+    exports the package that one does. Parameters a task declares to be tied are so after it, of
+    every task that has any.
     """
     task = cheapest(subject)
     options = _options(subject, task, seed=3)
@@ -154,6 +157,8 @@ def test_resume_bit_identical(subject, evidence, tmp_path, another_process):
     _compare_metrics(evidence, "metrics_at_once", metrics(first), saved, "right after resuming")
     found = outcome(resumed, records + steps(resumed, _STEPS - _CUT))
     _compare(evidence, found, expected)
+    if callable(getattr(subject, "model_spec", None)):
+        _compare_ties(subject, evidence, tmp_path)
     result = another_process.run(
         tmp_path / "other", task, options, steps=_STEPS - _CUT, checkpoint=path
     )
@@ -166,6 +171,28 @@ def test_resume_bit_identical(subject, evidence, tmp_path, another_process):
     _compare(evidence, finished(result), there, "other_process.")
     if callable(getattr(subject, "export_package", None)):
         _compare_packages(subject, evidence, task, session, tmp_path)
+
+
+def _compare_ties(subject, evidence, directory):
+    """Whether tied parameters are one tensor in a resumed session as in the one that was saved."""
+    for task in tasks(subject):
+        pairs = subject.model_spec(task).tied
+        if not pairs:
+            continue
+        options, path = TrainOptions(steps=2), directory / f"tied-{task}.safetensors"
+        session = subject.session(task, options)
+        steps(session, 1)
+        subject.save_session(session, path)
+        resumed = subject.resume_session(task, options, path)
+        tensors = resumed.model.state_dict(keep_vars=True)
+        apart = [b for a, b in pairs if tensors[a].data_ptr() != tensors[b].data_ptr()]
+        evidence.equal(
+            f"{task}.untied",
+            len(apart),
+            expected=0,
+            unit="tensors",
+            reason=f"of {len(pairs)} declared to share one with another: {shown(apart)}",
+        )
 
 
 def _compare_packages(subject, evidence, task, session, directory):

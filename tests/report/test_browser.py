@@ -88,7 +88,7 @@ def test_it_shows_without_errors_requests_or_sideways_scrolling(opened, kind):
     page = opened(kind)
     root = "document.documentElement"
     assert page.evaluate(f"{root}.scrollWidth - {root}.clientWidth") == 0
-    assert page.locator("details.check").count() == 147
+    assert page.locator("details.check").count() == 148
 
 
 def test_every_text_has_contrast(opened):
@@ -111,7 +111,7 @@ def test_the_filter_works_without_scripts(opened):
     page.locator("#show-none").check()
     assert page.locator("details.check:visible").count() == 2
     page.locator("#show-all").check()
-    assert page.locator("details.check:visible").count() == 147
+    assert page.locator("details.check:visible").count() == 148
 
 
 def test_the_keyboard_reaches_the_content_with_a_visible_focus(opened):

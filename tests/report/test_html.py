@@ -173,8 +173,8 @@ def test_at_most_five_reasons_are_shown_each_with_a_link(run_record):
 def test_every_check_in_scope_has_its_details(page_of, run_record):
     text = page_of("fail")
     checks = run_record("fail").checks
-    assert len(checks) == 147
-    assert text.count('<details class="check"') == 147
+    assert len(checks) == 148
+    assert text.count('<details class="check"') == 148
     opened = text.count(" open>")
     assert opened == sum(c.outcome in (Outcome.FAIL, Outcome.ERROR) for c in checks) > 0
     assert all(f'id="check-{check.id}"' in text for check in checks)
@@ -215,7 +215,7 @@ def test_a_run_too_large_for_the_page_says_what_is_left_out():
     page = Page(text)
     ids = {attributes.get("id") for _, attributes in page.elements}
     assert {a["href"][1:] for a in page.all("a")} <= ids
-    assert text.count('<details class="check"') == 147
+    assert text.count('<details class="check"') == 148
     assert "run.json" in page.text
 
 

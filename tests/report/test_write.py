@@ -20,7 +20,7 @@ def test_files_and_their_order(tmp_path, run_record):
     assert [path.name for path in written] == ["junit.xml", "report.json", "report.md"]
     values = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert values["headline"]["low"] == 49
-    assert len(values["checks"]) == 147
+    assert len(values["checks"]) == 148
 
 
 def test_a_run_that_was_read_back_gives_the_same_bytes(tmp_path, run_record):

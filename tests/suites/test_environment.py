@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from forge_harness import kernels
+from forge_harness.drill.defects import all_benign, defects_of
 from forge_harness.probes import accelerator, cgroup, clock, distributions, filesystem, memory
-from forge_harness.subject.reference import ReferenceSubject
 
 SOUND = [
     "python_version",
@@ -211,38 +211,16 @@ def test_a_defect_turns_its_check_red(run_check, monkeypatch, name, defect, reas
     assert re.search(reason, run.reason, re.DOTALL), run.reason
 
 
-class Unseeded(ReferenceSubject):
-    def build_model(self, task, *, seed):
-        return super().build_model(task, seed=torch.seed() % 2**31)
-
-
-class DeafToSeeds(ReferenceSubject):
-    def session(self, task, options):
-        return super().session(task, replace(options, seed=0))
-
-
-@pytest.mark.parametrize(
-    ("subject", "reason"),
-    [(Unseeded, "repeated_digest"), (DeafToSeeds, "seed_has_effect is False")],
-)
-def test_an_unseeded_run_is_found(run_check, subject, reason):
-    run = run_check("environment.deterministic_run", subject())
-    assert run.outcome == "fail"
-    assert reason in run.reason
-
-
-class KeepsBfloat16(ReferenceSubject):
-    """A state NumPy has no type for."""
-
-    def session(self, task, options):
-        session = super().session(task, options)
-        true = session.state_tensors
-        session.state_tensors = lambda: {k: v.bfloat16() for k, v in true().items()}
-        return session
+@pytest.mark.parametrize("defect", defects_of("environment"), ids=lambda defect: defect.id)
+def test_an_unseeded_run_is_found(run_check, defect):
+    run = run_check(defect.check, defect.subject())
+    assert run.outcome == "fail", run.reason
+    assert defect.shows in run.reason
 
 
 def test_a_bfloat16_state_is_compared(run_check):
-    assert run_check("environment.deterministic_run", KeepsBfloat16()).outcome == "pass"
+    kind = all_benign()["keeps_bfloat16"]
+    assert [run_check(check, kind.subject()).outcome for check in kind.checks] == ["pass"]
 
 
 GPU = accelerator.AcceleratorReading("cuda", "H", "9.0", "580.1")

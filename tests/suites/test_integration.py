@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from forge_harness.drill.defects import all_defects
 from forge_harness.formats import gguf_writer, hf_config, hf_reader, hf_writer, native, native_v09
 from forge_harness.formats.checkpoint import Detection
 from forge_harness.integration import metrics_sync, phase4_connector
@@ -205,66 +206,21 @@ def test_a_reader_that_changes_its_source_is_named(run_check, monkeypatch):
     assert "seen.txt" in run.reason or "changed" in run.reason
 
 
-class OffByOnePercent(ReferenceSubject):
-    """Exports scales its own forward does not use."""
-
-    def export_package(self, session, path):
-        super().export_package(session, path)
-        from forge_harness.durable import staged_directory
-        from forge_harness.formats import ReadOptions, WriteOptions
-
-        with native.open_native(path, ReadOptions()) as package:
-            real = package.scales
-            package.scales = lambda name: real(name) * 1.01
-            with staged_directory(path.with_name("off")) as stage:
-                native.write_native(package, stage, WriteOptions())
-        import shutil
-
-        shutil.rmtree(path)
-        path.with_name("off").rename(path)
+EXPORTED = [d for d in all_defects().values() if d.check in MEASURED]
 
 
-class RolledEmbedding(ReferenceSubject):
-    """Exports its embedding rolled by one row."""
-
-    def export_package(self, session, path):
-        embedding = getattr(session.model, "embedding", None)
-        if embedding is None:
-            super().export_package(session, path)
-            return
-        with torch.no_grad():
-            kept = embedding.weight.detach().clone()
-            embedding.weight.copy_(kept.roll(1, 0))
-            super().export_package(session, path)
-            embedding.weight.copy_(kept)
-
-
-class SwappedRows(ReferenceSubject):
-    """Exports each ternary weight with its rows in reverse: the same scales, other codes."""
-
-    def export_package(self, session, path):
-        latents = list(self.latent_weights(session.model).values())
-        with torch.no_grad():
-            for each in (0, 1):
-                for latent in latents:
-                    latent.copy_(latent.flip(0))
-                if not each:
-                    super().export_package(session, path)
-
-
-@pytest.mark.parametrize(
-    ("check", "subject", "named"),
-    [
-        ("integration.compat_v1_0", OffByOnePercent, "own_export_misread is 6 modules"),
-        ("integration.compat_v1_0", SwappedRows, "own_export_misread is 6 modules"),
-        ("integration.third_party_readers", SwappedRows, "own_export_misread is"),
-        ("integration.third_party_readers", RolledEmbedding, "own_plain_tensors_differ is 1"),
-    ],
-)
-def test_an_export_that_is_not_the_trained_model_is_named(run_check, check, subject, named):
-    run = run_check(check, subject())
+@pytest.mark.parametrize("defect", EXPORTED, ids=lambda d: d.id)
+def test_an_export_that_is_not_the_trained_model_is_named(run_check, defect):
+    run = run_check(defect.check, defect.subject())
     assert run.outcome is Outcome.FAIL
-    assert named in run.reason
+    assert defect.shows in run.reason
+
+
+def test_an_export_with_other_codes_is_named_by_other_readers_too(run_check):
+    subject = all_defects()["P09_exported_rows_reversed"].subject()
+    run = run_check("integration.third_party_readers", subject)
+    assert run.outcome is Outcome.FAIL
+    assert "own_export_misread is" in run.reason
 
 
 def inverse_written(patch):

@@ -6,13 +6,14 @@ import shutil
 
 import pytest
 
+from forge_harness.drill.defects import all_defects
 from forge_harness.integration import phase4_connector, phase6_preparer, quality_coordinator
 from forge_harness.paths import fixtures_dir
-from forge_harness.protocols import StoreSpec
 from forge_harness.subject.reference import ReferenceSubject
 from forge_harness.types import Outcome
 
 CHECK = "integration.scenario_recovery"
+DEFECTS = [d for d in all_defects().values() if d.check == CHECK]
 SOUND = fixtures_dir() / "models" / "v1.0"
 
 
@@ -36,40 +37,17 @@ def test_a_damaged_model_that_loads_is_found(run_check, monkeypatch):
 
 
 def test_rotten_content_that_is_returned_is_found(run_check):
-    class Trusting(ReferenceSubject):
-        def state_store(self):
-            return StoreSpec(opener="forge_harness.drill.store_mutants:no_check")
-
-    found = run(run_check, "corrupted_state", Trusting())
+    subject = all_defects()["store_never_verifies"].subject()
+    found = run(run_check, "corrupted_state", subject)
     assert found.outcome is Outcome.FAIL
     assert "returned is True" in found.reason
 
 
-class Restarts(ReferenceSubject):
-    """Half a checkpoint is taken as none: training starts over."""
-
-    def resume_session(self, task, options, path):
-        try:
-            return super().resume_session(task, options, path)
-        except Exception:
-            return self.session(task, options)
-
-
-class ForgetsMomentum(ReferenceSubject):
-    def resume_session(self, task, options, path):
-        session = super().resume_session(task, options, path)
-        session.optimizer.state.clear()
-        return session
-
-
-@pytest.mark.parametrize(
-    ("subject", "reason"),
-    [(Restarts, "torn_accepted is True"), (ForgetsMomentum, "losses_equal is False")],
-)
-def test_training_that_resumes_from_nothing_is_found(run_check, subject, reason):
-    found = run(run_check, "failed_training", subject())
+@pytest.mark.parametrize("defect", DEFECTS, ids=lambda d: d.id)
+def test_a_run_that_does_not_recover_is_found(run_check, defect):
+    found = run_check(CHECK, defect.subject())
     assert found.outcome is Outcome.FAIL
-    assert reason in found.reason
+    assert defect.shows in found.reason
 
 
 def test_a_gate_that_lets_everything_through_is_found(run_check, monkeypatch):
@@ -95,19 +73,3 @@ def test_an_export_that_refuses_too_late_is_found(run_check, monkeypatch):
     monkeypatch.setattr(phase6_preparer.Phase6Preparer, "export", leaves)
     assert "left_behind is 1" in run(run_check, "gate_failure").reason
     assert "left_behind is 1" in run(run_check, "resource_limits").reason
-
-
-class SavesInPlace(ReferenceSubject):
-    """Writes over the old checkpoint instead of beside it."""
-
-    def save_session(self, session, path):
-        if path.exists():
-            path.write_bytes(bytes(1 << 16))
-        else:
-            super().save_session(session, path)
-
-
-def test_a_checkpoint_written_in_place_is_found(run_check):
-    found = run(run_check, "resource_limits", SavesInPlace())
-    assert found.outcome is Outcome.FAIL
-    assert "checkpoint_kept is False" in found.reason

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
-
 import pytest
 import torch
 
+from forge_harness.drill.defects import all_defects, defects_of
 from forge_harness.model.packed_model import pack_model
 from forge_harness.subject.reference import ReferenceSubject
 from forge_harness.types import Outcome
-
-from .training_defects import OneSetting
 
 CHECKS = (
     "kernel_against_reference",
@@ -24,139 +20,8 @@ CHECKS = (
 )
 
 
-class Small(ReferenceSubject):
-    """The reference subject, with the small model as the largest: the checks take seconds."""
-
-    def tasks(self):
-        return ("digits",)
-
-
-class Int16(ReferenceSubject):
-    """A kernel that accumulates in int16: right on random codes, wrong on long runs."""
-
-    def prepare_product(self, name, codes):
-        def product(q):
-            products = q.to(torch.int16)[:, None, :] * codes.to(torch.int16)[None]
-            return products.sum(-1, dtype=torch.int16).to(torch.int32)
-
-        return product
-
-
-class ForgetsTail(ReferenceSubject):
-    """A kernel that leaves out the columns beyond the last whole block of 16."""
-
-    def prepare_product(self, name, codes):
-        whole = codes.shape[1] // 16 * 16
-        inner = super().prepare_product(name, codes)
-
-        def product(q):
-            q = q.clone()
-            q[:, whole:] = 0
-            return inner(q)
-
-        return product
-
-
-class SlowPath(ReferenceSubject):
-    """Inference picked the portable path."""
-
-    def products(self):
-        return ("scalar",)
-
-
-class UnpacksFirst(Small):
-    """ "Packed" inference that waits before every answer."""
-
-    def inference_model(self, task, form, *, seed):
-        model = super().inference_model(task, form, seed=seed)
-        if form == "packed":
-            model.register_forward_pre_hook(lambda *_: time.sleep(0.003))
-        return model
-
-
-class OtherModel(Small):
-    """Packed inference of another model than the trained one."""
-
-    def inference_model(self, task, form, *, seed):
-        return super().inference_model(task, form, seed=seed + (form == "packed"))
-
-
-class KeepsLatents(Small):
-    """The packed model still holds the weights it was made from."""
-
-    def inference_model(self, task, form, *, seed):
-        model = super().inference_model(task, form, seed=seed)
-        if form == "packed":
-            model.latents = self.build_model(task, seed=seed)
-        return model
-
-
-class DequantizedCopy(Small):
-    """The packed model keeps what its weights decode to, in an attribute torch does not look at."""
-
-    def inference_model(self, task, form, *, seed):
-        model = super().inference_model(task, form, seed=seed)
-        if form == "packed":
-            full = self.build_model(task, seed=seed)
-            model.cache = {"weights": [w.clone() for w in self.effective_weights(full).values()]}
-        return model
-
-
-class DequantizesWhenCalled(Small):
-    """The packed model decodes its weights at the first call and keeps them."""
-
-    def inference_model(self, task, form, *, seed):
-        model = super().inference_model(task, form, seed=seed)
-        if form == "packed":
-            full = self.build_model(task, seed=seed)
-
-            def decode(module, args):
-                for index, weight in enumerate(self.effective_weights(full).values()):
-                    module.register_buffer(f"decoded_{index}", weight.clone(), persistent=False)
-
-            model.register_forward_pre_hook(decode)
-        return model
-
-
-class SavesFakeQuantized(ReferenceSubject):
-    """Training keeps dequantized weights and activations for the backward, beside the latents."""
-
-    def linear(self, x, weight, bias=None):
-        from forge_harness.quant import TernaryLinearOp
-
-        return TernaryLinearOp(compute="fake")(x * 1.0, weight * 1.0, bias)
-
-
-class WaitsForData(OneSetting):
-    """Ternary training waits for its data in every step: no CPU time, but time."""
-
-    def session(self, task, options):
-        session = super().session(task, options)
-        if options.precision == "ternary":
-            stepping = session.step
-
-            def step():
-                time.sleep(0.05)
-                return stepping()
-
-            session.step = step
-        return session
-
-
-class StepsOverHalfTheBatch(OneSetting):
-    """Ternary training takes as long as ever and gets through half of the samples."""
-
-    def session(self, task, options):
-        session = super().session(task, options)
-        if options.precision == "ternary":
-            stepping = session.step
-
-            def step():
-                record = stepping()
-                return replace(record, sample_ids=record.sample_ids[::2])
-
-            session.step = step
-        return session
+# The check of the training overhead has its defect among those of training.
+DEFECTS = [d for d in defects_of("performance") if d.check in {f"performance.{c}" for c in CHECKS}]
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -165,26 +30,15 @@ def test_the_reference_subject_passes(run_check, check):
     assert (run.outcome, run.reason) == (Outcome.PASS, "")
 
 
-@pytest.mark.parametrize(
-    ("check", "subject", "evidence"),
-    [
-        ("kernel_against_reference", Int16(), "sums_that_differ"),
-        ("kernel_against_reference", ForgetsTail(), "sums_that_differ"),
-        ("kernel_roofline", SlowPath(), "roofline_share"),
-        ("inference_speedup", UnpacksFirst(), "inference_speedup"),
-        ("inference_speedup", OtherModel(), "difference"),
-        ("compression", KeepsLatents(), "resident_ratio"),
-        ("compression", DequantizedCopy(), "resident_ratio"),
-        ("compression", DequantizesWhenCalled(), "resident_ratio"),
-        ("peak_memory", SavesFakeQuantized(), "saved_ratio"),
-        ("training_throughput", WaitsForData(), "throughput_ratio"),
-        ("training_throughput", StepsOverHalfTheBatch(), "throughput_ratio"),
-    ],
-)
-def test_a_defect_is_found(run_check, check, subject, evidence):
-    run = run_check(f"performance.{check}", subject)
-    assert run.outcome is Outcome.FAIL
-    assert evidence in run.reason
+@pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.id)
+def test_a_defect_is_found(run_check, defect):
+    run = run_check(defect.check, defect.subject())
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert defect.shows in run.reason
+
+
+def test_every_check_has_a_defect():
+    assert {defect.check for defect in DEFECTS} == {f"performance.{name}" for name in CHECKS}
 
 
 def test_the_narrow_accumulator_passes_on_random_codes():
@@ -192,7 +46,8 @@ def test_the_narrow_accumulator_passes_on_random_codes():
     generator = torch.Generator().manual_seed(0)
     q = torch.randint(-127, 128, (4, 2560), generator=generator).to(torch.int8)
     codes = torch.randint(-1, 2, (64, 2560), generator=generator).to(torch.int8)
-    found = Int16().prepare_product("int16", codes)(q)
+    narrow = all_defects()["K08_product_sums_in_int16"].subject()
+    found = narrow.prepare_product("reference", codes)(q)
     assert torch.equal(found.long(), q.long() @ codes.long().t())
 
 

@@ -1,15 +1,13 @@
 """Each state check goes red for its own seeded bug of the store, and is green for the store."""
 
-import re
 import shutil
 from dataclasses import replace
 
 import pytest
 
 from forge_harness.drill import power_cut, storage, strace, syscalls
+from forge_harness.drill.defects import all_defects, defects_of
 from forge_harness.drill.tally import NotMeasured
-from forge_harness.protocols import StoreSpec
-from forge_harness.subject.reference import ReferenceSubject
 
 SOUND = [
     "bit_flips",
@@ -19,6 +17,9 @@ SOUND = [
     "collection_keeps_live",
     "checkpoint_restore",
 ]
+
+MEASURED_HERE = {*SOUND, "commit_atomic", "io_errors", "migration_golden"}
+"""All but `power_loss`, which needs a loop device."""
 
 
 @pytest.fixture
@@ -33,22 +34,9 @@ def few_trials(monkeypatch):
         return [p for p in points if p.name == "rename" or "/tmp/" in p.target()][:3] + points[-3:]
 
     monkeypatch.setattr(syscalls, "enumerate_points", few)
-    for name, trials in {"kill": 6, "replay": 60, "errors": 0}.items():
+    for name, trials in {"kill": 6, "replay": 60, "errors": 0, "collection": 2000}.items():
         changed = replace(storage.CAMPAIGNS[name], quick=trials)
         monkeypatch.setitem(storage.CAMPAIGNS, name, changed)
-
-
-class KeepsIn(ReferenceSubject):
-    """The reference subject with another store."""
-
-    def __init__(self, mutant):
-        self._mutant = mutant
-
-    def state_store(self):
-        return StoreSpec(
-            opener=f"forge_harness.drill.store_mutants:{self._mutant}",
-            old_stores=super().state_store().old_stores,
-        )
 
 
 @pytest.mark.parametrize("name", SOUND)
@@ -57,24 +45,23 @@ def test_the_store_is_sound(run_check, name):
     assert run.outcome == "pass", run.reason
 
 
-@pytest.mark.parametrize(
-    ("check", "mutant", "why"),
-    [
-        ("commit_atomic", "early_answer", r"kill_lost is \d+ trials, expected 0"),
-        ("commit_atomic", "no_name_sync", r"replay_(lost|torn|unrecoverable) is \d+"),
-        ("bit_flips", "no_check", r"bit_flips_silent is \d+ trials, expected 0"),
-        ("truncation_and_swap", "no_check", r"swaps_silent is \d+ trials, expected 0"),
-        ("newer_schema_refused", "any_schema", r"newer_schema_torn is 3 trials, expected 0"),
-        ("concurrent_writers", "no_lock", r"writers_lost is \d+ trials.*another writer"),
-        ("collection_keeps_live", "no_grace", r"collection_lost is \d+ trials"),
-        ("collection_keeps_live", "forgets_kept", r"collection_lost is \d+ trials"),
-        ("io_errors", "retried_sync", r"errors_(torn|unrecoverable) is \d+ trials"),
-    ],
-)
-def test_a_seeded_bug_is_found(run_check, few_trials, check, mutant, why):
-    run = run_check(f"state.{check}", KeepsIn(mutant))
+@pytest.mark.parametrize("defect", defects_of("state"), ids=lambda d: d.id)
+def test_a_seeded_defect_is_found(run_check, defect):
+    run = run_check(defect.check, defect.subject())
     assert run.outcome == "fail", run.reason
-    assert re.search(why, run.reason), run.reason
+    assert defect.shows in run.reason, run.reason
+
+
+def test_damage_of_another_kind_is_found_too(run_check):
+    """A store that never verifies: one defect, which two checks must see."""
+    subject = all_defects()["store_never_verifies"].subject()
+    run = run_check("state.truncation_and_swap", subject)
+    assert run.outcome == "fail", run.reason
+    assert "swaps_silent is" in run.reason
+
+
+def test_every_check_that_runs_here_has_a_defect():
+    assert {d.check.removeprefix("state.") for d in defects_of("state")} == MEASURED_HERE
 
 
 @pytest.mark.parametrize("check", ["commit_atomic", "io_errors"])
@@ -99,18 +86,3 @@ def test_without_root_a_power_cut_is_not_measured(run_check, monkeypatch):
     run = run_check("state.power_loss", profile="full")
     assert run.outcome == "not_measured"
     assert "needs root" in run.reason
-
-
-class ForgetsTheStep(ReferenceSubject):
-    """Resumes from another checkpoint than the one it is given."""
-
-    def save_session(self, session, path):
-        session.step_index += 1
-        super().save_session(session, path)
-        session.step_index -= 1
-
-
-def test_a_checkpoint_of_another_step_is_found(run_check):
-    run = run_check("state.checkpoint_restore", ForgetsTheStep())
-    assert run.outcome == "fail"
-    assert "resumed_at is 5 steps, expected 4" in run.reason

@@ -5,42 +5,6 @@ import pytest
 from forge_harness.subject.reference import ReferenceSubject
 from forge_harness.types import Outcome
 
-from .process_defects import (
-    AverageNotSaved,
-    ExportsInitialGains,
-    HashSeed,
-    MomentsInMemory,
-    SessionsInMemory,
-)
-
-DEFECTS = {
-    "C01_moments_in_process_memory": (
-        "resume_bit_identical",
-        MomentsInMemory(),
-        "other_process.first_different_step",
-    ),
-    "C01_sessions_in_process_memory": (
-        "resume_bit_identical",
-        SessionsInMemory(),
-        "other_process_error is KeyError",
-    ),
-    "V05_hash_seed": ("repeat_bit_identical", HashSeed(), "other_process.sample_ids"),
-    "C08_average_not_saved": ("resume_bit_identical", AverageNotSaved(), "metrics_at_once"),
-    "C08_average_not_saved_twice": ("resume_twice_bit_identical", AverageNotSaved(), "metrics"),
-    "E10_exports_what_it_was_built_with": (
-        "resume_bit_identical",
-        ExportsInitialGains(),
-        "other_process.different_files",
-    ),
-}
-
-
-@pytest.mark.parametrize(("check", "subject", "reason"), DEFECTS.values(), ids=DEFECTS)
-def test_defect_turns_the_check_red(run_check, check, subject, reason):
-    result = run_check(f"training.{check}", subject)
-    assert result.outcome is Outcome.FAIL, result.reason
-    assert result.reason.startswith(reason), result.reason
-
 
 @pytest.mark.parametrize("check", ["repeat_bit_identical", "resume_bit_identical"])
 def test_a_subject_loaded_by_its_name_is_loaded_by_it_there(run_check, tmp_path, check):

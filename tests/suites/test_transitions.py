@@ -8,6 +8,7 @@ from functools import cache
 
 import pytest
 
+from forge_harness.drill.defects import defects_of
 from forge_harness.integration import baking_manifest, fleet, phase6_preparer, readiness
 from forge_harness.subject.reference import ReferenceSubject
 from forge_harness.types import Outcome
@@ -48,6 +49,14 @@ def test_a_subject_that_hands_nothing_over_is_not_measured(run_check, check):
     run = run_check(f"transitions.{check}", Packer())
     assert run.outcome is Outcome.NOT_MEASURED
     assert "does not offer" in run.reason
+
+
+@pytest.mark.parametrize("defect", defects_of("transitions"), ids=lambda d: d.id)
+def test_a_subject_that_hands_over_what_is_not_so_is_found(run_check, defect):
+    name = f"test_{defect.check.removeprefix('transitions.')}"
+    run = run_check(defect.check, defect.subject(), arguments=("-k", name))
+    assert run.outcome is Outcome.FAIL
+    assert defect.shows in run.reason
 
 
 def claims_copied(patch):

@@ -1,0 +1,180 @@
+"""`forge-harness drill suites`: what the suites find of defects that are seeded on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import ceil, floor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from forge_harness.canonical import canonical_json
+from forge_harness.durable import write_durably
+from forge_harness.errors import ExitCode
+
+from .options import check_target, examples
+
+if TYPE_CHECKING:
+    from forge_harness.drill.kills import DefectResult, Power, SuitesReport
+    from forge_harness.drill.suites import Selection, Tell
+
+_EXITS = {
+    "held": ExitCode.PASS,
+    "missed": ExitCode.GATE_FAILED,
+    "not measured": ExitCode.INCOMPLETE,
+}
+
+
+@click.command(
+    "suites",
+    epilog=examples(
+        "forge-harness drill suites",
+        "forge-harness drill suites --stage quantizer --rows",
+        "forge-harness drill suites --defect L11_off_by_one --matrix",
+        "forge-harness drill suites --json kills.json",
+        "forge-harness drill suites --sample 1",
+        "forge-harness drill suites --list",
+    )
+    + "\n\n\b\nExit codes: 0 all were killed and no sound subject was accused, 1 otherwise,\n"
+    "7 something was not measured.",
+)
+@click.option("--stage", "stages", multiple=True, metavar="NAME", help="Seed these stages only.")
+@click.option("--suite", "suites", multiple=True, metavar="NAME", help="Drill these suites only.")
+@click.option("--check", "checks", multiple=True, metavar="ID", help="Drill these checks only.")
+@click.option("--defect", "ids", multiple=True, metavar="ID", help="Seed these defects only.")
+@click.option(
+    "--sample", type=click.IntRange(min=1), metavar="N", help="Seed N of each stage, by --seed."
+)
+@click.option("--matrix", is_flag=True, help="Run all checks of the suite for each defect.")
+@click.option("--variants/--no-variants", default=True, help="Also drill sound variants.")
+@click.option("--rows", is_flag=True, help="Show each defect.")
+@click.option("--list", "only_list", is_flag=True, help="List the seeded defects; run nothing.")
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Processes; one a core.")
+@click.option("--seed", default=0, type=click.IntRange(min=0), metavar="N", help="Random choices.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write it here."
+)
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def suites_command(
+    stages: tuple[str, ...],
+    suites: tuple[str, ...],
+    checks: tuple[str, ...],
+    ids: tuple[str, ...],
+    sample: int | None,
+    matrix: bool,
+    variants: bool,
+    rows: bool,
+    only_list: bool,
+    jobs: int | None,
+    seed: int,
+    json_file: Path | None,
+    quiet: bool,
+) -> int:
+    """Seed defects and count which of them the checks find.
+
+    Each seeded defect is the reference subject with one behaviour changed, after a defect of a
+    real project, and is first shown to differ. It is killed when the check that must see it goes
+    red and names what is wrong; a crash is no kill. Sound subjects of other kinds measure the
+    false alarms. `forge-harness run --subject forge_harness.drill.defects:ID` shows any of them.
+    """
+    from forge_harness.drill.suites import Selection, run_suites, selected
+    from forge_harness.integration.stops import interrupted_once
+
+    selection = Selection(stages, suites, checks, ids, matrix, variants, sample)
+    if only_list:
+        _list(selection, seed)
+        return ExitCode.PASS
+    selected(selection, seed)
+    check_target(json_file)
+    with interrupted_once(), _progress(quiet) as tell:
+        report = run_suites(selection, seed=seed, jobs=jobs, tell=tell)
+    try:
+        if json_file is not None:
+            write_durably(json_file, canonical_json(report.to_json()) + b"\n")
+    finally:
+        # Last: nobody may read all of it (`| head`), and nothing would be kept.
+        _show(report, rows=rows)
+    return _EXITS[report.status]
+
+
+def _list(selection: Selection, seed: int) -> None:
+    from forge_harness.drill.suites import selected
+
+    from .terminal import table
+
+    rows = [
+        (d.id, str(d.stage), d.subtlety, d.check, f"{d.title} ({d.source or 'our own'})")
+        for d in selected(selection, seed)
+    ]
+    click.echo(table(("defect", "stage", "subtlety", "check", "what is wrong (source)"), rows))
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Tell | None]:
+    from forge_harness.cli.progress import progress_of
+    from forge_harness.integration.pipeline_validator import Progress
+
+    with progress_of(quiet) as told:
+        if told is None:
+            yield None
+        else:
+            yield lambda done, total, name: told(
+                Progress(stage="subjects", done=done, total=total, label=name)
+            )
+
+
+def _show(report: SuitesReport, *, rows: bool) -> None:
+    from forge_harness.drill.kills import power_of
+
+    from .terminal import table
+
+    if rows:
+        shown = [
+            (r.id, r.stage, r.check, r.status.value, f"{r.seconds:.1f}") for r in report.defects
+        ]
+        click.echo(table(("defect", "stage", "check", "status", "s"), shown))
+        click.echo("")
+    for by in ("stage", "suite"):
+        powers = [*report.power(by), power_of("all", report.defects)]
+        click.echo(table((by, "killed", "of", "power [95 %]"), [_power(p) for p in powers]))
+        click.echo("")
+    for result in report.defects:
+        if result.status.value != "killed":
+            _show_missed(result)
+    for variant in report.variants:
+        for check, reason in variant.alarms.items():
+            click.echo(f"false alarm: {check} is red for {variant.id} ({variant.title}): {reason}")
+        if variant.problem:
+            click.echo(f"not measured: {variant.id} ({variant.title}): {variant.problem}")
+    click.echo(_closing(report))
+
+
+def _power(power: Power) -> tuple[object, ...]:
+    share = f"{100 * power.killed // power.of} %" if power.of else "-"
+    # Outwards: an interval that is rounded to a nicer one is another interval.
+    interval = f"[{floor(100 * power.low)}, {ceil(100 * power.high)}]"
+    return power.name, power.killed, power.of, f"{share} {interval}"
+
+
+def _show_missed(result: DefectResult) -> None:
+    from .terminal import coloured
+
+    word = "warn" if result.status.value == "not measured" else "fail"
+    click.echo(f"{coloured(word, result.status.value)}: {result.id} ({result.title})")
+    click.echo(f"  {result.reason}")
+    click.echo(f"  {result.command}")
+
+
+def _closing(report: SuitesReport) -> str:
+    from forge_harness.drill.kills import power_of
+
+    whole = power_of("all", report.defects)
+    high = report.to_json()["false_alarms"]["high"]
+    return (
+        f"{report.status}: {whole.killed} of {whole.of} seeded defects killed; "
+        f"{report.alarms} false alarms in {report.measured_on_variants} checks of "
+        f"{len({v.id for v in report.variants})} sound subjects (at most {100 * high:.1f} %) "
+        f"({report.seconds:.0f} s)"
+    )
