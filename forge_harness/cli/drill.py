@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +13,10 @@ from forge_harness.errors import ExitCode
 
 from .drill_suites import suites_command
 from .options import check_target, examples
+from .progress import counted
 
 if TYPE_CHECKING:
-    from forge_harness.drill.storage import MutantReport, StorageReport, Tell
+    from forge_harness.drill.storage import MutantReport, StorageReport
     from forge_harness.drill.tally import CampaignReport
 
 
@@ -89,7 +88,7 @@ def storage_command(
     opener_of(opener or OWN_STORE)
     check_target(json_file)
     # Ended otherwise, it would leave its disks mounted.
-    with interrupted_once(), _progress(quiet) as tell:
+    with interrupted_once(), counted(quiet) as tell:
         report = run_storage(
             opener or OWN_STORE,
             campaigns=campaigns,
@@ -113,20 +112,6 @@ _EXITS = {
     "lost": ExitCode.GATE_FAILED,
     "not measured": ExitCode.INCOMPLETE,
 }
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Tell | None]:
-    from forge_harness.cli.progress import progress_of
-    from forge_harness.integration.pipeline_validator import Progress
-
-    with progress_of(quiet) as told:
-        if told is None:
-            yield None
-        else:
-            yield lambda name, done, total, label: told(
-                Progress(stage=name, done=done, total=total, label=label)
-            )
 
 
 def _show(report: StorageReport) -> None:

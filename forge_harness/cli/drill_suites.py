@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from math import ceil, floor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,10 +14,11 @@ from forge_harness.durable import write_durably
 from forge_harness.errors import ExitCode
 
 from .options import check_target, examples
+from .progress import counted
 
 if TYPE_CHECKING:
     from forge_harness.drill.kills import DefectResult, Power, SuitesReport
-    from forge_harness.drill.suites import Selection, Tell
+    from forge_harness.drill.suites import Selection
 
 _EXITS = {
     "held": ExitCode.PASS,
@@ -88,7 +88,8 @@ def suites_command(
         return ExitCode.PASS
     selected(selection, seed)
     check_target(json_file)
-    with interrupted_once(), _progress(quiet) as tell:
+    with interrupted_once(), counted(quiet) as told:
+        tell = None if told is None else partial(told, "subjects")
         report = run_suites(selection, seed=seed, jobs=jobs, tell=tell)
     try:
         if json_file is not None:
@@ -109,20 +110,6 @@ def _list(selection: Selection, seed: int) -> None:
         for d in selected(selection, seed)
     ]
     click.echo(table(("defect", "stage", "subtlety", "check", "what is wrong (source)"), rows))
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Tell | None]:
-    from forge_harness.cli.progress import progress_of
-    from forge_harness.integration.pipeline_validator import Progress
-
-    with progress_of(quiet) as told:
-        if told is None:
-            yield None
-        else:
-            yield lambda done, total, name: told(
-                Progress(stage="subjects", done=done, total=total, label=name)
-            )
 
 
 def _show(report: SuitesReport, *, rows: bool) -> None:

@@ -35,6 +35,20 @@ def progress_of(quiet: bool) -> Iterator[ProgressCallback | None]:
             yield _told_to(bar)
 
 
+@contextmanager
+def counted(quiet: bool) -> Iterator[Callable[[str, int, int, str], None] | None]:
+    """Yields what is told (stage, done, total, label); None when nobody wants to see it."""
+    from forge_harness.integration.pipeline_validator import Progress
+
+    with progress_of(quiet) as told:
+        if told is None:
+            yield None
+        else:
+            yield lambda stage, done, total, label: told(
+                Progress(stage=stage, done=done, total=total, label=label)
+            )
+
+
 class PlainProgress:
     """Prints a line at the start and end of a stage, for each bad outcome, and now and then."""
 

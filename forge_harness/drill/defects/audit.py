@@ -8,10 +8,11 @@ import sqlite3
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from forge_harness.drill.defect import Benign, Defect, Observable, Stage
+from forge_harness.drill.defect import Benign, Defect, Stage
 from forge_harness.subject.reference import ReferenceSubject
 
 _ANCHOR = "anchor"
@@ -179,74 +180,54 @@ def done_without_a_record(subject: Any) -> object:
     return done
 
 
-def _defect(
-    id_: str,
-    title: str,
-    check: str,
-    shows: str,
-    subject: Callable[[], object],
-    alive: Observable,
-    subtlety: int,
-    source: str = "",
-) -> Defect:
-    return Defect(
-        id=id_,
-        title=title,
-        stage=Stage.SECURITY,
-        check=f"security.{check}",
-        shows=shows,
-        subject=subject,
-        alive=alive,
-        subtlety=subtlety,
-        source=source,
-    )
+_SEEDED = partial(Defect, stage=Stage.SECURITY)
 
 
 DEFECTS: tuple[Defect, ...] = (
-    _defect(
-        "X12_records_not_chained",
-        "The audit log numbers its records and does not chain them",
-        "audit_tamper",
-        "actor changed",
-        Unchained,
-        verdicts,
-        3,
+    _SEEDED(
+        id="X12_records_not_chained",
+        title="The audit log numbers its records and does not chain them",
+        check="security.audit_tamper",
+        shows="actor changed",
+        subject=Unchained,
+        alive=verdicts,
+        subtlety=3,
     ),
-    _defect(
-        "X12_chain_not_anchored",
-        "The audit log is chained, and nothing outside of it says where it ends",
-        "audit_tamper",
-        "the last removed",
-        Unanchored,
-        verdicts,
-        4,
+    _SEEDED(
+        id="X12_chain_not_anchored",
+        title="The audit log is chained, and nothing outside of it says where it ends",
+        check="security.audit_tamper",
+        shows="the last removed",
+        subject=Unanchored,
+        alive=verdicts,
+        subtlety=4,
     ),
-    _defect(
-        "X12_heads_not_verified",
-        "Signed heads of the audit log are written, and never looked at",
-        "audit_tamper",
-        "the last removed",
-        HeadsNotVerified,
-        verdicts,
-        5,
+    _SEEDED(
+        id="X12_heads_not_verified",
+        title="Signed heads of the audit log are written, and never looked at",
+        check="security.audit_tamper",
+        shows="the last removed",
+        subject=HeadsNotVerified,
+        alive=verdicts,
+        subtlety=5,
     ),
-    _defect(
-        "X12_acts_before_its_record",
-        "An action is done, and recorded afterwards",
-        "audit_fail_closed",
-        "done_without_room is True",
-        ActsFirst,
-        done_without_a_record,
-        3,
+    _SEEDED(
+        id="X12_acts_before_its_record",
+        title="An action is done, and recorded afterwards",
+        check="security.audit_fail_closed",
+        shows="done_without_room is True",
+        subject=ActsFirst,
+        alive=done_without_a_record,
+        subtlety=3,
     ),
-    _defect(
-        "X12_carries_on_without_a_record",
-        "An action is done though it could not be recorded",
-        "audit_fail_closed",
-        "done_without_room is True",
-        CarriesOn,
-        done_without_a_record,
-        2,
+    _SEEDED(
+        id="X12_carries_on_without_a_record",
+        title="An action is done though it could not be recorded",
+        check="security.audit_fail_closed",
+        shows="done_without_room is True",
+        subject=CarriesOn,
+        alive=done_without_a_record,
+        subtlety=2,
     ),
 )
 """Logs."""

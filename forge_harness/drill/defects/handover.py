@@ -18,7 +18,7 @@ from torch import Tensor
 
 from forge_harness import training
 from forge_harness.drill import observe
-from forge_harness.drill.defect import Defect, Observable, Stage
+from forge_harness.drill.defect import Defect, Stage
 from forge_harness.durable import staged_directory
 from forge_harness.formats import ReadOptions, WriteOptions, native
 from forge_harness.formats.manifest import MANIFEST, write_manifest
@@ -280,149 +280,128 @@ def saved_again(subject: Any) -> object:
         return refused, path.exists() and path.stat().st_size > 0
 
 
-def _defect(
-    id_: str,
-    title: str,
-    check: str,
-    shows: str,
-    subject: Callable[[], object],
-    alive: Observable = observe.exported,
-    subtlety: int = 3,
-    source: str = "",
-    stage: Stage = Stage.EXPORT,
-) -> Defect:
-    return Defect(
-        id=id_,
-        title=title,
-        stage=stage,
-        check=check,
-        shows=shows,
-        subject=subject,
-        alive=alive,
-        subtlety=subtlety,
-        source=source,
-    )
+_SEEDED = partial(Defect, stage=Stage.EXPORT, alive=observe.exported)
 
 
 DEFECTS: tuple[Defect, ...] = (
-    _defect(
-        "P14_exported_scale_off_by_one_percent",
-        "The exported scales are one percent larger than those of the forward",
-        "integration.compat_v1_0",
-        "own_export_misread is 6 modules",
-        partial(ExportsScales, lambda scale: scale * 1.01),
+    _SEEDED(
+        id="P14_exported_scale_off_by_one_percent",
+        title="The exported scales are one percent larger than those of the forward",
+        check="integration.compat_v1_0",
+        shows="own_export_misread is 6 modules",
+        subject=partial(ExportsScales, lambda scale: scale * 1.01),
         subtlety=4,
     ),
-    _defect(
-        "P14_exported_scale_in_bf16",
-        "The exported scales are rounded to bfloat16, and the codes were made with fp32 ones",
-        "integration.compat_v1_0",
-        "own_export_misread is 6 modules",
-        partial(ExportsScales, lambda scale: scale.bfloat16().float()),
+    _SEEDED(
+        id="P14_exported_scale_in_bf16",
+        title="The exported scales are rounded to bfloat16, and the codes were made with fp32 ones",
+        check="integration.compat_v1_0",
+        shows="own_export_misread is 6 modules",
+        subject=partial(ExportsScales, lambda scale: scale.bfloat16().float()),
         subtlety=5,
     ),
-    _defect(
-        "P09_exported_rows_reversed",
-        "The exported codes have their rows in reverse",
-        "integration.compat_v1_0",
-        "own_export_misread is 6 modules",
-        SwappedRows,
+    _SEEDED(
+        id="P09_exported_rows_reversed",
+        title="The exported codes have their rows in reverse",
+        check="integration.compat_v1_0",
+        shows="own_export_misread is 6 modules",
+        subject=SwappedRows,
     ),
-    _defect(
-        "E11_exported_embedding_rolled",
-        "The exported embedding is moved by one token, as by one special token more",
-        "integration.third_party_readers",
-        "own_plain_tensors_differ is 1",
-        RolledEmbedding,
-        exported_untrained,
+    _SEEDED(
+        id="E11_exported_embedding_rolled",
+        title="The exported embedding is moved by one token, as by one special token more",
+        check="integration.third_party_readers",
+        shows="own_plain_tensors_differ is 1",
+        subject=RolledEmbedding,
+        alive=exported_untrained,
         subtlety=4,
     ),
-    _defect(
-        "E05_serves_another_package",
-        "The package that is served is not the trained model's",
-        "integration.served_equals_trained",
-        "wrong answer (tokens)",
-        ServesAnotherPackage,
-        served_weights,
+    _SEEDED(
+        id="E05_serves_another_package",
+        title="The package that is served is not the trained model's",
+        check="integration.served_equals_trained",
+        shows="wrong answer (tokens)",
+        subject=ServesAnotherPackage,
+        alive=served_weights,
         subtlety=4,
         stage=Stage.SERVING,
     ),
-    _defect(
-        "E10_scores_half_the_data",
-        "The score of a package is that of half of the held-out data",
-        "transitions.phase5_to_phase6",
-        "claimed_metrics is",
-        ScoresHalfTheData,
+    _SEEDED(
+        id="E10_scores_half_the_data",
+        title="The score of a package is that of half of the held-out data",
+        check="transitions.phase5_to_phase6",
+        shows="claimed_metrics is",
+        subject=ScoresHalfTheData,
         subtlety=4,
     ),
-    _defect(
-        "E10_scores_the_model_before_export",
-        "The score of a package is the trained model's, and the package holds other weights",
-        "integration.compat_v1_0",
-        "own_export_misread is",
-        ScoresTheTrainedModel,
+    _SEEDED(
+        id="E10_scores_the_model_before_export",
+        title="The score of a package is the trained model's, and the package holds other weights",
+        check="integration.compat_v1_0",
+        shows="own_export_misread is",
+        subject=ScoresTheTrainedModel,
         subtlety=5,
         source="pytorch/ao 6922733cb",
     ),
-    _defect(
-        "E10_believes_claims",
-        "The score that a package claims is taken for the one it has",
-        "transitions.rollback",
-        "_broken_quality",
-        BelievesClaims,
-        scored,
+    _SEEDED(
+        id="E10_believes_claims",
+        title="The score that a package claims is taken for the one it has",
+        check="transitions.rollback",
+        shows="_broken_quality",
+        subject=BelievesClaims,
+        alive=scored,
         subtlety=4,
     ),
-    _defect(
-        "E07_hands_over_latents",
-        "What is handed over is the state dict of training, which says nothing of the model",
-        "transitions.phase4_to_phase5",
-        "missing_fields is",
-        HandsOverLatents,
-        provided,
+    _SEEDED(
+        id="E07_hands_over_latents",
+        title="What is handed over is the state dict of training, which says nothing of the model",
+        check="transitions.phase4_to_phase5",
+        shows="missing_fields is",
+        subject=HandsOverLatents,
+        alive=provided,
         subtlety=2,
         source="kyegomez/BitNet#52",
     ),
-    _defect(
-        "E08_digest_of_an_object",
-        "The digest of the data is that of an object's address: another in every export",
-        "transitions.repeat_is_idempotent",
-        "same_bytes is False",
-        DigestsAnObject,
-        observe.data,
+    _SEEDED(
+        id="E08_digest_of_an_object",
+        title="The digest of the data is that of an object's address: another in every export",
+        check="transitions.repeat_is_idempotent",
+        shows="same_bytes is False",
+        subject=DigestsAnObject,
+        alive=observe.data,
         subtlety=4,
         source="EleutherAI/lm-evaluation-harness#3331",
     ),
-    _defect(
-        "C12_starts_over_from_half_a_checkpoint",
-        "Half a checkpoint is taken as none, and training starts over",
-        "integration.scenario_recovery",
-        "torn_accepted is True",
-        Restarts,
-        torn,
+    _SEEDED(
+        id="C12_starts_over_from_half_a_checkpoint",
+        title="Half a checkpoint is taken as none, and training starts over",
+        check="integration.scenario_recovery",
+        shows="torn_accepted is True",
+        subject=Restarts,
+        alive=torn,
         source="PrimeIntellect-ai/prime-rl#1825",
         stage=Stage.CHECKPOINT,
     ),
-    _defect(
-        "C01_recovers_without_momentum",
-        "A run that recovers has lost the state of its optimizer",
-        "integration.scenario_recovery",
-        "losses_equal is False",
-        ForgetsMomentum,
-        observe.resumed,
+    _SEEDED(
+        id="C01_recovers_without_momentum",
+        title="A run that recovers has lost the state of its optimizer",
+        check="integration.scenario_recovery",
+        shows="losses_equal is False",
+        subject=ForgetsMomentum,
+        alive=observe.resumed,
         source="huggingface/nanotron 013a153c",
         stage=Stage.CHECKPOINT,
     ),
-    _defect(
-        "C11_checkpoint_written_in_place",
-        "A checkpoint is written over the one before",
-        "integration.scenario_recovery",
-        "checkpoint_kept is False",
-        SavesInPlace,
-        saved_again,
-        2,
-        "Lightning-AI/pytorch-lightning#20012",
-        Stage.CHECKPOINT,
+    _SEEDED(
+        id="C11_checkpoint_written_in_place",
+        title="A checkpoint is written over the one before",
+        check="integration.scenario_recovery",
+        shows="checkpoint_kept is False",
+        subject=SavesInPlace,
+        alive=saved_again,
+        subtlety=2,
+        source="Lightning-AI/pytorch-lightning#20012",
+        stage=Stage.CHECKPOINT,
     ),
 )
 """Exports, scores, servers and checkpoints."""

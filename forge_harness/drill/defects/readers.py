@@ -11,11 +11,12 @@ import tempfile
 import tracemalloc
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from forge_harness.canonical import file_sha256
-from forge_harness.drill.defect import Defect, Observable, Stage
+from forge_harness.drill.defect import Defect, Stage
 from forge_harness.errors import ForgeError, SignatureError, UsageError
 from forge_harness.paths import fixtures_dir
 from forge_harness.subject.reference import ReferenceSubject
@@ -247,142 +248,104 @@ def _ending(subject: Any, path: Path) -> tuple[str, bool]:
     return ended, peak > _ANNOUNCED // 2
 
 
-def _defect(
-    id_: str,
-    title: str,
-    shows: str,
-    subject: Callable[[], object],
-    subtlety: int,
-    source: str = "",
-    *,
-    check: str = "security.hostile_model_refused",
-    alive: Observable = read,
-) -> Defect:
-    return Defect(
-        id=id_,
-        title=title,
-        stage=Stage.SECURITY,
-        check=check,
-        shows=shows,
-        subject=subject,
-        alive=alive,
-        subtlety=subtlety,
-        source=source,
-    )
+_SEEDED = partial(Defect, stage=Stage.SECURITY, check="security.hostile_model_refused", alive=read)
 
 
-def _signature(
-    id_: str,
-    title: str,
-    shows: str,
-    subject: Callable[[], object],
-    subtlety: int,
-    source: str = "",
-) -> Defect:
-    return _defect(
-        id_,
-        title,
-        shows,
-        subject,
-        subtlety,
-        source,
-        check="security.package_signature",
-        alive=accepted,
-    )
+_SIGNED = partial(_SEEDED, check="security.package_signature", alive=accepted)
 
 
 DEFECTS: tuple[Defect, ...] = (
-    _signature(
-        "X10_list_of_digests",
-        "A package is signed by a list of digests that anybody can make",
-        "somebody else's signature",
-        Listing,
-        2,
+    _SIGNED(
+        id="X10_list_of_digests",
+        title="A package is signed by a list of digests that anybody can make",
+        shows="somebody else's signature",
+        subject=Listing,
+        subtlety=2,
     ),
-    _signature(
-        "E04_added_files_pass",
-        "Files of a package that are not listed are not looked at",
-        "a file added",
-        OverlooksAdded,
-        3,
-        "maziyarpanahi/openmed#1539",
+    _SIGNED(
+        id="E04_added_files_pass",
+        title="Files of a package that are not listed are not looked at",
+        shows="a file added",
+        subject=OverlooksAdded,
+        subtlety=3,
+        source="maziyarpanahi/openmed#1539",
     ),
-    _signature(
-        "X10_any_signer",
-        "The files are compared with the signature, and nobody asks who signed",
-        "another payload",
-        TrustsTheSignature,
-        4,
-        "sigstore/sigstore-java#377",
+    _SIGNED(
+        id="X10_any_signer",
+        title="The files are compared with the signature, and nobody asks who signed",
+        shows="another payload",
+        subject=TrustsTheSignature,
+        subtlety=4,
+        source="sigstore/sigstore-java#377",
     ),
-    _signature(
-        "X10_files_not_compared",
-        "The signature over the digests is verified, and the digests are not compared with files",
-        "a bit flipped",
-        ComparesNoFiles,
-        4,
-        "sigstore/sigstore-python#1652",
+    _SIGNED(
+        id="X10_files_not_compared",
+        title="The signature over the digests is verified, and no file is compared with its digest",
+        shows="a bit flipped",
+        subject=ComparesNoFiles,
+        subtlety=4,
+        source="sigstore/sigstore-python#1652",
     ),
-    _signature(
-        "E04_missing_signature_passes",
-        "A package whose signature is missing counts as verified",
-        "no signature",
-        NeedsNoSignature,
-        3,
-        "AutoPTZ/autoptz#146",
+    _SIGNED(
+        id="E04_missing_signature_passes",
+        title="A package whose signature is missing counts as verified",
+        shows="no signature",
+        subject=NeedsNoSignature,
+        subtlety=3,
+        source="AutoPTZ/autoptz#146",
     ),
-    _defect(
-        "X01_unpickles_archives",
-        "A checkpoint is unpickled with everything that a pickle may call",
-        "executed is",
-        Unpickles,
-        3,
-        "microsoft/BitNet#421",
+    _SEEDED(
+        id="X01_unpickles_archives",
+        title="A checkpoint is unpickled with everything that a pickle may call",
+        shows="executed is",
+        subject=Unpickles,
+        subtlety=3,
+        source="microsoft/BitNet#421",
     ),
-    _defect(
-        "X01_unpickles_what_is_no_archive",
-        "What is no archive is unpickled as an old checkpoint",
-        "executed is",
-        UnpicklesRaw,
-        4,
-        "microsoft/BitNet#421",
+    _SEEDED(
+        id="X01_unpickles_what_is_no_archive",
+        title="What is no archive is unpickled as an old checkpoint",
+        shows="executed is",
+        subject=UnpicklesRaw,
+        subtlety=4,
+        source="microsoft/BitNet#421",
     ),
-    _defect(
-        "X02_extracts_above",
-        "An archive is unpacked under the names it gives, which may lie above its directory",
-        "written_outside is",
-        ExtractsArchives,
-        3,
-        "mlflow/mlflow#21824",
+    _SEEDED(
+        id="X02_extracts_above",
+        title="An archive is unpacked under the names it gives, which may lie above its directory",
+        shows="written_outside is",
+        subject=ExtractsArchives,
+        subtlety=3,
+        source="mlflow/mlflow#21824",
     ),
-    _defect(
-        "X02_follows_links",
-        "A link out of the directory of a checkpoint is followed",
-        "read is 1",
-        FollowsLinks,
-        3,
-        "PaddlePaddle/Paddle#76899",
+    _SEEDED(
+        id="X02_follows_links",
+        title="A link out of the directory of a checkpoint is followed",
+        shows="read is 1",
+        subject=FollowsLinks,
+        subtlety=3,
+        source="PaddlePaddle/Paddle#76899",
     ),
-    _defect(
-        "reader_allocates_what_is_announced",
-        "Room is made for what a header announces, whether or not it is there",
-        "overran is",
-        AllocatesWhatIsAnnounced,
-        3,
+    _SEEDED(
+        id="reader_allocates_what_is_announced",
+        title="Room is made for what a header announces, whether or not it is there",
+        shows="overran is",
+        subject=AllocatesWhatIsAnnounced,
+        subtlety=3,
     ),
-    _defect(
-        "X13_reader_crashes",
-        "An error of a library comes out of a reader as it is",
-        "crashed is",
-        Crashes,
-        2,
+    _SEEDED(
+        id="X13_reader_crashes",
+        title="An error of a library comes out of a reader as it is",
+        shows="crashed is",
+        subject=Crashes,
+        subtlety=2,
     ),
-    _defect(
-        "reader_refuses_everything",
-        "A reader refuses sound checkpoints too",
-        "sound_files_read is 0",
-        RefusesEverything,
-        1,
+    _SEEDED(
+        id="reader_refuses_everything",
+        title="A reader refuses sound checkpoints too",
+        shows="sound_files_read is 0",
+        subject=RefusesEverything,
+        subtlety=1,
     ),
 )
 """Signatures and readers."""

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 
-from forge_harness.drill.defect import Benign, Defect, Observable, Stage
+from forge_harness.drill.defect import Benign, Defect, Stage
 from forge_harness.drill.defects.state import KeepsIn
 from forge_harness.drill.target import open_store
 from forge_harness.errors import WrongKeyError
@@ -338,153 +338,133 @@ def kept_sealed(subject: Any) -> object:
         return sum(needle in path.read_bytes() for path in found)
 
 
-def _defect(
-    id_: str,
-    title: str,
-    check: str,
-    shows: str,
-    subject: Callable[[], object],
-    alive: Observable = taken_apart,
-    subtlety: int = 4,
-    source: str = "",
-) -> Defect:
-    return Defect(
-        id=id_,
-        title=title,
-        stage=Stage.SECURITY,
-        check=f"security.{check}",
-        shows=shows,
-        subject=subject,
-        alive=alive,
-        subtlety=subtlety,
-        source=source,
-    )
+_SEEDED = partial(Defect, stage=Stage.SECURITY, alive=taken_apart, subtlety=4)
 
 
 DEFECTS: tuple[Defect, ...] = (
-    _defect(
-        "X04_segments_without_position",
-        "Sealed segments can change places: they are not bound to their number",
-        "chunk_binding",
-        "moved_opened is",
-        partial(SealsWith, Positionless),
+    _SEEDED(
+        id="X04_segments_without_position",
+        title="Sealed segments can change places: they are not bound to their number",
+        check="security.chunk_binding",
+        shows="moved_opened is",
+        subject=partial(SealsWith, Positionless),
     ),
-    _defect(
-        "X04_segments_without_file",
-        "Sealed segments of one content can stand in another: they are not bound to theirs",
-        "chunk_binding",
-        "spliced",
-        partial(SealsWith, Fileless),
+    _SEEDED(
+        id="X04_segments_without_file",
+        title="Sealed segments of one content can stand in another: they are not bound to theirs",
+        check="security.chunk_binding",
+        shows="spliced",
+        subject=partial(SealsWith, Fileless),
     ),
-    _defect(
-        "X04_segments_without_end",
-        "A sealed content can be cut off at a segment: the last one is not marked",
-        "chunk_binding",
-        "segment 12 dropped",
-        partial(SealsWith, Endless),
+    _SEEDED(
+        id="X04_segments_without_end",
+        title="A sealed content can be cut off at a segment: the last one is not marked",
+        check="security.chunk_binding",
+        shows="segment 12 dropped",
+        subject=partial(SealsWith, Endless),
     ),
-    _defect(
-        "X04_context_not_bound",
-        "A sealed content opens in place of another: its context is not bound",
-        "chunk_binding",
-        "other_context_refused is False",
-        partial(SealsWith, Contextless),
+    _SEEDED(
+        id="X04_context_not_bound",
+        title="A sealed content opens in place of another: its context is not bound",
+        check="security.chunk_binding",
+        shows="other_context_refused is False",
+        subject=partial(SealsWith, Contextless),
     ),
-    _defect(
-        "X04_unauthenticated",
-        "Contents are encrypted in counter mode, and not authenticated",
-        "chunk_binding",
-        "opened as something else",
-        partial(SealsWith, Unauthenticated),
+    _SEEDED(
+        id="X04_unauthenticated",
+        title="Contents are encrypted in counter mode, and not authenticated",
+        check="security.chunk_binding",
+        shows="opened as something else",
+        subject=partial(SealsWith, Unauthenticated),
         source="anusii/solidpod#663",
         subtlety=3,
     ),
-    _defect(
-        "X04_tag_ignored",
-        "A tag that does not verify is ignored, and the plaintext returned",
-        "chunk_binding",
-        "opened as something else",
-        partial(SealsWith, TagIgnored),
+    _SEEDED(
+        id="X04_tag_ignored",
+        title="A tag that does not verify is ignored, and the plaintext returned",
+        check="security.chunk_binding",
+        shows="opened as something else",
+        subject=partial(SealsWith, TagIgnored),
         source="hitesh22rana/chronoverse#101",
     ),
-    _defect(
-        "X04_segments_not_declared",
-        "A content is declared to be one segment, and nothing is known of its parts",
-        "chunk_binding",
-        "segments is 1",
-        partial(SealsWith, WholeFile),
+    _SEEDED(
+        id="X04_segments_not_declared",
+        title="A content is declared to be one segment, and nothing is known of its parts",
+        check="security.chunk_binding",
+        shows="segments is 1",
+        subject=partial(SealsWith, WholeFile),
         subtlety=2,
     ),
-    _defect(
-        "X03_nonce_of_the_name",
-        "Nonces follow from the name of a content: two versions of it share them",
-        "chunk_binding",
-        "spliced",
-        partial(SealsWith, NonceOfTheName),
+    _SEEDED(
+        id="X03_nonce_of_the_name",
+        title="Nonces follow from the name of a content: two versions of it share them",
+        check="security.chunk_binding",
+        shows="spliced",
+        subject=partial(SealsWith, NonceOfTheName),
         source="OpenIDC/liboauth2#26",
     ),
-    _defect(
-        "X03_nonce_counter_restarts",
-        "Nonces are counted from zero after every start, under the same key",
-        "chunk_binding",
-        "keystreams_used_twice is",
-        partial(SealsWith, NonceCounter),
+    _SEEDED(
+        id="X03_nonce_counter_restarts",
+        title="Nonces are counted from zero after every start, under the same key",
+        check="security.chunk_binding",
+        shows="keystreams_used_twice is",
+        subject=partial(SealsWith, NonceCounter),
         source="wolfSSL/wolfssl#11175",
         subtlety=5,
     ),
-    _defect(
-        "rotation_rewrites_models",
-        "A rotation of keys seals every file anew, whatever its size",
-        "key_rotation",
-        "bytes_changed is",
-        Rewriting,
-        rotated,
-        3,
+    _SEEDED(
+        id="rotation_rewrites_models",
+        title="A rotation of keys seals every file anew, whatever its size",
+        check="security.key_rotation",
+        shows="bytes_changed is",
+        subject=Rewriting,
+        alive=rotated,
+        subtlety=3,
     ),
-    _defect(
-        "rotation_forgets_the_old_key",
-        "A rotation drops the old key, and passes over the files that are under it",
-        "key_rotation",
-        "is sealed under key",
-        Forgetful,
-        rotated,
-        2,
+    _SEEDED(
+        id="rotation_forgets_the_old_key",
+        title="A rotation drops the old key, and passes over the files that are under it",
+        check="security.key_rotation",
+        shows="is sealed under key",
+        subject=Forgetful,
+        alive=rotated,
+        subtlety=2,
     ),
-    _defect(
-        "rotation_destroyed_keys_open",
-        "Keys that were destroyed still open what they sealed",
-        "key_rotation",
-        "old_key_gone is False",
-        Undead,
-        rotated,
-        3,
+    _SEEDED(
+        id="rotation_destroyed_keys_open",
+        title="Keys that were destroyed still open what they sealed",
+        check="security.key_rotation",
+        shows="old_key_gone is False",
+        subject=Undead,
+        alive=rotated,
+        subtlety=3,
     ),
-    _defect(
-        "rotation_wraps_under_zeros",
-        "The head of a sealed content names a key, and the data key is wrapped under zeros",
-        "key_rotation",
-        "opened_by_another_key is",
-        WrapsUnderZeros,
-        rotated,
-        5,
+    _SEEDED(
+        id="rotation_wraps_under_zeros",
+        title="The head of a sealed content names a key, and the data key is wrapped under zeros",
+        check="security.key_rotation",
+        shows="opened_by_another_key is",
+        subject=WrapsUnderZeros,
+        alive=rotated,
+        subtlety=5,
     ),
-    _defect(
-        "sealed_store_seals_nothing",
-        "A store takes a key and does not use it",
-        "encryption_at_rest",
-        "files_with_plaintext is",
-        partial(KeepsIn, f"{__name__}:plain_store"),
-        kept_sealed,
-        2,
+    _SEEDED(
+        id="sealed_store_seals_nothing",
+        title="A store takes a key and does not use it",
+        check="security.encryption_at_rest",
+        shows="files_with_plaintext is",
+        subject=partial(KeepsIn, f"{__name__}:plain_store"),
+        alive=kept_sealed,
+        subtlety=2,
     ),
-    _defect(
-        "sealed_store_spools_plaintext",
-        "A sealed store keeps the plaintext of its last commit beside it",
-        "encryption_at_rest",
-        "files_with_plaintext is",
-        partial(KeepsIn, f"{__name__}:spooling_store"),
-        kept_sealed,
-        3,
+    _SEEDED(
+        id="sealed_store_spools_plaintext",
+        title="A sealed store keeps the plaintext of its last commit beside it",
+        check="security.encryption_at_rest",
+        shows="files_with_plaintext is",
+        subject=partial(KeepsIn, f"{__name__}:spooling_store"),
+        alive=kept_sealed,
+        subtlety=3,
     ),
 )
 """Sealers, key rings, and stores."""
