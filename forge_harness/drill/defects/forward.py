@@ -287,11 +287,13 @@ def products_of_many_kinds(subject: Any) -> object:
 
 
 _LINEAR = partial(Defect, stage=Stage.FORWARD, alive=observe.linear)
-_FORWARD = partial(_LINEAR, check="architecture.fake_quant_agrees", shows="training_forward_error")
+_FORWARD = partial(
+    _LINEAR, check="architecture.fake_quant_agrees", shows="training_forward_error is"
+)
 _INFERENCE = partial(
     _LINEAR,
     check="architecture.fake_quant_agrees",
-    shows="inference_forward_error",
+    shows="inference_forward_error is",
     alive=output_without_gradient,
 )
 _TINY = partial(_LINEAR, check="architecture.zero_and_tiny_rows")
@@ -299,7 +301,7 @@ _PRODUCT = partial(
     Defect,
     stage=Stage.KERNEL,
     check="architecture.integer_path_exact",
-    shows="accumulator_errors",
+    shows="accumulator_errors is",
     alive=observe.integer_products,
 )
 
@@ -314,7 +316,7 @@ _FORWARDS = (
     _FORWARD(
         id="L07_bf16_reciprocal",
         title="The forward multiplies by a bf16 reciprocal instead of dividing",
-        shows="training_forward",
+        shows="training_forward_error is",
         subject=lambda: LinearDefect(bf16_reciprocal),
         source="pytorch/ao#229",
         subtlety=5,
@@ -356,7 +358,7 @@ _FORWARDS = (
     _TINY(
         id="Q04_nan_of_zero_weight",
         title="The forward of an all-zero weight divides 0 by 0",
-        shows="non_finite_values",
+        shows="non_finite_values is",
         subject=lambda: LinearDefect(divides_by_weight),
         alive=output_of_zero_weight,
         source="pytorch/ao#201",
@@ -364,7 +366,7 @@ _FORWARDS = (
     _TINY(
         id="flushes_small",
         title="Tokens below 1e-3 give no output",
-        shows="homogeneity_error",
+        shows="homogeneity_error is",
         subject=lambda: LinearDefect(flushes_small),
         subtlety=4,
     ),
@@ -372,7 +374,7 @@ _FORWARDS = (
         id="bias_inside_scale",
         title="The bias is added to the accumulators, in steps of the scale",
         check="architecture.bias_outside_scale",
-        shows="bias_error",
+        shows="bias_error is",
         subject=lambda: LinearDefect(bias_inside_scale),
         subtlety=4,
     ),
@@ -380,14 +382,14 @@ _FORWARDS = (
         id="bias_left_out_of_batches",
         title="The bias is not added to inputs of three dimensions",
         check="architecture.bias_outside_scale",
-        shows="bias_error",
+        shows="bias_error is",
         subject=lambda: LinearDefect(bias_left_out),
     ),
     _LINEAR(
         id="sign_dependent_output",
         title="Outputs are larger by a millionth of their magnitude: -x does not give -y",
         check="architecture.sign_and_scale_relations",
-        shows="output_errors",
+        shows="output_errors is",
         subject=lambda: LinearDefect(offset_by_sign),
         subtlety=5,
     ),
@@ -433,7 +435,7 @@ _PRODUCTS = (
     _PRODUCT(
         id="K09_floor_for_scale",
         title="The product gets the floor in the place of the weight scale",
-        shows="factor_error",
+        shows="factor_error is",
         subject=WrongFactor,
         source="microsoft/BitNet#411",
         subtlety=2,

@@ -107,7 +107,7 @@ _MASK = partial(
     Defect,
     stage=Stage.MODEL,
     check="architecture.causal_mask",
-    shows="bytes.leak",
+    shows="bytes.leak is",
     alive=observe.built,
     source="huggingface/nanotron#303",
 )
@@ -152,7 +152,7 @@ DEFECTS = (
         id="norm_over_the_batch",
         title="The final norm takes its statistics over all samples",
         check="architecture.activation_scale",
-        shows="bytes.moved_by_mates",
+        shows="bytes.moved_by_mates is",
         subject=lambda: ModelDefect(norm_over(0, -1), "bytes"),
         source="",
     ),

@@ -295,19 +295,19 @@ _NORMS = (
     _NORM(
         id="L01_norm_removed",
         title="The norm in front of the quantization does nothing",
-        shows="scale_leak",
+        shows="scale_leak is",
         subject=lambda: ModelDefect(drop_sub_norm),
     ),
     _NORM(
         id="L01_norm_bypassed",
         title="The norm is computed and its input used",
-        shows="scale_leak",
+        shows="scale_leak is",
         subject=lambda: ModelDefect(bypass_sub_norm),
     ),
     _NORM(
         id="L01_norm_bypassed_by_keys",
         title="Queries read the norm, keys and values what stands in front of it",
-        shows="bytes.bypassed",
+        shows="bytes.bypassed is",
         subject=KeysReadTheRawStream,
         source="",
         subtlety=4,
@@ -323,7 +323,7 @@ _NORMS = (
     _NORM(
         id="L10_batch_statistics",
         title="The norm divides all tokens by one root mean square",
-        shows="rms_spread",
+        shows="rms_spread is",
         subject=lambda: ModelDefect(batch_statistics),
         source="",
         subtlety=4,
@@ -334,13 +334,13 @@ _PARAMETERS = (
     _BUDGET(
         id="undeclared_parameters",
         title="A layer has a bias that the declared number of parameters lacks",
-        shows="digits.parameters",
+        shows="digits.parameters is",
         subject=lambda: ModelDefect(add_a_bias),
     ),
     _BUDGET(
         id="frozen_parameters",
         title="A layer is frozen and not declared so",
-        shows="digits.parameters",
+        shows="digits.parameters is",
         subject=lambda: ModelDefect(freeze_a_layer),
         alive=observe.gradients,
         subtlety=3,
@@ -348,7 +348,7 @@ _PARAMETERS = (
     _BUDGET(
         id="C16_never_tied",
         title="Embedding and head, declared as one tensor, are two of equal values",
-        shows="bytes.parameters",
+        shows="bytes.parameters is",
         subject=lambda: ModelDefect(untie_head, "bytes"),
         alive=observe.gradients,
         source="huggingface/transformers#43159",
@@ -357,7 +357,7 @@ _PARAMETERS = (
     _MODULES(
         id="undeclared_layer",
         title="The model has a layer that nothing declares",
-        shows="adapter",
+        shows="undeclared is adapter",
         subject=lambda: ModelDefect(add_an_adapter),
         subtlety=2,
     ),
@@ -381,7 +381,7 @@ _LAYERS = (
     _MODULES(
         id="Q19_layer_missed",
         title="One declared layer stays in full precision",
-        shows="forward_error",
+        shows="forward_error is",
         subject=lambda: ModelDefect(leave_a_layer_out),
         source="vllm-project/vllm#13562",
         subtlety=4,
@@ -389,21 +389,21 @@ _LAYERS = (
     _MODULES(
         id="Q18_head_quantized",
         title="The output head is quantized",
-        shows="bytes.head.response",
+        shows="bytes.head.response is",
         subject=lambda: ModelDefect(quantize_head, "bytes"),
         source="huggingface/transformers#45734",
     ),
     _MODULES(
         id="Q18_embedding_quantized",
         title="The embedding is quantized where tokens are looked up, the tied head is not",
-        shows="bytes.embedding.response",
+        shows="bytes.embedding.response is",
         subject=lambda: ModelDefect(quantize_embedding, "bytes"),
         source="openai/parameter-golf#42",
     ),
     _MODULES(
         id="L06_a16_in_evaluation",
         title="One layer leaves activations as they are in evaluation mode",
-        shows="evaluation",
+        shows="forward_error is",
         subject=lambda: ModelDefect(a16_in_evaluation),
         source="pytorch/ao#4336",
         subtlety=4,
@@ -411,7 +411,7 @@ _LAYERS = (
     _MODULES(
         id="Q02_in_the_layer",
         title="The layers of the model, not the quantizer shown, have one activation scale a batch",
-        shows="forward_error",
+        shows="forward_error is",
         subject=lambda: ModelDefect(per_tensor_activations),
         source="microsoft/onnxruntime#8625",
         subtlety=4,
@@ -419,7 +419,7 @@ _LAYERS = (
     _MODULES(
         id="Q17_quantized_twice",
         title="Effective weights are quantized a second time: the scale shrinks by their zeros",
-        shows="effective_error",
+        shows="effective_error is",
         subject=TwiceQuantized,
         source="microsoft/BitNet convert-hf-to-gguf-bitnet.py",
     ),
@@ -435,13 +435,13 @@ _LAYERS = (
     _ALPHABET(
         id="latent_in_evaluation",
         title="Evaluation mode uses the latent weights",
-        shows="digits.levels",
+        shows="digits.levels is",
         subject=LatentInEvaluation,
     ),
     _ALPHABET(
         id="Q10_row_scales",
         title="Effective weights have one scale a row where one a weight is declared",
-        shows="digits.groups",
+        shows="digits.groups is",
         subject=ScalePerRow,
         source="microsoft/BitNet#616",
         subtlety=4,
@@ -452,7 +452,7 @@ _PACKAGED = partial(
     Defect,
     stage=Stage.MODEL,
     check="training.eval_is_quantized",
-    shows="loss_difference",
+    shows="loss_difference is",
     alive=observe.trained,
 )
 

@@ -114,7 +114,7 @@ _PACKED = partial(
     Defect,
     stage=Stage.PACKING,
     check="architecture.bits_per_weight",
-    shows="lossy",
+    shows="lossy_round_trips is",
     alive=observe.packed,
 )
 
@@ -135,7 +135,7 @@ DEFECTS = (
     _PACKED(
         id="P07_shape_rounded_down",
         title="The packed shape is N // 4 rows instead of the next whole number",
-        shows="wrong_sizes",
+        shows="wrong_sizes is",
         subject=FloorsTheShape,
         source="huggingface/transformers integrations/bitnet.py",
         subtlety=2,
@@ -164,14 +164,14 @@ DEFECTS = (
     _PACKED(
         id="P11_symmetric_order",
         title="Writer and reader agree on an order of bits that nobody else has",
-        shows="wrong_bytes",
+        shows="wrong_bytes is",
         subject=lambda: PackDefect(after=swap_fields, undo=swap_fields),
         source="amd/Quark#30",
     ),
     _PACKED(
         id="Q20_packs_in_place",
         title="The packer adds one to its caller's codes",
-        shows="inputs_changed",
+        shows="inputs_changed is",
         subject=AddsOneInPlace,
         source="huggingface/transformers integrations/bitnet.py",
         subtlety=4,
@@ -179,7 +179,7 @@ DEFECTS = (
     _PACKED(
         id="one_byte_a_code",
         title="Packed bytes are kept in 16 bits each",
-        shows="wrong_sizes",
+        shows="wrong_sizes is",
         subject=lambda: PackDefect(
             after=lambda packed: packed.to(torch.int16), undo=lambda packed: packed.to(torch.uint8)
         ),

@@ -209,14 +209,14 @@ def activations_afterwards(subject: Any) -> object:
 
 
 _WEIGHT = partial(Defect, stage=Stage.QUANTIZER, alive=observe.weight_codes)
-_SCALE = partial(_WEIGHT, check="architecture.weight_scale", shows="scale_error")
+_SCALE = partial(_WEIGHT, check="architecture.weight_scale", shows="scale_error is")
 _PARTS = partial(
     _WEIGHT,
     check="architecture.fused_projection_scales",
-    shows="scale_error",
+    shows="scale_error is",
     alive=codes_of_parts,
 )
-_ROUNDING = partial(_WEIGHT, check="architecture.weight_rounding", shows="_errors")
+_ROUNDING = partial(_WEIGHT, check="architecture.weight_rounding", shows="_errors is")
 _ACTIVATION = partial(Defect, stage=Stage.QUANTIZER, alive=observe.activation_codes)
 _RANGE = partial(_ACTIVATION, check="architecture.activation_range")
 
@@ -266,7 +266,7 @@ _WEIGHT_SCALES = (
     _SCALE(
         id="Q10_scale_per_row",
         title="One weight scale a row where one a weight is declared",
-        shows="scales_not_scalar",
+        shows="scales_not_scalar is",
         subject=lambda: WeightDefect(lambda w: w.abs().mean(1, keepdim=True)),
         source="pytorch/ao#4518",
         subtlety=4,
@@ -274,7 +274,7 @@ _WEIGHT_SCALES = (
     _SCALE(
         id="Q14_stale_scale",
         title="The weight scale is computed once and kept when the weight moves",
-        shows="scale_error_after_update",
+        shows="scale_error_after_update is",
         subject=RemembersScale,
         source="pytorch/ao prototype/quantized_training/bitnet.py",
         subtlety=4,
@@ -310,7 +310,7 @@ _WEIGHT_SCALES = (
         id="Q04_no_weight_floor",
         title="The scale of an all-zero weight is zero",
         check="architecture.zero_and_tiny_rows",
-        shows="scale_of_zero_weight",
+        shows="scale_of_zero_weight is",
         subject=lambda: WeightDefect(lambda w: w.abs().mean()),
         source="ggml-org/llama.cpp#7313",
     ),
@@ -318,7 +318,7 @@ _WEIGHT_SCALES = (
         id="Q13_scale_by_position",
         title="Which weight comes first decides the scale",
         check="architecture.permutation_relations",
-        shows="scale_change",
+        shows="scale_change is",
         subject=lambda: WeightDefect(first_nonzero),
         source="microsoft/BitNet convert-hf-to-gguf-bitnet.py",
         subtlety=4,
@@ -339,7 +339,7 @@ _WEIGHT_CODES = (
     _ROUNDING(
         id="Q06_half_up_weights",
         title="Weights exactly between two codes round up instead of to even",
-        shows="tie_errors",
+        shows="tie_errors is",
         subject=lambda: WeightDefect(rounding=half_up),
         source="tiiuae/onebitllms kernels",
         subtlety=4,
@@ -347,7 +347,7 @@ _WEIGHT_CODES = (
     _ROUNDING(
         id="Q06_half_away_weights",
         title="Weights exactly between two codes round away from zero, as C's lround does",
-        shows="tie_errors",
+        shows="tie_errors is",
         subject=lambda: WeightDefect(rounding=lambda w: w.sign() * half_up(w.abs())),
         source="ggml-org/ggml quantize_row_tq2_0_ref",
         subtlety=4,
@@ -376,7 +376,7 @@ _ACTIVATIONS = (
         id="Q01_over_time",
         title="The activation scale is taken over the sequence",
         check="architecture.activation_scale",
-        shows="scale_error",
+        shows="scale_error is",
         subject=ScaleOverTime,
         source="joey00072/ohara#11",
     ),
@@ -384,7 +384,7 @@ _ACTIVATIONS = (
         id="Q02_per_tensor",
         title="One activation scale for all tokens of a batch",
         check="architecture.activation_scale",
-        shows="scale_error",
+        shows="scale_error is",
         subject=lambda: ActivationDefect(lambda x: x.abs().amax().expand(*x.shape[:-1], 1)),
         source="pytorch/executorch#22432",
         subtlety=4,
@@ -393,27 +393,27 @@ _ACTIVATIONS = (
         id="percentile_for_absmax",
         title="The activation scale is the 99th percentile, and what is larger wraps",
         check="architecture.activation_scale",
-        shows="scale_error",
+        shows="scale_error is",
         subject=lambda: ActivationDefect(nearly_absmax),
     ),
     _RANGE(
         id="Q07_wraps",
         title="Activations are scaled to 128 and cast without a clamp: the largest changes sign",
-        shows="sign_changes",
+        shows="sign_changes is",
         subject=lambda: ActivationDefect(steps=128.0),
         source="pytorch/ao#805",
     ),
     _RANGE(
         id="Q08_truncated",
         title="Activations are cast to their codes without rounding",
-        shows="off_full_range",
+        shows="off_full_range is",
         subject=lambda: ActivationDefect(rounding=torch.trunc),
         source="pytorch/ao#1964",
     ),
     _RANGE(
         id="Q06_half_up",
         title="Activations exactly between two codes round up instead of to even",
-        shows="_errors",
+        shows="_errors is",
         subject=lambda: ActivationDefect(rounding=half_up),
         source="tiiuae/onebitllms kernels",
         subtlety=4,
@@ -421,21 +421,21 @@ _ACTIVATIONS = (
     _RANGE(
         id="four_bits",
         title="Activation codes have four bits",
-        shows="tokens_off_full_range",
+        shows="tokens_off_full_range is",
         subject=lambda: ActivationDefect(steps=7.0),
         subtlety=1,
     ),
     _RANGE(
         id="seven_bits",
         title="Activation codes have seven bits: half the range is never used",
-        shows="tokens_off_full_range",
+        shows="tokens_off_full_range is",
         subject=lambda: ActivationDefect(steps=63.0),
         subtlety=2,
     ),
     _RANGE(
         id="floor_on_scale",
         title="The floor stands under the activation scale instead of under the absmax",
-        shows="tokens_off_full_range",
+        shows="tokens_off_full_range is",
         subject=FloorOnScale,
         source="pytorch/ao",
         subtlety=4,
@@ -444,7 +444,7 @@ _ACTIVATIONS = (
         id="floor_on_scale_tiny",
         title="Tiny tokens are coded by another scale than the one returned",
         check="architecture.zero_and_tiny_rows",
-        shows="rounding_error",
+        shows="rounding_error is",
         subject=FloorOnScale,
         source="pytorch/ao",
         subtlety=4,
@@ -453,7 +453,7 @@ _ACTIVATIONS = (
         id="Q04_no_floor",
         title="The scale of an all-zero token is zero",
         check="architecture.zero_and_tiny_rows",
-        shows="bad_scales",
+        shows="bad_scales is",
         subject=lambda: ActivationDefect(lambda x: x.abs().amax(-1, keepdim=True)),
         source="ggml-org/llama.cpp#7313",
     ),
@@ -461,7 +461,7 @@ _ACTIVATIONS = (
         id="Q06_half_up_sign",
         title="Half up: the codes of -x are not those of x negated",
         check="architecture.sign_and_scale_relations",
-        shows="code_errors",
+        shows="code_errors is",
         subject=lambda: ActivationDefect(rounding=half_up),
         source="tiiuae/onebitllms kernels",
         subtlety=4,
@@ -470,7 +470,7 @@ _ACTIVATIONS = (
         id="Q20_writes_to_activations",
         title="The activation quantizer changes what other projections read after it",
         check="architecture.fake_quant_agrees",
-        shows="training_forward_error",
+        shows="training_forward_error is",
         subject=WritesToActivations,
         alive=activations_afterwards,
         subtlety=4,
@@ -479,7 +479,7 @@ _ACTIVATIONS = (
         id="Q01_scale_sees_future",
         title="Later tokens move earlier outputs through the activation scale",
         check="architecture.causal_mask",
-        shows="bytes.leak",
+        shows="bytes.leak is",
         subject=ScaleOverTime,
         source="joey00072/ohara#11",
     ),

@@ -162,7 +162,7 @@ _LOADED = partial(
     Defect,
     stage=Stage.MODEL,
     check="architecture.state_dict_round_trip",
-    shows="digits.changed",
+    shows="digits.changed is",
     alive=loaded,
 )
 _INCOMPLETE = partial(_LOADED, alive=loaded_without_a_weight)
@@ -171,14 +171,14 @@ DEFECTS = (
     _LOADED(
         id="C16_untied",
         title="Embedding and head are two tensors after loading",
-        shows="head.weight.tied",
+        shows="head.weight.tied is",
         subject=lambda: ModelDefect(untie_on_load, "bytes"),
         source="huggingface/transformers#38870",
     ),
     _LOADED(
         id="C14_names_swapped",
         title="Keys and values of attentions change places when names are mapped on loading",
-        shows="bytes.changed",
+        shows="bytes.changed is",
         subject=lambda: ModelDefect(swap_names_on_load, "bytes"),
         source="huggingface/transformers#29554",
         subtlety=4,
@@ -186,7 +186,7 @@ DEFECTS = (
     _INCOMPLETE(
         id="C13_missing_key_swallowed",
         title="A state dict that lacks a weight loads strictly",
-        shows="missing_keys_accepted",
+        shows="missing_keys_accepted is",
         subject=lambda: ModelDefect(load_leniently),
         source="NVIDIA-NeMo/Megatron-Bridge#6032",
         subtlety=4,
@@ -222,7 +222,7 @@ DEFECTS = (
     _LOADED(
         id="dropout_in_evaluation",
         title="Dropout stays on in evaluation mode",
-        shows="evaluation_loss",
+        shows="evaluation_loss is",
         subject=lambda: ModelDefect(drop_in_evaluation),
         alive=evaluated,
     ),
