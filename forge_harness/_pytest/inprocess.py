@@ -133,15 +133,21 @@ def run_check(
 
 
 def run_checks(
-    checks: Sequence[str], spec: str | None, *, profile: str = "quick", seed: int = 0
+    checks: Sequence[str],
+    spec: str | None,
+    *,
+    profile: str = "quick",
+    seed: int = 0,
+    paths: Sequence[Path] = (),
 ) -> dict[str, CheckRun]:
     """Runs checks in one session against a subject that is loaded from `spec`, as a run does.
 
     Args:
-        checks: Check ids of the shipped suites.
+        checks: Check ids of the shipped suites, or of `paths`.
         spec: As `load_subject` takes it; the reference subject when None.
         profile: Profile of the measurements.
         seed: Seed of the run.
+        paths: Where checks are beside the shipped suites.
 
     Returns:
         How each ended, by its id. A check that left no record is not in it.
@@ -151,7 +157,8 @@ def run_checks(
     """
     handover = Handover(None, spec=spec)
     arguments = () if spec is None else ("--forge-subject", spec)
-    _session(handover, checks, profile, seed, None, arguments)
+    files = [*shipped_files(checks), *paths]
+    _session(handover, checks, profile, seed, files, arguments)
     found: dict[str, list[ItemRecord]] = {}
     for record in handover.records:
         found.setdefault(record.check, []).append(record)

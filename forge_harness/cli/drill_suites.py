@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from math import ceil, floor
 from pathlib import Path
@@ -17,8 +18,8 @@ from .options import check_target, examples
 from .progress import counted
 
 if TYPE_CHECKING:
+    from forge_harness.drill.defect import Defect
     from forge_harness.drill.kills import DefectResult, Power, SuitesReport
-    from forge_harness.drill.suites import Selection
 
 _EXITS = {
     "held": ExitCode.PASS,
@@ -36,6 +37,7 @@ _EXITS = {
         "forge-harness drill suites --json kills.json",
         "forge-harness drill suites --sample 1",
         "forge-harness drill suites --list",
+        "forge-harness drill suites --seeds my_seeds.py --suite-path my_checks",
     )
     + "\n\n\b\nExit codes: 0 all were killed and no sound subject was accused, 1 otherwise,\n"
     "7 something was not measured.",
@@ -46,6 +48,18 @@ _EXITS = {
 @click.option("--defect", "ids", multiple=True, metavar="ID", help="Seed these defects only.")
 @click.option(
     "--sample", type=click.IntRange(min=1), metavar="N", help="Seed N of each stage, by --seed."
+)
+@click.option(
+    "--seeds", metavar="MODULE|FILE", help="Seeds of your own instead of the shipped ones."
+)
+@click.option("--subject", metavar="SUBJECT", help="What they are seeded in, and differ from.")
+@click.option(
+    "--suite-path",
+    "suite_paths",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True),
+    metavar="DIR",
+    help="Directory of your own checks (repeatable).",
 )
 @click.option("--matrix", is_flag=True, help="Run all checks of the suite for each defect.")
 @click.option("--variants/--no-variants", default=True, help="Also drill sound variants.")
@@ -63,6 +77,9 @@ def suites_command(
     checks: tuple[str, ...],
     ids: tuple[str, ...],
     sample: int | None,
+    seeds: str | None,
+    subject: str | None,
+    suite_paths: tuple[Path, ...],
     matrix: bool,
     variants: bool,
     rows: bool,
@@ -79,18 +96,20 @@ def suites_command(
     red and names what is wrong; a crash is no kill. Sound subjects of other kinds measure the
     false alarms. `forge-harness run --subject forge_harness.drill.defects:ID` shows any of them.
     """
-    from forge_harness.drill.suites import Selection, run_suites, selected
+    from forge_harness.drill.seeds import load_seeds
+    from forge_harness.drill.suites import Own, Selection, run_suites, selected
     from forge_harness.integration.stops import interrupted_once
 
     selection = Selection(stages, suites, checks, ids, matrix, variants, sample)
+    own = Own(seeds, subject, tuple(path.resolve() for path in suite_paths))
+    chosen = selected(selection, seed, load_seeds(seeds))
     if only_list:
-        _list(selection, seed)
+        _list(chosen)
         return ExitCode.PASS
-    selected(selection, seed)
     check_target(json_file)
     with interrupted_once(), counted(quiet) as told:
         tell = None if told is None else partial(told, "subjects")
-        report = run_suites(selection, seed=seed, jobs=jobs, tell=tell)
+        report = run_suites(selection, own=own, seed=seed, jobs=jobs, tell=tell)
     try:
         if json_file is not None:
             write_durably(json_file, canonical_json(report.to_json()) + b"\n")
@@ -100,14 +119,12 @@ def suites_command(
     return _EXITS[report.status]
 
 
-def _list(selection: Selection, seed: int) -> None:
-    from forge_harness.drill.suites import selected
-
+def _list(defects: Sequence[Defect]) -> None:
     from .terminal import table
 
     rows = [
         (d.id, str(d.stage), d.subtlety, d.check, f"{d.title} ({d.source or 'our own'})")
-        for d in selected(selection, seed)
+        for d in defects
     ]
     click.echo(table(("defect", "stage", "subtlety", "check", "what is wrong (source)"), rows))
 

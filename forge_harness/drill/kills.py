@@ -60,20 +60,17 @@ class DefectResult:
     """What the check said, or why there is no kill."""
     outcomes: Mapping[str, str]
     """Outcome of each check that ran."""
+    command: str
+    """Shows the same in a run of its own."""
     reference: str
     """Digest of what the reference subject does."""
     seeded: str
     """Digest of what the defect does."""
     seconds: float
 
-    @property
-    def command(self) -> str:
-        """Shows the same in a run of its own."""
-        return f"forge-harness run --subject {subject_of(self.id)} --check {self.check}"
-
     def to_json(self) -> dict[str, Any]:
         """Returns the row for a JSON document."""
-        return {**asdict(self), "status": self.status.value, "command": self.command}
+        return {**asdict(self), "status": self.status.value}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,11 +175,6 @@ class SuitesReport:
             "finished_at": self.finished_at,
             "seconds": self.seconds,
         }
-
-
-def subject_of(name: str) -> str:
-    """Returns how a seeded defect or a sound variant is named as a subject."""
-    return f"forge_harness.drill.defects:{name}"
 
 
 def power_of(name: str, results: Iterable[DefectResult]) -> Power:

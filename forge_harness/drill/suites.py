@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from forge_harness.drill import defects as registry
 from forge_harness.drill.defect import Benign, Defect
 from forge_harness.drill.kills import (
     RED,
@@ -19,14 +19,15 @@ from forge_harness.drill.kills import (
     SuitesReport,
     VariantResult,
     judged,
-    subject_of,
 )
+from forge_harness.drill.seeds import Seeds, load_seeds
 from forge_harness.drill.workers import Ended, side_by_side
 from forge_harness.environment import collect_environment
 from forge_harness.errors import UsageError, nearest, unknown_choice
+from forge_harness.integration.pipeline_validator import PipelineValidator
 from forge_harness.integration.quality_study import usable_cores
 from forge_harness.integration.recording import utc_now
-from forge_harness.policy import CatalogueEntry, load_policy
+from forge_harness.policy import CatalogueEntry, Policy, load_policy
 from forge_harness.types import Outcome, Profile
 
 TIMEOUT_S = 900.0
@@ -63,28 +64,42 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True)
+class Own:
+    """What of a drill is the user's own."""
+
+    seeds: str | None = None
+    """Module or file of seeds, as `load_seeds` takes it; the shipped ones when None."""
+    subject: str | None = None
+    """What the seeds must differ from, and for which checks must be green; the reference."""
+    suite_paths: tuple[Path, ...] = ()
+    """Directories of checks beside the shipped ones."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Task:
     name: str
     checks: tuple[str, ...]
     defect: bool
-    profile: str
-    seed: int
+    profile: str = ""
+    seed: int = 0
+    own: Own = Own()
 
 
-def selected(selection: Selection, seed: int = 0) -> list[Defect]:
+def selected(selection: Selection, seed: int = 0, seeds: Seeds | None = None) -> list[Defect]:
     """Returns the defects of a selection; the seed decides only which of them a sample holds.
 
     Raises:
         UsageError: A name is unknown, or nothing is left.
     """
-    defects = list(registry.all_defects().values())
+    every = list((seeds or load_seeds()).defects.values())
+    defects = every
     for what, given, attribute in (
         ("stage", selection.stages, lambda d: str(d.stage)),
         ("suite", selection.suites, lambda d: d.check.partition(".")[0]),
         ("check", selection.checks, lambda d: d.check),
         ("defect", selection.ids, lambda d: d.id),
     ):
-        known = {attribute(defect) for defect in registry.all_defects().values()}
+        known = {attribute(defect) for defect in every}
         for name in given:
             if name not in known:
                 raise UsageError(_unknown(what, name, known))
@@ -116,6 +131,7 @@ def _unknown(what: str, name: str, known: set[str]) -> str:
 def run_suites(
     selection: Selection | None = None,
     *,
+    own: Own | None = None,
     profile: str = "quick",
     seed: int = 0,
     jobs: int | None = None,
@@ -125,25 +141,33 @@ def run_suites(
 
     Args:
         selection: Which defects; all when None.
+        own: Seeds, subject and checks of the user's own.
         profile: Profile of the measurements.
         seed: Seed of the measurements, and of a sample.
         jobs: Processes at a time; the number of usable cores when None.
         tell: Told of each subject that was drilled.
 
     Raises:
-        UsageError: The selection names what is not there.
+        UsageError: The selection names what is not there, or a seed names a check that is not.
+        SubjectError: The user's seeds or subject cannot be loaded.
     """
-    chosen = selection or Selection()
-    defects = selected(chosen, seed)
-    policy = load_policy()
+    chosen, own = selection or Selection(), own or Own()
+    seeds = load_seeds(own.seeds)
+    defects = selected(chosen, seed, seeds)
+    policy = _policy(own, profile)
+    _refuse_unknown_checks(defects, policy)
     scope = policy.in_scope(Profile(profile))
     started_at, started = utc_now(), time.monotonic()
-    tasks = [replace(t, profile=profile, seed=seed) for t in _tasks(defects, chosen, scope)]
+    own = replace(own, seeds=None if own.seeds is None else seeds.where)
+    tasks = [
+        replace(task, profile=profile, seed=seed, own=own)
+        for task in _tasks(defects, chosen, scope, seeds)
+    ]
     ended = list(_drilled(tasks, jobs or usable_cores(), tell))
     sound = _sound(ended, tasks)
     return SuitesReport(
-        defects=_rows(defects, tasks, ended, sound),
-        variants=_variants(tasks, ended),
+        defects=_rows(defects, tasks, ended, sound, seeds),
+        variants=_variants(tasks, ended, seeds),
         profile=profile,
         seed=seed,
         policy_digest=policy.digest,
@@ -153,6 +177,25 @@ def run_suites(
         finished_at=utc_now(),
         seconds=time.monotonic() - started,
     )
+
+
+def _policy(own: Own, profile: str) -> Policy:
+    """Returns the policy with the user's checks in it; loads the user's subject once."""
+    if own.subject is None and not own.suite_paths:
+        return load_policy()
+    return PipelineValidator(
+        subject_spec=own.subject, profile=Profile(profile), suite_paths=own.suite_paths
+    ).policy
+
+
+def _refuse_unknown_checks(defects: Sequence[Defect], policy: Policy) -> None:
+    for defect in defects:
+        if defect.check not in policy.by_id:
+            raise UsageError(
+                f"Seeded defect {defect.id!r}: "
+                + unknown_choice("check", defect.check, policy.by_id).partition(" Valid: ")[0]
+                + " Give the directory of your own checks with --suite-path."
+            )
 
 
 def _drilled(tasks: Sequence[_Task], jobs: int, tell: Tell | None) -> list[Ended]:
@@ -165,7 +208,10 @@ def _drilled(tasks: Sequence[_Task], jobs: int, tell: Tell | None) -> list[Ended
 
 
 def _tasks(
-    defects: Sequence[Defect], selection: Selection, scope: Sequence[CatalogueEntry]
+    defects: Sequence[Defect],
+    selection: Selection,
+    scope: Sequence[CatalogueEntry],
+    seeds: Seeds,
 ) -> list[_Task]:
     """Returns what is run: the reference a suite at a time, sound variants, then the defects."""
     there = {entry.id for entry in scope}
@@ -176,11 +222,11 @@ def _tasks(
     suites = sorted({check.partition(".")[0] for check in every})
 
     def task(name: str, checks: Sequence[str], defect: bool = False) -> _Task:
-        return _Task(name, tuple(checks), defect, "", 0)
+        return _Task(name, tuple(checks), defect)
 
     tasks = [task(REFERENCE, [c for c in every if c.startswith(f"{s}.")]) for s in suites]
     if selection.variants:
-        for kind in registry.all_benign().values():
+        for kind in seeds.benign.values():
             checks = [check for check in every if _is_for(kind, check)]
             tasks += [task(kind.id, checks)] if checks else []
     return tasks + [task(d.id, [c for c in wanted[d.id] if c in there], True) for d in defects]
@@ -208,17 +254,24 @@ def drill(task: _Task) -> dict[str, Any]:
 
     from forge_harness._pytest.inprocess import run_checks
     from forge_harness.drill.observe import fingerprint
-    from forge_harness.subject.reference import ReferenceSubject
+    from forge_harness.subject.loader import load_subject
 
+    seeds = load_seeds(task.own.seeds)
     torch.set_num_threads(1)
     answer: dict[str, Any] = {"found": {}}
     if task.defect:
-        defect = registry.all_defects()[task.name]
-        answer["reference"] = fingerprint(defect.alive, ReferenceSubject())
+        defect = seeds.defects[task.name]
+        answer["reference"] = fingerprint(defect.alive, load_subject(task.own.subject).subject)
         answer["seeded"] = fingerprint(defect.alive, defect.subject())
     if task.checks:
-        spec = None if task.name == REFERENCE else subject_of(task.name)
-        runs = run_checks(task.checks, spec, profile=task.profile, seed=task.seed)
+        is_sound = task.name == REFERENCE
+        runs = run_checks(
+            task.checks,
+            task.own.subject if is_sound else seeds.subject_of(task.name),
+            profile=task.profile,
+            seed=task.seed,
+            paths=task.own.suite_paths,
+        )
         answer["found"] = {name: (run.outcome.value, run.reason) for name, run in runs.items()}
     return answer
 
@@ -241,6 +294,7 @@ def _rows(
     tasks: Sequence[_Task],
     ended: Sequence[Ended],
     sound: Mapping[str, Found],
+    seeds: Seeds,
 ) -> list[DefectResult]:
     by_name = {tasks[one.index].name: one for one in ended if tasks[one.index].defect}
     rows = []
@@ -257,6 +311,7 @@ def _rows(
                 status=status,
                 reason=reason,
                 outcomes={check: entry.outcome.value for check, entry in found.items()},
+                command=_command(tasks[one.index], defect, seeds),
                 reference=value["reference"],
                 seeded=value["seeded"],
                 seconds=round(one.seconds, 3),
@@ -275,7 +330,13 @@ def _status(
     return judged(defect, found, sound)
 
 
-def _variants(tasks: Sequence[_Task], ended: Sequence[Ended]) -> list[VariantResult]:
+def _command(task: _Task, defect: Defect, seeds: Seeds) -> str:
+    words = ["forge-harness", "run", "--subject", seeds.subject_of(defect.id)]
+    words += [word for path in task.own.suite_paths for word in ("--suite-path", str(path))]
+    return shlex.join([*words, "--check", defect.check])
+
+
+def _variants(tasks: Sequence[_Task], ended: Sequence[Ended], seeds: Seeds) -> list[VariantResult]:
     rows: list[VariantResult] = []
     for one in ended:
         task = tasks[one.index]
@@ -284,11 +345,11 @@ def _variants(tasks: Sequence[_Task], ended: Sequence[Ended]) -> list[VariantRes
         found = _found(one)
         missing = [check for check in task.checks if check not in found]
         problem = one.problem or (f"no record of {', '.join(missing)}" if missing else "")
-        kind = registry.all_benign().get(task.name)
+        kind = seeds.benign.get(task.name)
         rows.append(
             VariantResult(
                 id=task.name,
-                title=kind.title if kind else "The reference subject",
+                title=kind.title if kind else task.own.subject or "The reference subject",
                 outcomes={check: entry.outcome.value for check, entry in found.items()},
                 alarms={c: entry.reason for c, entry in found.items() if entry.outcome in RED},
                 problem=problem,

@@ -55,7 +55,7 @@ def load_subject(spec: str | None = None) -> LoadedSubject:
         return _checkpoint(Path(text))
     elif ":" in text:
         location, _, attribute = text.rpartition(":")
-        module = _load_file(Path(location)) if _is_path(location) else _import(location)
+        module, _ = load_module(location)
         target, source = _attribute(module, attribute, text)
     else:
         target, source = _entry_point(text)
@@ -73,6 +73,21 @@ def load_subject(spec: str | None = None) -> LoadedSubject:
         capabilities=capabilities,
         digest=None if source is None else f"sha256:{file_sha256(source)}",
     )
+
+
+def load_module(location: str) -> tuple[ModuleType, str]:
+    """Imports a module by name or from a file.
+
+    Returns:
+        The module, and how to load it from any directory: its name, or the file's absolute path.
+
+    Raises:
+        SubjectError: Nothing is there, or importing it raised.
+    """
+    if not _is_path(location):
+        return _import(location), location
+    path = Path(location)
+    return _load_file(path), str(path.expanduser().resolve())
 
 
 def _name_of(subject: object, spec: str) -> str:

@@ -24,6 +24,7 @@ def row(name="Q11_absmax_scale", status=Status.KILLED, reason="scale_error is 62
         status=status,
         reason=reason,
         outcomes={CHECK: "fail"},
+        command=f"forge-harness run --subject forge_harness.drill.defects:{name} --check {CHECK}",
         reference="sha256:a",
         seeded="sha256:b",
         seconds=1.25,

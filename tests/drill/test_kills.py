@@ -71,7 +71,14 @@ def test_red_for_the_reference_too_is_not_red_elsewhere():
 
 def row(status, **changes):
     fields = {"id": "seed", "title": "", "stage": "quantizer", "source": "", "subtlety": 3}
-    fields |= {"check": CHECK, "status": status, "reason": "", "outcomes": {}, "reference": "a"}
+    fields |= {
+        "check": CHECK,
+        "status": status,
+        "reason": "",
+        "outcomes": {},
+        "command": "",
+        "reference": "a",
+    }
     return DefectResult(**{**fields, "seeded": "b", "seconds": 1.0, **changes})
 
 

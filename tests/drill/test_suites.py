@@ -183,6 +183,24 @@ def test_a_selection_of_nothing_is_refused(selection, said):
         run_suites(selection)
 
 
+def test_a_seed_of_a_check_that_is_not_there_is_refused(drilled):
+    with pytest.raises(
+        UsageError, match=r"'one'.*Did you mean 'architecture.weight_scale'.*--suite"
+    ):
+        drilled([seed("one", "architecture.weight_scal")])
+
+
+def test_a_drill_of_one_subject_in_this_process():
+    """What a worker does: digests of both, and how the check ended."""
+    found = suites.drill(suites._Task("Q11_absmax_scale", (SCALE,), True, "quick"))
+    assert found["reference"] != found["seeded"]
+    outcome, reason = found["found"][SCALE]
+    assert outcome == "fail"
+    assert reason.startswith("scale_error is")
+    sound = suites.drill(suites._Task("reference", (SCALE,), False, "quick"))
+    assert sound == {"found": {SCALE: ("pass", "")}}
+
+
 def test_the_real_thing():
     """One defect in a real drill, all checks of its suite: killed by its own, and documented."""
     report = run_suites(Selection(ids=("Q12_sign",), matrix=True, variants=False))

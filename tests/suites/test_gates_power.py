@@ -5,6 +5,7 @@ import json
 import pytest
 
 from forge_harness.drill import suites
+from forge_harness.drill.defects import all_defects
 from forge_harness.drill.workers import Ended
 from forge_harness.types import Outcome
 
@@ -21,7 +22,7 @@ def drilled(monkeypatch):
                 found = {check: ("pass", "") for check in task.checks}
                 answer = {"found": found}
                 if task.defect:
-                    defect = suites.registry.all_defects()[task.name]
+                    defect = all_defects()[task.name]
                     answer |= {"reference": "a", "seeded": "b"}
                     found[defect.check] = ("fail", f"{defect.shows} is 3, expected 0")
                 answer = change(task, answer)
@@ -124,7 +125,7 @@ def test_larger_profiles_seed_more(run_check, drilled, profile, size):
     drilled()
     run = run_check(CHECK, profile=profile)
     assert run.outcome is Outcome.PASS, run.reason
-    every = suites.registry.all_defects().values()
+    every = all_defects().values()
     stages = {d.stage for d in every}
     expected = {1: 9, 2: sum(min(2, sum(d.stage is s for d in every)) for s in stages)}
     assert run.evidence("seeded") == expected.get(size, len(every))
