@@ -139,15 +139,18 @@ def run_checks(
     profile: str = "quick",
     seed: int = 0,
     paths: Sequence[Path] = (),
+    config: HarnessConfig | None = None,
 ) -> dict[str, CheckRun]:
     """Runs checks in one session against a subject that is loaded from `spec`, as a run does.
 
     Args:
         checks: Check ids of the shipped suites, or of `paths`.
-        spec: As `load_subject` takes it; the reference subject when None.
+        spec: As `load_subject` takes it; the reference subject when None, whatever the
+            configuration names.
         profile: Profile of the measurements.
         seed: Seed of the run.
         paths: Where checks are beside the shipped suites.
+        config: What the checks' `forge_config` is; loaded as in a run when None.
 
     Returns:
         How each ended, by its id. A check that left no record is not in it.
@@ -155,8 +158,8 @@ def run_checks(
     Raises:
         NothingCollectedError: No test carries one of the ids.
     """
-    handover = Handover(None, spec=spec)
-    arguments = () if spec is None else ("--forge-subject", spec)
+    handover = Handover(None, config, spec=spec)
+    arguments = ("--forge-subject", spec or "reference")
     files = [*shipped_files(checks), *paths]
     _session(handover, checks, profile, seed, files, arguments)
     found: dict[str, list[ItemRecord]] = {}

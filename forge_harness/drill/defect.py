@@ -68,3 +68,5 @@ class Benign:
     subject: Callable[[], object]
     checks: tuple[str, ...]
     """Ids of checks, or of suites, that must not go red."""
+    but: tuple[str, ...] = ()
+    """Ids of checks of these suites that cannot be measured for it."""

@@ -137,7 +137,10 @@ class SuitesReport:
         missed = any(result.status not in fine for result in self.defects)
         if missed or self.alarms:
             return "missed"
-        unmeasured = any(variant.problem for variant in self.variants)
+        unmeasured = any(
+            variant.problem or Outcome.NOT_MEASURED in variant.outcomes.values()
+            for variant in self.variants
+        )
         if unmeasured or not self.defects or self.count(Status.NOT_MEASURED):
             return "not measured"
         return "held"

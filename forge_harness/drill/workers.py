@@ -22,6 +22,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from forge_harness.integration.child import scrubbed_environment
 from forge_harness.probes.masking import Masker
 
 _POLL_S = 0.5
@@ -78,7 +79,8 @@ def side_by_side(
                     index, task = waiting.pop()
                     log = Path(folder) / f"{index}.log"
                     running.append(_started(context, work, index, task, log))
-                wait([one.result for one in running], timeout=_POLL_S)
+                handles = [(one.result, one.process.sentinel) for one in running]
+                wait([handle for pair in handles for handle in pair], timeout=_POLL_S)
                 for one in list(running):
                     ended = _ended(one, timeout_s)
                     if ended is not None:
@@ -110,12 +112,16 @@ def _ended(one: _Running, timeout_s: float) -> Ended | None:
     """Returns how a task ended, None while it runs; ends it when its time is over."""
     seconds = time.monotonic() - one.started
     value, problem = None, ""
+    # In this order: an answer may be sent between the two questions, and is then read.
+    is_dead = not one.process.is_alive()
     if one.result.poll():
         try:
             value, problem = one.result.recv()
         except EOFError:
-            one.process.join()
-            problem = f"the process ended with status {one.process.exitcode}{_last_line(one.log)}"
+            problem = _death(one)
+    elif is_dead:
+        # What it forked may hold the other end of the pipe: no end of file tells of its death.
+        problem = _death(one)
     elif seconds > timeout_s:
         problem = f"took longer than {timeout_s:.0f} s"
     else:
@@ -127,12 +133,18 @@ def _ended(one: _Running, timeout_s: float) -> Ended | None:
 def _end(one: _Running) -> None:
     """Ends the process and what it started."""
     one.result.close()
-    if one.process.pid is not None and one.process.is_alive():
+    if one.process.pid is not None:
+        # Also when it is dead: a group lives as long as one of its members, and keeps its id.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(one.process.pid, signal.SIGKILL)
         one.process.kill()
     one.process.join()
     one.lifeline.close()
+
+
+def _death(one: _Running) -> str:
+    one.process.join()
+    return f"the process ended with status {one.process.exitcode}{_last_line(one.log)}"
 
 
 def _last_line(log: Path) -> str:
@@ -154,6 +166,7 @@ def _serve(
     with suppress(OSError):
         os.setsid()
     threading.Thread(target=_watch, args=(lifeline,), daemon=True).start()
+    _isolate(Path(log).parent)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for stream in (1, 2):
         os.dup2(handle, stream)
@@ -166,6 +179,15 @@ def _serve(
     sys.stdout.flush()
     # Left behind by what was drilled: threads that never end, exit handlers that raise.
     os._exit(0)
+
+
+def _isolate(folder: Path) -> None:
+    """Leaves temporary files where they go with the drill, and no options of the user's pytest."""
+    kept = scrubbed_environment()
+    for name in os.environ.keys() - kept.keys():
+        del os.environ[name]
+    os.environ.pop("PYTEST_DEBUG_TEMPROOT", None)
+    os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(dir=folder)
 
 
 def _watch(lifeline: Connection) -> None:

@@ -175,29 +175,35 @@ class Built:
     model: nn.Module
     batch: Any
     modules: dict[str, nn.Module] = field(default_factory=dict)
+    fresh_gains: dict[str, Tensor] = field(default_factory=dict)
+    """Sub-norm -> its gains as the model was built with them, of those that were drawn anew."""
 
 
 def built(subject: Any, task: str, *, seed: int = 0, batch_size: int = 2) -> Built:
     """Builds the model of a task and a batch for it.
 
-    The gains of declared sub-norms are drawn from [0.5, 1.5]: fresh ones are 1, and whatever a
-    model does to them, or in front of them, would change nothing.
+    The gains of declared sub-norms are drawn, times 0.75 to 1.25: fresh ones are alike, and
+    whatever a model does to them, or in front of them, would change nothing.
     """
     model = subject.build_model(task, seed=seed)
     spec = subject.model_spec(task)
-    _draw_gains(model, spec.sub_norms, seed)
+    fresh = _draw_gains(model, spec.sub_norms, seed)
     batch = subject.example_batch(task, batch_size=batch_size, seed=seed + 1)
     modules = dict(model.named_modules(remove_duplicate=False))
-    return Built(task, spec, model, batch, modules)
+    return Built(task, spec, model, batch, modules, fresh)
 
 
-def _draw_gains(model: nn.Module, norms: Sequence[str], seed: int) -> None:
+def _draw_gains(model: nn.Module, norms: Sequence[str], seed: int) -> dict[str, Tensor]:
+    fresh: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(seed)
     modules = dict(model.named_modules())
     with torch.no_grad():
-        for gain in (getattr(modules.get(name), "weight", None) for name in norms):
+        for name in norms:
+            gain = getattr(modules.get(name), "weight", None)
             if isinstance(gain, nn.Parameter) and gain.dim() == 1:
-                gain.mul_(0.5 + torch.rand(gain.shape, generator=generator).to(gain))
+                fresh[name] = gain.clone()
+                gain.mul_(0.75 + 0.5 * torch.rand(gain.shape, generator=generator).to(gain))
+    return fresh
 
 
 def need_one_scale_a_weight(subject: Any) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from .support import Count, Worst, built, expect_none, loss_of, recording
+from .support import RESPONSE, Count, Worst, built, expect_none, loss_of, recording
 
 
 @pytest.mark.forge_check("architecture.sub_norm_present")
@@ -11,10 +11,11 @@ def test_sub_norm_present(subject, evidence):
     """Each declared sub-norm is there, normalises every token, and what follows depends on it.
 
     Metamorphic: its input times 4 leaves its output as it is (magnitudes of 1e3, where the eps of a
-    norm is under 1e-9); tokens of unequal magnitude come out with equal RMS; silencing its output
-    moves the loss. Two oracles look for projections without one: none reads, value for value, what
-    a declared norm was given to normalise; and blocks that differ in their number alone, of one
-    class, declare the same norms.
+    norm is under 1e-9); tokens of unequal magnitude come out with equal RMS, for gains as built;
+    gains that trade places, within one cell of a ternary code, move its output; silencing its
+    output moves the loss. Two oracles look for projections without one: none reads, value for
+    value, what a declared norm was given to normalise; and blocks that differ in their number
+    alone, of one class, declare the same norms.
     """
     declared = 0
     for task in subject.tasks():
@@ -36,7 +37,7 @@ def test_sub_norm_present(subject, evidence):
             ("bypassed", _bypasses(subject, part), "none reads what a norm is to normalise"),
         ):
             expect_none(evidence, f"{task}.{kind}", count, "modules", why)
-        changes, spread, silent = _norm_behaviour(subject, part)
+        changes, spread, silent, numb = _norm_behaviour(subject, part)
         evidence.at_most(
             f"{task}.scale_leak",
             changes.value,
@@ -51,6 +52,9 @@ def test_sub_norm_present(subject, evidence):
         )
         expect_none(
             evidence, f"{task}.ignored", silent, "modules", "the loss depends on the norm's output"
+        )
+        expect_none(
+            evidence, f"{task}.numb_gains", numb, "modules", "gains are not quantized, and are used"
         )
     if not declared:
         pytest.skip("no model declares a sub-norm")
@@ -98,7 +102,7 @@ def _bypasses(subject, part):
 
 
 def _norm_behaviour(subject, part):
-    changes, spread, silent = Worst(), Worst(), Count()
+    changes, spread, silent, numb = Worst(), Worst(), Count(), Count()
     norms = {name: part.modules[name] for name in part.spec.sub_norms}
     with recording(norms) as calls:
         loss = loss_of(subject, part.model, part.batch)
@@ -109,18 +113,35 @@ def _norm_behaviour(subject, part):
         x = _unequal_tokens(calls[name][0].arguments[0])
         with torch.no_grad():
             y, larger = norm(x), norm(4 * x)
+            fresh, traded = y, None
+            if name in part.fresh_gains:
+                fresh = _with_gains(norm, part.fresh_gains[name], x)
+                traded = _with_gains(norm, norm.weight.roll(1), x)
+        if traded is not None:
+            moved = float((traded - y).abs().max() / y.abs().max())
+            numb.see(name, not moved >= RESPONSE)
         changes.see(name, float((larger - y).abs().max() / y.abs().max()))
-        rms = _normalised(norm, y).square().mean(dim=-1).sqrt()
+        rms = _normalised(norm, fresh, part.fresh_gains.get(name)).square().mean(dim=-1).sqrt()
         spread.see(name, float(rms.max() / rms.min()) - 1)
         handle = norm.register_forward_hook(lambda *call: torch.zeros_like(call[-1]))
         silent.see(name, loss_of(subject, part.model, part.batch) == loss)
         handle.remove()
-    return changes, spread, silent
+    return changes, spread, silent, numb
 
 
-def _normalised(norm, y):
+def _with_gains(norm, gains, x):
+    """The output of a norm with other gains; it keeps its own."""
+    kept = norm.weight.clone()
+    norm.weight.copy_(gains)
+    y = norm(x)
+    norm.weight.copy_(kept)
+    return y
+
+
+def _normalised(norm, y, fresh):
     """The output of a norm without its bias and gains, where they can be told; gains of 0 stay."""
     gains, bias = (getattr(norm, name, None) for name in ("weight", "bias"))
+    gains = gains if fresh is None else fresh
     if bias is not None and bias.shape == y.shape[-1:]:
         y = y - bias.detach()
     if gains is None or gains.shape != y.shape[-1:]:

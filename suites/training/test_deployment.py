@@ -81,6 +81,7 @@ def _expect_nothing_changed(subject, task, evidence):
 
 def _expect_exported_anew(subject, task, evidence, path):
     session = subject.session(task, TrainOptions(steps=12))
+    steps(session, 4)
     subject.export_package(session, path)
     steps(session, 8)
     try:

@@ -45,7 +45,7 @@ def drilled(monkeypatch):
                     yield Ended(index, None, answer, 1.0)
                     continue
                 found = {check: ("pass", "") for check in task.checks}
-                alive = {"reference": "a", "seeded": "b"} if task.defect else {}
+                alive = {"reference": "sha256:a", "seeded": "sha256:b"} if task.defect else {}
                 yield Ended(index, {"found": found, **alive} | (answer or {}), "", 1.0)
 
         monkeypatch.setattr(registry, "all_defects", lambda: {d.id: d for d in seeds})
@@ -89,8 +89,37 @@ def test_sound_subjects_run_what_they_are_sound_for(drilled):
     }
 
 
+def test_what_cannot_be_measured_for_a_sound_subject_is_left_out(drilled, monkeypatch):
+    but = Benign(id="rows", title="", subject=object, checks=("architecture",), but=(SCALE,))
+    monkeypatch.setitem(KINDS, "rows", but)
+    assert drilled([seed("one"), seed("two", ROUNDING)]).tasks["rows"].checks == (ROUNDING,)
+
+
+def test_what_was_not_measured_on_a_sound_subject_is_told(drilled):
+    skipped = {"found": {SCALE: ("not_measured", "no disk")}}
+    assert drilled([seed("one")], {"one": RED, "rows": skipped}).report.status == "not measured"
+
+
+def test_an_observable_that_raises_for_the_reference_proves_nothing(drilled):
+    """A full disk: both raise, or only the reference does."""
+    for seeded in ("raised OSError", "sha256:b"):
+        answer = {**RED, "reference": "raised OSError", "seeded": seeded}
+        (row,) = drilled([seed("one")], {"one": answer}).report.defects
+        assert row.status is Status.NOT_MEASURED
+        assert "raised OSError for the subject it is seeded in" in row.reason
+
+
+def test_a_project_s_own_subject_is_not_the_reference(tmp_path, monkeypatch):
+    """What forge.toml and the environment name is the user's; the seeds are in the reference."""
+    (tmp_path / "forge.toml").write_text('[run]\nsubject = "nothing.here:Mine"\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FORGE_HARNESS_DECLARED_CAUSAL_MODELS", "none")
+    task = suites._Task("reference", ("architecture.causal_mask",), False, "quick")
+    assert suites.drill(task)["found"] == {"architecture.causal_mask": ("pass", "")}
+
+
 def test_a_defect_that_changes_nothing_is_no_kill(drilled):
-    same = {**RED, "reference": "a", "seeded": "a"}
+    same = {**RED, "reference": "sha256:a", "seeded": "sha256:a"}
     report = drilled([seed("one")], {"one": same}).report
     assert report.defects[0].status is Status.EQUIVALENT
     assert report.status == "missed"

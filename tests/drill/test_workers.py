@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -26,6 +27,18 @@ def work(task):
         os.kill(os.getpid(), signal.SIGSEGV)
     if what == "hang":
         time.sleep(60)
+    if what == "options":
+        return os.environ.get(value)
+    if what == "temporary":
+        return tempfile.mkdtemp()
+    if what.endswith("and die"):
+        pid = subprocess.Popen(["sleep", "60"]).pid if what.startswith("spawn") else os.fork()
+        if pid == 0:
+            time.sleep(60)
+            os._exit(0)
+        with open(value, "w") as out:
+            out.write(str(pid))
+        os.kill(os.getpid(), signal.SIGKILL)
     if what == "hang with a child":
         child = subprocess.Popen(["sleep", "60"])
         with open(value, "w") as out:
@@ -81,6 +94,26 @@ def wait_until(true, seconds=10.0):
     while not true() and time.monotonic() < end:
         time.sleep(0.05)
     return true()
+
+
+def test_the_options_of_a_user_s_pytest_stay_outside(monkeypatch):
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-n 2")
+    assert ends([("options", "PYTEST_ADDOPTS")])[0].value is None
+
+
+def test_temporary_files_go_with_the_drill():
+    place = ends([("temporary", "")])[0].value
+    assert "forge-drill-" in place
+    assert not os.path.exists(place)
+
+
+@pytest.mark.parametrize("how", ["spawn and die", "fork and die"])
+def test_what_a_dead_task_started_is_ended_and_its_death_seen_at_once(tmp_path, how):
+    started = time.monotonic()
+    found = ends([(how, str(tmp_path / "pid"))], timeout_s=60.0)
+    assert "status -9" in found[0].problem
+    assert time.monotonic() - started < 30
+    assert wait_until(lambda: gone((tmp_path / "pid").read_text()))
 
 
 def test_a_task_that_hangs_is_ended_with_all_it_started(tmp_path):

@@ -23,7 +23,7 @@ def drilled(monkeypatch):
                 answer = {"found": found}
                 if task.defect:
                     defect = all_defects()[task.name]
-                    answer |= {"reference": "a", "seeded": "b"}
+                    answer |= {"reference": "sha256:a", "seeded": "sha256:b"}
                     found[defect.check] = ("fail", f"{defect.shows} is 3, expected 0")
                 answer = change(task, answer)
                 problem = answer if isinstance(answer, str) else ""
@@ -66,7 +66,7 @@ def says_something_else(task, answer):
 
 
 def changes_nothing(task, answer):
-    return answer | {"seeded": "a"}
+    return answer | {"seeded": "sha256:a"}
 
 
 def dies(task, answer):
@@ -109,6 +109,23 @@ def test_what_could_not_be_drilled_is_not_measured(run_check, drilled):
     run = run_check(CHECK)
     assert run.outcome is Outcome.NOT_MEASURED
     assert "no disk" in run.reason
+
+
+def test_nothing_that_could_be_drilled_is_not_measured(run_check, drilled):
+    drilled(lambda task, answer: dies(task, answer) if not task.defect else answer)
+    run = run_check(CHECK)
+    assert run.outcome is Outcome.NOT_MEASURED
+    assert "not measured: For the reference subject" in run.reason
+
+
+def test_a_sound_subject_that_died_is_named(run_check, drilled):
+    def ended(task, answer):
+        return dies(task, answer) if task.name == "layer_norms_with_bias" else answer
+
+    drilled(ended)
+    run = run_check(CHECK, profile="nightly")
+    assert run.outcome is Outcome.NOT_MEASURED
+    assert "layer_norms_with_bias: the process ended with status -9" in run.reason
 
 
 def test_the_matrix_is_kept(run_check, drilled, tmp_path):

@@ -222,14 +222,6 @@ def _ranks_never_told(sound: Order, *, epoch: int, world_size: int, **asked: Any
     return sound(epoch=epoch if world_size == 1 else 0, world_size=world_size, **asked)
 
 
-def _in_blocks(sound: Order, *, seed: int, epoch: int, rank: int, world_size: int) -> Sequence[int]:
-    """Blocks of a hundred change their places, and samples keep theirs in the block."""
-    ids = sorted(sound(seed=seed, epoch=epoch))
-    blocks = [ids[start : start + 100] for start in range(0, len(ids), 100)]
-    turned = 1 + (3 * seed + epoch) % (len(blocks) - 1)
-    return [i for block in (*blocks[turned:], *blocks[:turned]) for i in block][rank::world_size]
-
-
 def _by_parity(sound: Order, *, epoch: int, **asked: Any) -> Sequence[int]:
     return sound(epoch=epoch % 2, **asked)
 
@@ -332,13 +324,6 @@ DEFECTS = (
         subject=lambda: OrderDefect(_ranks_never_told),
         source="pytorch/torchtitan#3023",
         subtlety=5,
-    ),
-    _order(
-        id="shuffles_blocks",
-        title="Whole blocks of a hundred are shuffled: samples keep their neighbours",
-        shows="digits_samples_in_sequence is",
-        subject=lambda: OrderDefect(_in_blocks),
-        subtlety=4,
     ),
     _order(
         id="D03_order_by_parity",

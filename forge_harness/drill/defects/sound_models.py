@@ -138,6 +138,15 @@ BENIGN = (
         title="One weight scale a row, declared",
         subject=ScaleARow,
         checks=("architecture",),
+        but=(
+            "architecture.bias_outside_scale",
+            "architecture.fake_quant_agrees",
+            "architecture.integer_path_exact",
+            "architecture.permutation_relations",
+            "architecture.weight_rounding",
+            "architecture.weight_scale",
+            "architecture.zero_and_tiny_rows",
+        ),
     ),
     Benign(
         id="rows_declared_one_scale",
