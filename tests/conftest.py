@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+from functools import cache
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Examples that train, convert or write files take as long as the machine is busy: neither the time
@@ -19,3 +21,24 @@ def pytest_configure():
     # that tests interrupt would never notice.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def _served():
+    """What the reference subject's servers are made of, each part made once."""
+    from forge_harness.subject import serving
+
+    return {name: cache(getattr(serving, name)) for name in ("_trained", "greedy", "special")}
+
+
+@pytest.fixture
+def trained_once(monkeypatch, _served):
+    """For tests whose defect is in the server: the models behind it are not trained for each.
+
+    They and their answers depend on nothing but the task; packages, keys, certificates and the
+    server's process are made anew.
+    """
+    from forge_harness.subject import serving
+
+    for name, part in _served.items():
+        monkeypatch.setattr(serving, name, part)

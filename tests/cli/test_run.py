@@ -76,11 +76,11 @@ def test_a_run_is_scored_reported_sealed_and_ends_by_its_verdict(forge, project)
     assert verify_run(project / "out") == []
     for name in ("report.html", "report.md", "junit.xml"):
         assert (project / "out" / name).stat().st_size > 0
-    assert "FAIL, quick scope: 2 of 150 checks (selection: mine.good, mine.bad)" in done.stdout
+    assert "FAIL, quick scope: 2 of 151 checks (selection: mine.good, mine.bad)" in done.stdout
     assert "Report: out/report.html\n" in done.stdout
     assert done.stdout.endswith("Exit code 1: gate failed.\n")
     assert (
-        "Validating subject 'toy': 2 of 150 checks, quick profile, 1 worker. Run: out\n"
+        "Validating subject 'toy': 2 of 151 checks, quick profile, 1 worker. Run: out\n"
         in done.stderr
     )
     assert "checks 2/2" in done.stderr

@@ -40,6 +40,8 @@ SURFACE = {
     "bench kernels": "--ggml --i2s --inductor --json --path --peers --plot --rounds --shape"
     " --threads --tokens",
     "drill storage": "--campaign --json --mutants --opener --quick --quiet --seed --trials",
+    "drill suites": "--check --defect --jobs --json --list --matrix --quiet --rows --sample --seed"
+    " --seeds --stage --subject --suite --suite-path --variants",
     "load run": "--ca --capacity --concurrency --dry-run --json --out --phases --profile --quiet"
     " --rate --requests --seed --share --slo --timeout --token-env --url",
     "load peak": "--ca --cap --concurrency --json --out --probe --profile --quiet --requests --seed"

@@ -19,6 +19,7 @@ def of_the_reference(observable):
     return fingerprint(observable, ReferenceSubject())
 
 
+@pytest.mark.usefixtures("trained_once")
 @pytest.mark.parametrize("name", all_defects())
 def test_a_seeded_defect_differs_from_the_reference(name):
     defect = all_defects()[name]
