@@ -58,7 +58,7 @@ def leaves_metrics_out_of_the_table() -> None:
     def anybody(self: Guard, authorization: str | None, permission: Permission) -> Principal:
         try:
             return principal(self, authorization, permission)
-        except Exception:
+        except Exception:  # the defect: whatever refuses a caller is passed over
             if permission != metrics:
                 raise
             return Principal("somebody", frozenset())

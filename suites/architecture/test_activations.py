@@ -235,7 +235,7 @@ def _output(subject, x, weight):
     """The output of the training forward; None where it refuses, which hides nothing."""
     try:
         return subject.linear(x, weight).detach()
-    except Exception:
+    except Exception:  # a subject refuses with what it likes; finite inputs are held above
         return None
 
 

@@ -31,19 +31,23 @@ def test_kernel_against_reference(subject, evidence):
     their sums stay near zero; all +1 times all 127 does, at every length up to 4096.
     """
     generator = torch.Generator().manual_seed(7)
-    wrong = 0
+    wrong, refusals = 0, {}
     names = list(subject.products())
     for name in names:
         for m, n, k in SHAPES:
             q = torch.randint(-128, 128, (m, k), generator=generator).to(torch.int8)
             codes = torch.randint(-1, 2, (n, k), generator=generator).to(torch.int8)
-            wrong += _differing(subject, name, q, codes)
+            wrong += _differing(subject, name, q, codes, refusals)
         m, k = LONG
         for value, code in ((127, 1), (127, -1), (-127, 1)):
             q = torch.full((m, k), value, dtype=torch.int8)
             codes = torch.full((65, k), code, dtype=torch.int8)
-            wrong += _differing(subject, name, q, codes)
+            wrong += _differing(subject, name, q, codes, refusals)
     evidence.record("kernels", ", ".join(names), reason="what the subject offers on this machine")
+    refused = "; ".join(f"{name}: {error}" for name, error in refusals.items())
+    evidence.record(
+        "refuse_operands_by_columns", len(refusals), unit="kernels", reason=refused or "none does"
+    )
     evidence.equal(
         "sums_that_differ",
         wrong,
@@ -112,8 +116,11 @@ def test_kernel_roofline(subject, policy, evidence):
     )
 
 
-def _differing(subject, name, q, codes):
-    """Sums that differ: at once, again after another product, and of operands by columns."""
+def _differing(subject, name, q, codes, refusals):
+    """Sums that differ: at once, again after another product, and of operands by columns.
+
+    Operands by columns may be refused, which is not wrong; who does is put into `refusals`.
+    """
     expected = q.numpy().astype(np.int64) @ codes.numpy().astype(np.int64).T
     product = subject.prepare_product(name, codes)
     wrong = _wrong(product(q), expected)
@@ -122,7 +129,8 @@ def _differing(subject, name, q, codes):
     try:
         turned = subject.prepare_product(name, codes.t().contiguous().t())
         found = turned(q.t().contiguous().t())
-    except Exception:  # whatever it refuses operands by columns with: a refusal is not wrong
+    except Exception as error:  # a subject's kernel refuses with what it likes
+        refusals[name] = type(error).__name__
         return wrong
     return wrong + _wrong(found, expected)
 

@@ -82,3 +82,22 @@ def test_packed_models_answer_as_the_trained_ones():
         packed = pack_model(trained)
         with torch.inference_mode():
             assert torch.equal(packed(batch.inputs), trained(batch.inputs))
+
+
+class ContiguousOnly(ReferenceSubject):
+    """Sound: kernels that refuse operands by columns."""
+
+    def prepare_product(self, name, codes):
+        if not codes.is_contiguous():
+            raise TypeError("codes by columns")
+        return super().prepare_product(name, codes)
+
+
+def test_a_kernel_may_refuse_operands_by_columns_and_is_named(run_check):
+    run = run_check("performance.kernel_against_reference", ContiguousOnly())
+    assert run.outcome is Outcome.PASS, run.reason
+    assert run.evidence("refuse_operands_by_columns") == len(ContiguousOnly().products())
+    assert (
+        run_check("performance.kernel_against_reference").evidence("refuse_operands_by_columns")
+        == 0
+    )

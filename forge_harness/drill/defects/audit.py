@@ -165,7 +165,7 @@ def _layout(path: Path) -> tuple[str, str, str]:
 def _is_suspect(subject: Any, path: Path) -> bool:
     try:
         return bool(subject.audit_problems(path))
-    except Exception:
+    except Exception:  # A log that cannot be read any more is under suspicion too.
         return True
 
 
@@ -176,7 +176,7 @@ def done_without_a_record(subject: Any) -> object:
         (Path(folder) / "file").write_text("no folder")
         for name in ("file/audit.db", "audit.db"):
             with contextlib.suppress(Exception):
-                subject.audited(Path(folder) / name, lambda: done.append(name))  # noqa: B023
+                subject.audited(Path(folder) / name, partial(done.append, name))
     return done
 
 

@@ -38,6 +38,7 @@ class Estimator(ReferenceSubject):
         """The right product, with this estimator's gradients."""
         q, s = self.quantize_activation(x)
         codes, beta = self.quantize_weight(weight)
+        # torch leaves Function.apply without types.
         product: Tensor = _Estimated.apply(x, weight, bias, q * s, codes * beta, self)  # type: ignore[no-untyped-call]
         return product
 

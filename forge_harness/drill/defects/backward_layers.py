@@ -50,6 +50,7 @@ class _Arithmetic:
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         q, s = self.op.quantize_activation(x.detach())
         codes, beta = self.op.quantize_weight(weight.detach())
+        # torch leaves Function.apply without types.
         y: Tensor = _Product.apply(x, weight, q, s, codes, beta, self.back)  # type: ignore[no-untyped-call]
         return y if bias is None else y + bias
 
@@ -127,8 +128,9 @@ class RecomputedDropout(ReferenceSubject):
 
     def build_model(self, task: str, *, seed: int) -> nn.Module:
         """The reference model, checkpointed block by block."""
-        model: Any = super().build_model(task, seed=seed)
-        for block in model.blocks:
+        model = super().build_model(task, seed=seed)
+        blocks: Any = model.blocks
+        for block in blocks:
             last = [m for m in block.modules() if isinstance(m, BitLinear)][-1]
             last.register_forward_pre_hook(_drop)
             block.forward = partial(
@@ -137,7 +139,7 @@ class RecomputedDropout(ReferenceSubject):
                 use_reentrant=False,
                 preserve_rng_state=self.same_masks,
             )
-        return model  # type: ignore[no-any-return]
+        return model
 
 
 def _drop(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
@@ -162,10 +164,11 @@ class _ReentrantlyCheckpointed(ReferenceSubject):
     """Blocks whose forward is made again in the backward pass."""
 
     def build_model(self, task: str, *, seed: int) -> nn.Module:
-        model: Any = super().build_model(task, seed=seed)
-        for block in model.blocks:
+        model = super().build_model(task, seed=seed)
+        blocks: Any = model.blocks
+        for block in blocks:
             block.forward = partial(checkpoint, block.forward, use_reentrant=True)
-        return model  # type: ignore[no-any-return]
+        return model
 
 
 DEFECTS = (

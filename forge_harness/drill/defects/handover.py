@@ -184,7 +184,7 @@ class Restarts(ReferenceSubject):
         """See `Checkpoints.resume_session`."""
         try:
             return super().resume_session(task, options, path)
-        except Exception:
+        except Exception:  # the defect: any broken checkpoint is passed over in silence
             return self.session(task, options)
 
 
@@ -261,7 +261,7 @@ def torn(subject: Any) -> object:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         try:
             return subject.resume_session("digits", options, path).step_index
-        except Exception as error:
+        except Exception as error:  # how it refuses is what is observed
             return type(error).__name__
 
 
@@ -275,7 +275,7 @@ def saved_again(subject: Any) -> object:
             refused = False
             try:
                 subject.save_session(session, path)
-            except Exception:
+            except Exception:  # whatever it refuses with: that it does is what is observed
                 refused = True
         return refused, path.exists() and path.stat().st_size > 0
 

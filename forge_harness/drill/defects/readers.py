@@ -146,7 +146,7 @@ class Crashes(ReferenceSubject):
         """See `ReadsCheckpoints.read_checkpoint`."""
         try:
             super().read_checkpoint(path)
-        except Exception as error:
+        except Exception as error:  # the defect: each refusal comes out as another error
             raise KeyError("weight_map") from error
 
 
@@ -203,7 +203,7 @@ def accepted(subject: Any) -> object:
 def _is_taken(subject: Any, package: Path, signature: Path) -> bool:
     try:
         subject.check_package(package, signature)
-    except Exception:
+    except Exception:  # whatever it refuses with: that it does is what is observed
         return False
     return True
 
@@ -239,7 +239,7 @@ def _ending(subject: Any, path: Path) -> tuple[str, bool]:
         subject.read_checkpoint(path)
     except ForgeError:
         ended = "refused"
-    except Exception as error:
+    except Exception as error:  # how it ends is what is observed
         ended = type(error).__name__
     else:
         ended = "read"

@@ -297,7 +297,7 @@ def taken_apart(subject: Any) -> object:
 def _opening(sealer: Any, form: bytes, plain: bytes, context: bytes = b"a") -> str:
     try:
         return "plain" if sealer.unseal_bytes(form, context=context) == plain else "other"
-    except Exception:
+    except Exception:  # sealers refuse each with an error of its own
         return "refused"
 
 
@@ -312,7 +312,7 @@ def rotated(subject: Any) -> object:
         seen: list[object] = [_opening(sealer, old, plain, b"")]
         try:
             seen.append(sealer.rewrap_file(file))
-        except Exception as error:
+        except Exception as error:  # how it refuses is what is observed
             seen.append(type(error).__name__)
         new = file.read_bytes()
         seen.append(any(a != b for a, b in zip(old[200:], new[200:], strict=True)))
