@@ -43,7 +43,11 @@ class LoadsData(Protocol):
     def sample_contents(
         self, task: str, split: Literal["train", "validation"], ids: Sequence[int]
     ) -> Sequence[bytes]:
-        """Content of samples exactly as the loader delivers them, labels left out."""
+        """Content of samples exactly as the loader delivers them, labels left out.
+
+        Where tokens are bytes, they are the bytes the content begins with: a mark that is put in
+        front of each text, or lower case, is in the content too.
+        """
         ...
 
     def labels(self, task: str, split: Literal["train", "validation"]) -> Sequence[int]:

@@ -11,7 +11,12 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Quantizes(Protocol):
-    """The quantizers and the linear layer made of them (W1.58A8)."""
+    """The quantizers and the linear layer made of them (W1.58A8).
+
+    A tensor in bf16 stands for the same numbers in fp32: it has their codes, and an fp32 scale is
+    that of fp32. A quantizer that computes in the dtype of its input says so by a scale of that
+    dtype, and one that takes fp32 alone raises; neither is held to fp32.
+    """
 
     def quantize_weight(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Ternary codes of a weight: (codes int8 (N, K), scale fp32 scalar), w ~ scale * codes."""

@@ -1,8 +1,9 @@
-"""The reference pipeline's quality runs, each ternary one with the package it was measured as."""
+"""Quality runs and their packages: those of the reference pipeline, and how any is unpacked."""
 
 from __future__ import annotations
 
 import base64
+import binascii
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -67,3 +68,26 @@ def study_run(
             if path.is_file()
         }
     return [replace(run, package=files, package_task=variant) for run in runs]
+
+
+def unpacked(run: QualityRun, directory: Path) -> Path:
+    """Writes the package a run shows, below a directory, and returns where.
+
+    Args:
+        run: With a `package`.
+        directory: There or not; gets a folder named after task and seed of the run.
+
+    Raises:
+        ValueError: A file of the package is no base64, or would lie outside of it.
+    """
+    package = directory / f"{run.task}-{run.seed}"
+    for name, content in run.package.items():
+        path = package / name
+        if not path.resolve().is_relative_to(package.resolve()):
+            raise ValueError(f"The package of {run.task} has a file outside of it: {name!r}.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.write_bytes(base64.b64decode(content, validate=True))
+        except binascii.Error as error:
+            raise ValueError(f"The package's file {name!r} is no base64: {error}.") from error
+    return package

@@ -10,6 +10,7 @@ from forge_harness import oracles
 from forge_harness.oracles import vectors
 from forge_harness.protocols import Batch, BuildsModel
 
+from .bf16 import bf16_results, record_bf16
 from .support import (
     RESPONSE,
     Count,
@@ -33,6 +34,7 @@ def test_activation_scale(subject, evidence):
     alone and among mates a million times larger, or zero, has the same codes and scale bit for bit.
     Of a model in evaluation mode, where one is built: a sample among copies of itself and among
     others, in a batch of one shape, has the same output (1e-6 of the largest, as in `causal_mask`).
+    Tokens in bf16 have the scale of the same numbers in fp32, where the quantizer answers in fp32.
     """
     error, shapes, changed = Worst(), Count(), Count()
     for name, array in vectors.activations():
@@ -61,6 +63,13 @@ def test_activation_scale(subject, evidence):
     if isinstance(subject, BuildsModel):
         for task in subject.tasks():
             _samples_are_independent(subject, task, evidence)
+    record_bf16(evidence, _in_bf16(subject), "scale")
+
+
+def _in_bf16(subject):
+    return bf16_results(
+        subject.quantize_activation, vectors.activations(), oracles.int8_tokens, oracles.INT8_MARGIN
+    )
 
 
 def _samples_are_independent(subject, task, evidence):
@@ -107,7 +116,8 @@ def test_activation_range(subject, evidence):
 
     Oracle: float64 codes wherever float64 is not within 3e-5 codes of a tie
     (`oracles.INT8_MARGIN`), exact ties half to even, and |x - scale * code| at most half a step.
-    Inputs: magnitudes 2e-5 to 1e6, extremes of both signs, constant rows of 1e-4, odd widths.
+    Inputs: magnitudes 2e-5 to 1e6, extremes of both signs, constant rows of 1e-4, odd widths; the
+    same in bf16, where the quantizer answers in fp32.
     """
     peak, sign, wrong, far = Count(), Count(), Count(), Worst()
     for name, array in vectors.activations():
@@ -138,6 +148,7 @@ def test_activation_range(subject, evidence):
         unit="codes",
         reason="with a scale of exactly 1, halves round to even",
     )
+    record_bf16(evidence, _in_bf16(subject), "codes")
 
 
 @pytest.mark.forge_check("architecture.zero_and_tiny_rows")

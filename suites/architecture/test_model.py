@@ -6,6 +6,7 @@ import torch
 
 from forge_harness import oracles
 
+from .angles import Angles
 from .support import (
     RESPONSE,
     Count,
@@ -18,6 +19,9 @@ from .support import (
     relative,
     scale_groups,
 )
+
+ANGLE_RTOL = 2.0**-14
+"""Of the largest angle. Between fp32 (2^-20 for sums of 128 terms) and half precision (2^-12)."""
 
 
 @pytest.mark.forge_check("architecture.parameter_budget")
@@ -122,10 +126,13 @@ def test_quantized_modules(subject, evidence):
     Three views that must agree: the declaration covers every module with a matrix; each quantized
     weight is the float64 quantization of its latent weight, also after the latent moved; and the
     module's own output, its input held fixed, is that of the integer formula in both modes.
-    Modules declared full precision respond to changes no ternary weight would see.
+    Modules declared full precision respond to changes no ternary weight would see. Nor are angles
+    of positions rounded to few bits: float64 multiples of each frequency, to 2^-14 of the largest
+    (fp32 by any way 2^-20, bf16 2^-9, which is a quarter of a radian at position 128).
     """
     quantized = 0
     for task in subject.tasks():
+        angles = _angles(subject, task)
         part = built(subject, task)
         quantized += len(part.spec.quantized)
         undeclared = _undeclared(subject, part)
@@ -161,7 +168,22 @@ def test_quantized_modules(subject, evidence):
                 limit=RESPONSE,
                 reason="relative change of the output when magnitudes move within code cells",
             )
+        if angles.cases:
+            evidence.at_most(
+                f"{task}.angle_error",
+                angles.value,
+                limit=ANGLE_RTOL,
+                reason=angles.text("angles of positions over multiples of their frequency"),
+            )
     _some_quantized(evidence, quantized, "modules")
+
+
+def _angles(subject, task):
+    """What the angles of positions are off by where the model is built and in its forward."""
+    with Angles() as angles, torch.no_grad():
+        model = subject.build_model(task, seed=0)
+        subject.loss(model, subject.example_batch(task, batch_size=2, seed=1))
+    return angles.error
 
 
 def _undeclared(subject, part):

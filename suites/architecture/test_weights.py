@@ -6,6 +6,7 @@ import torch
 from forge_harness import oracles
 from forge_harness.oracles import vectors
 
+from .bf16 import bf16_results, record_bf16
 from .support import (
     Count,
     Worst,
@@ -24,7 +25,8 @@ def test_weight_scale(subject, evidence):
 
     Oracle: float64 mean. Tolerance: 1e-6 relative, the rounding of a blocked fp32 sum
     (`oracles.SCALE_RTOL`). Inputs: 19 odd shapes, rows and columns of unequal magnitude, a large
-    last chunk, a zero first weight, outliers; each contiguous, transposed and strided.
+    last chunk, a zero first weight, outliers; each contiguous, transposed and strided; and in bf16,
+    for a quantizer that takes it and answers in fp32.
     """
     need_one_scale_a_weight(subject)
     error, entries, touched = Worst(), Count(), Count()
@@ -57,6 +59,13 @@ def test_weight_scale(subject, evidence):
         limit=oracles.SCALE_RTOL,
         reason="a weight changed in place is quantized anew, not with a remembered scale",
     )
+    record_bf16(evidence, _in_bf16(subject), "scale")
+
+
+def _in_bf16(subject):
+    return bf16_results(
+        subject.quantize_weight, vectors.weights(), oracles.ternary, oracles.TERNARY_MARGIN
+    )
 
 
 def _error_after_update(subject):
@@ -73,7 +82,8 @@ def test_weight_rounding(subject, evidence):
     """Codes are clamp(round(w / scale), -1, 1), exact halves to even: |w| = scale / 2 is code 0.
 
     Oracle: tie vectors whose scale is exactly a power of two, and float64 codes wherever float64
-    is more than 1e-6 away from the threshold (`oracles.TERNARY_MARGIN`). Codes are exact.
+    is more than 1e-6 away from the threshold (`oracles.TERNARY_MARGIN`). Codes are exact, those of
+    bf16 weights too, where the quantizer takes them and answers in fp32.
     """
     need_one_scale_a_weight(subject)
     ties = Count()
@@ -95,6 +105,7 @@ def test_weight_rounding(subject, evidence):
     expect_none(evidence, "code_errors", wrong, "codes", "against float64")
     expect_none(evidence, "wrong_dtypes", dtypes, "weights", "codes are int8")
     expect_none(evidence, "unequal_repeats", repeats, "weights", "the same weight, the same codes")
+    record_bf16(evidence, _in_bf16(subject), "codes")
 
 
 @pytest.mark.forge_check("architecture.fused_projection_scales")

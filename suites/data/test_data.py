@@ -4,11 +4,14 @@ import hashlib
 
 import pytest
 
+from .inputs import NEW, Alphabet, lateness, new_share, unlike
 from .support import tasks_of
 
 SPLITS = ("train", "validation")
 LONG_LINE = 40
 """Characters from which a line of text is taken to identify its source."""
+SAMPLES = 4 * 1024
+"""Of a split at most, whose values are compared with the other's."""
 CHUNK = 1024
 """Samples read at a time: 1 MB of int64 at 128 tokens each."""
 
@@ -122,7 +125,9 @@ def test_label_or_token_range(subject, evidence):
 
     The whole vocabulary is passed through the declared dtype: an int8 buffer turns byte 200
     into -56 and trains on. Targets are held against their oracle: the listed label, or the
-    token after the input.
+    token after the input. Inputs are held against theirs: tokens that are bytes of text are those
+    of the sample's content (which says what is delivered: marks in front, lower case), and float
+    values that make an alphabet, as grey levels do, make the same one in both splits.
     """
     import torch
 
@@ -152,11 +157,48 @@ def test_label_or_token_range(subject, evidence):
             seen = _read_all(subject, task, split, size, labels if info.kind == "classes" else None)
             for name, (found, expected, reason) in _expected(info, seen).items():
                 evidence.equal(f"{task}_{split}_{name}", found, expected=expected, reason=reason)
+        if info.kind == "classes":
+            _same_values(subject, task, evidence)
+
+
+def _same_values(subject, task, evidence):
+    """Holds float inputs of the validation split to the values that training inputs have."""
+    alphabet = Alphabet()
+    for inputs in _float_inputs(subject, task, "train"):
+        alphabet.see(inputs)
+    if not alphabet.exists():
+        return
+    new = [alphabet.strangers(inputs) for inputs in _float_inputs(subject, task, "validation")]
+    evidence.at_most(
+        f"{task}_validation_new_values",
+        new_share(new),
+        limit=NEW,
+        reason=f"share that is none of the {len(alphabet.values)} values of training inputs",
+    )
+
+
+def _float_inputs(subject, task, split):
+    """Yields float inputs of samples from all over a split, as batches hold them."""
+    info = subject.data_info(task)
+    size = info.train_size if split == "train" else info.validation_size
+    ids = range(0, size, -(-size // SAMPLES) or 1)
+    for start in range(0, len(ids), CHUNK):
+        inputs = subject.batch(task, split, ids[start : start + CHUNK]).inputs
+        if inputs.is_floating_point():
+            yield inputs
 
 
 def _expected(info, seen):
     count = f"{seen['samples']} samples read"
     ids = "tokens" if info.kind == "tokens" else "finite values"
+    late = seen["late"]
+    text = {
+        "wrong_inputs": (
+            seen["unlike"],
+            0,
+            f"not the bytes their content begins with, late by {late}; {count}",
+        )
+    }
     return {
         "input_dtype": (seen["dtypes"], info.input_dtype, "delivered against declared"),
         "bad_inputs": (seen["inputs"], 0, f"not {ids} of [0, {info.cardinality}); {count}"),
@@ -166,6 +208,7 @@ def _expected(info, seen):
             0,
             f"not the {'next input' if info.kind == 'tokens' else 'listed label'}; {count}",
         ),
+        **({} if late is None else text),
     }
 
 
@@ -174,7 +217,7 @@ def _read_all(subject, task, split, size, labels):
     import torch
 
     top = subject.data_info(task).cardinality
-    seen = {"samples": 0, "inputs": 0, "targets": 0, "wrong": 0}
+    seen = {"samples": 0, "inputs": 0, "targets": 0, "wrong": 0, "unlike": 0, "late": None}
     dtypes = set()
     for start in range(0, size, CHUNK):
         ids = range(start, min(start + CHUNK, size))
@@ -188,11 +231,21 @@ def _read_all(subject, task, split, size, labels):
         if labels is None:
             seen["inputs"] += int(((inputs < 0) | (inputs >= top)).sum())
             seen["wrong"] += int((inputs[:, 1:] != targets[:, :-1]).sum())
+            if top <= 256 and (start == 0 or seen["late"] is not None):
+                _see_text(seen, inputs, subject.sample_contents(task, split, ids), start == 0)
         else:
             seen["inputs"] += int((~torch.isfinite(inputs.double())).sum())
             listed = torch.tensor([labels[index] for index in ids])
             seen["wrong"] += int((targets.flatten() != listed).sum())
     return {**seen, "dtypes": ", ".join(sorted(dtypes))}
+
+
+def _see_text(seen, inputs, contents, first):
+    """Counts inputs that are not those of their contents, where tokens are bytes."""
+    if first:
+        seen["late"] = lateness(inputs, contents)
+    if seen["late"] is not None:
+        seen["unlike"] += unlike(inputs, contents)
 
 
 @pytest.mark.forge_check("data.balance")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 from forge_harness.errors import CheckpointError
 from forge_harness.formats.detect import open_checkpoint
 from forge_harness.protocols import BuildsModel, ExportsWeights, QualityRun
+from forge_harness.subject.study import unpacked
 
 LIMITS = {"loss": 3e-5, "accuracy": 2e-4}
 """Relative for the loss: those of training.eval_is_quantized, which has where they come from."""
@@ -39,7 +38,7 @@ def hold(evidence: Any, subject: Any, runs: Sequence[QualityRun], seed: int, fol
     if not shown:
         return
     run = shown[seed % len(shown)]
-    package = _unpacked(run, folder)
+    package = unpacked(run, folder)
     size = sum(path.stat().st_size for path in package.rglob("*") if path.is_file())
     evidence.equal(
         f"package_size.{task}",
@@ -64,20 +63,6 @@ def hold(evidence: Any, subject: Any, runs: Sequence[QualityRun], seed: int, fol
             limit=LIMITS[metric],
             reason=f"seed {run.seed}: what the study says against its package, measured again",
         )
-
-
-def _unpacked(run: QualityRun, folder: Path) -> Path:
-    package = folder / f"{run.task}-{run.seed}"
-    for name, content in run.package.items():
-        path = package / name
-        if not path.resolve().is_relative_to(package.resolve()):
-            raise ValueError(f"The package of {run.task} has a file outside of it: {name!r}.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            path.write_bytes(base64.b64decode(content, validate=True))
-        except binascii.Error as error:
-            raise ValueError(f"The package's file {name!r} is no base64: {error}.") from error
-    return package
 
 
 def _ternary(evidence: Any, subject: Any, task: str, package: Path) -> None:

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from forge_harness import oracles
 
+from .redrawn import Draws
+
 EXPLAINED_RTOL = 1e-3
 """Relative L2 within which an output is the product of these codes: rounding leaves 1e-6, and one
 input in place of another 1e-1 and more."""
@@ -45,7 +47,10 @@ class Call:
 
 @dataclass(slots=True)
 class LayerErrors:
-    """The largest error of each gradient over its fp32 limit, and the layer it is in."""
+    """The largest error of each gradient over its fp32 limit, and the layer it is in.
+
+    With what was drawn at random in the passes.
+    """
 
     compared: int = 0
     unexplained: list[str] = field(default_factory=list)
@@ -53,6 +58,7 @@ class LayerErrors:
     input_layer: str = "none"
     weight_error: float = 0.0
     weight_layer: str = "none"
+    draws: Draws = field(default_factory=Draws)
 
     def see_input(self, name: str, error: float) -> None:
         """Takes the input gradient of one call into account; NaN is never less."""
@@ -87,19 +93,23 @@ def layer_errors(subject: Any, task: str) -> LayerErrors:
     weights = {k: w.detach().clone() for k, w in subject.effective_weights(model).items()}
     modules = dict(model.named_modules(remove_duplicate=False))
     layers = {name: modules[name] for name in subject.model_spec(task).quantized}
-    with _recording(layers) as calls:
-        subject.loss(model, batch).backward()
-    return _compare(subject, layers, calls, weights, subject.latent_weights(model))
+    with _recording(layers) as calls, Draws() as draws:
+        loss = subject.loss(model, batch)
+        draws.backward_begins()
+        loss.backward()
+    errors = LayerErrors(draws=draws)
+    _compare(errors, subject, layers, calls, weights, subject.latent_weights(model))
+    return errors
 
 
 def _compare(
+    errors: LayerErrors,
     subject: Any,
     layers: Mapping[str, nn.Module],
     calls: Mapping[str, list[Call]],
     weights: Mapping[str, Tensor],
     latents: Mapping[str, nn.Parameter],
-) -> LayerErrors:
-    errors = LayerErrors()
+) -> None:
     sums: dict[int, list[Any]] = {}
     for name, layer in layers.items():
         used = [call for call in calls[name] if call.upstream is not None]
@@ -119,7 +129,6 @@ def _compare(
         name, latent, expected, terms, tokens = parts
         if latent.requires_grad:
             errors.see_weight(name, excess(latent.grad, expected, terms, tokens))
-    return errors
 
 
 def _source(subject: Any, layer: nn.Module, call: Call, weight: Tensor) -> Seen | None:

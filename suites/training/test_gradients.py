@@ -136,7 +136,8 @@ def test_ste_weight_gradient(subject, evidence):
     Oracle and tolerance as for the input gradient, at the layers of `build_model` too (reference
     0.21 of the limit; a clipped estimator, raw activations or a scale that leaks 1e5 times it).
     Against the *quantized* activations: inputs of 0.49 code steps must leave no gradient at all.
-    The scale passes no gradient: it would add one value to every element.
+    The scale passes no gradient: it would add one value to every element. And it is the gradient of
+    the forward pass that was made: what is computed again for the backward draws the same masks.
     """
     worst, case_of, bias_worst = 0.0, "none", 0.0
     for name, x, weight, bias, upstream in _cases():
@@ -165,6 +166,15 @@ def test_ste_weight_gradient(subject, evidence):
             errors.weight_error,
             limit=1.0,
             reason=f"of the layers of build_model; worst layer: {errors.weight_layer}",
+        )
+        draws = errors.draws
+        evidence.equal(
+            f"{task}.redrawn",
+            draws.redrawn,
+            expected=0,
+            unit="draws",
+            reason=f"random tensors of the recomputed forward that the forward never had; of "
+            f"{draws.again} drawn again and {draws.forward} drawn: {draws.first}",
         )
 
 

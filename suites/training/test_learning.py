@@ -11,7 +11,8 @@ import pytest
 
 from forge_harness.paths import fixtures_dir
 from forge_harness.scoring.statistics import clopper_pearson
-from forge_harness.subject.protocols import TrainOptions
+from forge_harness.subject.protocols import ExportsWeights, TrainOptions
+from forge_harness.subject.study import unpacked
 
 from .support import cheapest, steps
 
@@ -23,6 +24,10 @@ BAND_TAIL = 12
 GENERIC_RATIO = (0.5, 4.0)
 """Band of ternary over full-precision training loss for a subject without a golden band. Far below
 its twin, a ternary model sees what it should not; reference tasks lie between 1.0 and 2.1."""
+MEASURED_AGAIN = 3
+"""Runs a task whose package is evaluated again: 1.3 s each for the language model."""
+ACCURACY_TOLERANCE = 2e-4
+"""That of training.eval_is_quantized, which has where it comes from."""
 CONVERGED = 0.95
 """Share of full-precision accuracy that counts as converged, and as quality reached."""
 
@@ -156,16 +161,18 @@ def test_throughput_recorded(subject, evidence):
 
 
 @pytest.mark.forge_check("training.convergence_rate")
-def test_convergence_rate(quality_study, policy, evidence):
+def test_convergence_rate(quality_study, subject, policy, evidence, forge_seed, tmp_path):
     """The share of seeds that converge, task by task, with its exact interval.
 
     Oracle: a ternary run converged when it is finite, its training loss fell, and it reaches 95 %
     of the mean full-precision accuracy of its task. Clopper-Pearson, because ten clean runs of
-    ten prove no more than 69 %.
+    ten prove no more than 69 %. Oracle for what the study says: the packages of some of its runs,
+    evaluated from their files.
     """
     limit = policy.threshold("gates.training_stability.at_least")
     for task, arms in _by_task(quality_study).items():
         target = CONVERGED * _mean_accuracy(arms["full"])
+        _measure_again(evidence, subject, task, _some(arms["ternary"], forge_seed), tmp_path)
         reached = [_converged(run, target) for run in arms["ternary"]]
         low, high = clopper_pearson(sum(reached), len(reached))
         evidence.record(f"{task}.rate_low", low, reason=f"exact 95 % interval, {len(reached)} runs")
@@ -179,6 +186,36 @@ def test_convergence_rate(quality_study, policy, evidence):
         )
 
 
+def _some(runs, seed):
+    """As many of the runs that show a package as are measured again, from one drawn by the seed."""
+    shown = [run for run in runs if run.package]
+    first = seed % max(1, len(shown))
+    return (shown[first:] + shown[:first])[:MEASURED_AGAIN]
+
+
+def _measure_again(evidence, subject, task, runs, folder):
+    runs = runs if isinstance(subject, ExportsWeights) else []
+    evidence.record(
+        f"{task}.measured_again",
+        len(runs),
+        unit="runs",
+        reason="by their packages; the others' accuracies are the study's word",
+    )
+    if not runs:
+        return
+    differences = {}
+    for run in runs:
+        found = subject.evaluate_package(run.package_task or task, unpacked(run, folder))
+        differences[run.seed] = abs(found["accuracy"] - run.accuracy)
+    evidence.at_most(
+        f"{task}.accuracy_difference",
+        max(differences.values()),
+        limit=ACCURACY_TOLERANCE,
+        reason="what the study says against the package, measured again; seeds "
+        + ", ".join(map(str, differences)),
+    )
+
+
 def _converged(run, target):
     falls = len(run.curve) < 2 or run.curve[-1][1] < run.curve[0][1]
     return run.finite and falls and run.accuracy >= target
@@ -190,7 +227,9 @@ def test_steps_to_quality(quality_study, evidence):
 
     The quality is 95 % of the mean final full-precision accuracy; the first evaluated point of a
     run at or above it counts, and a run that never gets there counts as infinite. Limit 2: three
-    times the measured excess (1.2 to 1.5), and a point of the curve is a tenth of the run.
+    times the measured excess (1.2 to 1.5), and a point of the curve is a tenth of the run. Points
+    before the last are the study's word: no package is left of them (`convergence_rate` measures
+    the last ones again).
     """
     for task, arms in _by_task(quality_study).items():
         target = CONVERGED * _mean_accuracy(arms["full"])

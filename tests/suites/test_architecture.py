@@ -72,10 +72,29 @@ def test_a_sound_subject_of_another_kind_is_not_red(run_check, check, kind):
     assert result.outcome in {Outcome.PASS, *rest}, result.reason
 
 
+SOUND_FOR = [
+    (kind, check)
+    for kind in all_benign().values()
+    for check in kind.checks
+    if check.startswith("architecture.")
+]
+
+
+@pytest.mark.parametrize(("kind", "check"), SOUND_FOR, ids=lambda part: getattr(part, "id", part))
+def test_a_sound_subject_is_green_for_the_checks_it_names(run_check, kind, check):
+    result = run_check(check, kind.subject())
+    assert result.outcome is Outcome.PASS, result.reason
+
+
+@pytest.mark.parametrize(
+    ("kind", "compared"),
+    [("says_bf16", 0), ("takes_float32_only", 0), ("upcasts_with_reciprocal", 26)],
+)
+def test_only_a_quantizer_that_answers_bf16_in_fp32_is_held_to_it(run_check, kind, compared):
+    result = run_check("architecture.activation_range", all_benign()[kind].subject())
+    assert result.evidence("bf16_inputs") == compared
+
+
 def test_declaring_rows_hides_nothing(run_check):
-    sound = all_benign()["rows_declared_one_scale"]
-    for check in sound.checks:
-        run = run_check(check, sound.subject())
-        assert run.outcome is Outcome.PASS, run.reason
     undeclared = all_defects()["Q10_scale_per_row"]
     assert run_check(undeclared.check, undeclared.subject()).outcome is Outcome.FAIL

@@ -6,6 +6,7 @@ import pytest
 
 from forge_harness.drill.defects import defects_of
 from forge_harness.drill.defects.data import BENIGN as SOUND_DATA
+from forge_harness.drill.defects.delivered import BENIGN as SOUND_INPUTS
 from forge_harness.drill.defects.loading import BENIGN as SOUND_ORDERS
 from forge_harness.subject.reference import ReferenceSubject
 
@@ -18,7 +19,9 @@ CHECKS = [
     "leak_canary",
 ]
 DEFECTS = defects_of("data")
-SOUND = [(kind, check) for kind in (*SOUND_DATA, *SOUND_ORDERS) for check in kind.checks]
+SOUND = [
+    (kind, check) for kind in (*SOUND_DATA, *SOUND_INPUTS, *SOUND_ORDERS) for check in kind.checks
+]
 
 
 @pytest.mark.parametrize("name", CHECKS)

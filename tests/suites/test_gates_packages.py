@@ -87,6 +87,19 @@ def test_a_study_that_its_packages_contradict_is_found(run_check, study, change,
     assert reason in run.reason
 
 
+def test_convergence_is_that_of_the_packages(run_check, study):
+    run = run_check("training.convergence_rate", Digits(), study=study)
+    assert run.evidence("digits.measured_again") == 2
+    assert run.evidence("digits.accuracy_difference") == 0
+
+
+def test_a_run_that_did_not_converge_as_it_says_is_found(run_check, study):
+    changed = of_ternary(study, lambda run: recounted(run) if run.seed else run)
+    run = run_check("training.convergence_rate", Digits(), study=changed)
+    assert run.outcome is Outcome.FAIL
+    assert "digits.accuracy_difference is 0.0" in run.reason
+
+
 def full_precision_arm(run):
     """V01: the ternary arm was trained in full precision; its size is what was hoped for."""
     if run.arm != "ternary":

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from forge_harness.drill import observe
 from forge_harness.drill.defect import Benign, Defect, Stage
 from forge_harness.drill.defects.backward import INPUT, WEIGHT
+from forge_harness.drill.defects.changed_model import replace_forward
 from forge_harness.model import BitLinear
 from forge_harness.subject.reference import ReferenceSubject
 
@@ -121,22 +122,31 @@ class _Turned:
 
 
 class RecomputedDropout(ReferenceSubject):
-    """Blocks made again in the backward pass, with dropout in front of their last projection."""
+    """Blocks made again in the backward pass, with dropout in or behind them.
 
-    def __init__(self, *, same_masks: bool) -> None:
-        self.same_masks = same_masks
+    Args:
+        same_masks: Whether a block that is made again draws what it drew.
+        reentrant: Which of torch's two ways of making blocks again.
+        behind: Whether dropout stands behind the block instead of in front of its last projection.
+    """
+
+    def __init__(self, *, same_masks: bool, reentrant: bool = False, behind: bool = False) -> None:
+        self.same_masks, self.reentrant, self.behind = same_masks, reentrant, behind
 
     def build_model(self, task: str, *, seed: int) -> nn.Module:
         """The reference model, checkpointed block by block."""
         model = super().build_model(task, seed=seed)
         blocks: Any = model.blocks
         for block in blocks:
-            last = [m for m in block.modules() if isinstance(m, BitLinear)][-1]
-            last.register_forward_pre_hook(_drop)
+            if self.behind:
+                replace_forward(block, _dropped_behind)
+            else:
+                last = [m for m in block.modules() if isinstance(m, BitLinear)][-1]
+                last.register_forward_pre_hook(_drop)
             block.forward = partial(
                 checkpoint,
                 block.forward,
-                use_reentrant=False,
+                use_reentrant=self.reentrant,
                 preserve_rng_state=self.same_masks,
             )
         return model
@@ -146,18 +156,31 @@ def _drop(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
     return (F.dropout(args[0], 0.1, training=module.training),)
 
 
+def _dropped_behind(block: Any, *args: Any) -> Tensor:
+    return F.dropout(type(block).forward(block, *args), 0.1, training=block.training)
+
+
 def made_again_alike(subject: Any) -> bool:
-    """Whether each layer is given the same input whenever it is called in one backward pass."""
+    """Whether a backward pass leaves torch's generator where it was: nothing new is drawn."""
     model = subject.build_model("digits", seed=3)
-    seen: dict[int, list[Tensor]] = {}
+    loss = subject.loss(model, subject.example_batch("digits", batch_size=5, seed=3))
+    before = torch.random.get_rng_state()
+    loss.backward()
+    return torch.equal(before, torch.random.get_rng_state())
 
-    def keep(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen.setdefault(id(layer), []).append(args[0].detach().clone())
 
-    for layer in _layers(model):
-        layer.register_forward_pre_hook(keep)
-    subject.loss(model, subject.example_batch("digits", batch_size=5, seed=3)).backward()
-    return all(torch.equal(calls[0], other) for calls in seen.values() for other in calls)
+class NoisyGradients(ReferenceSubject):
+    """A recipe with gradient noise, drawn where the gradient passes."""
+
+    def build_model(self, task: str, *, seed: int) -> nn.Module:
+        """The reference model, with noise of rounding's size on what goes back into its head."""
+        model = super().build_model(task, seed=seed)
+        model.get_submodule("head").register_full_backward_hook(_noisy)
+        return model
+
+
+def _noisy(module: nn.Module, inputs: Any, outputs: Any) -> Any:
+    return tuple(g if g is None else g * (1 + 1e-6 * torch.randn_like(g)) for g in inputs)
 
 
 class _ReentrantlyCheckpointed(ReferenceSubject):
@@ -170,6 +193,15 @@ class _ReentrantlyCheckpointed(ReferenceSubject):
             block.forward = partial(checkpoint, block.forward, use_reentrant=True)
         return model
 
+
+_REDRAWN = partial(
+    Defect,
+    stage=Stage.BACKWARD,
+    check=WEIGHT,
+    shows="digits.redrawn is",
+    alive=made_again_alike,
+    subtlety=5,
+)
 
 DEFECTS = (
     Defect(
@@ -236,6 +268,16 @@ DEFECTS = (
         alive=made_again_alike,
         subtlety=4,
     ),
+    _REDRAWN(
+        id="G15_redrawn_behind_the_block",
+        title="Checkpointing draws other masks for a dropout that is in no ternary layer",
+        subject=lambda: RecomputedDropout(same_masks=False, behind=True),
+    ),
+    _REDRAWN(
+        id="G15_redrawn_reentrantly",
+        title="Reentrant checkpointing draws other masks: right gradients of another forward pass",
+        subject=lambda: RecomputedDropout(same_masks=False, reentrant=True),
+    ),
 )
 
 BENIGN = (
@@ -249,13 +291,37 @@ BENIGN = (
         id="reentrantly_checkpointed",
         title="Blocks whose forward is made again in the backward pass",
         subject=_ReentrantlyCheckpointed,
-        checks=(INPUT, WEIGHT),
+        checks=(
+            INPUT,
+            WEIGHT,
+            "training.accumulation_equivalence",
+            "architecture.quantized_modules",
+            "architecture.state_dict_round_trip",
+        ),
     ),
     Benign(
         id="recomputed_with_the_same_masks",
         title="Blocks with dropout, made again in the backward pass with the masks they had",
         subject=lambda: RecomputedDropout(same_masks=True),
         checks=(INPUT, WEIGHT, "training.gradient_reaches_all"),
+    ),
+    Benign(
+        id="dropout_behind_recomputed_blocks",
+        title="Dropout behind blocks that are made again with the masks they had",
+        subject=lambda: RecomputedDropout(same_masks=True, behind=True),
+        checks=(INPUT, WEIGHT),
+    ),
+    Benign(
+        id="reentrant_with_the_same_masks",
+        title="Reentrantly checkpointed blocks with dropout, and the masks they had",
+        subject=lambda: RecomputedDropout(same_masks=True, reentrant=True),
+        checks=(INPUT, WEIGHT),
+    ),
+    Benign(
+        id="draws_in_the_backward_pass",
+        title="Gradients rounded at random: the backward pass draws what no forward pass did",
+        subject=NoisyGradients,
+        checks=(WEIGHT,),
     ),
     Benign(
         id="hidden_transform",

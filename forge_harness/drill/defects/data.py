@@ -401,12 +401,13 @@ class DataOnly:
         return lambda task, *args, **kwargs: true("digits", *args, **kwargs)
 
 
-_READ = (
+READ = (
     "data.readable_and_intact",
     "data.splits_disjoint",
     "data.label_or_token_range",
     "data.balance",
 )
+"""Checks that read data and train nothing."""
 
 BENIGN = (
     Benign(
@@ -422,12 +423,12 @@ BENIGN = (
             data_info=_declares("digits", input_dtype="bfloat16"),
             batch=_inputs(lambda x: x.bfloat16(), "digits"),
         ),
-        checks=_READ,
+        checks=READ,
     ),
     Benign(
         id="data_only",
         title="Loads the data of one task, and neither names tasks nor trains",
         subject=DataOnly,
-        checks=(*_READ, "data.loader_order"),
+        checks=(*READ, "data.loader_order"),
     ),
 )

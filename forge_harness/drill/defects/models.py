@@ -426,7 +426,7 @@ _LAYERS = (
     _MODULES(
         id="Q14_stale_effective",
         title="Effective weights are those of an earlier step",
-        shows="after the latent moved",
+        shows="first: stem, after the latent moved",
         subject=StaleEffective,
         alive=effective_after_a_move,
         source="pytorch/ao prototype/quantized_training/bitnet.py",

@@ -216,7 +216,7 @@ _PARTS = partial(
     shows="scale_error is",
     alive=codes_of_parts,
 )
-_ROUNDING = partial(_WEIGHT, check="architecture.weight_rounding", shows="_errors is")
+_ROUNDING = partial(_WEIGHT, check="architecture.weight_rounding", shows="tie_errors is")
 _ACTIVATION = partial(Defect, stage=Stage.QUANTIZER, alive=observe.activation_codes)
 _RANGE = partial(_ACTIVATION, check="architecture.activation_range")
 
@@ -339,7 +339,6 @@ _WEIGHT_CODES = (
     _ROUNDING(
         id="Q06_half_up_weights",
         title="Weights exactly between two codes round up instead of to even",
-        shows="tie_errors is",
         subject=lambda: WeightDefect(rounding=half_up),
         source="tiiuae/onebitllms kernels",
         subtlety=4,
@@ -347,7 +346,6 @@ _WEIGHT_CODES = (
     _ROUNDING(
         id="Q06_half_away_weights",
         title="Weights exactly between two codes round away from zero, as C's lround does",
-        shows="tie_errors is",
         subject=lambda: WeightDefect(rounding=lambda w: w.sign() * half_up(w.abs())),
         source="ggml-org/ggml quantize_row_tq2_0_ref",
         subtlety=4,
@@ -355,11 +353,13 @@ _WEIGHT_CODES = (
     _ROUNDING(
         id="Q08_truncated_weights",
         title="Weights are cast to their codes without rounding",
+        shows="first: one_ulp_above_half",
         subject=lambda: WeightDefect(rounding=torch.trunc),
     ),
     _ROUNDING(
         id="Q12_sign",
         title="Weight codes are signs: hardly any zero is left",
+        shows="tie_errors is 17 codes",
         subject=lambda: WeightDefect(rounding=torch.sign),
         source="microsoft/BitNet quantize_i2_s",
         subtlety=2,
@@ -367,6 +367,7 @@ _WEIGHT_CODES = (
     _ROUNDING(
         id="threshold_of_another_method",
         title="Weights below 0.7 of the mean become zero, the threshold of another method",
+        shows="first: one_ulp_above_half",
         subject=lambda: WeightDefect(rounding=lambda w: w.sign() * (w.abs() > 0.7)),
     ),
 )
@@ -413,7 +414,7 @@ _ACTIVATIONS = (
     _RANGE(
         id="Q06_half_up",
         title="Activations exactly between two codes round up instead of to even",
-        shows="_errors is",
+        shows="tie_errors is",
         subject=lambda: ActivationDefect(rounding=half_up),
         source="tiiuae/onebitllms kernels",
         subtlety=4,
