@@ -9,6 +9,7 @@ A subject is foreign code: it may end the process, hang or use all memory.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -75,4 +76,8 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     lifeline.watch()
-    sys.exit(main(sys.argv[1:]))
+    exit_status = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # What was asked is done: a thread that the subject left running is not waited for.
+    os._exit(exit_status)

@@ -271,10 +271,12 @@ class PipelineValidator:
             out = Path(directory) / "subject.json"
             log = Log(None)
             command = [*_CHILD, "probe", self._subject_spec, str(out)]
-            status = _run_to_end(command, log, SUBJECT_TIMEOUT_S)
+            limit_s = min(SUBJECT_TIMEOUT_S, self._timeout_s or SUBJECT_TIMEOUT_S)
+            status = _run_to_end(command, log, limit_s)
             if status is None:
                 raise SubjectError(
-                    f"Subject {self._subject_spec!r} was not loaded within {SUBJECT_TIMEOUT_S:g} s."
+                    f"Subject {self._subject_spec!r} was not loaded within {limit_s:g} s; its "
+                    "module must end when it is imported, without training or waiting."
                 )
             if not out.is_file():
                 raise SubjectError(

@@ -44,22 +44,24 @@ def decide(
         problems: Sentences that lower PASS to PASS_WITH_WARNINGS.
     """
     blocking = blocking_reasons(checks, unscored)
+    # Of no weight in the verdict, but a selection fails for them: they are named with any verdict.
+    also = [*_milder_reasons(checks), *problems]
     if blocking:
-        return Verdict.FAIL, [*blocking, *problems]
+        return Verdict.FAIL, [*blocking, *also]
     open_ends = _incomplete_reasons(checks, unscored, score)
     is_whole = state == "finished" and not open_ends
     if not (is_whole or is_selection) and (hopeless := _low_reasons(score, at_best=True)):
-        return Verdict.FAIL, [*hopeless, *open_ends, *problems]
+        return Verdict.FAIL, [*hopeless, *open_ends, *also]
     if state != "finished":
         detail = f": {state_reason}" if state_reason else ""
-        return Verdict.INCOMPLETE, [f"the run is {state}{detail}", *open_ends, *problems]
+        return Verdict.INCOMPLETE, [f"the run is {state}{detail}", *open_ends, *also]
     if is_selection:
-        return Verdict.PARTIAL, ["only a selection ran", *open_ends, *problems]
+        return Verdict.PARTIAL, ["only a selection ran", *open_ends, *also]
     if open_ends:
-        return Verdict.INCOMPLETE, [*open_ends, *problems]
+        return Verdict.INCOMPLETE, [*open_ends, *also]
     low = _low_reasons(score)
     if low:
-        return Verdict.FAIL, [*low, *problems]
+        return Verdict.FAIL, [*low, *also]
     notes = [*_notes(checks, score), *problems]
     return (Verdict.PASS_WITH_WARNINGS if notes else Verdict.PASS), notes
 
@@ -70,6 +72,17 @@ def blocking_reasons(checks: Sequence[CheckRecord], unscored: Sequence[ItemRecor
     found = [(order.index(check.severity), _blocks(check)) for check in checks]
     sentences = [sentence for _, sentence in sorted(found, key=lambda f: f[0]) if sentence]
     return sentences + [_unplaced(item) for item in unscored if not item.hides_checks]
+
+
+def _milder_reasons(checks: Sequence[CheckRecord]) -> list[str]:
+    """Returns which checks that do not block failed or could not run, by severity."""
+    reasons = []
+    for severity in (severity for severity in Severity if severity not in SEVERE):
+        for outcome, word in ((Outcome.FAIL, "failed"), (Outcome.ERROR, "could not run")):
+            ids = [c.id for c in checks if c.severity is severity and c.outcome is outcome]
+            if ids:
+                reasons.append(_counted(ids, f"{severity} check", word))
+    return reasons
 
 
 def _unplaced(item: ItemRecord) -> str:

@@ -237,6 +237,23 @@ def test_an_interrupted_run_is_recorded(project, number):
     assert (record.verdict, exit_code_for(record)) == (Verdict.INCOMPLETE, ExitCode.INTERRUPTED)
 
 
+def test_a_thread_that_the_subject_leaves_running_is_not_waited_for(project):
+    write_checks(project, CHECKS)
+    thread = "import threading, time\nthreading.Thread(target=time.sleep, args=(50,)).start()\n"
+    source = project / "toy.py"
+    source.write_text(thread + source.read_text())
+    begun = time.monotonic()
+    assert make(project).plan().subject.name == "toy"
+    assert time.monotonic() - begun < 40
+
+
+def test_a_subject_that_never_loads_is_given_up_when_the_run_would_be(project):
+    write_checks(project, CHECKS)
+    (project / "toy.py").write_text("import time\ntime.sleep(60)\n")
+    with pytest.raises(SubjectError, match=r"'toy\.py:Toy' was not loaded within 2 s"):
+        make(project, timeout_s=2.0).plan()
+
+
 SLOW_SUBJECT = """
 import pathlib, time
 pathlib.Path("loading").touch()

@@ -90,7 +90,19 @@ def test_a_low_score_fails(make):
     checks = [(f"a.c{i}", "low") for i in range(10)]
     items = [make.item(name, "fail" if i < 3 else "pass") for i, (name, _) in enumerate(checks)]
     record = run(make, checks, items)
-    assert (record.verdict, record.verdict_reasons) == ("FAIL", ["the score is 70, under 80"])
+    failed = "3 low checks failed: a.c0, a.c1, a.c2"
+    assert record.verdict == "FAIL"
+    assert record.verdict_reasons == ["the score is 70, under 80", failed]
+
+
+def test_what_failed_without_blocking_is_named_beside_what_is_not_measured(make):
+    checks = [("a.x", "critical"), ("a.y", "medium"), ("a.z", "low")]
+    items = [make.item("a.y", "fail"), make.item("a.z", "error")]
+    record = run(make, checks, items, state="interrupted")
+    assert record.verdict_reasons[-2:] == [
+        "1 medium check failed: a.y",
+        "1 low check could not run: a.z",
+    ]
 
 
 @pytest.mark.parametrize("state", ["finished", "interrupted"])
