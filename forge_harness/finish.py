@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from forge_harness.integration.baselines import AcceptedRun
+from forge_harness.integration.kept_runs import History
 from forge_harness.policy import Policy
 from forge_harness.record import RunRecord
 from forge_harness.rundir import (
@@ -26,6 +27,7 @@ def finish_run(
     formats: Sequence[str] = DEFAULT_FORMATS,
     *,
     baseline: AcceptedRun | None = None,
+    history: History | None = None,
 ) -> list[Path]:
     """Writes run.json, policy.json and the reports, and seals the directory.
 
@@ -40,6 +42,7 @@ def finish_run(
         policy: What it was scored with.
         formats: Report formats: html, json, md, junit, ctrf, sarif.
         baseline: The run that was accepted before, which the reports compare with.
+        history: The kept runs that lead up to it, which the reports show as a trend.
 
     Returns:
         The report files, in the order of `formats`; empty when the disk was full.
@@ -51,7 +54,8 @@ def finish_run(
     directory.write_final(record, policy)
     try:
         # From the files, as whoever renders the reports again has them.
-        return _reports(run_dir, read_record(run_dir), read_policy(run_dir), formats, baseline)
+        record, policy = read_record(run_dir), read_policy(run_dir)
+        return _reports(run_dir, record, policy, formats, (baseline, history))
     finally:
         # Whatever a report met, what was measured is kept and verifies.
         directory.seal()
@@ -62,7 +66,7 @@ def _reports(
     record: RunRecord,
     policy: Policy,
     formats: Sequence[str],
-    baseline: AcceptedRun | None,
+    compared: tuple[AcceptedRun | None, History | None],
 ) -> list[Path]:
     if not formats:
         return []
@@ -70,11 +74,13 @@ def _reports(
     from forge_harness.report import write_reports
     from forge_harness.report.provenance import forget, note
 
+    baseline, history = compared
     before = {path for path in run_dir.rglob("*") if path.is_file()}
     try:
         forget(run_dir, formats)
-        written = write_reports(run_dir, record, policy, tuple(formats), baseline=baseline)
-        note(run_dir, written, baseline)
+        kinds = tuple(formats)
+        written = write_reports(run_dir, record, policy, kinds, baseline=baseline, history=history)
+        note(run_dir, written, baseline, history)
         return written
     except OSError as error:
         if not is_full(error):

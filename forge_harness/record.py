@@ -5,9 +5,10 @@ Everything a report shows is derived from this record and the policy beside it.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from datetime import datetime
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from forge_harness.types import UNKNOWN_CHECK, Outcome, Profile, Severity, Verdict
 
@@ -15,6 +16,21 @@ RECORD_SCHEMA_VERSION = "1.0"
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
+
+def _zoned(text: str) -> str:
+    """Returns a time as it was written; two of a run can be told apart only with their zones."""
+    expected = "expected a time with its zone, such as 2026-01-02T03:04:05Z"
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no time; {expected}") from None
+    if found.tzinfo is None:
+        raise ValueError(f"{text!r} has no time zone; {expected}")
+    return text
+
+
+Moment = Annotated[str, AfterValidator(_zoned), Field(json_schema_extra={"format": "date-time"})]
+"""A time, ISO 8601 with its zone."""
 Scalar = bool | int | float | str
 Finite = float
 """JSON has no non-finite numbers; `canonical_json` refuses them."""
@@ -184,8 +200,8 @@ class ShardRecord(BaseModel):
     command: list[str]
     environment: dict[str, Any]
     """Where its checks were measured."""
-    started_at: str
-    finished_at: str | None
+    started_at: Moment
+    finished_at: Moment | None
 
 
 class RunRecord(BaseModel):
@@ -217,8 +233,8 @@ class RunRecord(BaseModel):
     """Configuration values that not-applicable predicates read."""
     seed: int
     command: list[str]
-    started_at: str
-    finished_at: str | None
+    started_at: Moment
+    finished_at: Moment | None
     shards: list[ShardRecord] = Field(default_factory=list)
     """The runs a merged run was put together from; empty for a run of its own. A merged run has
     of `environment` what all of them share."""

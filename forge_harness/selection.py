@@ -146,6 +146,28 @@ def with_inline(policy: Policy, inline: Iterable[InlineCheck]) -> Policy:
     return _extended(policy, rows, {}, "Inline check") if rows else policy
 
 
+def inline_of(measured: Policy, other: Policy) -> list[InlineCheck]:
+    """Returns the checks of a run's policy that markers defined and another policy does not have.
+
+    A marker states title, severity and component, and nothing else; of the shipped suites' own
+    checks, which a later release may have dropped, none has the component of the user's.
+    """
+    shipped = load_policy().suite_weights
+    return [
+        InlineCheck(entry.id, entry.title, entry.severity.value, entry.component)
+        for entry in measured.catalogue
+        if entry.id not in other.by_id
+        and _states_no_more_than_a_marker(entry)
+        and (entry.component == INLINE_COMPONENT or entry.suite not in shipped)
+    ]
+
+
+def _states_no_more_than_a_marker(entry: CatalogueEntry) -> bool:
+    stated = entry.model_dump(exclude_defaults=True).keys()
+    own_suite = entry.id.partition(".")[0]
+    return stated == {"id", "title", "suite", "severity", "component"} and entry.suite == own_suite
+
+
 def _extended(
     policy: Policy,
     rows: Sequence[dict[str, Any]],

@@ -12,10 +12,12 @@ from forge_harness.selection import (
     build_policy,
     catalogues_beside,
     inline_from,
+    inline_of,
     refuse_suites_without_checks,
     refuse_unread_names,
     select,
     shipped_files,
+    with_inline,
 )
 from forge_harness.types import Profile, Severity
 
@@ -226,3 +228,24 @@ def test_a_suite_path_that_is_no_python_file_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("x", encoding="utf-8")
     with pytest.raises(UsageError, match=r"Suite path .*notes\.txt is no Python file; expected"):
         refuse_suites_without_checks([tmp_path / "notes.txt"], [])
+
+
+def test_checks_of_markers_are_told_from_those_of_files(own):
+    marked = InlineCheck("mine.marked", "It is marked", "high")
+    odd = InlineCheck("mine.odd", "It names a component", "low", "StateManager")
+    beside = InlineCheck("training.mine", "It joins a shipped suite", "low")
+    ran = build_policy(None, [own / "catalogue.toml"], [marked, odd, beside])
+    # mine.a states its profiles, which no marker can.
+    assert inline_of(ran, load_policy()) == [marked, odd, beside]
+    assert inline_of(ran, ran) == []
+    assert with_inline(build_policy(None, [own / "catalogue.toml"]), [marked, odd, beside]) == ran
+
+
+def test_a_shipped_check_that_was_dropped_is_none_of_a_marker():
+    shipped = load_policy()
+    entry = next(e for e in shipped.catalogue if e.suite == "data")
+    plain = type(entry)(
+        **entry.model_dump(include={"id", "title", "suite", "severity", "component"})
+    )
+    before = shipped.model_copy(update={"catalogue": (plain,)})
+    assert inline_of(before, shipped.model_copy(update={"catalogue": ()})) == []

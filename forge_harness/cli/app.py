@@ -120,8 +120,12 @@ class LazyGroup(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401 - click's own signature
         """Runs the command line and exits with one of our codes, never with click's own."""
+        from forge_harness.cli.terminal import results_stand
+
         kwargs["standalone_mode"] = False
-        sys.exit(_run(lambda: super(LazyGroup, self).main(*args, **kwargs)))
+        with results_stand():
+            code = _run(lambda: super(LazyGroup, self).main(*args, **kwargs))
+        sys.exit(code)
 
 
 def _run(call: Any) -> int:  # noqa: ANN401 - a callable of no arguments
@@ -149,8 +153,9 @@ def _run(call: Any) -> int:  # noqa: ANN401 - a callable of no arguments
 def _exited(error: SystemExit) -> int:
     """Says what ended the process; whatever it was, it is no result of a command.
 
-    click itself still exits below here when it meets a broken pipe: with 1, which is the code of a
-    failed gate, and with nobody left to tell. All it leaves to see is its wrapper of the stream.
+    click itself still exits below here when it meets a broken pipe, which is then one that was
+    named as a file (`--json /dev/fd/3`): with 1, which is the code of a failed gate. All it leaves
+    to see is its wrapper of the stream.
     """
     if "PacifyFlushWrapper" in type(sys.stdout).__name__:
         return ExitCode.INTERRUPTED

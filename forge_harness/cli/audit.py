@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from forge_harness.cli.options import examples, json_option
-from forge_harness.cli.terminal import echo_json, say, table
+from forge_harness.cli.terminal import echo_json, say, several, table
 from forge_harness.errors import AuditError, ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -107,13 +107,13 @@ def verify_command(
             say(problem)
         state = "does not verify" if report.problems else "verifies"
         click.echo(
-            f"{path} {state}: {report.records} records, {report.heads} signed heads, covered to "
-            f"record {report.covered}."
+            f"{path} {state}: {several(report.records, 'record')}, "
+            f"{several(report.heads, 'signed head')}, covered to record {report.covered}."
         )
         if (open_end := report.records - report.covered) > 0:
             say(
-                f"The newest {open_end} are covered by no head: more of them could have been cut "
-                "off without a trace."
+                f"{_newest(open_end)} covered by no head: more of them could have been cut off "
+                "without a trace."
             )
     return ExitCode.VERIFICATION_FAILED if report.problems else ExitCode.PASS
 
@@ -128,3 +128,7 @@ def _head_in(path: Path) -> Head:
             f"--newest {path} holds no signed head; expected a line of the file of heads, as it "
             "was kept."
         ) from error
+
+
+def _newest(count: int) -> str:
+    return "The newest record is" if count == 1 else f"The newest {count} records are"

@@ -11,7 +11,7 @@ import click
 from forge_harness.cli.gate import accepted, admitted
 from forge_harness.cli.options import check_target, examples, json_option
 from forge_harness.cli.summary import score_sentence
-from forge_harness.cli.terminal import echo_json, printable, shown
+from forge_harness.cli.terminal import echo_json, printable, several, shown
 from forge_harness.errors import ForgeError, UsageError, VerificationError
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def _text(baseline: Baseline, acceptance: Acceptance) -> str:
         f"commit: {commit}",
         *(f"{name}: {value}" for name, value in baseline.facts.items()),
         f"run.json: {acceptance.run_digest}",
-        f"{len(baseline.checks)} checks, {len(baseline.gates)} gate values:",
+        f"{several(len(baseline.checks), 'check')}, {several(len(baseline.gates), 'gate value')}:",
         *(f"  {gate}: {value:.6g}" for gate, value in sorted(baseline.gates.items())),
     ]
     return "\n".join(printable(line) for line in lines)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from forge_harness.record import RunRecord
     from forge_harness.report.model import Change, Changes
 
-_SIDES = ("newly_failing", "fixed", "newly_not_measured")
 _DIRECTORY = click.Path(path_type=Path)
 
 
@@ -42,7 +41,7 @@ def compare_command(accepted_at: Path, directory: Path, as_json: bool) -> int:
     whatever changed. `gate --baseline` gates.
     """
     from forge_harness.integration.quality_coordinator import QualityCoordinator
-    from forge_harness.report.changes import changes_since
+    from forge_harness.report.changes import SIDES, changes_since
 
     baseline = accepted(accepted_at)
     record, policy = admitted(directory)
@@ -58,7 +57,7 @@ def compare_command(accepted_at: Path, directory: Path, as_json: bool) -> int:
                 "comparable": found.comparable,
                 "reason": found.reason,
                 "values": [_value(row, before.get(row.gate)) for row in found.rows],
-                **{side: [_change(c) for c in getattr(changes, side)] for side in _SIDES},
+                **{side: [_change(c) for c in getattr(changes, side)] for side in SIDES},
             }
         )
     else:
@@ -100,6 +99,8 @@ def _text(
     before: dict[str, float],
     refusal: str,
 ) -> str:
+    from forge_harness.report.changes import SIDES
+
     lines = [
         f"{title} {printable(run.run_id)}: {run.verdict}. {score_sentence(run)}"
         for title, run in (("Baseline", baseline), ("Run     ", record))
@@ -109,9 +110,8 @@ def _text(
     else:
         cells = [_cells(row, before.get(row.gate)) for row in rows]
         lines += ["", table(("value", "unit", "baseline", "now", "allowed", "outcome"), cells)]
-    for side in _SIDES:
+    for side, words in SIDES.items():
         found: tuple[Change, ...] = getattr(changes, side)
-        words = side.replace("_", " ").capitalize()
         lines += ["", f"{words}: {len(found) or 'none'}"]
         lines += [f"  {printable(c.check)}: {c.before.value} -> {c.after.value}" for c in found]
     return "\n".join(lines)

@@ -174,11 +174,14 @@ def _show_missed(result: DefectResult) -> None:
 def _closing(report: SuitesReport) -> str:
     from forge_harness.drill.kills import power_of
 
+    from .terminal import several
+
     whole = power_of("all", report.defects)
     high = report.to_json()["false_alarms"]["high"]
     return (
-        f"{report.status}: {whole.killed} of {whole.of} seeded defects killed; "
-        f"{report.alarms} false alarms in {report.measured_on_variants} checks of "
-        f"{len({v.id for v in report.variants})} sound subjects (at most {100 * high:.1f} %) "
-        f"({report.seconds:.0f} s)"
+        f"{report.status}: {whole.killed} of {several(whole.of, 'seeded defect')} killed; "
+        f"{several(report.alarms, 'false alarm')} in "
+        f"{several(report.measured_on_variants, 'check')} of "
+        f"{several(len({v.id for v in report.variants}), 'sound subject')} "
+        f"(at most {100 * high:.1f} %) ({report.seconds:.0f} s)"
     )

@@ -12,7 +12,7 @@ import click
 from forge_harness.cli.gate import admitted
 from forge_harness.cli.options import examples, json_option, run_dir_argument
 from forge_harness.cli.summary import scope_sentence, score_sentence
-from forge_harness.cli.terminal import echo_json, table
+from forge_harness.cli.terminal import echo_json, printable, several, table
 
 if TYPE_CHECKING:
     from forge_harness.scoring import Repair, WaterfallStep
@@ -40,7 +40,7 @@ def explain_command(directory: Path, as_json: bool, limit: int, target: int) -> 
 
     The run must verify, as it must for `gate`: points of a forged record explain nothing.
     """
-    from forge_harness.scoring import waterfall, way_back
+    from forge_harness.scoring import policy_line, waterfall, way_back
 
     record, policy = admitted(directory)
     steps = waterfall(record, policy)
@@ -57,7 +57,7 @@ def explain_command(directory: Path, as_json: bool, limit: int, target: int) -> 
         )
         return
     click.echo(f"{score_sentence(record)}\n{scope_sentence(record)}")
-    click.echo(f"Policy: {record.policy_digest}\n")
+    click.echo(f"{printable(policy_line(policy))}\n")
     click.echo(_waterfall_table(steps, limit or len(steps)))
     click.echo(_way_back_text(repairs, record.score.low, target, limit or len(repairs)))
 
@@ -91,7 +91,7 @@ def _waterfall_table(steps: Sequence[WaterfallStep], limit: int) -> str:
     rows = [(step.shown, *_words(step)) for step in steps[:limit]]
     if folded:
         lost = sum((step.shown for step in folded), Decimal(0))
-        rows.append((lost, f"{len(folded)} more checks", "", "", "--limit 0 shows them"))
+        rows.append((lost, several(len(folded), "more check"), "", "", "--limit 0 shows them"))
     rows += [(step.shown, *_words(step)) for step in steps[limit:] if step.kind != "check"]
     left = Decimal(100)
     lines: list[tuple[str, ...]] = [("", "100.00", "every check passes", "", "", "")]

@@ -11,7 +11,7 @@ import click
 
 from forge_harness.cli.checkpoints import read_options, reading_options
 from forge_harness.cli.options import examples, json_option
-from forge_harness.cli.terminal import echo_json, table
+from forge_harness.cli.terminal import echo_json, several, table
 from forge_harness.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def _show(packages: Sequence[ExportedPackage], as_json: bool) -> None:
         for package in packages
     ]
     click.echo(table(("package", "status", "quality", "bytes", "not met"), lines))
-    click.echo(f"\n{len(packages)} packages, {sum(p.bytes for p in packages):,} bytes")
+    click.echo(f"\n{several(len(packages), 'package')}, {sum(p.bytes for p in packages):,} bytes")
 
 
 def _score(score: float | None) -> str:

@@ -67,10 +67,12 @@ def gate_command(directory: Path, fail_on: str, accepted_at: Path | None) -> int
     (`baseline accept` makes a file to review).
     In GitHub Actions the gate annotates the run and writes the step summary.
     """
+    from forge_harness.scoring import policy_line
+
     record, policy = admitted(directory)
     baseline = None if accepted_at is None else accepted(accepted_at)
     code = decide(record, fail_on)
-    lines = [*verdict_lines(record), f"Policy: {record.policy_digest}"]
+    lines = [*verdict_lines(record), printable(policy_line(policy))]
     reasons = record.verdict_reasons
     if baseline is not None:
         compared = compare(record, policy, baseline)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +16,7 @@ from forge_harness.errors import UsageError
 
 if TYPE_CHECKING:
     from forge_harness.cli.stored_runs import StoredRun
+    from forge_harness.policy import Policy
     from forge_harness.record import RunRecord
     from forge_harness.scoring import Rescored
 
@@ -142,21 +143,38 @@ def rescore_command(
     the evidence does not answer is in the notes. Never gates.
     """
     from forge_harness.cli.stored_runs import stored_runs
-    from forge_harness.rundir import read_items
-    from forge_harness.scoring import rescore
     from forge_harness.selection import build_policy, catalogues_beside
 
     policy = build_policy(policy_file, catalogues_beside(load(config_file).suite_paths()))
     found = stored_runs(config_file, directories)
-    again = [
-        rescore(run.record, run.policy, policy, read_items(run.directory)) for run in found.runs
-    ]
+    # A policy.json is whole; TOML is laid over what is there, and inline checks are in no file.
+    is_whole = policy_file.suffix == ".json"
+    again = [_rescored(run, policy, is_whole=is_whole) for run in found.runs]
     if as_json:
         rows = [_rescored_row(run, done) for run, done in zip(found.runs, again, strict=True)]
         refused = [run.to_json() for run in found.refused]
         echo_json({"policy_digest": policy.digest, "runs": rows, "refused": refused})
         return
     click.echo("\n".join([*rescored_lines(found, again, policy), *refused_lines(found)]))
+
+
+def _rescored(run: StoredRun, policy: Policy, *, is_whole: bool) -> Rescored:
+    """Scores a run under a policy, with the checks that markers defined when it ran."""
+    from forge_harness.rundir import read_items
+    from forge_harness.scoring import rescore
+    from forge_harness.selection import inline_of, with_inline
+
+    inline = [] if is_whole else inline_of(run.policy, policy)
+    extended = with_inline(policy, inline)
+    done = rescore(run.record, run.policy, extended, read_items(run.directory))
+    if not inline:
+        return done
+    names = ", ".join(check.check for check in inline)
+    note = (
+        f"Kept as their markers defined them when it ran, they are in no file: {names}; with them "
+        f"the policy is {extended.digest}."
+    )
+    return replace(done, notes=(note, *done.notes))
 
 
 def _rescored_row(run: StoredRun, again: Rescored) -> dict[str, Any]:

@@ -3,49 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from forge_harness.cli.summary import percent
-from forge_harness.cli.terminal import printable, table
+from forge_harness.cli.terminal import printable, several, table
 
 if TYPE_CHECKING:
     from forge_harness.cli.stored_runs import StoredRuns
+    from forge_harness.integration.kept_runs import Break
     from forge_harness.policy import Policy
     from forge_harness.record import RunRecord
     from forge_harness.scoring import Rescored
 
 _HEADERS = ("started", "run", "commit", "scope", "verdict", "score", "measured", "policy")
-_NAMES_SHOWN = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Break:
-    """One thing a run has not in common with the run before it."""
-
-    what: str
-    before: str | None
-    now: str | None
-
-    def clause(self) -> str:
-        """Returns "profile quick -> full"."""
-        if self.before == self.now:  # a record that says nothing is like no other
-            return f"{self.what} not known"
-        return f"{self.what} {_short(self.what, self.before)} -> {_short(self.what, self.now)}"
 
 
 def breaks_between(found: StoredRuns) -> list[list[Break]]:
     """Returns for each run what keeps it from being compared with the one before."""
-    from forge_harness.integration.baselines import changed_facts, compared_facts
+    from forge_harness.integration.baselines import compared_facts
+    from forge_harness.integration.kept_runs import breaks_along
 
-    records = [run.record for run in found.runs]
-    breaks: list[list[Break]] = [[] for _ in records]
-    for place, (before, now) in enumerate(pairwise(records), 1):
-        then, here = compared_facts(before), compared_facts(now)
-        changed = changed_facts(here, then)
-        breaks[place] = [Break(name, then[name], here[name]) for name in changed]
-    return breaks
+    return breaks_along([compared_facts(run.record) for run in found.runs])
 
 
 def trend(found: StoredRuns, breaks: Sequence[Sequence[Break]]) -> list[str]:
@@ -64,21 +42,9 @@ def trend(found: StoredRuns, breaks: Sequence[Sequence[Break]]) -> list[str]:
     return lines
 
 
-def _short(what: str, value: str | None) -> str:
-    if value is None:
-        return "not known"
-    if what == "policy":
-        return _short_digest(value)
-    names = value.split(", ")
-    more = len(names) - _NAMES_SHOWN
-    return value if more <= 0 else f"{', '.join(names[:_NAMES_SHOWN])} and {more} more"
-
-
-def _short_digest(digest: str) -> str:
-    return digest.removeprefix("sha256:")[:12]
-
-
 def _cells(record: RunRecord) -> tuple[str, ...]:
+    from forge_harness.integration.kept_runs import short_digest
+
     unfinished = "" if record.state == "finished" else f" ({record.state})"
     return (
         record.started_at,
@@ -88,7 +54,7 @@ def _cells(record: RunRecord) -> tuple[str, ...]:
         f"{record.verdict}{unfinished}",
         _interval(record),
         percent(record.coverage),
-        _short_digest(record.policy_digest),
+        short_digest(record.policy_digest),
     )
 
 
@@ -100,11 +66,13 @@ def _commit(record: RunRecord) -> str:
 
 
 def _scope(record: RunRecord) -> str:
+    from forge_harness.integration.kept_runs import short_names
+
     scope = record.scope
     if scope.shard:
         return f"{scope.profile} shard {scope.shard}"
-    selected = ", ".join([*scope.suites, *scope.checks])
-    return f"{scope.profile}: {_short('selection', selected)}" if selected else scope.profile.value
+    selected = [*scope.suites, *scope.checks]
+    return f"{scope.profile}: {short_names(selected)}" if selected else scope.profile.value
 
 
 def _interval(record: RunRecord) -> str:
@@ -116,8 +84,11 @@ def refused_lines(found: StoredRuns) -> list[str]:
     """Returns the runs of which no score is shown, and why; nothing when there is none."""
     if not found.refused:
         return []
-    count = "1 run" if len(found.refused) == 1 else f"{len(found.refused)} runs"
-    return ["", f"Without a score: {count}", *(f"  {run.line()}" for run in found.refused)]
+    return [
+        "",
+        f"Without a score: {several(len(found.refused), 'run')}",
+        *(f"  {run.line()}" for run in found.refused),
+    ]
 
 
 def rescored_lines(found: StoredRuns, again: Sequence[Rescored], policy: Policy) -> list[str]:

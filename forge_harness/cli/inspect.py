@@ -10,7 +10,7 @@ import click
 
 from forge_harness.cli.checkpoints import read_options, reading_options
 from forge_harness.cli.options import examples, json_option
-from forge_harness.cli.terminal import echo_json, printable, table
+from forge_harness.cli.terminal import echo_json, printable, several, table
 from forge_harness.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -167,8 +167,9 @@ def _conclusion(inspection: Inspection) -> str:
         return f"Not sound: {len(inspection.damage)} damaged."
     if not inspection.sound:
         return "Not read: answer the open question."
-    count = len(inspection.tensors)
-    return f"Sound: all {count} tensors were read, {len(inspection.anomalies)} oddities."
+    count, odd = len(inspection.tensors), several(len(inspection.anomalies), "oddity", "oddities")
+    read = f"all {count} tensors were" if count != 1 else "its 1 tensor was"
+    return f"Sound: {read} read, {odd}."
 
 
 def _sizes_text(sizes: Sizes) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from forge_harness.cli.options import examples, json_option
-from forge_harness.cli.terminal import echo_json, say, table
+from forge_harness.cli.terminal import echo_json, say, several, table
 from forge_harness.errors import ExitCode, ForgeError, SecurityError, UsageError
 
 if TYPE_CHECKING:
@@ -50,9 +50,8 @@ def new_command(path: Path) -> int:
             f"{path} exists, and what is sealed under its keys could never be read again; give "
             "another name, or `keys rotate` it."
         ) from error
-    click.echo(
-        f"{path}: {len(keyring.keys)} keys. Keep a copy where {path} cannot be lost with it."
-    )
+    count = several(len(keyring.keys), "key")
+    click.echo(f"{path}: {count}. Keep a copy where {path} cannot be lost with it.")
     return ExitCode.PASS
 
 

@@ -19,7 +19,7 @@ from forge_harness.cli.options import (
     load,
     policy_in_force,
 )
-from forge_harness.cli.terminal import echo_json, table
+from forge_harness.cli.terminal import echo_json, several, table
 from forge_harness.types import Severity
 
 if TYPE_CHECKING:
@@ -69,7 +69,9 @@ def checks(
         return
     click.echo(_checks_table(wanted, tests))
     with_test = sum(1 for entry in wanted if tests[entry.id] or entry.measures_suite)
-    click.echo(f"\n{len(wanted)} checks, {with_test} with a test. Policy {policy.digest}")
+    click.echo(
+        f"\n{several(len(wanted), 'check')}, {with_test} with a test. Policy {policy.digest}"
+    )
 
 
 def _entry(entry: CatalogueEntry, tests: Counter[str]) -> dict[str, Any]:

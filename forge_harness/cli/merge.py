@@ -56,7 +56,7 @@ def merge_command(directories: tuple[Path, ...], out: Path, formats: tuple[str, 
     with uninterrupted():
         record, written = merge_runs(sources, policy, out, formats)
     code = exit_code_for(record)
-    click.echo(summary(record, out, written, code))
+    click.echo(summary(record, policy, out, written, code))
     if missing := missing_shards(record):
         say(f"Not given: shard {', '.join(missing)}. What it measures is not measured here.")
     return code

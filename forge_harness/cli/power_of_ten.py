@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from forge_harness.cli.options import FiniteRange, examples, existing, json_option
-from forge_harness.cli.terminal import echo_json, table
+from forge_harness.cli.terminal import echo_json, several, table
 from forge_harness.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _text(found: Assessment) -> str:
         "",
         table(("category", "mean", "lowest rule"), categories),
         "",
-        f"{found.files} files: {_share(found.mean)} on average, lowest category "
+        f"{several(found.files, 'file')}: {_share(found.mean)} on average, lowest category "
         f"{_share(found.lowest)} (Power of Ten, adapted).",
     ]
     lines += [f"Not read: {place.sentence()}" for place in found.unreadable]

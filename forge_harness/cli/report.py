@@ -10,10 +10,12 @@ import click
 from forge_harness.cli.gate import accepted, admitted
 from forge_harness.cli.options import baseline_option, examples, run_dir_argument
 from forge_harness.cli.run import DEFAULT_FORMATS, parse_formats
-from forge_harness.errors import RunDirectoryError, UsageError
+from forge_harness.cli.terminal import say
+from forge_harness.errors import ConfigError, RunDirectoryError, UsageError
 
 if TYPE_CHECKING:
     from forge_harness.integration.baselines import AcceptedRun
+    from forge_harness.integration.kept_runs import History
     from forge_harness.policy import Policy
     from forge_harness.record import RunRecord
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     epilog=examples(
         "forge-harness report first --format html,json,md,junit,ctrf,sarif",
         "forge-harness report first --format html --out public",
+        "forge-harness report second --baseline first --history forge-runs",
     ),
 )
 @run_dir_argument
@@ -41,10 +44,32 @@ if TYPE_CHECKING:
     help="Write here instead of into the run directory, which stays as it is.",
 )
 @baseline_option
+@click.option(
+    "--history",
+    "kept_in",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Show the runs in DIR that lead up to this one, as `history` finds them (repeatable).",
+)
+@click.option(
+    "--last",
+    type=click.IntRange(min=1, max=100),
+    metavar="N",
+    help="At most N of them, the newest (default: 20).",
+)
 def report_command(
-    directory: Path, formats: tuple[str, ...], out: Path | None, accepted_at: Path | None
+    directory: Path,
+    formats: tuple[str, ...],
+    out: Path | None,
+    accepted_at: Path | None,
+    kept_in: tuple[Path, ...],
+    last: int | None,
 ) -> None:
     """Write the reports of the run in DIR again, from its record and policy.
+
+    With --baseline they say what changed, with --history how it got here; `verify` renders them
+    again from what both gave.
 
     The exit code does not depend on the verdict: `gate` gates. But the run must verify, as it must
     for `gate`: a report of a forged record would look like one of a sound run.
@@ -52,18 +77,43 @@ def report_command(
     from forge_harness.finish import finish_run
     from forge_harness.integration.stops import uninterrupted
 
+    if last is not None and not kept_in:
+        raise UsageError("--last goes with --history DIR: name where the runs are kept.")
     if out is not None:
         _refuse_within_a_run(out)
     record, policy = admitted(directory)
     baseline = None if accepted_at is None else accepted(accepted_at)
+    history = _history(record, kept_in, last) if kept_in else None
     if out is None:
         # Between the first new report and the new manifest the run does not verify.
         with uninterrupted():
-            written = finish_run(directory, record, policy, formats, baseline=baseline)
+            written = finish_run(
+                directory, record, policy, formats, baseline=baseline, history=history
+            )
     else:
-        written = _elsewhere(out, record, policy, formats, baseline)
+        written = _elsewhere(out, record, policy, formats, (baseline, history))
     for path in written:
         click.echo(path)
+
+
+def _history(record: RunRecord, kept_in: tuple[Path, ...], last: int | None) -> History:
+    """Finds, verifies and reads the kept runs that lead up to a run; names those that cannot."""
+    from forge_harness.canonical import file_sha256
+    from forge_harness.cli.stored_runs import RefusedRun, stored_runs
+    from forge_harness.integration.kept_runs import MOST_RUNS, KeptRun, kept_run, leading_to
+    from forge_harness.rundir import RUN
+
+    found = stored_runs(None, kept_in)
+    refused, kept = list(found.refused), list[KeptRun]()
+    for run in found.runs:
+        digest = f"sha256:{file_sha256(run.directory / RUN)}"
+        try:
+            kept.append(kept_run(run.record, run.policy, digest))
+        except ConfigError as error:
+            refused.append(RefusedRun(run.directory, "has no gate values", str(error)))
+    for run_left_out in refused:
+        say(f"Left out: {run_left_out.line()}")
+    return leading_to(record, kept, last or MOST_RUNS, without_score=len(refused))
 
 
 def _refuse_within_a_run(out: Path) -> None:
@@ -83,7 +133,7 @@ def _elsewhere(
     record: RunRecord,
     policy: Policy,
     formats: tuple[str, ...],
-    baseline: AcceptedRun | None,
+    compared: tuple[AcceptedRun | None, History | None],
 ) -> list[Path]:
     from forge_harness.report import write_reports
 
@@ -91,4 +141,5 @@ def _elsewhere(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunDirectoryError(f"Cannot make {out}: {error.strerror}.") from error
-    return write_reports(out, record, policy, formats, baseline=baseline)
+    baseline, history = compared
+    return write_reports(out, record, policy, formats, baseline=baseline, history=history)

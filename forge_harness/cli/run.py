@@ -340,11 +340,11 @@ def _validate(
         written = finish_run(directory, record, plan.policy, formats)
         code = exit_code_for(record)
     try:
-        click.echo(summary(record, directory, written, code))
+        click.echo(summary(record, plan.policy, directory, written, code))
     except OSError as error:
         if error.errno != errno.EIO:
             raise
-        # A closed terminal. A closed pipe is EPIPE, which the group handles.
+        # A closed terminal. A closed pipe never gets here (`results_stand`).
         unread(sys.stdout)
         code = ExitCode.INTERRUPTED
     finally:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from forge_harness.cli.options import examples
+from forge_harness.cli.terminal import several
 from forge_harness.errors import ExitCode
 
 
@@ -71,5 +72,7 @@ def sign_command(
         export_signature(package, openssf_key.read_bytes(), openssf)
     if public is not None:
         write_durably(public, public_key_to_pem(key))
-    click.echo(f"{target}: {len(digests(package))} files signed by key {key_id(key)[:16]}.")
+    click.echo(
+        f"{target}: {several(len(digests(package)), 'file')} signed by key {key_id(key)[:16]}."
+    )
     return ExitCode.PASS

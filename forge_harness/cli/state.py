@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from forge_harness.cli.options import FiniteRange, examples, json_option, keys_option
-from forge_harness.cli.terminal import echo_json, table
+from forge_harness.cli.terminal import echo_json, several, table
 from forge_harness.errors import ExitCode, StateError, UsageError
 
 if TYPE_CHECKING:
@@ -145,8 +145,8 @@ def ls_command(store: _Opener, phase: str | None, kind: str | None, as_json: boo
         f"{phase} {count} ({count / summary.states:.1%})" for phase, count in summary.phases.items()
     )
     click.echo(
-        f"{summary.states} states{': ' if shares else ''}{shares}; {summary.migrated} migrated, "
-        f"{summary.generations} generations; checkpoints: "
+        f"{several(summary.states, 'state')}{': ' if shares else ''}{shares}; "
+        f"{summary.migrated} migrated, {several(summary.generations, 'generation')}; checkpoints: "
         f"{', '.join(summary.checkpoints) or 'none'}."
     )
     return ExitCode.PASS
@@ -242,12 +242,13 @@ def verify_command(store: _Opener, shallow: bool, as_json: bool) -> int:
 
 def _verified(report: VerifyReport) -> str:
     counted = (
-        f"{report.generations} generations, {report.states} states, {report.contents} contents"
+        f"{several(report.generations, 'generation')}, {several(report.states, 'state')}, "
+        f"{several(report.contents, 'content')}"
     )
     if not report.problems:
         return f"Verified: {counted}; nothing is wrong."
     found = [f"{problem.where}: {problem.what}" for problem in report.problems]
-    return "\n".join([f"{counted}; {len(found)} problems:", *found])
+    return "\n".join([f"{counted}; {several(len(found), 'problem')}:", *found])
 
 
 @state_group.command(

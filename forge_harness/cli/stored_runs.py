@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -157,13 +157,5 @@ def _reason(error: Exception, directory: Path) -> str:
 
 
 def _order(run: StoredRun) -> tuple[float, str, str]:
-    return _moment(run.record.started_at), run.record.run_id, str(run.directory)
-
-
-def _moment(text: str) -> float:
-    """Returns a time as seconds; the earliest one where a caller wrote none that can be read."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return 0.0
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    started = datetime.fromisoformat(run.record.started_at).timestamp()
+    return started, run.record.run_id, str(run.directory)

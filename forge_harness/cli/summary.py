@@ -9,6 +9,7 @@ from typing import Protocol
 
 from forge_harness.cli.terminal import coloured, printable, shown, table
 from forge_harness.errors import ExitCode
+from forge_harness.policy import Policy
 from forge_harness.record import RunRecord, ScoreRecord, SuiteRecord
 from forge_harness.types import Outcome, Severity
 
@@ -83,13 +84,17 @@ def verdict_lines(record: RunRecord) -> list[str]:
     ]
 
 
-def summary(record: RunRecord, directory: Path, written: Sequence[Path], code: ExitCode) -> str:
+def summary(
+    record: RunRecord, policy: Policy, directory: Path, written: Sequence[Path], code: ExitCode
+) -> str:
     """Returns what `run` prints at its end."""
+    from forge_harness.scoring import policy_line
+
     lines = ["", *verdict_lines(record), "", suite_table(record.suites), ""]
     lines += not_measured_lines(record)
     page = next((path for path in written if path.suffix == ".html"), None)
     lines.append(f"Report: {shown(page)}" if page else f"Run: {shown(directory)}")
-    lines.append(f"Policy: {record.policy_digest}")
+    lines.append(printable(policy_line(policy)))
     lines.append(f"Exit code {int(code)}: {MEANINGS[code]}.")
     return "\n".join(lines)
 

@@ -8,9 +8,9 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import click
 
@@ -107,6 +107,11 @@ def _is_number(cell: object) -> bool:
     return True
 
 
+def several(count: int, noun: str, plural: str = "") -> str:
+    """Returns a count with its noun: "1 check", "2 checks"."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
+
+
 def say(text: str) -> None:
     """Prints on standard error; a reader that went away costs the line and nothing else."""
     try:
@@ -116,28 +121,57 @@ def say(text: str) -> None:
 
 
 class Spare:
-    """Standard error, for a writer that must not end with whoever reads it."""
+    """A stream for a writer that must not end with whoever reads it.
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    Args:
+        stream: Standard output or error, of text or of bytes.
+        lost: What says that nobody reads any more: any error of the system, or only that of a pipe.
+    """
 
-    def write(self, text: str) -> int:
+    def __init__(self, stream: Any, lost: type[OSError] = OSError) -> None:  # noqa: ANN401
+        self._stream, self._lost = stream, lost
+
+    def write(self, content: Any) -> int:  # noqa: ANN401 - as the stream
         """Writes, or leaves it where nobody reads."""
         try:
-            return self._stream.write(text)
-        except OSError:
+            return int(self._stream.write(content))
+        except self._lost:
             unread(self._stream)
-            return len(text)
+            return len(content)
 
     def flush(self) -> None:
         """Flushes, or leaves it where nobody reads."""
         try:
             self._stream.flush()
-        except OSError:
+        except self._lost:
             unread(self._stream)
+
+    @property
+    def buffer(self) -> Spare:
+        """The bytes below the text, as spare."""
+        return Spare(self._stream.buffer, self._lost)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - what a text stream has
         return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def results_stand() -> Iterator[None]:
+    """Lets a command end as it would, whether or not anybody reads what it prints.
+
+    `gate first | head -1` reads a line and goes away; the exit code is that of the gate all the
+    same. Only a closed pipe is meant: a full disk, or a terminal that hangs up, is an error.
+    """
+    streams = sys.stdout, sys.stderr
+    spared = [stream and Spare(stream, BrokenPipeError) for stream in streams]
+    sys.stdout, sys.stderr = (cast("TextIO", stream) for stream in spared)
+    try:
+        yield
+    finally:
+        for stream in spared:
+            if stream is not None:
+                stream.flush()
+        sys.stdout, sys.stderr = streams
 
 
 def unread(stream: TextIO) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
@@ -17,19 +17,16 @@ from forge_harness.cli.options import (
     config_option,
     examples,
     keys_option,
-    load,
-    sealer_of,
 )
 from forge_harness.cli.terminal import Spare, is_plain, say, unread
+from forge_harness.cli.train_plan import Arguments, facts_of, plan_of
 from forge_harness.errors import ExitCode, SealedStateError, UsageError
 
 if TYPE_CHECKING:
-    from forge_harness.config import LoadedConfig
-    from forge_harness.protocols import StepRecord, TrainOptions
-    from forge_harness.training import BuildModel
+    from forge_harness.protocols import StepRecord
+    from forge_harness.training.parallel import Parallel
+    from forge_harness.training.ranks import Ranks
 
-_OPTIONS = ("batch_size", "learning_rate", "clip_norm")
-_EXTRA = ("warmup_steps", "weight_decay", "compute", "compile", "autocast")
 _PLAIN_LINES = 10
 
 
@@ -43,6 +40,7 @@ _PLAIN_LINES = 10
         "forge-harness train --resume --out runs/tuned",
         "forge-harness train --task bytes --state states --checkpoint-every 50 --out runs/kept",
         "forge-harness train --task bytes --state states --keys keys.json --out runs/sealed",
+        "torchrun --nproc-per-node 2 -m forge_harness train --task bytes --parallel ddp --out lm",
     ),
 )
 @click.option("--task", type=click.Choice(["digits", "bytes"]), help="What to train on.")
@@ -77,6 +75,18 @@ _PLAIN_LINES = 10
 )
 @keys_option(required=False)
 @click.option("--resume", is_flag=True, help="Continue the run in DIR from its newest checkpoint.")
+@click.option(
+    "--parallel",
+    type=click.Choice(["ddp", "fsdp2"]),
+    help="Train as one of the ranks torchrun started: whole models, or sharded ones.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="What each rank of --parallel computes on.",
+)
 @config_option
 def train_command(
     out: Path,
@@ -84,6 +94,8 @@ def train_command(
     state: Path | None,
     keys: str | None,
     resume: bool,
+    parallel: Parallel | None,
+    device: str,
     config_file: Path | None,
     seed: int | None,
     **train: Any,  # noqa: ANN401 - the options above, by the name of their configuration key
@@ -93,7 +105,8 @@ def train_command(
     DIR gets one line a step in metrics.jsonl, checkpoints, the packaged weights and, last, the
     held-out quality in metrics.json. Ctrl-C, SIGTERM and SIGHUP end with exit code 2 and, once it
     trains, a checkpoint; --resume continues it bit for bit. --keys seals what --state keeps, and
-    opens it again; it is not remembered.
+    opens it again; it is not remembered. Under torchrun, --parallel deals each batch to the ranks;
+    rank 0 writes DIR, and --resume goes on with any number of them.
     """
     flags = {f"train.{key}": value for key, value in train.items() if value is not None}
     if seed is not None:
@@ -106,42 +119,70 @@ def train_command(
         raise UsageError(
             "--keys needs --state, whose contents they seal; DIR itself is not sealed."
         )
+    if device != "cpu" and parallel is None:
+        raise UsageError(
+            "--device cuda needs --parallel; for one GPU start one rank: `torchrun "
+            "--nproc-per-node 1 -m forge_harness train --parallel ddp --device cuda ...`."
+        )
     from forge_harness.integration.stops import interrupted_once
-    from forge_harness.training import TrainingInterrupted, train_to_directory
+    from forge_harness.training import TrainingInterrupted
+    from forge_harness.training.ranks import ToldByFirst
 
-    loaded = load(config_file, flags)
-    sealer = None if keys is None else sealer_of(keys)
-    if resume:
-        task, options = _saved(out, flags)
-        build_model = _model_to_resume(out, loaded, task)
-    else:
-        task, options = _configured(loaded)
-        build_model = _model_of(loaded, task)
+    arguments = Arguments(out, from_checkpoint, state, keys, resume, config_file, flags)
     try:
-        with (
-            interrupted_once(),
-            training_into(out),
-            _progress(f"{task} {options.precision}") as on_step,
-        ):
-            result = train_to_directory(
-                task,
-                out,
-                options,
-                resume=resume,
-                from_checkpoint=from_checkpoint,
-                checkpoint_every=loaded.config.train.checkpoint_every,
-                state=state,
-                sealer=sealer,
-                on_step=on_step,
-                on_note=say,
-                build_model=build_model,
-            )
+        with interrupted_once(), _ranks(parallel, device) as ranks:
+            result = _train(arguments, ranks)
+    except ToldByFirst as told:
+        return told.exit_code
     except TrainingInterrupted as interruption:
         say(str(interruption))
         return interruption.exit_code
     except SealedStateError as error:
         raise UsageError(f"{error} Give its keyring with --keys.") from error
-    return _told(_sentence(result, out))
+    return _told(_sentence(result, out)) if ranks.rank == 0 else ExitCode.PASS
+
+
+@contextmanager
+def _ranks(parallel: Parallel | None, device: str) -> Iterator[Ranks]:
+    """Yields the ranks of the command: those torchrun started, or this process."""
+    if parallel is None:
+        from forge_harness.training.ranks import OneProcess, refuse_alone_among_ranks
+
+        refuse_alone_among_ranks()
+        yield OneProcess()
+        return
+    from forge_harness.training.torchrun import joined
+
+    with joined(parallel, device) as ranks:
+        yield ranks
+
+
+def _train(given: Arguments, ranks: Ranks) -> dict[str, Any]:
+    """Trains as one of the ranks, of which the first alone locks DIR, and shows progress."""
+    from forge_harness.training import train_to_directory
+    from forge_harness.training.ranks import refuse_disagreement
+
+    plan = ranks.everywhere(lambda: plan_of(given))
+    if ranks.world_size > 1:
+        refuse_disagreement(ranks, ranks.everywhere(lambda: facts_of(given, plan)))
+    label = f"{plan.task} {plan.options.precision}"
+    with ExitStack() as stack:
+        ranks.first(lambda: stack.enter_context(training_into(given.out)))
+        on_step = stack.enter_context(_progress(label)) if ranks.rank == 0 else None
+        return train_to_directory(
+            plan.task,
+            given.out,
+            plan.options,
+            resume=given.resume,
+            from_checkpoint=given.from_checkpoint,
+            checkpoint_every=plan.checkpoint_every,
+            state=given.state,
+            sealer=plan.sealer,
+            on_step=on_step,
+            on_note=say,
+            build_model=plan.build_model,
+            ranks=ranks,
+        )
 
 
 def _told(result: str) -> ExitCode:
@@ -155,103 +196,6 @@ def _told(result: str) -> ExitCode:
         unread(sys.stdout)
         return ExitCode.INTERRUPTED
     return ExitCode.PASS
-
-
-def _configured(loaded: LoadedConfig) -> tuple[str, TrainOptions]:
-    """Returns task and options: what the configuration gives, and the recipe for the rest."""
-    from forge_harness.protocols import TrainOptions
-
-    train = loaded.config.train
-    given = {
-        key.removeprefix("train."): value
-        for key, value in loaded.values().items()
-        if key.startswith("train.") and key in loaded.given
-    }
-    options = TrainOptions(
-        seed=loaded.config.run.seed,
-        steps=train.steps,
-        precision=train.precision,
-        accumulation=train.accumulation,
-        extra={key: given[key] for key in _EXTRA if key in given},
-        **{key: given[key] for key in _OPTIONS if key in given},
-    )
-    return train.task, options
-
-
-def _saved(out: Path, flags: Mapping[str, Any]) -> tuple[str, TrainOptions]:
-    """Returns task and options of the run in a directory; a flag may repeat, not change them."""
-    from forge_harness.training import resolve_recipe
-    from forge_harness.training.runner import TrainingDirectory
-
-    task, options = TrainingDirectory(out).options()
-    saved: dict[str, Any] = {"task": task}
-    for key in ("seed", "steps", "precision", "accumulation"):
-        saved[key] = getattr(options, key)
-    # What was left to the recipe has a value too, and a flag may repeat it.
-    recipe = resolve_recipe(task, options)
-    saved |= {key: getattr(recipe, key) for key in (*_OPTIONS, *_EXTRA)}
-    for dotted, value in flags.items():
-        key = dotted.rpartition(".")[2]
-        if key in saved and saved[key] != value:
-            raise UsageError(
-                f"The run in {out} has {key} {saved[key]!r}, and {value!r} was asked for; drop "
-                "the option to resume it, or start a new run."
-            )
-    return task, options
-
-
-def _model_to_resume(out: Path, loaded: LoadedConfig, task: str) -> BuildModel | None:
-    """Returns None when the run knows its model; the configuration may repeat, not change it."""
-    from forge_harness.training.runner import TrainingDirectory
-
-    record = TrainingDirectory(out).model()
-    if record is None:
-        return _model_of(loaded, task)
-    saved = dict(record["config"])
-    if record["family"] == "digits":
-        saved["layers"] = saved.get("blocks")
-    for key, value in loaded.values().items():
-        name = key.removeprefix("model.")
-        if key in loaded.given and name != key and saved.get(name, value) != value:
-            raise UsageError(
-                f"The run in {out} trains a model with {name} {saved[name]!r}, and the "
-                f"configuration has {key} {value!r}; drop it to resume, or start a new run."
-            )
-    return None
-
-
-def _model_of(loaded: LoadedConfig, task: str) -> BuildModel | None:
-    """Returns a builder of the model the configuration describes; None for the reference one."""
-    if not any(key.startswith("model.") for key in loaded.given):
-        return None
-    from forge_harness.model import ByteLM, ByteLMConfig, DigitsConfig, DigitsModel
-    from forge_harness.protocols import Precision
-    from forge_harness.training.randomness import RandomState
-    from forge_harness.training.splits import CONTEXT
-
-    sizes = loaded.config.model
-    text = task.partition("#")[0] == "bytes"
-    if text and sizes.context < CONTEXT:
-        raise UsageError(
-            f"model.context {sizes.context} is below the {CONTEXT} bytes of a sample of task "
-            "'bytes'; raise it."
-        )
-
-    def build(task: str, seed: int, precision: Precision) -> DigitsModel | ByteLM:
-        with RandomState(seed).active():
-            if not text:
-                digits = DigitsConfig(width=sizes.width, hidden=sizes.hidden, blocks=sizes.layers)
-                return DigitsModel(digits, precision=precision)
-            config = ByteLMConfig(
-                width=sizes.width,
-                layers=sizes.layers,
-                heads=sizes.heads,
-                hidden=sizes.hidden,
-                context=sizes.context,
-            )
-            return ByteLM(config, precision=precision)
-
-    return build
 
 
 @contextmanager

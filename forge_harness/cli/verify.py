@@ -10,7 +10,7 @@ import click
 
 from forge_harness.cli.options import examples, json_option, open_run, run_dir_argument
 from forge_harness.cli.summary import score_sentence
-from forge_harness.cli.terminal import echo_json, printable
+from forge_harness.cli.terminal import echo_json, printable, several
 from forge_harness.errors import ExitCode, RunDirectoryError, UsageError
 from forge_harness.record import RunRecord
 
@@ -84,6 +84,7 @@ def verify_command(
                 "verified": not problems,
                 "problems": rows,
                 "reports": _told(reports),
+                "given": {} if reports is None else reports.leaning,
             }
         )
     elif problems:
@@ -91,8 +92,9 @@ def verify_command(
             click.echo(problem.sentence(), err=True)
         if len(problems) > _SHOWN:
             click.echo(f"and {len(problems) - _SHOWN} more (--json lists all)", err=True)
-        count = "1 difference" if len(problems) == 1 else f"{len(problems)} differences"
-        click.echo(f"{directory} does not verify: {count}.", err=True)
+        click.echo(
+            f"{directory} does not verify: {several(len(problems), 'difference')}.", err=True
+        )
     else:
         _praise(directory, open_run(directory)[0], reports)
     return ExitCode.VERIFICATION_FAILED if problems else ExitCode.PASS
@@ -111,7 +113,9 @@ def _verify_package(
         echo_json({"directory": str(directory), "verified": True, "signers": signers})
     else:
         by = ", ".join(signer[:16] for signer in found.signers)
-        click.echo(f"{directory} is what was signed: {found.files} files, signed by {by}.")
+        click.echo(
+            f"{directory} is what was signed: {several(found.files, 'file')}, signed by {by}."
+        )
     return ExitCode.PASS
 
 
@@ -126,6 +130,7 @@ def _is_package(directory: Path) -> bool:
     return isinstance(manifest, dict) and "schema" in manifest and "schema_version" not in manifest
 
 
+REPORTS = "reports.json"
 _OURS = ("run.json", "manifest.json", "policy.json")
 
 
@@ -155,6 +160,10 @@ def _praise(directory: Path, record: RunRecord, reports: RenderedAgain | None) -
         return
     if reports.same:
         click.echo(f"  {', '.join(reports.same)}: rendered again, byte for byte")
+    # Of other runs this directory holds what its reports were given, not where that came from.
+    for others in dict.fromkeys(reports.leaning.values()):
+        files = ", ".join(file for file, said in reports.leaning.items() if said == others)
+        click.echo(f"  with {printable(others)} as {REPORTS} has them: {files}")
     for file, why in reports.unknown.items():
         click.echo(
             f"Not rendered again: {file}, {printable(why)}. `forge-harness report {directory}` "
@@ -168,10 +177,11 @@ def _recomputed(directory: Path, record: RunRecord) -> list[str]:
     items = sum(len(check.items) for check in record.checks) + len(record.unscored_items)
     artifacts = {e.artifact for e in evidence if e.artifact}
     return [
-        f"{files} files: size and sha256 against the manifest",
-        f"{len(artifacts)} artifacts: content against the name",
-        f"{len(evidence)} values against their limits, {items} test items",
-        f"{len(record.checks)} checks rolled up, {len(record.suites)} suites scored",
+        f"{several(files, 'file')}: size and sha256 against the manifest",
+        f"{several(len(artifacts), 'artifact')}: content against the name",
+        f"{several(len(evidence), 'value')} against their limits, {several(items, 'test item')}",
+        f"{several(len(record.checks), 'check')} rolled up, "
+        f"{several(len(record.suites), 'suite')} scored",
     ]
 
 

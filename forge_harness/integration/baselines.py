@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, field_validator
 
 from forge_harness.durable import write_durably
 from forge_harness.errors import ConfigError
@@ -31,6 +31,16 @@ _REFUSALS = {
     "declared": "the run declares {ours}, the baseline {theirs}",
 }
 """Compared fact -> why two runs that differ in it do not compare; the first one is told."""
+
+
+def _all_facts(facts: dict[str, str | None]) -> dict[str, str | None]:
+    if facts.keys() != _REFUSALS.keys():
+        raise ValueError(f"are {', '.join(facts)}; expected {', '.join(_REFUSALS)}")
+    return facts
+
+
+Facts = Annotated[dict[str, str | None], AfterValidator(_all_facts)]
+"""See `compared_facts`."""
 
 
 class BaselineCheck(BaseModel):
@@ -81,8 +91,7 @@ class Baseline(BaseModel):
     started_at: str
     commit: str | None
     dirty: bool | None
-    facts: dict[str, str | None]
-    """See `compared_facts`."""
+    facts: Facts
     state: str
     verdict: Verdict
     score: ScoreRecord
@@ -90,18 +99,15 @@ class Baseline(BaseModel):
     gates: dict[str, float]
     """Gate -> value, in the unit of its threshold; without those that were not measured."""
     checks: dict[str, BaselineCheck]
+    unscored: tuple[str, ...] = ()
+    """Items that had no place in its score, by node id."""
+    uncollected: tuple[str, ...] = ()
+    """Modules that skipped themselves, likewise."""
 
     @property
     def policy_digest(self) -> str:
         """The policy it was scored with."""
         return str(self.facts["policy"])
-
-    @field_validator("facts")
-    @classmethod
-    def _names_all_facts(cls, facts: dict[str, str | None]) -> dict[str, str | None]:
-        if facts.keys() != _REFUSALS.keys():
-            raise ValueError(f"are {', '.join(facts)}; expected {', '.join(_REFUSALS)}")
-        return facts
 
 
 AcceptedRun = RunRecord | Baseline
@@ -134,6 +140,8 @@ def baseline_of(
             check.id: BaselineCheck(version=check.version, outcome=check.outcome)
             for check in record.checks
         },
+        unscored=tuple(i.nodeid for i in record.unscored_items if not i.hides_checks),
+        uncollected=tuple(i.nodeid for i in record.unscored_items if i.hides_checks),
     )
 
 

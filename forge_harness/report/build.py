@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from forge_harness.integration.baselines import AcceptedRun
+from forge_harness.integration.kept_runs import History
 from forge_harness.policy import Policy
 from forge_harness.record import RunRecord, ShardRecord, Waiver
 from forge_harness.report.anchors import check_anchor
@@ -20,6 +21,7 @@ from forge_harness.report.quality import quality_tasks
 from forge_harness.report.scores import component_rows, loss_rows, suite_rows
 from forge_harness.report.specification import specification_sections
 from forge_harness.report.text import clean, percent
+from forge_harness.report.trend import trend_of
 from forge_harness.scoring import waterfall
 from forge_harness.types import Verdict
 
@@ -33,13 +35,19 @@ MEANINGS = {
 _CHECK_ID = re.compile(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*")
 
 
-def build_report(record: RunRecord, policy: Policy, baseline: AcceptedRun | None = None) -> Report:
+def build_report(
+    record: RunRecord,
+    policy: Policy,
+    baseline: AcceptedRun | None = None,
+    history: History | None = None,
+) -> Report:
     """Returns everything a reader of the run should see.
 
     Args:
         record: The run.
         policy: The policy it was scored with.
         baseline: The run that was accepted before, when there is one.
+        history: The kept runs that lead up to it, when there are any.
     """
     steps = waterfall(record, policy)
     lost = {step.id: f"{step.shown:.2f}" for step in steps if step.kind == "check"}
@@ -53,6 +61,7 @@ def build_report(record: RunRecord, policy: Policy, baseline: AcceptedRun | None
             for reason in record.verdict_reasons
         ),
         changes=changes_since(record, policy, baseline),
+        trend=trend_of(record, policy, history),
         suites=suites,
         components=components,
         losses=loss_rows(steps),

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
+from forge_harness.report.ctrf_insights import (
+    EXTRA,
+    STATUS,
+    baseline_reference,
+    insights_by_test,
+    run_insights,
+)
+from forge_harness.report.identity import report_guid
 from forge_harness.report.machine import (
     TOOL,
     UNSCORED_MESSAGE,
@@ -22,20 +31,7 @@ from forge_harness.types import Outcome
 
 SPEC_VERSION = "0.0.0"
 """The specification's own: a draft that has no other version yet."""
-EXTRA = "forge.harness"
-"""Key of all we add; the specification wants one with a prefix, the same in all places."""
 STATUSES = ("passed", "failed", "skipped", "pending", "other")
-_STATUS = {
-    Outcome.PASS: "passed",
-    Outcome.WARN: "passed",
-    Outcome.FLAKY: "passed",
-    Outcome.FAIL: "failed",
-    Outcome.ERROR: "failed",
-    Outcome.XPASS: "failed",
-    Outcome.XFAIL: "skipped",
-    Outcome.NOT_APPLICABLE: "skipped",
-    Outcome.NOT_MEASURED: "other",
-}
 _Values = dict[str, Any]
 
 
@@ -48,9 +44,11 @@ def render_ctrf(report: Report) -> str:
     that was not measured makes the run INCOMPLETE, or an unfinished selection, so it always comes
     with at least one failed test, and the summary is green for no run that is not.
 
-    There is no time of writing and no id of the document: the same run gives the same bytes.
+    There is no time of writing, and the id of the document is made from those of the runs in it:
+    the same run gives the same bytes.
     """
-    tests = [_check(check) for check in report.checks]
+    insights = insights_by_test(report)
+    tests = [_check(check, insights) for check in report.checks]
     tests += [_unscored(item) for item in report.unscored]
     tests += [_uncollected(item) for item in report.uncollected]
     if not ends_well(report) and all(test["status"] != "failed" for test in tests):
@@ -59,6 +57,7 @@ def render_ctrf(report: Report) -> str:
     document = {
         "reportFormat": "CTRF",
         "specVersion": SPEC_VERSION,
+        "reportId": report_guid(report),
         "runId": clean(report.run_id) or "unknown",
         "generatedBy": TOOL,
         "results": {
@@ -67,14 +66,16 @@ def render_ctrf(report: Report) -> str:
             "tests": tests,
             "environment": _environment(report),
         },
+        **run_insights(report),
+        **baseline_reference(report),
     }
     return json_text(document)
 
 
-def _check(check: CheckRow) -> _Values:
+def _check(check: CheckRow, insights: Mapping[str, _Values]) -> _Values:
     retries = sum(item.attempts - 1 for item in check.items)
     logs = "\n".join(item.log for item in check.items if item.log)
-    test = _test(check.id, check.suite, _STATUS[check.outcome], check.duration_s)
+    test = _test(check.id, check.suite, STATUS[check.outcome], check.duration_s)
     test["rawStatus"] = check.outcome.value
     if check.reason:
         test["message"] = check.reason
@@ -89,6 +90,8 @@ def _check(check: CheckRow) -> _Values:
         test["flaky"] = True
     test["labels"] = {"severity": check.severity.value, "component": check.component}
     test["extra"] = {EXTRA: _details(check)}
+    if known := insights.get(check.id):
+        test["insights"] = known
     return test
 
 

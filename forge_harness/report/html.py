@@ -13,12 +13,14 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from forge_harness.report.model import CheckRow, EvidenceRow, Report
+from forge_harness.report.changes import SIDES
+from forge_harness.report.model import CheckRow, EvidenceRow, Move, Report, State
 from forge_harness.report.run_values import verdict_state
 from forge_harness.report.specification import STATES
 from forge_harness.report.svg import interval_bar, sparkline
-from forge_harness.report.text import duration, number, shorten, tail
-from forge_harness.types import Outcome
+from forge_harness.report.text import duration, number, percent, shorten, tail
+from forge_harness.report.trend_plot import figure_line, trend_plot
+from forge_harness.types import Outcome, Verdict
 
 MAX_BYTES = 1_000_000
 """The page opens at once on a phone and passes every mail filter; run.json has the rest."""
@@ -30,6 +32,13 @@ WORDS = {outcome: outcome.replace("_", " ") for outcome in Outcome} | {
     Outcome.XFAIL: "waived",
     Outcome.XPASS: "waiver not needed",
 }
+_MOVES: dict[Move, tuple[State, str]] = {
+    "worse": ("fail", "worse"),
+    "better": ("pass", "better"),
+    "not_judged": ("not_measured", "not judged"),
+    "within": ("info", "within its noise"),
+}
+"""How a value moved -> how that is shown; in the order of the table."""
 _OPEN = (Outcome.FAIL, Outcome.ERROR, Outcome.XPASS)
 
 
@@ -121,6 +130,10 @@ def _page(
             css_digest=css_digest,
             verdict_state=verdict_state(report.headline.verdict),
             shown_reasons=SHOWN_REASONS,
+            sides=[(words, getattr(report.changes, side)) for side, words in SIDES.items()],
+            moved=_moved(report),
+            anchors={check.anchor for check in report.checks},
+            trend_breaks=[bool(p.breaks) for p in report.trend.points] if report.trend else [],
         )
     )
 
@@ -149,6 +162,14 @@ class _View:
         """Returns the link to an anchor, or to the check of an evidence row that is not shown."""
         target = anchor if anchor in self._anchors else self._fallback.get(anchor, anchor)
         return f"#{target}"
+
+
+def _moved(report: Report) -> dict[str, Any]:
+    """Returns how many values moved how, and all of them, the ones beyond their noise first."""
+    values = report.changes.values
+    counts = {str(move): sum(row.move == move for row in values) for move in _MOVES}
+    order = list(_MOVES)
+    return {**counts, "rows": sorted(values, key=lambda row: order.index(row.move))}
 
 
 def _plots(report: Report) -> list[Markup]:
@@ -183,10 +204,15 @@ def page_environment() -> Environment:
     helpers: dict[str, Any] = {
         "duration": duration,
         "number": number,
+        "percent": percent,
         "shorten": shorten,
         "tail": tail,
         "interval_bar": interval_bar,
         "sparkline": sparkline,
+        "trend_plot": trend_plot,
+        "figure_line": figure_line,
+        "moves": _MOVES,
+        "verdict_states": {verdict: verdict_state(verdict) for verdict in Verdict},
         "words": WORDS,
         "states": STATES,
         "opened": _OPEN,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -26,11 +27,24 @@ def ends_well(report: Report) -> bool:
     A selection does when all of it was measured and nothing failed; its verdict is PARTIAL in
     either case, so that the verdict alone does not tell.
     """
-    if report.headline.verdict is not Verdict.PARTIAL:
-        return report.headline.verdict in (Verdict.PASS, Verdict.PASS_WITH_WARNINGS)
-    outcomes = {check.outcome for check in report.checks} - {Outcome.NOT_APPLICABLE}
+    outcomes = [check.outcome for check in report.checks]
+    unplaced = bool(report.unscored or report.uncollected)
+    return ended_well(report.headline.verdict, outcomes, unplaced=unplaced)
+
+
+def ended_well(verdict: Verdict, outcomes: Iterable[Outcome], *, unplaced: bool) -> bool:
+    """Returns whether a run of this verdict and these outcomes ends with 0; see `ends_well`.
+
+    Args:
+        verdict: Of the run.
+        outcomes: Of its checks.
+        unplaced: Whether some of its items or modules belong to no check.
+    """
+    if verdict is not Verdict.PARTIAL:
+        return verdict in (Verdict.PASS, Verdict.PASS_WITH_WARNINGS)
+    applicable = {*outcomes} - {Outcome.NOT_APPLICABLE}
     bad = {*MEASURED_BAD, Outcome.NOT_MEASURED}
-    return bool(outcomes) and not (outcomes & bad or report.unscored or report.uncollected)
+    return bool(applicable) and not (applicable & bad or unplaced)
 
 
 def fails_gate(check: CheckRow, report: Report) -> bool:

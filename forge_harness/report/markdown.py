@@ -5,8 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from forge_harness.report.model import CheckRow, Figure, Report, ScoreRow, Sentence
-from forge_harness.report.text import duration, shorten
+from forge_harness.report.changes import SIDES
+from forge_harness.report.model import (
+    Change,
+    CheckRow,
+    Figure,
+    Report,
+    ScoreRow,
+    Sentence,
+    TrendPoint,
+)
+from forge_harness.report.text import duration, percent, shorten
 from forge_harness.types import Outcome, Verdict
 
 MAX_BYTES = 900_000
@@ -19,6 +28,10 @@ _MARKS = {
     Verdict.FAIL: "\u274c",
     Verdict.PARTIAL: "\u2753",
 }
+_TREND = (
+    *("started", "run", "commit", "profile", "verdict"),
+    *("score", "measured", "failed", "not measured"),
+)
 _BAD = (Outcome.FAIL, Outcome.ERROR, Outcome.XPASS)
 _SHOWN_REASONS = 5
 _SHOWN_CHECKS = 100
@@ -32,6 +45,7 @@ def render_markdown(report: Report) -> str:
         _head(report),
         _reasons(report.reasons),
         _changes(report),
+        _trend(report),
         _scores("Suites", "suite", report.suites),
         _checks("What failed", report.checks, _BAD),
         _checks("What was not measured", report.checks, (Outcome.NOT_MEASURED,)),
@@ -94,14 +108,53 @@ def _changes(report: Report) -> str:
     if changes.refusal:
         lines.append(f"- Values do not compare: {escape(changes.refusal)}")
     lines += [f"- Worse: {escape(sentence)}" for sentence in changes.regressions]
-    for label, found in (
-        ("Newly failing", changes.newly_failing),
-        ("Fixed", changes.fixed),
-        ("Newly not measured", changes.newly_not_measured),
-    ):
-        ids = ", ".join(_code(change.check) for change in found[:_SHOWN_CHECKS])
-        lines.append(f"- {label}: {ids or 'none'}")
+    lines += [
+        f"- Better: {escape(row.name)}, {escape(row.before)} before, {escape(row.after)} now"
+        for row in changes.values
+        if row.move == "better"
+    ]
+    for side, label in SIDES.items():
+        found: tuple[Change, ...] = getattr(changes, side)
+        ids = ", ".join(_changed(change) for change in found[:_SHOWN_CHECKS])
+        more = len(found) - _SHOWN_CHECKS
+        rest = f" and {more} more" if more > 0 else ""
+        lines.append(f"- {label}: {ids or 'none'}{rest}")
     return "\n".join(lines)
+
+
+def _changed(change: Change) -> str:
+    before, after = (outcome.replace("_", " ") for outcome in (change.before, change.after))
+    return f"{_code(change.check)} ({before} before, {after} now)"
+
+
+def _trend(report: Report) -> str:
+    trend = report.trend
+    if trend is None:
+        return ""
+    rows: list[list[str]] = []
+    for point in trend.points:
+        if point.breaks:
+            broken = escape("; ".join(point.breaks))
+            rows.append([f"break: {broken}", *[""] * (len(_TREND) - 1)])
+        rows.append(_point(point))
+    left_out = [f"Not shown: {escape('; '.join(trend.left_out))}."] if trend.left_out else []
+    return "### Trend\n\n" + "\n\n".join([_table(_TREND, rows), *left_out])
+
+
+def _point(point: TrendPoint) -> list[str]:
+    low, high = point.low, point.high
+    state = "" if point.state == "finished" else f" ({escape(point.state)})"
+    return [
+        escape(point.started_at),
+        "this run" if point.is_this else _code(point.run_id),
+        _code(point.commit) if point.commit else "",
+        escape(point.profile),
+        f"{_MARKS[point.verdict]} {point.verdict.replace('_', ' ')}{state}",
+        str(low) if low == high else f"{low} to {high}",
+        f"{percent(point.measured)} %",
+        str(point.failed),
+        str(point.not_measured),
+    ]
 
 
 def _scores(title: str, noun: str, rows: Sequence[ScoreRow]) -> str:

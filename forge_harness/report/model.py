@@ -82,18 +82,127 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Uncompared:
+    """One check of only one of the two runs, or of another version in each."""
+
+    check: str
+    anchor: str | None
+    """None when it is not in this run."""
+    why: str
+
+
+Move = Literal["worse", "better", "within", "not_judged"]
+"""How a value moved: beyond what the policy allows for noise, within it, or nobody can say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MovedValue:
+    """The score, or the value of one gate, in both runs."""
+
+    name: str
+    anchor: str
+    unit: str
+    before: str
+    after: str
+    difference: str
+    allowed: str
+    """In words, for example "at least 0.931"; empty when nothing is judged."""
+    move: Move
+    reason: str
+    """Why it is worse, or not judged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaselineRun:
+    """The run that others are held against."""
+
+    run_id: str
+    started_at: str
+    commit: str
+    """Empty when it does not say."""
+    verdict: Verdict
+    low: int
+    high: int
+    measured_percent: int
+    acceptance: str
+    """Who accepted it and why; empty for a run that is given as it is."""
+    outcomes: tuple[tuple[str, int, Outcome], ...]
+    """Id, version and outcome of each of its checks."""
+    unscored: tuple[str, ...]
+    uncollected: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """What changed against the baseline."""
+    """What changed against the baseline: each check in one of the lists at most."""
 
     baseline: str | None
     """Run id of the baseline; None without one."""
     refusal: str
-    """Why the two runs do not compare; empty when they do."""
+    """Why the values of the two runs do not compare; empty when they do."""
+    run: BaselineRun | None = None
+    breaks: tuple[str, ...] = ()
+    """What the two have not in common: "profile quick -> full"."""
     newly_failing: tuple[Change, ...] = ()
     fixed: tuple[Change, ...] = ()
     newly_not_measured: tuple[Change, ...] = ()
+    newly_measured: tuple[Change, ...] = ()
+    otherwise_changed: tuple[Change, ...] = ()
+    """A check that warns, is flaky or waived now, or did before."""
+    uncompared: tuple[Uncompared, ...] = ()
+    values: tuple[MovedValue, ...] = ()
     regressions: tuple[str, ...] = ()
-    """Gate values worse than the baseline beyond their tolerance."""
+    """Score and gate values worse than the baseline beyond their tolerance, in words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrendPoint:
+    """One run of the trend."""
+
+    run_id: str
+    is_this: bool
+    """Whether it is the run of the report."""
+    started_at: str
+    commit: str
+    """Its first digits, "+" behind them when tracked files had been changed; empty without."""
+    profile: str
+    state: str
+    verdict: Verdict
+    low: int
+    high: int
+    measured: float
+    """Share of the weight, in [0, 1]."""
+    failed: int
+    not_measured: int
+    duration_s: float | None
+    digest: str
+    """Of its run.json; empty for the run of the report, whose manifest has it."""
+    breaks: tuple[str, ...]
+    """What it has not in common with the run before; empty when the two compare."""
+    compares: bool
+    """Whether it compares with the run of the report."""
+    counts: tuple[tuple[Outcome, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrendFigure:
+    """The value of one gate over the runs of the trend."""
+
+    name: str
+    unit: str
+    anchor: str | None
+    values: tuple[float | None, ...]
+    """One a point; None where it was not measured, or in another unit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trend:
+    """The kept runs that lead up to this one; the last point is this one."""
+
+    points: tuple[TrendPoint, ...]
+    figures: tuple[TrendFigure, ...]
+    left_out: tuple[str, ...]
+    """For example "2 runs began later"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,6 +398,8 @@ class Report:
     reasons: tuple[Sentence, ...]
     """Why the verdict is what it is; writers show the first five."""
     changes: Changes
+    trend: Trend | None
+    """None when no history was given."""
     suites: tuple[ScoreRow, ...]
     components: tuple[ScoreRow, ...]
     losses: tuple[LossRow, ...]

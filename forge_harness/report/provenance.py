@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -16,6 +16,7 @@ from forge_harness import __version__
 from forge_harness.canonical import canonical_json, file_sha256, read_canonical, sha256_hex
 from forge_harness.durable import write_durably
 from forge_harness.integration.baselines import AcceptedRun, Baseline
+from forge_harness.integration.kept_runs import History
 from forge_harness.policy import Policy
 from forge_harness.record import RunRecord
 from forge_harness.report.write import WRITERS, render_reports
@@ -35,6 +36,8 @@ class Rendered(BaseModel):
     renderer: str
     baseline: Baseline | None = None
     """What it compares the run with."""
+    history: History | None = None
+    """The runs of its trend."""
 
 
 class Renderings(BaseModel):
@@ -55,6 +58,8 @@ class RenderedAgain:
     """Files that have the same bytes."""
     unknown: dict[str, str] = field(default_factory=dict)
     """File -> why it could not be rendered again."""
+    leaning: dict[str, str] = field(default_factory=dict)
+    """File -> the other runs it speaks of, as reports.json has them."""
 
 
 @cache
@@ -83,18 +88,24 @@ def forget(run_dir: Path, formats: Sequence[str]) -> None:
         _write(run_dir, {file: how for file, how in kept.files.items() if file not in names})
 
 
-def note(run_dir: Path, written: Sequence[Path], baseline: AcceptedRun | None) -> None:
+def note(
+    run_dir: Path,
+    written: Sequence[Path],
+    baseline: AcceptedRun | None,
+    history: History | None = None,
+) -> None:
     """Writes down which code rendered reports, and what they compare the run with.
 
     Args:
         run_dir: The run directory.
         written: The report files in it.
         baseline: What they compare with; of a record nothing is noted, as it is not kept.
+        history: The runs of their trend.
     """
     # A record alone is no baseline that can be written down; the page cannot be rendered again.
     if isinstance(baseline, RunRecord):
         return
-    how = Rendered(renderer=renderer(), baseline=baseline)
+    how = Rendered(renderer=renderer(), baseline=baseline, history=history)
     kept = _read(run_dir).files
     _write(run_dir, {**kept, **{path.name: how for path in written}})
 
@@ -125,8 +136,11 @@ def render_again(run_dir: Path, record: RunRecord, policy: Policy) -> RenderedAg
         elif how.renderer != renderer():
             result.unknown[file] = f"made by {how.renderer}"
         else:
-            ((_, text),) = render_reports(run_dir, record, policy, (name,), baseline=how.baseline)
+            compared: dict[str, Any] = {"baseline": how.baseline, "history": how.history}
+            ((_, text),) = render_reports(run_dir, record, policy, (name,), **compared)
             _compare(run_dir / file, text.encode(), result)
+            if leans := _leans_on(how):
+                result.leaning[file] = leans
     return result
 
 
@@ -137,6 +151,15 @@ def _compare(file: Path, expected: bytes, result: RenderedAgain) -> None:
     digests = f"sha256:{sha256_hex(expected)}", f"sha256:{file_sha256(file)}"
     what = "is not the report of this run"
     result.problems.append(Discrepancy(file.name, what, *digests))
+
+
+def _leans_on(how: Rendered) -> str:
+    """Returns what of other runs is in a page: nothing of it can be recomputed from this one."""
+    parts = [] if how.baseline is None else [f"baseline {how.baseline.run_id}"]
+    if how.history is not None:
+        count = len(how.history.runs)
+        parts.append(f"{count} kept {'run' if count == 1 else 'runs'}")
+    return " and ".join(parts)
 
 
 def _read(run_dir: Path) -> Renderings:

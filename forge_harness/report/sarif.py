@@ -7,9 +7,11 @@ from urllib.parse import quote
 
 from forge_harness.canonical import sha256_hex
 from forge_harness.report.anchors import slug
+from forge_harness.report.identity import run_guid
 from forge_harness.report.machine import TOOL, json_text, moment, tool_version
 from forge_harness.report.model import Report, WaiverRow
-from forge_harness.report.sarif_findings import RECORD, Finding, Rule, findings
+from forge_harness.report.sarif_findings import findings
+from forge_harness.report.sarif_model import RECORD, Finding, Rule
 from forge_harness.report.text import clean, shorten
 
 SCHEMA = (
@@ -39,13 +41,22 @@ def render_sarif(report: Report) -> str:
                 "rules": [_rule(rule) for rule in rules.values()],
             }
         },
-        "automationDetails": {"id": _automation_id(report)},
+        "automationDetails": {"id": _automation_id(report), "guid": run_guid(report.run_id)},
+        **_baseline(report),
         "invocations": [_invocation(report)],
         "originalUriBaseIds": {_BASE: {"description": {"text": "The directory of the suites."}}},
         "results": [_result(finding, order) for finding in found],
         "properties": _properties(report),
     }
     return json_text({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]})
+
+
+def _baseline(report: Report) -> _Values:
+    """Returns what the states of the results refer to; nothing when they have none."""
+    run = report.changes.run
+    if run is None or report.changes.refusal:
+        return {}
+    return {"baselineGuid": run_guid(run.run_id)}
 
 
 def _rule(rule: Rule) -> _Values:
@@ -68,6 +79,8 @@ def _result(finding: Finding, order: dict[str, int]) -> _Values:
     return {
         "ruleId": rule,
         "ruleIndex": order[rule],
+        **({"kind": finding.kind} if finding.kind else {}),
+        **({"baselineState": finding.state} if finding.state else {}),
         "level": finding.level,
         "message": {"text": _message(clean(finding.message) or rule)},
         "locations": [_location(finding)],
@@ -150,4 +163,13 @@ def _properties(report: Report) -> _Values:
         "scope": head.scope,
         "subject": head.subject,
         "policyDigest": head.policy_digest,
+        **_compared_with(report),
     }
+
+
+def _compared_with(report: Report) -> _Values:
+    changes = report.changes
+    if changes.run is None:
+        return {}
+    why = changes.refusal
+    return {"baseline": {"runId": changes.run.run_id, "comparable": not why, "reason": why}}

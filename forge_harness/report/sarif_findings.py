@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
-
 from forge_harness.report.machine import (
     UNSCORED_MESSAGE,
     VERDICT_ID,
@@ -13,55 +10,28 @@ from forge_harness.report.machine import (
     file_of,
     verdict_message,
 )
-from forge_harness.report.model import CheckRow, ItemRow, Report, WaiverRow
+from forge_harness.report.model import CheckRow, ItemRow, Report
+from forge_harness.report.sarif_baseline import FINE, baseline_results, compared
+from forge_harness.report.sarif_model import (
+    MORE,
+    RECORD,
+    UNCOLLECTED,
+    UNSCORED,
+    VERDICT,
+    Finding,
+    Level,
+    State,
+    rule_of,
+)
 from forge_harness.report.text import clean
 from forge_harness.scoring.rollup import SEVERE
 from forge_harness.types import Outcome, Severity
 
-Level = Literal["error", "warning", "note"]
-
 MAX_RESULTS = 5_000
 """GitHub shows no more of a run and drops the rest without a word."""
-RECORD = "run.json"
-"""File of what no file of the suites stands for."""
 _CATALOGUE = "catalogue.toml"
-_LEVELS = ("error", "warning", "note")
+_LEVELS = ("error", "warning", "note", "none")
 _WARNINGS = (Outcome.FAIL, Outcome.ERROR, Outcome.WARN, Outcome.FLAKY)
-_RULE_LEVELS: dict[Severity, Level] = {
-    Severity.CRITICAL: "error",
-    Severity.HIGH: "error",
-    Severity.MEDIUM: "warning",
-    Severity.LOW: "note",
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """What a result violates."""
-
-    id: str
-    title: str
-    level: Level
-    """Of its results, unless they say otherwise."""
-    command: str = ""
-    """Reproduces them."""
-    facts: dict[str, str | int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One result."""
-
-    level: Level
-    rank: int
-    """Among those of a level: 0 first."""
-    rule: Rule
-    message: str
-    file: str
-    name: str
-    """What tells it from others of its rule; the same in the next run."""
-    waivers: tuple[WaiverRow, ...] = ()
-    facts: dict[str, str | int] = field(default_factory=dict)
 
 
 def findings(report: Report) -> list[Finding]:
@@ -70,6 +40,7 @@ def findings(report: Report) -> list[Finding]:
     An error is what fails a gate by itself; a warning what else did not pass, with the critical and
     high checks that were not measured; a note what is waived or matters less. Code scanning calls
     a run red by its errors alone: when a run does not end well and has none, `run.verdict` is one.
+    Against a baseline that compares each has a state, and what only the baseline had comes last.
     """
     found = [
         _of_check(check, level, report)
@@ -80,14 +51,14 @@ def findings(report: Report) -> list[Finding]:
     found += [_uncollected(item) for item in report.uncollected]
     if not ends_well(report) and all(finding.level != "error" for finding in found):
         found.append(_verdict(report))
-    return _limited(found)
+    return _limited(compared(found, report), report)
 
 
 def _level(check: CheckRow, report: Report) -> Level | None:
     """Returns how grave a check's outcome is; None for one that is no finding."""
     if fails_gate(check, report):
         return "error"
-    if check.outcome in (Outcome.PASS, Outcome.NOT_APPLICABLE):
+    if check.outcome in FINE:
         return None
     is_open = check.outcome is Outcome.NOT_MEASURED and check.severity in SEVERE
     return "warning" if is_open or check.outcome in _WARNINGS else "note"
@@ -102,13 +73,7 @@ def _of_check(check: CheckRow, level: Level, report: Report) -> Finding:
     return Finding(
         level=level,
         rank=1 + list(Severity).index(check.severity),
-        rule=Rule(
-            id=_id(check.id),
-            title=check.title,
-            level=_RULE_LEVELS[check.severity],
-            command=check.command,
-            facts={**facts, "version": check.version},
-        ),
+        rule=rule_of(check),
         message=check.reason or check.title or check.id,
         # A check that nothing ran for is stated in the catalogue only.
         file=file_of(check.items[0].nodeid) if check.items else _CATALOGUE,
@@ -122,11 +87,7 @@ def _unscored(item: ItemRow) -> Finding:
     return Finding(
         level="error",
         rank=1 + len(Severity),
-        rule=Rule(
-            id="run.unscored",
-            title="Every item that ran belongs to a check in scope",
-            level="error",
-        ),
+        rule=UNSCORED,
         message=f"{item.nodeid} {UNSCORED_MESSAGE}",
         file=file_of(item.nodeid),
         name=item.nodeid,
@@ -138,9 +99,7 @@ def _uncollected(item: ItemRow) -> Finding:
     return Finding(
         level="warning",
         rank=0,
-        rule=Rule(
-            id="run.uncollected", title="Every module of the suites was collected", level="warning"
-        ),
+        rule=UNCOLLECTED,
         message=f"{item.nodeid} holds unknown checks, not measured: {item.reason}",
         file=file_of(item.nodeid),
         name=item.nodeid,
@@ -152,7 +111,7 @@ def _verdict(report: Report) -> Finding:
     return Finding(
         level="error",
         rank=0,
-        rule=Rule(id=VERDICT_ID, title="The run as a whole passes", level="error"),
+        rule=VERDICT,
         message=verdict_message(report),
         file=RECORD,
         name=VERDICT_ID,
@@ -160,7 +119,7 @@ def _verdict(report: Report) -> Finding:
     )
 
 
-def _limited(everything: list[Finding]) -> list[Finding]:
+def _limited(everything: list[Finding], report: Report) -> list[Finding]:
     """Returns at most MAX_RESULTS, the gravest; the last one then says how many more there are."""
     found = sorted(everything, key=lambda finding: (_LEVELS.index(finding.level), finding.rank))
     if len(found) <= MAX_RESULTS:
@@ -169,14 +128,15 @@ def _limited(everything: list[Finding]) -> list[Finding]:
     more = Finding(
         level=dropped[0].level,
         rank=0,
-        rule=Rule(id="run.more", title="All results of the run are in this file", level="note"),
+        rule=MORE,
         message=f"{len(dropped)} more results are not in this file; see the report.",
         file=RECORD,
-        name="run.more",
+        name=MORE.id,
+        state=_state_of_more(report) if dropped[0].state else "",
+        kind=dropped[0].kind,
     )
     return [*kept, more]
 
 
-def _id(name: str) -> str:
-    # Two names that only differ in what no reader sees are one rule.
-    return clean(name) or "unknown"
+def _state_of_more(report: Report) -> State:
+    return "updated" if baseline_results(report) > MAX_RESULTS else "new"

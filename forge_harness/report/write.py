@@ -6,10 +6,12 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from forge_harness.durable import write_durably
 from forge_harness.errors import UsageError, unknown_choice
 from forge_harness.integration.baselines import AcceptedRun
+from forge_harness.integration.kept_runs import History
 from forge_harness.policy import Policy
 from forge_harness.record import RunRecord
 from forge_harness.report.build import build_report
@@ -46,6 +48,7 @@ def write_reports(
     formats: Sequence[str] = ("html", "md", "junit"),
     *,
     baseline: AcceptedRun | None = None,
+    history: History | None = None,
 ) -> list[Path]:
     """Writes reports of a run; the same record and policy give the same bytes.
 
@@ -55,6 +58,7 @@ def write_reports(
         policy: The policy it was scored with.
         formats: Some of html, json, md, junit, ctrf, sarif.
         baseline: The run that was accepted before, when there is one.
+        history: The kept runs that lead up to it, when there are any.
 
     Returns:
         The files, in the order of `formats`.
@@ -63,7 +67,8 @@ def write_reports(
         UsageError: There is no such format.
     """
     written = []
-    for file, text in render_reports(run_dir, record, policy, formats, baseline=baseline):
+    compared: dict[str, Any] = {"baseline": baseline, "history": history}
+    for file, text in render_reports(run_dir, record, policy, formats, **compared):
         # Whole or not at all: an older report of the run stays until this one is on disk.
         write_durably(run_dir / file, text.encode())
         written.append(run_dir / file)
@@ -77,12 +82,13 @@ def render_reports(
     formats: Sequence[str],
     *,
     baseline: AcceptedRun | None = None,
+    history: History | None = None,
 ) -> Iterator[tuple[str, str]]:
     """Yields (file name, text) of reports; see `write_reports`, which puts them into `run_dir`."""
     for name in formats:
         if name not in WRITERS:
             raise UsageError(unknown_choice("report format", name, WRITERS))
-    report = build_report(record, policy, baseline)
+    report = build_report(record, policy, baseline, history)
     for name in formats:
         file, render = WRITERS[name]
         if name == "html":

@@ -13,6 +13,7 @@ from forge_harness.scoring.assembly import (
     reassemble,
     score_of,
 )
+from forge_harness.scoring.policy_changes import policy_changes, policy_line
 from forge_harness.scoring.rescore import Rescored, rescore
 from forge_harness.scoring.rollup import settle
 from forge_harness.scoring.verdict import exit_code_for, gate_exit_code
@@ -32,6 +33,8 @@ __all__ = [
     "exit_code_for",
     "gate_exit_code",
     "items_of",
+    "policy_changes",
+    "policy_line",
     "reassemble",
     "rescore",
     "score_of",

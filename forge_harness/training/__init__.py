@@ -13,7 +13,7 @@ from .data import (
     labels,
     sample_contents,
 )
-from .distributed import DistributedError, train_distributed
+from .distributed import train_distributed
 from .evaluation import Evaluation, evaluate_model
 from .ingredients import BuildModel, Loss, reference_model, training_loss
 from .package import (
@@ -25,8 +25,10 @@ from .package import (
     package_model,
 )
 from .quality import quality_plan, quality_run
+from .ranks import DistributedError
 from .recipe import Recipe, planned_schedule, recipe_for, resolve_recipe, schedule_spec
-from .runner import TrainingInterrupted, newest_checkpoint, train_to_directory
+from .run_directory import newest_checkpoint
+from .runner import TrainingInterrupted, train_to_directory
 from .session import QATSession
 from .step_cost import StepCost, measure_step_cost
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,10 +21,11 @@ from types import FunctionType, MethodType
 from safetensors.torch import load_file
 from torch import Tensor
 
-from forge_harness.errors import ConfigError, ForgeError
+from forge_harness.errors import ConfigError
 from forge_harness.protocols import TrainOptions
 from forge_harness.training.data import DataSource
 from forge_harness.training.ingredients import BuildModel, Loss
+from forge_harness.training.ranks import DistributedError, check_spread, loopback
 from forge_harness.training.recipe import resolve_recipe
 
 JOB = "job.pickle"
@@ -35,10 +35,6 @@ STATE = "state.safetensors"
 TIMEOUT_S = 180.0
 _POLL_S = 0.05
 _OUTPUT_TAIL = 400
-
-
-class DistributedError(ForgeError):
-    """A rank failed, the ranks disagree, or they took too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +94,8 @@ def train_distributed(
 
 
 def _check(task: str, options: TrainOptions, ranks: int) -> None:
-    recipe = resolve_recipe(task, options)
-    if not 1 <= ranks <= recipe.batch_size:
-        raise ConfigError(
-            f"ranks {ranks} must be from 1 to the batch of {recipe.batch_size} samples.",
-            key="ranks",
-        )
+    check_spread(resolve_recipe(task, options).batch_size, options.accumulation, ranks)
+    # With more of them the ranks would sum in another order than one process does.
     if options.accumulation not in (1, ranks):
         raise ConfigError(
             f"accumulation {options.accumulation} over {ranks} ranks must be 1 or {ranks}: each "
@@ -167,10 +159,9 @@ def _environment(rank: int, ranks: int) -> dict[str, str]:
         "WORLD_SIZE": str(ranks),
         "OMP_NUM_THREADS": "1",
     }
-    loopback = next((n for _, n in socket.if_nameindex() if n in ("lo", "lo0")), None)
-    if loopback:
+    if name := loopback():
         # Otherwise gloo resolves the host name, which containers often cannot.
-        environment["GLOO_SOCKET_IFNAME"] = loopback
+        environment["GLOO_SOCKET_IFNAME"] = name
     return environment
 
 

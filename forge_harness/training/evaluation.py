@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from forge_harness.protocols import Batch
 from forge_harness.training.data import DataSource
+from forge_harness.training.ranks import OneProcess, Ranks
 
 # Larger batches are slower on text: the logits of 32 windows are 4 MB.
 _PREDICTIONS_PER_BATCH = 4096
@@ -51,7 +52,12 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate_model(
-    model: nn.Module, data: DataSource, task: str, *, ids: Sequence[int] | None = None
+    model: nn.Module,
+    data: DataSource,
+    task: str,
+    *,
+    ids: Sequence[int] | None = None,
+    ranks: Ranks | None = None,
 ) -> Evaluation:
     """Evaluates a model on the validation split; its training mode is as before afterwards.
 
@@ -60,31 +66,60 @@ def evaluate_model(
         data: Source of the samples.
         task: Task of the source.
         ids: Validation samples; all when None.
+        ranks: Processes the batches are dealt to, which all call this; None: this one. The result
+            is the same, to the last bit.
     """
+    ranks = ranks or OneProcess()
     chosen = range(data.data_info(task).validation_size) if ids is None else ids
-    correct: list[int] = []
-    predictions: list[int] = []
-    loss = 0.0
+    batches = _batches(data, task, list(chosen))
+    mine: list[_Counted] = []
     with _evaluation_mode(model):
-        for batch in _batches(data, task, list(chosen)):
-            logits = model(batch.inputs).float()
-            losses = F.cross_entropy(
-                logits.flatten(0, -2), batch.targets.flatten(), reduction="none"
-            )
-            loss += float(losses.double().sum())
-            hits = (logits.argmax(dim=-1) == batch.targets).reshape(len(batch.targets), -1)
-            correct += _ints(hits.sum(dim=1))
-            predictions += [hits.shape[1]] * hits.shape[0]
-    return Evaluation(loss / sum(predictions), tuple(correct), tuple(predictions))
+        for start in range(0, len(batches), ranks.world_size):
+            index = start + ranks.rank
+            # One too many is dealt twice: the forwards of a sharded model are made together.
+            batch = data.batch(task, "validation", batches[min(index, len(batches) - 1)])
+            counted = _count(model, batch, ranks.device)
+            mine += [counted] if index < len(batches) else []
+    everyone = ranks.exchange(mine)
+    counts = [
+        everyone[index % ranks.world_size][index // ranks.world_size]
+        for index in range(len(batches))
+    ]
+    predictions = tuple(n for counted in counts for n in counted.predictions)
+    return Evaluation(
+        sum(counted.loss for counted in counts) / sum(predictions),
+        tuple(n for counted in counts for n in counted.correct),
+        predictions,
+    )
 
 
-def _batches(data: DataSource, task: str, ids: list[int]) -> Iterator[Batch]:
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """Quality over one batch; the loss is the sum over its predictions."""
+
+    loss: float
+    correct: list[int]
+    predictions: list[int]
+
+
+def _count(model: nn.Module, batch: Batch, device: torch.device) -> _Counted:
+    logits = model(batch.inputs.to(device)).float()
+    targets = batch.targets.to(device)
+    losses = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")
+    hits = (logits.argmax(dim=-1) == targets).reshape(len(targets), -1)
+    return _Counted(
+        loss=float(losses.double().sum()),
+        correct=_ints(hits.sum(dim=1)),
+        predictions=[hits.shape[1]] * hits.shape[0],
+    )
+
+
+def _batches(data: DataSource, task: str, ids: list[int]) -> list[list[int]]:
     if not ids:
-        return
+        return []
     per_sample = data.batch(task, "validation", ids[:1]).targets.numel()
     size = max(1, _PREDICTIONS_PER_BATCH // per_sample)
-    for start in range(0, len(ids), size):
-        yield data.batch(task, "validation", ids[start : start + size])
+    return [ids[start : start + size] for start in range(0, len(ids), size)]
 
 
 def _ints(tensor: Tensor) -> list[int]:

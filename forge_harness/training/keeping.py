@@ -1,4 +1,7 @@
-"""Where a run's checkpoints are kept: files in its directory, or states in a store."""
+"""Where a run's checkpoints are kept: in its directory, or as states in a store.
+
+Of several ranks all call `save` together; the rest is for rank 0 alone.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from forge_harness.durable import remove_partials
 from forge_harness.errors import ConflictError, DamagedStateError, StateError
 from forge_harness.state import NewState, Sealer, State, Store
 from forge_harness.state.trial import try_commit
-from forge_harness.training.checkpoint import CheckpointError, read_checkpoint, save_session
+from forge_harness.training.checkpoint import CheckpointError, read_header, save_session
 from forge_harness.training.session import QATSession
 
 KEPT = 2
@@ -58,7 +61,7 @@ class KeepsCheckpoints(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DirectoryCheckpoints:
-    """Files `step-N.safetensors` in a directory."""
+    """Files `step-N.safetensors` in a directory, or directories `step-N` of sharded sessions."""
 
     path: Path
 
@@ -68,9 +71,8 @@ class DirectoryCheckpoints:
 
     def files(self) -> list[Path]:
         """Returns the checkpoints that are there, oldest first, by step and not by name or time."""
-        numbered = [
-            (path.stem.removeprefix("step-"), path) for path in self.path.glob("step-*.safetensors")
-        ]
+        found = [p for p in self.path.glob("step-*") if p.suffix == ".safetensors" or p.is_dir()]
+        numbered = [(path.stem.removeprefix("step-"), path) for path in found]
         return [path for _, path in sorted((int(n), p) for n, p in numbered if n.isdecimal())]
 
     def begin(self) -> None:
@@ -80,10 +82,20 @@ class DirectoryCheckpoints:
         """Nothing to keep: package and metrics are in the run's directory."""
 
     def save(self, session: QATSession) -> None:
-        """Saves the session durably, then removes the files over `KEPT`."""
-        save_session(session, self.file(session.step_index))
+        """Saves the session durably, then removes the ones over `KEPT`."""
+        file, ranks = self.file(session.step_index), session.ranks
+        if ranks.shards:
+            save_session(session, file.with_suffix(""))
+        else:
+            ranks.first(lambda: save_session(session, file))
+        ranks.first(self._let_go)
+
+    def _let_go(self) -> None:
         for old in self.files()[:-KEPT]:
-            old.unlink()
+            if old.is_dir():
+                shutil.rmtree(old)
+            else:
+                old.unlink()
 
     def newest(self) -> Path:
         """Returns the newest file.
@@ -106,7 +118,7 @@ class DirectoryCheckpoints:
         damaged = []
         for file in self._newest_first():
             try:
-                read_checkpoint(file)
+                read_header(file)
             except CheckpointError as error:
                 damaged.append(error)
             else:
@@ -211,6 +223,9 @@ class StateCheckpoints:
             CheckpointError: Another run of this name began at the same time and was first; nothing
                 of it is touched.
         """
+        session.ranks.first(lambda: self._save(session))
+
+    def _save(self, session: QATSession) -> None:
         step = session.step_index
         file = self._scratch / f"step-{step}.safetensors"
         try:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from forge_harness.protocols import ScheduleStep
+from forge_harness.training.ranks import whole
 from forge_harness.training.recipe import Recipe
 
 # Guards the division when every gradient is zero; the value torch.nn.utils uses.
@@ -63,7 +64,9 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
     """Returns the L2 norm over all gradients, NaN or infinity if one is not finite.
 
     Summed a row at a time: one reduction over a whole tensor is split by the number of threads,
-    and its last bits with it.
+    and its last bits with it. Ranks hold whole rows of a sharded gradient, and the sums of all of
+    them are added as one process does: the norm has the same bits, which that of torch's
+    clip_grad_norm_, a norm of the ranks' norms, has not (3.353224516 against 3.353224754).
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = math.sqrt(sum(_square_sum(gradient) for gradient in gradients))
@@ -86,4 +89,4 @@ def _square_sum(gradient: Tensor) -> float:
     rows = gradient.detach()
     if rows.dim() > 1:
         rows = torch.linalg.vector_norm(rows.flatten(1), dim=1)
-    return float(rows.double().square().sum())
+    return float(whole(rows).double().square().sum())

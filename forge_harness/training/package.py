@@ -46,11 +46,16 @@ class PackageError(CheckpointError):
     """A package is missing, damaged or of another model, or a model cannot be packaged."""
 
 
-def export_package(session: QATSession, path: Path) -> None:
+def export_package(session: QATSession, path: Path, model: nn.Module | None = None) -> None:
     """Writes the model of a session as inference weights (see `ExportsWeights.export_package`).
 
     The directory is a native package, durable when the call returns; a package that was there is
     replaced whole. The model is only read.
+
+    Args:
+        session: Whose model it is.
+        path: The directory.
+        model: The session's `whole_model`, where its own is sharded; None: its own.
 
     Raises:
         PackageError: The model has no ternary layer, or one whose values are not codes times a
@@ -59,7 +64,7 @@ def export_package(session: QATSession, path: Path) -> None:
     """
     path = Path(path).resolve()  # A link keeps its place; what it names is replaced.
     with _as_package_error():
-        source = _live_model(session)
+        source = _live_model(session, session.model if model is None else model)
         _refuse_other_content(path)
         with staged_directory(path, replace=True) as stage:
             native.write_native(source, stage, WriteOptions())
@@ -165,20 +170,20 @@ class _LiveModel(Checkpoint):
         pass
 
 
-def _live_model(session: QATSession) -> _LiveModel:
-    layers = _ternary_layers(session.model)
+def _live_model(session: QATSession, model: nn.Module) -> _LiveModel:
+    layers = _ternary_layers(model)
     if not layers:
         raise PackageError(
             f"The model of {session.task!r} has no ternary layer to package (precision "
             f"{session.options.precision!r}); train it with precision 'ternary'."
         )
     weights = {f"{name}.weight": layer for name, layer in layers.items()}
-    tensors, tied = _untied(session.model, weights)
+    tensors, tied = _untied(model, weights)
     infos = {name: _info(name, tensor, weights.get(name)) for name, tensor in tensors.items()}
     return _LiveModel(
         format="native",
         path=Path(f"the model of {session.task!r}"),
-        model=_description(session.model, infos, tied),
+        model=_description(model, infos, tied),
         infos=infos,
         tied=tied,
         quantization={"compute": _compute(layers)},

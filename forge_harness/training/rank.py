@@ -13,41 +13,19 @@ import pickle
 import stat
 import sys
 import threading
+import traceback
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import save
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
 from forge_harness.durable import write_durably
 from forge_harness.training.distributed import JOB, STATE, TIMEOUT_S, Job
+from forge_harness.training.parallel import DataParallelRanks, leave
 from forge_harness.training.session import QATSession
-
-
-class GlooRanks:
-    """The ranks of the default process group (implements `Ranks`)."""
-
-    def __init__(self) -> None:
-        self.rank = dist.get_rank()
-        self.world_size = dist.get_world_size()
-
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """Returns the model in DistributedDataParallel with gradients summed in rank order."""
-        parallel = DistributedDataParallel(model)
-        # DDP compares the hook's annotations with its own types; a lambda has none.
-        parallel.register_comm_hook(None, lambda _, bucket: _ordered_sum(bucket.buffer()))
-        return parallel
-
-    def gather(self, value: float) -> list[float]:
-        """Returns the value of every rank, in the order of the ranks."""
-        own = torch.tensor([value], dtype=torch.float64)
-        everyone = [torch.empty_like(own) for _ in range(self.world_size)]
-        dist.all_gather(everyone, own)
-        return [float(tensor) for tensor in everyone]
 
 
 def main(directory: Path) -> None:
@@ -63,21 +41,30 @@ def main(directory: Path) -> None:
         world_size=int(os.environ["WORLD_SIZE"]),
         timeout=timedelta(seconds=TIMEOUT_S),
     )
+    failed = False
     try:
-        ranks = GlooRanks()
-        session = QATSession(
-            job.task,
-            job.options,
-            build_model=job.build_model,
-            load=job.load,
-            loss=job.loss,
-            ranks=ranks,
-        )
-        for _ in range(job.options.steps):
-            session.step()
-        _write_result(directory, ranks.rank, session.model)
-    finally:
-        dist.destroy_process_group()
+        _train(directory, job)
+    except Exception:
+        traceback.print_exc()
+        failed = True
+    # Out here no frame holds the session any more.
+    leave()
+    sys.exit(failed)
+
+
+def _train(directory: Path, job: Job) -> None:
+    ranks = DataParallelRanks()
+    session = QATSession(
+        job.task,
+        job.options,
+        build_model=job.build_model,
+        load=job.load,
+        loss=job.loss,
+        ranks=ranks,
+    )
+    for _ in range(job.options.steps):
+        session.step()
+    _write_result(directory, ranks.rank, session.model)
 
 
 def _end_with_parent() -> None:
@@ -114,20 +101,6 @@ def _import(name: str, file: Path) -> None:
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         spec.loader.exec_module(module)
-
-
-def _ordered_sum(own: Tensor) -> torch.futures.Future[Tensor]:
-    everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    work: Any = dist.all_gather(everyone, own, async_op=True)
-
-    def add(_: object) -> Tensor:
-        total = everyone[0]
-        for part in everyone[1:]:
-            total = total + part
-        return total
-
-    summed: torch.futures.Future[Tensor] = work.get_future().then(add)
-    return summed
 
 
 def _write_result(directory: Path, rank: int, model: nn.Module) -> None:

@@ -1,74 +1,49 @@
-"""A training run in a directory: step metrics, checkpoints, package, and how to continue.
-
-DIR/training.json       task, options and model, written first
-DIR/metrics.jsonl       one line a step
-DIR/checkpoints/        the newest two, step-N.safetensors; with a store, they are states in it
-DIR/package/            inference weights of a ternary model
-DIR/metrics.json        held-out quality, written last: the run is complete
-"""
+"""Trains a run in its directory (`run_directory`): one line a step, checkpoints, the result."""
 
 from __future__ import annotations
 
 import json
-import operator
 import os
-import secrets
 import signal
-import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from types import NoneType
-from typing import Any
+from typing import Any, TextIO
 
 from forge_harness.canonical import canonical_json
-from forge_harness.durable import remove_partials, sync_directory, write_durably
+from forge_harness.durable import sync_directory, write_durably
 from forge_harness.errors import ExitCode, ForgeError, NonFiniteError, UsageError
 from forge_harness.formats.sizes import bytes_on_disk
 from forge_harness.protocols import StepRecord, TrainOptions
 from forge_harness.state import Sealer
-from forge_harness.training.checkpoint import (
-    CheckpointError,
-    has_session_header,
-    resume_session,
-    saved_model,
-)
 from forge_harness.training.data import DataSource
 from forge_harness.training.ingredients import BuildModel, Loss
 from forge_harness.training.keeping import (
-    DirectoryCheckpoints,
     KeepsCheckpoints,
     StateCheckpoints,
 )
-from forge_harness.training.model_record import checked_record, model_record, recorded_builder
 from forge_harness.training.package import export_package
+from forge_harness.training.ranks import OneProcess, Ranks
+from forge_harness.training.run_directory import (
+    OPTIONS,
+    PACKAGE,
+    RESULT,
+    STEPS,
+    OnNote,
+    TrainingDirectory,
+    json_options,
+)
+from forge_harness.training.run_start import (
+    begin_run,
+    newest_to_resume,
+    resumed_session,
+    started_session,
+)
 from forge_harness.training.session import QATSession
-from forge_harness.training.start import read_start
 
-OPTIONS = "training.json"
-STEPS = "metrics.jsonl"
-CHECKPOINTS = "checkpoints"
-PACKAGE = "package"
-RESULT = "metrics.json"
-_SCRATCH = ".checkpoint"
-
-_KINDS: dict[str, tuple[type, ...]] = {
-    "seed": (int,),
-    "steps": (int,),
-    "precision": (str,),
-    "batch_size": (int, NoneType),
-    "accumulation": (int,),
-    "learning_rate": (int, float, NoneType),
-    "clip_norm": (int, float, NoneType),
-    "fixed_batch": (list, NoneType),
-    "extra": (dict,),
-}
-"""Option -> what JSON makes of it."""
-
-OnNote = Callable[[str], object]
 OnStep = Callable[[StepRecord, int], None]
 """Called after each step with its record and the steps of the whole run."""
 
@@ -77,74 +52,6 @@ class TrainingInterrupted(ForgeError):
     """The run was stopped between two steps and can be resumed."""
 
     exit_code = ExitCode.INTERRUPTED
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingDirectory:
-    """Names and checkpoints of a run's directory."""
-
-    path: Path
-
-    def keeper(
-        self,
-        state: Path | None = None,
-        scratch: Path | None = None,
-        sealer: Sealer | None = None,
-    ) -> KeepsCheckpoints:
-        """Returns where the run's checkpoints are kept.
-
-        Args:
-            state: Root of a store; None: the one the run was started with, if any.
-            scratch: Directory for copies out of a store; None: one in the run's, for whoever
-                trains there.
-            sealer: Encrypts what a store keeps, and opens it.
-        """
-        saved: dict[str, Any] = {}
-        with suppress(OSError, TypeError, ValueError):
-            saved = dict(json.loads((self.path / OPTIONS).read_bytes()))
-        if state is None:
-            with suppress(KeyError, TypeError):
-                state = Path(saved["state"])
-        if state is None:
-            return DirectoryCheckpoints(self.path / CHECKPOINTS)
-        owner = str(saved.get("run", "")) if saved else secrets.token_hex(8)
-        run = self.path.resolve().name
-        return StateCheckpoints(state, run, scratch or self.path / _SCRATCH, owner, sealer)
-
-    def options(self) -> tuple[str, TrainOptions]:
-        """Returns task and options of the run.
-
-        Raises:
-            UsageError: The directory holds no run.
-        """
-        try:
-            saved = json.loads((self.path / OPTIONS).read_bytes())
-            return str(saved["task"]), _options_of(saved["options"])
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise UsageError(
-                f"{str(self.path)!r} holds no training run to resume ({error}); start one without "
-                "--resume."
-            ) from error
-
-    def model(self) -> dict[str, Any] | None:
-        """Returns the run's `model_record`; None when there is none of its model.
-
-        Raises:
-            UsageError: What is there is no record.
-        """
-        try:
-            saved = json.loads((self.path / OPTIONS).read_bytes()).get("model")
-            return None if saved is None else checked_record(saved)
-        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UsageError(
-                f"{OPTIONS} in {str(self.path)!r} does not say what model the run trains "
-                f"({error}); start a new run."
-            ) from error
-
-    def build_model(self) -> BuildModel | None:
-        """Returns what builds the run's model; None when there is no record of it."""
-        record = self.model()
-        return None if record is None else recorded_builder(record)
 
 
 def train_to_directory(
@@ -162,8 +69,12 @@ def train_to_directory(
     build_model: BuildModel | None = None,
     load: DataSource | None = None,
     loss: Loss | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Trains a task into a directory and returns what `metrics.json` holds.
+
+    Of several ranks all call this together, and only rank 0 writes, but for the shards of a
+    checkpoint.
 
     Args:
         task: `digits` or `bytes`, a variant allowed.
@@ -183,39 +94,31 @@ def train_to_directory(
             the reference model.
         load: As for `QATSession`.
         loss: As for `QATSession`.
+        ranks: As for `QATSession`; a run may be resumed with others than it was started with.
 
     Raises:
+        RankError: One of these, where another rank raised it.
+        DistributedError: The ranks hold different weights.
         UsageError: The directory is in use, or there is nothing to resume.
         TrainingInterrupted: SIGINT, SIGTERM or SIGHUP arrived; a checkpoint was written after the
             step in progress. A second signal stops at once.
         NonFiniteError: A value was not finite; a checkpoint from before that step was written.
         UsageError: The file system refused a write.
     """
+    ranks = ranks or OneProcess()
     directory = TrainingDirectory(Path(out))
-    parts: dict[str, Any] = {"build_model": build_model, "load": load, "loss": loss}
+    parts: dict[str, Any] = {"build_model": build_model, "load": load, "loss": loss, "ranks": ranks}
     keeper = directory.keeper(state, sealer=sealer)
     if resume:
-        session = _resumed(directory, keeper, task, options, parts, on_note)
-        if lost := _keep_steps(directory.path / STEPS, session.step_index):
-            on_note(lost)
+        newest = ranks.first(lambda: newest_to_resume(directory, keeper, ranks, on_note))
+        session = resumed_session(directory, newest, task, options, parts)
     else:
-        _refuse_in_use(directory.path)
-        _refuse_nested(directory.path, state)
-        keeper.begin()
-        session = _started(task, options, from_checkpoint, parts, sealer)
+        ranks.first(lambda: begin_run(directory, keeper, state, ranks))
+        session = started_session(task, options, from_checkpoint, parts, sealer)
     try:
-        if not resume:
-            content: dict[str, Any] = {"task": task, "options": _json_options(options)}
-            if record := model_record(session.model):
-                content["model"] = record
-            if isinstance(keeper, StateCheckpoints):
-                content |= {"state": str(keeper.root.resolve()), "run": keeper.owner}
-            write_durably(directory.path / OPTIONS, canonical_json(content))
+        ranks.first(lambda: _write_down(session, directory, keeper, resume, on_note))
         _train(session, directory, keeper, checkpoint_every, on_step)
-        result = _finish(session, directory)
-        ternary = session.options.precision == "ternary"
-        keeper.finish(directory.path / PACKAGE if ternary else None, result)
-        return result
+        return _finish(session, directory, keeper)
     except OSError as error:
         raise UsageError(
             f"Cannot write to {str(directory.path)!r}: {error.strerror or error}; free space or "
@@ -223,92 +126,33 @@ def train_to_directory(
         ) from error
 
 
-def newest_checkpoint(path: Path) -> Path:
-    """Returns the checkpoint itself, or the newest one of a run's directory.
-
-    Raises:
-        CheckpointError: The directory has none.
-    """
-    return TrainingDirectory(path).keeper().newest() if path.is_dir() else path
-
-
-def _refuse_in_use(path: Path) -> None:
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UsageError(
-            f"{str(path)!r} is not empty; give a new directory, or --resume to continue the run "
-            "in it."
-        )
-
-
-def _refuse_nested(path: Path, state: Path | None) -> None:
-    if state is None:
-        return
-    run, store = path.resolve(), state.resolve()
-    if run.is_relative_to(store) or store.is_relative_to(run):
-        raise UsageError(
-            f"The state store {str(state)!r} and the run's directory {str(path)!r} lie within each "
-            "other; choose a place of its own for each."
-        )
-
-
-def _started(
-    task: str,
-    options: TrainOptions,
-    source: Path | None,
-    parts: Mapping[str, Any],
-    sealer: Sealer | None,
-) -> QATSession:
-    if source is None:
-        return QATSession(task, options, **parts)
-    if _is_session(source):
-        with _newest_of(source, sealer) as file:
-            weights, record = saved_model(file)
-        build_model = None if record is None else recorded_builder({**record, "compute": "exact"})
-    else:
-        file, start = source, read_start(source)
-        weights, build_model = start.weights, start.build_model
-    parts = {**parts, "build_model": parts["build_model"] or build_model}
-    try:
-        return QATSession(task, options, initial_weights=weights, **parts)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"The weights in {file.name} do not fit the model of {task!r}: {reason}"
-        ) from error
-
-
-@contextmanager
-def _newest_of(path: Path, sealer: Sealer | None) -> Iterator[Path]:
-    """Yields the checkpoint itself, or the newest one of a run, in whose directory nothing changes.
-
-    It may be read-only, or another process may be training there.
-    """
-    if not path.is_dir():
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="forge-checkpoint-") as scratch:
-        yield TrainingDirectory(path).keeper(scratch=Path(scratch), sealer=sealer).newest()
-
-
-def _is_session(path: Path) -> bool:
-    """Whether a path is a run's directory or one of its checkpoints, or is not there at all."""
-    if path.is_dir():
-        return (path / OPTIONS).exists() or (path / CHECKPOINTS).exists()
-    return not path.exists() or has_session_header(path)
-
-
-def _resumed(
+def _write_down(
+    session: QATSession,
     directory: TrainingDirectory,
     keeper: KeepsCheckpoints,
-    task: str,
-    options: TrainOptions,
-    parts: Mapping[str, Any],
+    resume: bool,
     on_note: OnNote,
-) -> QATSession:
-    newest = keeper.resumable(on_note)
-    remove_partials(directory.path)
-    parts = {**parts, "build_model": parts["build_model"] or directory.build_model()}
-    return resume_session(task, options, newest, **parts)
+) -> None:
+    """Writes what the run is; of a resumed one, which processes made which steps."""
+    processes = {"from_step": session.step_index, **session.ranks.record()}
+    if resume:
+        if lost := _keep_steps(directory.path / STEPS, session.step_index):
+            on_note(lost)
+        content: dict[str, Any] = json.loads((directory.path / OPTIONS).read_bytes())
+        # Of one process from its start to its end nothing is said.
+        if "processes" not in content and not session.ranks.record()["parallel"]:
+            return
+        earlier = content.get("processes") or [{"from_step": 0, **OneProcess().record()}]
+        content["processes"] = [*earlier, processes]
+    else:
+        content = {"task": session.task, "options": json_options(session.options)}
+        if record := session.model_record():
+            content["model"] = record
+        if isinstance(keeper, StateCheckpoints):
+            content |= {"state": str(keeper.root.resolve()), "run": keeper.owner}
+        if session.ranks.record()["parallel"]:
+            content["processes"] = [processes]
+    write_durably(directory.path / OPTIONS, canonical_json(content))
 
 
 def _keep_steps(path: Path, made: int) -> str:
@@ -339,17 +183,29 @@ def _train(
     every: int,
     on_step: OnStep | None,
 ) -> None:
-    steps = session.options.steps
-    with (
-        (directory.path / STEPS).open("a", encoding="utf-8", buffering=1) as stream,
-        _signals_noted() as noted,
-    ):
+    steps, ranks = session.options.steps, session.ranks
+    with _step_lines(directory, ranks) as stream, _signals_noted() as noted:
+
+        def sync() -> None:
+            if stream is not None:
+                os.fsync(stream.fileno())
+                sync_directory(directory.path)
 
         def save() -> None:
             # First, so that no checkpoint has steps the file may yet lose.
-            os.fsync(stream.fileno())
-            sync_directory(directory.path)
+            ranks.first(sync)
+            session.refuse_divergence()
             keeper.save(session)
+
+        def stop_if_noted(*, saved: bool = False) -> None:
+            # All after one step: a signal may reach them in different ones.
+            if any(ranks.gather(noted.is_set())):
+                if not saved:
+                    save()
+                raise TrainingInterrupted(
+                    f"Interrupted after {session.step_index} of {steps} steps; continue with "
+                    "--resume."
+                )
 
         while session.step_index < steps:
             try:
@@ -357,22 +213,25 @@ def _train(
             except NonFiniteError:
                 save()
                 raise
-            stream.write(json.dumps(_line(record), allow_nan=False) + "\n")
+            if stream is not None:
+                stream.write(json.dumps(_line(record), allow_nan=False) + "\n")
             if on_step is not None:
                 on_step(record, steps)
-            if noted.is_set():
-                save()
-                raise TrainingInterrupted(
-                    f"Interrupted after {session.step_index} of {steps} steps; continue with "
-                    "--resume."
-                )
+            stop_if_noted()
             if every and session.step_index % every == 0:
                 save()
         save()
-        if noted.is_set():  # While it was saved.
-            raise TrainingInterrupted(
-                f"Interrupted after {steps} of {steps} steps; continue with --resume."
-            )
+        stop_if_noted(saved=True)  # While it was.
+
+
+@contextmanager
+def _step_lines(directory: TrainingDirectory, ranks: Ranks) -> Iterator[TextIO | None]:
+    """Yields where rank 0 writes a line a step; None on the others."""
+    if ranks.rank:
+        yield None
+        return
+    with (directory.path / STEPS).open("a", encoding="utf-8", buffering=1) as stream:
+        yield stream
 
 
 @contextmanager
@@ -401,41 +260,40 @@ def _signals_noted() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _finish(session: QATSession, directory: TrainingDirectory) -> dict[str, Any]:
-    result: dict[str, Any] = {
+def _finish(
+    session: QATSession, directory: TrainingDirectory, keeper: KeepsCheckpoints
+) -> dict[str, Any]:
+    quality = session.evaluate()
+    ternary = session.options.precision == "ternary"
+    package = directory.path / PACKAGE if ternary else None
+    model = session.whole_model() if ternary else None
+
+    def write() -> dict[str, Any]:
+        result = _result(session, directory) | quality
+        if package is not None:
+            export_package(session, package, model)
+            result["package_bytes"] = bytes_on_disk(package)
+        write_durably(directory.path / RESULT, canonical_json(result))
+        keeper.finish(package, result)
+        return result
+
+    return session.ranks.first(write)
+
+
+def _result(session: QATSession, directory: TrainingDirectory) -> dict[str, Any]:
+    result = {
         "task": session.task,
         "precision": session.options.precision,
         "seed": session.options.seed,
         "steps": session.step_index,
         "parameters": sum(parameter.numel() for parameter in session.model.parameters()),
         "data_digest": session.data.data_digest(session.task),
-        **session.evaluate(),
     }
-    if session.options.precision == "ternary":
-        package = directory.path / PACKAGE
-        export_package(session, package)
-        result["package_bytes"] = bytes_on_disk(package)
-    write_durably(directory.path / RESULT, canonical_json(result))
+    with suppress(KeyError):
+        result["processes"] = json.loads((directory.path / OPTIONS).read_bytes())["processes"]
     return result
-
-
-def _options_of(saved: Any) -> TrainOptions:  # noqa: ANN401 - any JSON value
-    """Returns the options in a file; raises KeyError, TypeError or ValueError."""
-    options = {**saved, "validation_canaries": ()}
-    for key, kinds in _KINDS.items():
-        if type(options[key]) not in kinds:
-            raise ValueError(f"option {key} is {options[key]!r:.80}")
-    if options["fixed_batch"] is not None:
-        options["fixed_batch"] = tuple(operator.index(index) for index in options["fixed_batch"])
-    return TrainOptions(**options)
 
 
 def _line(record: StepRecord) -> dict[str, Any]:
     line = asdict(record)
     return line | {"sample_ids": list(record.sample_ids)}
-
-
-def _json_options(options: TrainOptions) -> dict[str, Any]:
-    if options.validation_canaries:
-        raise UsageError("validation_canaries belong to checks, not to a run in a directory.")
-    return asdict(options)

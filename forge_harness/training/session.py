@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
-from typing import Protocol, cast
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -15,8 +15,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from forge_harness.errors import ConfigError, ForgeError, NonFiniteError, UsageError
-from forge_harness.protocols import ScheduleSpec, StepRecord, TrainOptions
+from forge_harness.protocols import Batch, ScheduleSpec, StepRecord, TrainOptions
 from forge_harness.training.data import CanaryData, DataSource
+from forge_harness.training.digests import tensors_digest
 from forge_harness.training.evaluation import evaluate_model
 from forge_harness.training.ingredients import (
     BuildModel,
@@ -26,6 +27,7 @@ from forge_harness.training.ingredients import (
     set_compute,
     training_loss,
 )
+from forge_harness.training.model_record import model_record
 from forge_harness.training.optimize import (
     apply_schedule,
     build_optimizer,
@@ -34,38 +36,9 @@ from forge_harness.training.optimize import (
 )
 from forge_harness.training.position import DataPosition
 from forge_harness.training.randomness import RandomState
-from forge_harness.training.recipe import resolve_recipe
+from forge_harness.training.ranks import DistributedError, OneProcess, Ranks, check_spread, whole
+from forge_harness.training.recipe import Recipe, resolve_recipe
 from forge_harness.training.schedule import schedule_at
-
-
-class Ranks(Protocol):
-    """The processes a step is spread over; threads of one process would wait for each other."""
-
-    rank: int
-    world_size: int
-
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """Returns the module to call, whose backward sums gradients over the ranks."""
-        ...
-
-    def gather(self, value: float) -> list[float]:
-        """Returns the value of every rank, in the order of the ranks."""
-        ...
-
-
-class OneProcess:
-    """All micro-batches in this process."""
-
-    rank = 0
-    world_size = 1
-
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """Returns the model itself."""
-        return model
-
-    def gather(self, value: float) -> list[float]:
-        """Returns the one value."""
-        return [value]
 
 
 class QATSession:
@@ -84,7 +57,7 @@ class QATSession:
         load: Source of the data; None: the reference data.
         loss: Training loss of (model, batch); None: cross-entropy.
         initial_weights: State dict to start from, for fine-tuning a full-precision model.
-        ranks: Processes the step is spread over.
+        ranks: Processes the step is spread over; all make the same calls. None: this one.
 
     Attributes:
         task: As given.
@@ -94,10 +67,12 @@ class QATSession:
         optimizer: AdamW over its parameters.
         step_index: Optimizer steps made so far.
         data: Source of the samples, canaries included.
+        ranks: As given.
 
     Raises:
-        ConfigError: An option is unknown or out of its range.
+        ConfigError: An option is unknown or out of its range, or does not fit the ranks.
         UsageError: The model has state no checkpoint can hold.
+        DistributedError: The ranks built different models.
     """
 
     def __init__(
@@ -114,7 +89,8 @@ class QATSession:
         parts = ingredients(build_model, load, loss)
         self.task = task
         self.options = options
-        self.recipe = resolve_recipe(task, options)
+        self.ranks = ranks or OneProcess()
+        self.recipe = self.ranks.everywhere(self._resolved)
         self.schedule: ScheduleSpec = self.recipe.schedule_spec(options.steps)
         self.step_index = 0
         self.data = parts.data
@@ -122,14 +98,14 @@ class QATSession:
             self.data = CanaryData(parts.data, task, options.validation_canaries)
         self.random = RandomState(options.seed)
         self.position = DataPosition(self.data, task, options.seed)
-        with self.random.active():
-            self.model = parts.build_model(task, options.seed, options.precision)
-        self._refuse_unsavable()
-        self._configure_model(initial_weights)
+        self._build_model = parts.build_model
+        self.model = self.ranks.everywhere(lambda: self._built(initial_weights))
+        self._refuse_different_models()
+        # Sharding changes the model's type, by which it is known.
+        self._record = model_record(self.model) if self.ranks.shards else None
+        self._forward = self.ranks.wrap(self.model)
         self.optimizer: torch.optim.Optimizer = build_optimizer(self.model, self.recipe)
         self._parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
-        self._ranks = ranks or OneProcess()
-        self._forward = self._ranks.wrap(self.model)
         if self.recipe.compile:
             self._forward = cast(nn.Module, torch.compile(self._forward))
         self._loss = parts.loss or partial(
@@ -182,11 +158,59 @@ class QATSession:
         on moves.
         """
         with self.random.active():
-            result = evaluate_model(self.model, self.data, self.task)
+            result = evaluate_model(self.model, self.data, self.task, ranks=self.ranks)
         return {"loss": result.loss, "accuracy": result.accuracy}
 
+    def refuse_divergence(self) -> None:
+        """Refuses to go on where ranks that hold a whole model each hold different ones.
+
+        Raises:
+            DistributedError: They do, on all of them.
+        """
+        if not self.ranks.shards:
+            self._refuse_different_models()
+
+    def _refuse_different_models(self) -> None:
+        if self.ranks.world_size == 1:
+            return
+        different = set(self.ranks.exchange(tensors_digest(self.model.state_dict())))
+        if len(different) != 1:
+            raise DistributedError(
+                f"After {self.step_index} steps the {self.ranks.world_size} ranks hold "
+                f"{len(different)} different models, and should hold one; look at what differs "
+                "between them: machine, torch, or a model that is not built from its seed alone. "
+                "--resume goes on from the last checkpoint, if there is one."
+            )
+
+    def model_record(self) -> dict[str, Any] | None:
+        """Returns `model_record` of the model."""
+        return self._record or model_record(self.model)
+
+    def whole_model(self) -> nn.Module:
+        """Returns the model with all rows of its weights; only rank 0 may use it.
+
+        Where the model is sharded it is another one, made by all ranks together.
+        """
+        if not self.ranks.shards:
+            return self.model
+        state = {}
+        for name, value in self.model.state_dict().items():
+            full = whole(value.detach()).cpu()
+            if self.ranks.rank == 0:
+                state[name] = full
+        if self.ranks.rank:
+            return self.model
+        with self.random.active():
+            model = self._build_model(self.task, self.options.seed, self.options.precision)
+        self._set_compute(model)
+        model.load_state_dict(state, strict=True)
+        return model
+
     def state_tensors(self) -> dict[str, Tensor]:
-        """Returns copies of all the future of the run depends on, by a stable name."""
+        """Returns copies of all the future of the run depends on, by a stable name.
+
+        Of a sharded session they are DTensors, with the rows of this rank.
+        """
         state = {f"model.{key}": value for key, value in self.model.state_dict().items()}
         state |= {f"buffer.{key}": value for key, value in self._volatile().items()}
         state |= self._optimizer_tensors()
@@ -202,7 +226,11 @@ class QATSession:
             RuntimeError: Model weights are missing, left over or of another shape.
             KeyError: Another tensor is missing.
         """
-        weights = _below("model.", state)
+        own = self.model.state_dict()
+        weights = {
+            name: self.ranks.rows_of(value, own[name]) if name in own else value
+            for name, value in _below("model.", state).items()
+        }
         self.model.load_state_dict(weights, strict=True)
         for name, value in _below("buffer.", state).items():
             self._load_buffer(name, value)
@@ -211,7 +239,8 @@ class QATSession:
             fields = _below(f"optimizer.{name}/", state)
             if fields:
                 self.optimizer.state[parameter] = {
-                    key: _laid_out_like(parameter, value) for key, value in fields.items()
+                    key: _laid_out_like(parameter, self.ranks.rows_of(value, parameter))
+                    for key, value in fields.items()
                 }
         step, epoch, offset = (int(value) for value in state["position"])
         self.step_index, self.position.epoch, self.position.offset = step, epoch, offset
@@ -252,15 +281,32 @@ class QATSession:
         else:
             buffer.copy_(value)
 
-    def _configure_model(self, initial_weights: Mapping[str, Tensor] | None) -> None:
+    def _resolved(self) -> Recipe:
+        recipe = resolve_recipe(self.task, self.options)
+        check_spread(recipe.batch_size, self.options.accumulation, self.ranks.world_size)
+        return recipe
+
+    def _built(self, initial_weights: Mapping[str, Tensor] | None) -> nn.Module:
+        """Builds the model as training begins with it, in this process alone."""
+        if self.recipe.compile and self.ranks.shards:
+            raise ConfigError(
+                "compile with sharded weights is not offered; leave one of the two out.",
+                key="compile",
+            )
+        with self.random.active():
+            self.model = self._build_model(self.task, self.options.seed, self.options.precision)
+        self._refuse_unsavable()
         if initial_weights is not None:
             self.model.load_state_dict(initial_weights, strict=True)
         elif self.recipe.residual_gain != 1.0:
             scale_residual_outputs(self.model, self.recipe.residual_gain)
-        self.model.train()
+        self._set_compute(self.model)
+        return self.model.train().to(self.ranks.device)
+
+    def _set_compute(self, model: nn.Module) -> None:
         compute = self.recipe.compute
         ternary = self.options.precision == "ternary"
-        if compute is not None and ternary and not set_compute(self.model, compute):
+        if compute is not None and ternary and not set_compute(model, compute):
             raise ConfigError(
                 f"compute {compute!r} was asked for, but no layer of the model of {self.task!r} "
                 "uses TernaryLinearOp; leave compute unset.",
@@ -269,26 +315,35 @@ class QATSession:
 
     def _split(self, ids: Sequence[int]) -> list[tuple[int, ...]]:
         """Strided, so that a micro-batch holds what a rank of a distributed sampler would."""
-        count = max(self.options.accumulation, self._ranks.world_size)
+        count = max(self.options.accumulation, self.ranks.world_size)
         return [tuple(ids[index::count]) for index in range(count)]
 
     def _accumulate(self, micro_batches: Sequence[tuple[int, ...]]) -> float:
         """Leaves the gradient of the mean over all targets; returns that mean."""
-        mine = micro_batches[self._ranks.rank :: self._ranks.world_size]
-        batches = [self.data.batch(self.task, "train", ids) for ids in mine if ids]
-        sizes = [batch.targets.numel() for batch in batches]
-        total = sum(self._ranks.gather(float(sum(sizes))))
-        if not batches:
-            # The other ranks wait for this one's backward: take part with weight 0.
-            batches, sizes = [self.data.batch(self.task, "train", micro_batches[0])], [0]
+        mine = micro_batches[self.ranks.rank :: self.ranks.world_size]
+        if self.ranks.world_size == 1:
+            mine = [ids for ids in mine if ids]
+        # An empty one takes part with weight 0: the other ranks wait for its backward.
+        batches = [self.data.batch(self.task, "train", ids or micro_batches[0]) for ids in mine]
+        sizes = [
+            batch.targets.numel() if ids else 0 for batch, ids in zip(batches, mine, strict=True)
+        ]
+        total = sum(self.ranks.gather(float(sum(sizes))))
         losses = 0.0
-        for batch, size in zip(batches, sizes, strict=True):
+        for index, (batch, size) in enumerate(zip(batches, sizes, strict=True)):
             share = size / total
-            with self._autocast():
-                loss = self._loss(self._forward, batch)
-            (loss * share).backward()  # type: ignore[no-untyped-call]
+            with self.ranks.accumulating(last=index == len(batches) - 1):
+                with self._autocast():
+                    loss = self._loss(self._forward, self._placed(batch))
+                (loss * share).backward()  # type: ignore[no-untyped-call]
             losses += float(loss.detach()) * share
-        return sum(self._ranks.gather(losses))
+        return sum(self.ranks.gather(losses))
+
+    def _placed(self, batch: Batch) -> Batch:
+        device = self.ranks.device
+        if device.type == "cpu":
+            return batch
+        return Batch(inputs=batch.inputs.to(device), targets=batch.targets.to(device))
 
     def _refuse_non_finite(self, loss: float, norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
@@ -302,7 +357,7 @@ class QATSession:
     def _autocast(self) -> AbstractContextManager[object]:
         if not self.recipe.autocast:
             return nullcontext()
-        return torch.autocast("cpu", dtype=torch.bfloat16)
+        return torch.autocast(self.ranks.device.type, dtype=torch.bfloat16)
 
     def _deterministic(self) -> AbstractContextManager[object]:
         return _DeterministicAlgorithms() if self.recipe.compile else nullcontext()
@@ -343,7 +398,7 @@ def _is_storable(dtype: torch.dtype) -> bool:
 def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
     """Copies a value into the parameter's memory format, in whose order kernels compute."""
     if value.shape != parameter.shape:
-        return value.clone()
+        return value.to(parameter.device, copy=True)
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 

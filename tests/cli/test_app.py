@@ -212,11 +212,13 @@ def test_what_a_command_returns_is_the_exit_code_of_the_process(forge, tmp_path,
     assert done.returncode == code
 
 
-def test_a_reader_that_goes_away_is_not_a_failed_gate(tmp_path):
+@pytest.mark.parametrize("code", [ExitCode.PASS, ExitCode.GATE_FAILED, ExitCode.INCOMPLETE])
+def test_a_reader_that_goes_away_changes_no_exit_code(code):
     program = (
         "import click\nfrom forge_harness.cli import main\n"
         "import forge_harness.cli.doctor as doctor\n"
         "def chatter():\n    [click.echo('x' * 1000) for _ in range(1000)]\n"
+        f"    return {int(code)}\n"
         "doctor.doctor_command = click.Command('doctor', callback=chatter)\n"
         "main(['doctor'])\n"
     )
@@ -227,8 +229,18 @@ def test_a_reader_that_goes_away_is_not_a_failed_gate(tmp_path):
     os.close(writer)
     os.close(reader)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == ExitCode.INTERRUPTED
+    assert process.returncode == code
     assert stderr == ""
+
+
+def test_a_pipe_that_was_named_as_a_file_is_2(tmp_path, forge):
+    """What it was to hold is not kept: that is no pass, and no failed gate."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = ("drill", "storage", "--campaign", "newer_schema", "-q", "--json", f"/dev/fd/{writer}")
+    done = forge(*words, pass_fds=[writer], cwd=tmp_path)
+    os.close(writer)
+    assert done.returncode == ExitCode.INTERRUPTED
 
 
 def test_the_module_is_the_command(forge):

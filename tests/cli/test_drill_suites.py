@@ -69,7 +69,7 @@ def test_kills_are_counted_by_stage_and_suite(drill):
     assert "quantizer       1   1  100 % [2, 100]" in done.output
     assert "architecture       1   1  100 % [2, 100]" in done.output
     assert done.output.splitlines()[-1] == (
-        "held: 1 of 1 seeded defects killed; 0 false alarms in 1 checks of 1 sound subjects "
+        "held: 1 of 1 seeded defect killed; 0 false alarms in 1 check of 1 sound subject "
         "(at most 97.5 %) (9 s)"
     )
 

@@ -16,6 +16,7 @@ from forge_harness.policy import load_policy
 from forge_harness.record import EvidenceRecord, ItemRecord, SubjectRecord
 from forge_harness.rundir import RunDirectory, read_policy, read_record
 from forge_harness.scoring import RunContext, Scope, assemble, verify_run
+from forge_harness.selection import InlineCheck, with_inline
 from forge_harness.types import Outcome, Profile
 
 MACHINE = {"os": "Linux", "machine": "x86_64", "cpu": "Xeon", "cpu_usable": 2}
@@ -81,7 +82,8 @@ def keep(make, tmp_path):
             **fields,
         )
         policy, scope = policy or policy_of(make), scope or Scope()
-        items = items_of(make, accuracy, **changed)
+        given = changed.pop("items", None)
+        items = items_of(make, accuracy, **changed) if given is None else given
         if scope.suites:
             items = [item for item in items if item.check.partition(".")[0] in scope.suites]
         stub = assemble(policy, [], scope=scope, context=context, state="running")
@@ -330,6 +332,113 @@ class TestExport:
         assert verify_run(path) == []
 
 
+class TestReport:
+    """`report --history`: the kept runs in the pages of one of them."""
+
+    def report(self, invoke, run, *options):
+        return invoke("report", run, "--format", "html,json,md", *options)
+
+    def trend(self, run):
+        return json.loads((run / "report.json").read_bytes())["trend"]
+
+    def test_the_runs_that_lead_up_to_it_are_shown_and_verify(self, invoke, keep, runs):
+        for hour in (1, 2, 4):
+            keep(f"r{hour}", hour=hour, cpu="EPYC" if hour == 1 else "Xeon")
+        run = keep("now", hour=3, accuracy=0.8)
+        result = self.report(invoke, run, "--history", runs)
+        assert result.exit_code == ExitCode.PASS
+        trend = self.trend(run)
+        assert [point["run_id"] for point in trend["points"]] == ["run-r1", "run-r2", "run-now"]
+        assert [len(point["breaks"]) for point in trend["points"]] == [0, 1, 0]
+        assert trend["left_out"] == ["1 run began later"]
+        assert trend["points"][1]["digest"] == f"sha256:{file_sha256(runs / 'r2' / 'run.json')}"
+        (figure,) = trend["figures"]
+        assert (figure["name"], figure["values"]) == ("accuracy", [0.9, 0.9, 0.8])
+        assert verify_run(run) == []
+        told = invoke("verify", run).output
+        pages = "report.html, report.json, report.md"
+        assert f"  {pages}: rendered again, byte for byte\n" in told
+        assert f"  with 2 kept runs as reports.json has them: {pages}\n" in told
+
+    def test_with_a_baseline_too(self, invoke, keep, runs, make):
+        room = {"baseline.score_drop.at_most": 2.0, "baseline.gate_worsening.at_most": 0.02}
+        policy = policy_of(make, thresholds={**LIMITS, **room})
+        before = keep("before", hour=1, policy=policy)
+        run = keep("now", hour=2, policy=policy, beta="fail")
+        self.report(invoke, run, "--history", runs, "--baseline", before)
+        assert "### Changes against" in (run / "report.md").read_text()
+        given = json.loads(invoke("verify", run, "--json").output)["given"]
+        assert set(given.values()) == {"baseline run-before and 1 kept run"}
+
+    def test_a_page_of_another_history_does_not_verify(self, invoke, keep, runs):
+        keep("a", hour=1)
+        run = keep("b", hour=2)
+        self.report(invoke, run, "--history", runs)
+        page = run / "report.md"
+        page.write_text(page.read_text().replace("run\\-a", "run\\-x"))
+        RunDirectory.open_existing(run).seal()
+        result = invoke("verify", run)
+        assert result.exit_code == ExitCode.VERIFICATION_FAILED
+        assert "report.md: is not the report of this run" in result.stderr
+
+    def test_the_same_runs_give_the_same_bytes_in_any_order(self, invoke, keep, runs):
+        first, second, run = keep("a", hour=1), keep("b", hour=2), keep("c", hour=3)
+        pages = []
+        for order in ((first, second), (second, first), (runs,), (runs, second)):
+            places = [word for place in order for word in ("--history", place)]
+            self.report(invoke, run, *places)
+            pages.append(digests(run))
+        assert all(page == pages[0] for page in pages)
+        assert len(self.trend(run)["points"]) == 3
+
+    def test_what_does_not_verify_is_named_and_counted(self, invoke, keep, runs):
+        changed(keep("bad", hour=1))
+        keep("killed", hour=2, state="running")
+        run = keep("now", hour=3)
+        result = self.report(invoke, run, "--history", runs)
+        assert result.exit_code == ExitCode.PASS
+        assert f"Left out: {runs / 'bad'}: does not verify: items.jsonl" in result.stderr
+        assert f"Left out: {runs / 'killed'}: unfinished" in result.stderr
+        trend = self.trend(run)
+        assert len(trend["points"]) == 1
+        assert trend["left_out"][0].startswith("2 runs without a score")
+
+    def test_the_last_n(self, invoke, keep, runs):
+        for hour in range(1, 5):
+            keep(f"r{hour}", hour=hour)
+        run = keep("now", hour=9)
+        self.report(invoke, run, "--history", runs, "--last", 2)
+        shown = [point["run_id"] for point in self.trend(run)["points"]]
+        assert shown == ["run-r3", "run-r4", "run-now"]
+
+    @pytest.mark.parametrize(
+        ("options", "code", "words"),
+        [
+            (["--last", 3], ExitCode.USAGE, "--last goes with --history DIR"),
+            (["--history", "gone"], ExitCode.USAGE, "gone does not exist"),
+            (["--history", "."], ExitCode.NOTHING_COLLECTED, "No run in"),
+        ],
+    )
+    def test_a_history_that_is_none(
+        self, invoke, keep, tmp_path, monkeypatch, options, code, words
+    ):
+        run = keep("now")
+        (tmp_path / "empty").mkdir()
+        monkeypatch.chdir(tmp_path / "empty")
+        before = digests(run)
+        result = self.report(invoke, run, *options)
+        assert (result.exit_code, words in result.stderr) == (code, True)
+        assert digests(run) == before
+
+    def test_elsewhere_it_leaves_all_runs_alone(self, invoke, keep, runs, tmp_path):
+        keep("a", hour=1)
+        run, before = keep("b", hour=2), digests(runs)
+        result = self.report(invoke, run, "--history", runs, "--out", tmp_path / "public")
+        assert result.exit_code == ExitCode.PASS
+        assert "run\\-a" in (tmp_path / "public" / "report.md").read_text()
+        assert digests(runs) == before
+
+
 def policy_file(path, policy):
     path.write_text(json.dumps(policy.to_json()))
     return path
@@ -403,6 +512,34 @@ class TestRescore:
         result = invoke("history", "rescore", runs, "--policy", "p.toml")
         (left_out,) = (line for line in result.output.splitlines() if "Left out" in line)
         assert left_out.endswith(": training.gamma, training.delta.")
+
+    def test_checks_that_markers_defined_stay(self, invoke, keep, runs, make, tmp_path):
+        """They are in no file that a TOML policy is laid over, and had a place in the run."""
+        marked = [InlineCheck("mine.red", "t", "high"), InlineCheck("mine.green", "t", "low")]
+        shipped = load_policy()
+        ran = with_inline(shipped, marked)
+        items = [make.item("mine.red", "fail"), make.item("mine.green", "pass")]
+        path = keep("a", policy=ran, items=items, scope=Scope(suites=("mine",)))
+        (tmp_path / "p.toml").write_text("[thresholds.gates]\naccuracy.at_least = 0.95\n")
+        found = json.loads(
+            invoke("history", "rescore", runs, "--policy", tmp_path / "p.toml", "--json").output
+        )
+        (row,) = found["runs"]
+        strict = load_policy(tmp_path / "p.toml")
+        assert found["policy_digest"] == strict.digest
+        assert row["after"]["policy_digest"] == with_inline(strict, marked).digest
+        assert row["after"] == {**row["before"], "policy_digest": row["after"]["policy_digest"]}
+        assert row["before"]["verdict"] == "FAIL"
+        assert row["notes"][0].startswith(
+            "Kept as their markers defined them when it ran, they are in no file: "
+            "mine.green, mine.red; with them the policy is sha256:"
+        )
+        whole = policy_file(tmp_path / "p.json", strict)
+        (row,) = json.loads(invoke("history", "rescore", path, "--policy", whole, "--json").output)[
+            "runs"
+        ]
+        assert "mine.red" in row["notes"][0]
+        assert row["notes"][0].startswith("Left out")
 
     def test_what_does_not_verify_is_not_scored(self, invoke, keep, runs):
         policy = keep("a") / "policy.json"

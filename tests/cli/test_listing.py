@@ -153,3 +153,9 @@ def test_a_name_no_check_reads_is_refused_where_all_checks_are_known(invoke, pro
     result = invoke("list", "checks", "--suite", "mine")
     assert result.exit_code == ExitCode.USAGE
     assert "Unknown suite 'mien'. Did you mean 'mine'?" in result.stderr
+
+
+def test_one_check_is_one(invoke, project, collected_before):
+    (project / "mine" / "catalogue.toml").unlink()
+    result = invoke("list", "checks", "--suite", "mine")
+    assert "\n1 check, 1 with a test. Policy sha256:" in result.output

@@ -19,7 +19,7 @@ def test_rules_and_categories_are_shown(invoke, tree):
     assert done.exit_code == 0
     assert "every loop has a bound that can be seen" in done.output
     assert "Testing coverage" in done.output
-    assert "1 files:" in done.output
+    assert "1 file:" in done.output
 
 
 def test_the_places_of_a_rule_are_listed(invoke, tree):

@@ -1,12 +1,15 @@
 """report: the same reports again, and no way to launder a damaged run."""
 
+import json
 import os
 import signal
 
 import pytest
 
+from forge_harness.canonical import canonical_json
 from forge_harness.errors import ExitCode
 from forge_harness.report import write as report_module
+from forge_harness.rundir import RunDirectory
 from forge_harness.scoring import verify_run
 
 FILES = {
@@ -125,3 +128,36 @@ def test_a_signal_between_reports_and_manifest_costs_no_run(invoke, run_of, monk
     monkeypatch.setitem(report_module.WRITERS, "md", ("report.md", interrupted))
     assert invoke("report", run, "--format", "md").exit_code == ExitCode.PASS
     assert verify_run(run) == []
+
+
+@pytest.mark.parametrize(
+    ("started_at", "finished_at", "words"),
+    [
+        (
+            "2026-06-15T12:00:00Z",
+            "2026-06-15T12:30:00",
+            "finished_at: Value error, '2026-06-15T12:30:00' has no time zone; expected a time "
+            "with its zone, such as 2026-01-02T03:04:05Z",
+        ),
+        ("2026-06-15T12:00:00", None, "started_at: Value error, '2026-06-15T12:00:00' has no"),
+        ("noon", None, "started_at: Value error, 'noon' is no time; expected a time with its"),
+    ],
+)
+@pytest.mark.parametrize("command", ["report", "gate", "explain", "verify"])
+def test_times_without_a_zone_are_one_sentence(
+    invoke, run_of, command, started_at, finished_at, words
+):
+    """A record from elsewhere: with one zone of two the report ended in an internal error."""
+    run = run_of()
+    values = json.loads((run / "run.json").read_bytes())
+    values |= {"started_at": started_at, "finished_at": finished_at}
+    (run / "run.json").write_bytes(canonical_json(values))
+    RunDirectory.open_existing(run).seal()
+    result = invoke(command, run)
+    assert result.exit_code == ExitCode.VERIFICATION_FAILED
+    if command == "verify":
+        sentence, _ = result.stderr.splitlines()
+        assert sentence.startswith(f"run.json: $.{words.replace(': ', ': expected ', 1)}")
+    else:
+        (sentence,) = result.stderr.splitlines()
+        assert words in sentence

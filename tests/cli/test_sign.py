@@ -35,8 +35,8 @@ def verify(package: Path, *more: str) -> Result:
 
 
 def test_signed_and_verified(package: Path) -> None:
-    assert "1 files signed by key" in sign(package).output
-    assert "is what was signed: 1 files" in verify(package).output
+    assert "1 file signed by key" in sign(package).output
+    assert "is what was signed: 1 file," in verify(package).output
     assert json.loads(verify(package, "--json").output)["verified"] is True
 
 

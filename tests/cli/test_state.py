@@ -60,7 +60,7 @@ def test_verify_exits_8_and_names_what_is_damaged(root: Path) -> None:
     file.write_bytes(content)
     result = run(root, "verify")
     assert result.return_value == 8
-    assert "1 problems:" in result.output
+    assert "1 problem:" in result.output
     assert run(root, "verify", "--shallow").return_value == 0
     assert json.loads(run(root, "verify", "--json").output)["problems"]
 

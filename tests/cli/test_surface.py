@@ -20,7 +20,7 @@ SURFACE = {
     " --shard --state --subject --suite --suite-path --timeout --waivers --workers",
     "merge": "--format --run-dir DIR...",
     "gate": "--baseline --fail-on DIR",
-    "report": "--baseline --format --out DIR",
+    "report": "--baseline --history --last --format --out DIR",
     "compare": "--json BASELINE DIR",
     "baseline accept": "--expires --out --owner --reason DIR",
     "baseline show": "--json --run FILE",
@@ -32,8 +32,9 @@ SURFACE = {
     "sign": "--keys --openssf --openssf-key --public --signature DIR",
     "audit tail": "--count --json FILE",
     "audit verify": "--heads --json --keys --newest FILE",
-    "train": "--accumulation --batch-size --checkpoint-every --compute --config --from-checkpoint"
-    " --keys --learning-rate --out --precision --resume --seed --state --steps --task",
+    "train": "--accumulation --batch-size --checkpoint-every --compute --config --device"
+    " --from-checkpoint --keys --learning-rate --out --parallel --precision --resume --seed --state"
+    " --steps --task",
     "bench lm": "--json --layers --prompt --rounds --threads --width",
     "bench convert": "--blocks --dir --json --rounds --source --to",
     "bench store": "--blob-mib --dir --json --rounds --states",

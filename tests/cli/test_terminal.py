@@ -3,7 +3,7 @@
 import io
 import sys
 
-from forge_harness.cli.terminal import coloured, is_plain, table
+from forge_harness.cli.terminal import coloured, is_plain, several, table
 
 
 class Terminal(io.StringIO):
@@ -61,3 +61,9 @@ def test_a_cell_writes_no_rows_of_its_own_and_moves_no_cursor():
     assert "\\x1b[2J\\u202e y\\r" in shown
     assert "ñ 日本" in shown
     assert all(line.isprintable() for line in shown.splitlines())
+
+
+def test_one_of_a_thing_is_one():
+    counts = [several(count, "check") for count in (0, 1, 2, 1000)]
+    assert counts == ["0 checks", "1 check", "2 checks", "1000 checks"]
+    assert [several(n, "oddity", "oddities") for n in (1, 2)] == ["1 oddity", "2 oddities"]

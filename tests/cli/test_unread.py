@@ -1,4 +1,7 @@
-"""Commands of which nobody reads a stream: what they found is kept, and decides how they end."""
+"""Commands of which nobody reads a stream: what they found is kept, and decides how they end.
+
+A shell shows the code of `gate ... | head` under `set -o pipefail`, in CI always.
+"""
 
 import json
 import os
@@ -72,5 +75,52 @@ def test_what_was_measured_is_kept_and_0(tmp_path):
 def test_what_was_measured_is_kept_although_nobody_reads_the_table(tmp_path, words):
     """`bench ... | head` left no file behind, after minutes of measuring."""
     done = unread(tmp_path, *words, "--json", "found.json", stream="stdout")
-    assert done.returncode == ExitCode.INTERRUPTED, done.stderr
+    assert done.returncode == ExitCode.PASS, done.stderr
     assert json.loads((tmp_path / "found.json").read_bytes())
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize(
+    ("outcomes", "words", "code"),
+    [
+        ({}, ["gate"], ExitCode.PASS),
+        ({"beta": "fail"}, ["gate"], ExitCode.GATE_FAILED),
+        ({"beta": None}, ["gate"], ExitCode.INCOMPLETE),
+        ({"beta": "fail"}, ["explain", "--json"], ExitCode.PASS),
+        ({}, ["history", "export"], ExitCode.PASS),  # bytes, not text
+    ],
+)
+def test_a_verdict_stands_although_nobody_reads_it(tmp_path, run_of, outcomes, words, code, stream):
+    done = unread(tmp_path, *words, str(run_of(**outcomes)), stream=stream)
+    assert done.returncode == code
+    assert not done.stderr
+
+
+def test_differences_that_nobody_reads_are_8(tmp_path, run_of):
+    run = run_of()
+    (run / "run.json").write_text("{}")
+    assert unread(tmp_path, "verify", str(run)).returncode == ExitCode.VERIFICATION_FAILED
+
+
+@pytest.mark.parametrize("words", [["--help"], ["list", "suites"], ["history", "--help"]])
+def test_help_and_lists_that_nobody_reads_are_0(tmp_path, words):
+    assert unread(tmp_path, *words, stream="stdout").returncode == ExitCode.PASS
+
+
+def test_a_wrong_command_that_nobody_reads_is_4(tmp_path):
+    assert unread(tmp_path, "lst").returncode == ExitCode.USAGE
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full to write to")
+def test_a_full_disk_is_no_reader_that_went_away(tmp_path, run_of):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "forge_harness", "gate", str(run_of())],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    assert done.returncode == ExitCode.USAGE
+    assert done.stderr.startswith("Error: No space left on device")

@@ -18,7 +18,7 @@ def _record(kind):
 
 @functools.cache
 def _report(kind):
-    return build_report(_record(kind), support.POLICY)
+    return build_report(_record(kind), support.POLICY, *support.AGAINST.get(kind, tuple)())
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from hypothesis import Phase
 from hypothesis import strategies as st
 
 from forge_harness.report import build_report
+from forge_harness.report.model import BaselineRun, Changes, Trend, TrendPoint
 from forge_harness.types import Outcome, Severity, Verdict
 
 from . import support
@@ -115,9 +116,67 @@ WAIVERS = rows(
     issue=TEXT,
     live=st.booleans(),
 )
+BASELINES = st.builds(
+    BaselineRun,
+    run_id=TEXT,
+    started_at=TIMES,
+    commit=TEXT,
+    verdict=st.sampled_from(Verdict),
+    low=st.integers(0, 100),
+    high=st.integers(0, 100),
+    measured_percent=st.integers(0, 100),
+    acceptance=TEXT,
+    outcomes=st.lists(
+        st.tuples(TEXT | st.sampled_from(IDS), st.integers(1, 2), st.sampled_from(Outcome)),
+        max_size=4,
+    ).map(tuple),
+    unscored=st.lists(TEXT, max_size=2).map(tuple),
+    uncollected=st.lists(TEXT, max_size=2).map(tuple),
+)
+CHANGES = st.just(BASE.changes) | st.builds(
+    Changes, baseline=TEXT, refusal=st.just("") | TEXT, run=BASELINES
+)
+POINTS = rows(
+    TrendPoint(
+        run_id="",
+        is_this=False,
+        started_at="2026-01-02T03:04:05Z",
+        commit="",
+        profile="quick",
+        state="finished",
+        verdict=Verdict.PASS,
+        low=1,
+        high=2,
+        measured=0.5,
+        failed=0,
+        not_measured=0,
+        duration_s=None,
+        digest="",
+        breaks=(),
+        compares=True,
+        counts=(),
+    ),
+    run_id=TEXT,
+    duration_s=st.none() | st.floats(0, 1e6),
+    digest=TEXT,
+    compares=st.booleans(),
+    counts=st.lists(
+        st.tuples(st.sampled_from(Outcome), st.integers(1, 9)),
+        max_size=4,
+        unique_by=lambda pair: pair[0],
+    ).map(tuple),
+)
+TRENDS = st.none() | st.builds(
+    Trend,
+    points=st.lists(POINTS, min_size=1, max_size=3).map(tuple),
+    figures=st.just(()),
+    left_out=st.just(()),
+)
 REPORTS = rows(
     BASE,
     run_id=TEXT,
+    changes=CHANGES,
+    trend=TRENDS,
     headline=rows(
         BASE.headline,
         verdict=st.sampled_from(Verdict),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from forge_harness.integration.baselines import Acceptance
+from forge_harness.integration.kept_runs import KeptFigure, kept_run, leading_to
+from forge_harness.integration.quality_coordinator import QualityCoordinator
 from forge_harness.load.timeline import record_timeline
 from forge_harness.policy import load_policy
 from forge_harness.record import EvidenceRecord, ItemRecord, SubjectRecord, Waiver
@@ -231,6 +234,104 @@ def hiding_record():
     return record([*items_of_all(), hidden])
 
 
+MACHINE = {"os": "Linux", "machine": "x86_64", "cpu": "Xeon", "cpu_usable": 4}
+STRICTER = type(POLICY).model_validate(
+    {**POLICY.to_json(), "thresholds": {**POLICY.thresholds, "gates.latency.at_most": 0.09}}
+)
+
+
+def gate_items(outcomes=None, **values):
+    """`items_of_all`, with these values of gates: `gate_items(latency=0.05)`."""
+    items = []
+    for one in items_of_all(outcomes):
+        name = one.check.removeprefix("gates.")
+        if name in values and one.outcome is not Outcome.NOT_MEASURED:
+            unit = POLICY.units[one.check]
+            rows = [evidence("", name, values[name], unit=unit)]
+            one = item(one.check, one.outcome, rows=rows)
+        items.append(one)
+    return items
+
+
+def kept_record(day, outcomes=None, *, values=None, cpu="Xeon", **changes):
+    """A run of a day in January that says what machine it is of."""
+    fields = {**kept_fields(day, cpu), **changes}
+    return record(gate_items(outcomes, **(values or {})), **fields)
+
+
+def kept_fields(day, cpu="Xeon"):
+    return {
+        "run_id": f"run-{day}",
+        "environment": {**MACHINE, "cpu": cpu, "git_commit": "0123456789abcdef", "git_dirty": True},
+        "started_at": f"2026-01-{day:02}T03:04:05Z",
+        "finished_at": f"2026-01-{day:02}T03:16:05Z",
+    }
+
+
+def baseline_of(record, policy=POLICY, **acceptance):
+    accepted = None
+    if acceptance:
+        known = {"accepted_on": "2026-01-20", "run_digest": "sha256:ab"}
+        accepted = Acceptance(**{**known, **acceptance})
+    return QualityCoordinator(policy).baseline_of(record, accepted)
+
+
+def history_of(record, runs, **options):
+    """The history of (record, policy) pairs up to a record."""
+    kept = [kept_run(run, policy, f"sha256:{run.run_id}") for run, policy in runs]
+    return leading_to(record, kept, **options)
+
+
+BEFORE = {"accuracy": 0.9, "latency": 0.05, "resource_use": 4.0, "compression_ratio": 10.0}
+AFTER = {"accuracy": 0.97, "latency": 0.07, "resource_use": 4.05, "compression_ratio": 9.0}
+WAS = {
+    "data.leak_canary": "fail",
+    "data.loader_order": "not_measured",
+    "performance.load_10x": "fail",
+    "training.overfit_one_batch": "flaky",
+}
+
+
+def compared_record():
+    return kept_record(28, FAILING | {"gates.latency": "pass"}, values=AFTER, waivers=WAIVERS)
+
+
+def compared_with():
+    """A baseline somebody accepted, and kept runs on two machines under two policies."""
+    before = baseline_of(
+        kept_record(20, WAS, values=BEFORE), owner="ada", reason="new recipe", expires="2026-02-01"
+    )
+    runs = [
+        (kept_record(2, policy=STRICTER), STRICTER),
+        (kept_record(3, cpu="EPYC"), POLICY),
+        (kept_record(4, {"gates.latency": None}, values={"accuracy": 0.91}), POLICY),
+        (kept_record(5, values=BEFORE), POLICY),
+        (kept_record(29), POLICY),
+    ]
+    return before, history_of(compared_record(), runs, without_score=2)
+
+
+def hostile_against():
+    """Another run of another policy, with names no run would have."""
+    before = kept_record(20, WAS, policy=STRICTER, run_id=HOSTILE, declared={"x": HOSTILE})
+    before = baseline_of(before, STRICTER, owner=HOSTILE, reason=HOSTILE)
+    check = before.checks["data.balance"]
+    before = before.model_copy(
+        update={
+            "commit": HOSTILE,
+            "checks": {**before.checks, HOSTILE: check},
+            "unscored": (HOSTILE,),
+        }
+    )
+    record = hostile_record()
+    kept = kept_run(record, POLICY, HOSTILE)
+    figures = {HOSTILE: KeptFigure(value=1.5, unit=HOSTILE)}
+    changed = {"run_id": HOSTILE + "2", "commit": HOSTILE, "figures": figures, "state": HOSTILE}
+    return before, leading_to(record, [kept.model_copy(update=changed)])
+
+
+AGAINST = {"compared": compared_with, "hostile": hostile_against}
+"""Kind of run -> what it is held against: its baseline and its history."""
 RECORDS = {
     "pass": record,
     "fail": failing_record,
@@ -238,4 +339,5 @@ RECORDS = {
     "hiding": hiding_record,
     "interrupted": interrupted_record,
     "hostile": hostile_record,
+    "compared": compared_record,
 }

@@ -83,7 +83,7 @@ def opened(request, browser, tmp_path, page_of):
     assert requests == own
 
 
-@pytest.mark.parametrize("kind", ["fail", "hostile"])
+@pytest.mark.parametrize("kind", ["fail", "hostile", "compared"])
 def test_it_shows_without_errors_requests_or_sideways_scrolling(opened, kind):
     page = opened(kind)
     root = "document.documentElement"
@@ -91,8 +91,9 @@ def test_it_shows_without_errors_requests_or_sideways_scrolling(opened, kind):
     assert page.locator("details.check").count() == 148
 
 
-def test_every_text_has_contrast(opened):
-    page = opened("fail")
+@pytest.mark.parametrize("kind", ["fail", "compared"])
+def test_every_text_has_contrast(opened, kind):
+    page = opened(kind)
     assert page.evaluate(CONTRAST) == []
 
 
@@ -102,6 +103,27 @@ def test_a_link_opens_the_check_it_leads_to(opened):
     assert not body.is_visible()
     page.goto(page.url + "#check-data.splits_disjoint")
     body.wait_for(state="visible")
+
+
+def test_the_trend_has_its_size_and_its_colours(opened):
+    page = opened("compared")
+    plot = page.locator(".trend-plot")
+    box = plot.bounding_box()
+    assert box["width"] > 250
+    assert box["height"] > 150
+    drawn = ["trend-area", "trend-span", "trend-low", "trend-dots", "trend-measured", "trend-break"]
+    for name in drawn:
+        style = "s => [getComputedStyle(s).stroke, getComputedStyle(s).fill]"
+        stroke, fill = plot.locator(f".{name}").first.evaluate(style)
+        assert "rgb" in (fill if name == "trend-area" else stroke)
+    # The labels stand at the lines they name: 100, 80, 50 and 0 of the height.
+    tops = page.evaluate(
+        "[...document.querySelectorAll('.trend-scale li')].map(l => l.getBoundingClientRect())"
+        ".map(b => b.top + b.height / 2)"
+    )
+    for top, share in zip(tops, (0, 0.2, 0.5, 1), strict=True):
+        assert abs(top - box["y"] - share * box["height"]) < 2
+    assert page.locator("tr.break").count() == 2
 
 
 def test_the_filter_works_without_scripts(opened):

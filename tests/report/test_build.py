@@ -16,7 +16,7 @@ from . import support
 
 def anchors(report):
     known = {"verdict", "changes", "suites", "components", "quality", "load", "checks", "unscored"}
-    known |= {"uncollected", "waivers", "specification", "provenance"}
+    known |= {"trend", "uncollected", "waivers", "specification", "provenance"}
     known |= {check.anchor for check in report.checks}
     return known | {row.anchor for check in report.checks for row in check.evidence}
 

@@ -280,8 +280,87 @@ def test_a_module_that_skipped_itself_is_named_and_not_green(run_record):
 
 @pytest.mark.parametrize("kind", support.RECORDS)
 def test_the_same_run_gives_the_same_bytes(kind, run_record, report_of):
-    again = build_report(run_record(kind), support.POLICY)
+    against = support.AGAINST.get(kind, tuple)()
+    again = build_report(run_record(kind), support.POLICY, *against)
     assert render_ctrf(again) == render_ctrf(report_of(kind))
+
+
+def against(before, now, *, history=None, policy=support.POLICY):
+    """The document of a run that is held against another."""
+    base = support.baseline_of(before, policy)
+    return parsed(build_report(now, support.POLICY, base, history))
+
+
+def test_without_another_run_nothing_is_said_of_one(report_of):
+    document = parsed(report_of("pass"))
+    assert not document.keys() & {"insights", "baseline"}
+    assert all("insights" not in test for test in document["results"]["tests"])
+
+
+def test_rates_are_of_the_checks_that_apply():
+    """By hand: 147 of 148 checks have an item; one failed, one was flaky, one had not."""
+    before = support.kept_record(1)
+    now = support.kept_record(2, {"data.balance": "fail", "data.leak_canary": "flaky"})
+    document = against(before, now)
+    total = sum(check.outcome is not Outcome.NOT_APPLICABLE for check in now.checks)
+    missing = [check.id for check in before.checks if check.outcome is Outcome.NOT_MEASURED]
+    insights = document["insights"]
+    assert insights["runsAnalyzed"] == 1
+    passed, then = (total - 1 - len(missing)) / total, (total - len(missing)) / total
+    assert insights["passRate"] == {
+        "current": round(passed, 6),
+        "baseline": round(then, 6),
+        "change": pytest.approx(passed - then, abs=2e-6),
+    }
+    rate = round(1 / total, 6)
+    assert insights["failRate"] == {"current": rate, "baseline": 0.0, "change": rate}
+    assert insights["flakyRate"] == {"current": rate, "baseline": 0.0, "change": rate}
+    assert "averageRunDuration" not in insights  # a baseline keeps no duration
+    failing = test_of(document["results"], "data.balance")["insights"]
+    assert failing["passRate"] == {"current": 0.0, "baseline": 1.0, "change": -1.0}
+    assert failing["extra"][OURS] == {"baselineOutcome": "pass", "change": "newly_failing"}
+    same = test_of(document["results"], "data.loader_order")["insights"]
+    assert same["extra"][OURS] == {"baselineOutcome": "pass", "change": ""}
+
+
+def test_rates_over_several_runs_are_of_those_that_compare(report_of):
+    """Of five runs of the trend the last three are of this machine and policy."""
+    document = parsed(report_of("compared"))
+    insights = document["insights"]
+    assert insights["runsAnalyzed"] == 3
+    assert insights["averageRunDuration"] == {"current": 12 * 60 * 1000}
+    assert insights["extra"][OURS]["doNotCompare"] == 2
+    points = [dict(point.counts) for point in report_of("compared").trend.points[2:]]
+    green = (Outcome.PASS, Outcome.WARN, Outcome.FLAKY)
+    passed = sum(counts.get(outcome, 0) for counts in points for outcome in green)
+    total = sum(n for counts in points for o, n in counts.items() if o != "not_applicable")
+    assert insights["passRate"]["current"] == round(passed / total, 6)
+    test = test_of(document["results"], "data.leak_canary")["insights"]
+    assert test == {"extra": {OURS: {"baselineOutcome": "fail", "change": "fixed"}}}
+
+
+def test_the_baseline_is_named_by_the_id_of_its_own_report():
+    before, now = support.kept_record(1), support.kept_record(2)
+    document = against(before, now)
+    alone = parsed(build_report(before, support.POLICY))
+    baseline = document["baseline"]
+    assert baseline["reportId"] == alone["reportId"]
+    assert baseline["source"] == "run run-1"
+    assert baseline["commit"] == "0123456789abcdef"
+    assert baseline["extra"][OURS]["comparable"] is True
+    ids = {document["reportId"], alone["reportId"]}
+    ids.add(parsed(build_report(now, support.POLICY))["reportId"])
+    assert len(ids) == 3
+
+
+def test_a_baseline_that_does_not_compare_has_no_numbers():
+    before = support.kept_record(1, cpu="EPYC")
+    document = against(before, support.kept_record(2))
+    assert set(document["insights"]["passRate"]) == {"current"}
+    assert all("insights" not in test for test in document["results"]["tests"])
+    told = document["baseline"]["extra"][OURS]
+    assert (told["comparable"], len(told["breaks"])) == (False, 1)
+    assert told["reason"].startswith("the machine class is")
 
 
 @settings(max_examples=200, deadline=None, phases=hostile.PHASES)

@@ -240,18 +240,21 @@ def test_a_link_to_a_row_that_is_left_out_leads_to_its_check():
     assert {a["href"][1:] for a in page.all("a")} <= ids
 
 
-def test_the_same_run_gives_the_same_bytes_in_another_process(page_of):
+@pytest.mark.parametrize("kind", ["fail", "compared"])
+def test_the_same_run_gives_the_same_bytes_in_another_process(page_of, kind):
     code = (
         "import sys, hashlib; sys.path.insert(0, sys.argv[1]); import support\n"
         "from forge_harness.report import build_report, render_html\n"
-        "page = render_html(build_report(support.RECORDS['fail'](), support.POLICY))\n"
+        "against = support.AGAINST.get(sys.argv[2], tuple)()\n"
+        "report = build_report(support.RECORDS[sys.argv[2]](), support.POLICY, *against)\n"
+        "page = render_html(report)\n"
         "print(hashlib.sha256(page.encode()).hexdigest())"
     )
     directory = str(support.__file__).rpartition("/")[0]
     done = subprocess.check_output(
-        [sys.executable, "-c", code, directory], text=True, env={"PYTHONHASHSEED": "7"}
+        [sys.executable, "-c", code, directory, kind], text=True, env={"PYTHONHASHSEED": "7"}
     )
-    assert done.strip() == hashlib.sha256(page_of("fail").encode()).hexdigest()
+    assert done.strip() == hashlib.sha256(page_of(kind).encode()).hexdigest()
 
 
 def test_matplotlib_is_imported_for_curves_only():

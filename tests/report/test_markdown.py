@@ -60,7 +60,9 @@ def test_without_a_baseline_it_says_so(report_of, run_record):
     assert "No baseline." in render_markdown(report_of("pass"))
     report = build_report(run_record("fail"), support.POLICY, run_record("pass"))
     changes = render_markdown(report).partition("### Changes against")[2].partition("###")[0]
-    assert "- Newly failing: <code>data.balance</code>, <code>architecture" in changes
+    assert (
+        "- Newly failing: <code>data.balance</code> (pass before, fail now), <code>arch" in changes
+    )
     assert "- Fixed: none" in changes
 
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from forge_harness.canonical import canonical_json
 from forge_harness.finish import finish_run
 from forge_harness.integration.quality_coordinator import QualityCoordinator
 from forge_harness.report import FORMATS, provenance
@@ -15,6 +16,7 @@ from forge_harness.scoring import verify_run
 from forge_harness.types import Outcome
 
 from ..rundir_support import POLICY, make_item, record_of, start
+from . import support
 
 FILES = ["report.html", "report.json", "report.md", "junit.xml"]
 
@@ -96,6 +98,70 @@ def test_a_page_with_a_baseline_is_rendered_with_it(run):
     assert again(run).same == FILES
     noted = json.loads((run / REPORTS).read_bytes())["files"]
     assert [name for name, how in noted.items() if how["baseline"]] == ["report.md"]
+
+
+def compared_run(tmp_path):
+    """A run of the report's own tests, sealed with pages that speak of others."""
+    record = support.RECORDS["compared"]()
+    stub = record.model_copy(update={"state": "running"})
+    directory = RunDirectory.create(tmp_path / "compared", record=stub, policy=support.POLICY)
+    for item in support.gate_items(support.FAILING | {"gates.latency": "pass"}, **support.AFTER):
+        directory.append_item(item)
+    baseline, history = support.compared_with()
+    finish_run(directory.path, record, support.POLICY, FORMATS, baseline=baseline, history=history)
+    return directory.path
+
+
+def test_pages_with_a_baseline_and_a_trend_are_rendered_with_both(tmp_path):
+    path = compared_run(tmp_path)
+    assert verify_run(path) == []
+    found = again(path)
+    assert (found.problems, len(found.same), found.unknown) == ([], len(FORMATS), {})
+    assert set(found.leaning.values()) == {"baseline run-20 and 4 kept runs"}
+    noted = json.loads((path / REPORTS).read_bytes())["files"]["report.html"]
+    assert [kept["digest"] for kept in noted["history"]["runs"]] == [
+        f"sha256:run-{day}" for day in (2, 3, 4, 5)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("history", "runs", 2, "score"), {"low": 12, "high": 12}),
+        (("history", "runs", 1, "facts", "policy"), "sha256:other"),
+        (("history", "runs", 3, "figures", "accuracy", "value"), 0.123),
+        (("history", "left_out"), {}),
+        (("baseline", "checks", "data.balance", "outcome"), "fail"),
+        (("baseline", "gates", "accuracy"), 0.5),
+    ],
+)
+def test_what_is_noted_of_other_runs_is_what_the_page_shows(tmp_path, where, value):
+    path = compared_run(tmp_path)
+    values = json.loads((path / REPORTS).read_bytes())
+    place = values["files"]["report.html"]
+    for key in where[:-1]:
+        place = place[key]
+    assert place[where[-1]] != value
+    place[where[-1]] = value
+    (path / REPORTS).write_bytes(canonical_json(values))
+    assert [problem.file for problem in again(path).problems] == ["report.html"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("facts", {}, "Value error, are ; expected machine class"),
+        ("started_at", "noon", "'noon' is no time"),
+    ],
+)
+def test_a_history_that_is_none_is_named(tmp_path, key, value, words):
+    path = compared_run(tmp_path)
+    values = json.loads((path / REPORTS).read_bytes())
+    values["files"]["report.html"]["history"]["runs"][0][key] = value
+    (path / REPORTS).write_bytes(canonical_json(values))
+    (problem,) = again(path).problems
+    assert problem.file == REPORTS
+    assert words in problem.found
 
 
 def test_a_page_cut_short_is_one_of_which_nothing_is_said(run, monkeypatch):

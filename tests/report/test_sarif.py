@@ -26,10 +26,12 @@ from . import hostile, support
 SCHEMA = Path(__file__).parent / "schemas" / "sarif-schema-2.1.0.json"
 DIGEST = "c3b4bb2d6093897483348925aaa73af03b3e3f4bd4ca38cef26dcb4212a2682e"
 VALIDATOR = Draft4Validator(json.loads(SCHEMA.read_bytes()))
-LEVELS = ["error", "warning", "note"]
+LEVELS = ["error", "warning", "note", "none"]
 UTC_TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 CRITICAL, HIGH = "architecture.weight_scale", "gates.latency"
 MEDIUM, LOW = "gates.resource_use", "data.balance"
+UNRUN = ("xfail", "xpass", "not_applicable", "not_measured")
+"""Outcomes no item has by itself: taken as an item that did not run."""
 
 
 def test_the_schema_is_the_published_one():
@@ -401,8 +403,139 @@ def test_both_formats_are_red_when_the_run_ends_with_another_code_than_0(
 
 @pytest.mark.parametrize("kind", support.RECORDS)
 def test_the_same_run_gives_the_same_bytes(kind, run_record, report_of):
-    again = build_report(run_record(kind), support.POLICY)
+    against = support.AGAINST.get(kind, tuple)()
+    again = build_report(run_record(kind), support.POLICY, *against)
     assert render_sarif(again) == render_sarif(report_of(kind))
+
+
+def against(before, now, policy=support.POLICY):
+    """The log of a run that is held against another."""
+    return parsed(build_report(now, support.POLICY, support.baseline_of(before, policy)))
+
+
+def states(run):
+    return {result["ruleId"]: result.get("baselineState") for result in run["results"]}
+
+
+def test_without_a_baseline_no_result_has_a_state(report_of):
+    run = parsed(report_of("fail"))
+    assert set(states(run).values()) == {None}
+    assert "baselineGuid" not in run
+    assert all("kind" not in result for result in run["results"])
+
+
+def test_each_result_has_its_state_against_the_baseline(report_of):
+    run = parsed(report_of("compared"))
+    assert states(run) == {
+        "architecture.weight_scale": "new",
+        "security.tls_1_3_only": "new",
+        "data.balance": "new",
+        "training.overfit_one_batch": "unchanged",
+        "state.io_errors": "new",
+        "performance.load_10x": "updated",  # failed before, not measured now
+        "data.leak_canary": "absent",
+        "data.loader_order": "absent",
+    }
+    gone = result_of(run, "data.leak_canary")
+    assert (gone["kind"], gone["level"]) == ("pass", "none")
+    assert gone["message"]["text"].endswith("passes now; in the baseline it ended as fail.")
+    assert result_of(run, "performance.load_10x")["properties"]["baselineOutcome"] == "fail"
+
+
+def test_the_baseline_is_the_run_of_its_own_log():
+    before, now = support.kept_record(1), support.kept_record(2)
+    run = against(before, now)
+    alone = sarif(before)
+    assert run["baselineGuid"] == alone["automationDetails"]["guid"]
+    assert run["automationDetails"]["guid"] == sarif(now)["automationDetails"]["guid"]
+    assert run["baselineGuid"] != run["automationDetails"]["guid"]
+
+
+def test_against_a_baseline_that_does_not_compare_no_result_has_a_state():
+    """All of them have one or none: the policy of the baseline may have judged otherwise."""
+    before = support.kept_record(1, {"data.balance": "fail"}, policy=support.STRICTER)
+    run = against(before, support.kept_record(2, {"data.balance": "fail"}), support.STRICTER)
+    assert set(states(run).values()) == {None}
+    assert "baselineGuid" not in run
+    told = run["properties"]["baseline"]
+    assert (told["runId"], told["comparable"]) == ("run-1", False)
+    assert told["reason"].startswith("the policies differ")
+
+
+def with_items(day, *names, hides=False, outcomes=None):
+    outcome, rows = ("not_measured", []) if hides else ("pass", None)
+    more = [
+        support.item("unknown" if hides else name, outcome, rows=rows).model_copy(
+            update={"nodeid": name}
+        )
+        for name in names
+    ]
+    fields = support.kept_fields(day)
+    return support.record([*support.items_of_all(outcomes), *more], **fields)
+
+
+@pytest.mark.parametrize(("hides", "rule"), [(False, "run.unscored"), (True, "run.uncollected")])
+def test_items_of_no_check_have_states_too(hides, rule):
+    before = with_items(1, "a.py::x", "b.py::y", hides=hides)
+    now = with_items(2, "b.py::y", "c.py::z", hides=hides)
+    found = {
+        result["locations"][0]["logicalLocations"][0]["fullyQualifiedName"]: result["baselineState"]
+        for result in against(before, now)["results"]
+        if result["ruleId"] == rule
+    }
+    assert found == {"a.py::x": "absent", "b.py::y": "unchanged", "c.py::z": "new"}
+
+
+OPEN = {HIGH: None}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "state"),
+    [
+        ({}, OPEN, "new"),
+        (OPEN, OPEN, "unchanged"),
+        ({CRITICAL: "fail"}, OPEN, "updated"),
+        (OPEN, {}, "absent"),
+        ({}, {}, None),
+        (OPEN, {CRITICAL: "fail"}, None),  # its errors are the results
+    ],
+)
+def test_the_verdict_has_a_state(before, now, state):
+    runs = [support.kept_record(day, outcomes) for day, outcomes in ((1, before), (2, now))]
+    assert states(against(*runs)).get("run.verdict") == state
+
+
+@settings(max_examples=60, deadline=None, phases=hostile.PHASES)
+@given(
+    st.dictionaries(st.sampled_from([CRITICAL, HIGH, MEDIUM, LOW]), st.sampled_from(Outcome)),
+    st.dictionaries(st.sampled_from([CRITICAL, HIGH, MEDIUM, LOW]), st.sampled_from(Outcome)),
+)
+def test_the_states_are_those_of_two_logs_side_by_side(before, now):
+    """The oracle: results of the log of each run alone, by rule."""
+    first, second = (
+        support.kept_record(day, {k: None if v in UNRUN else v for k, v in outcomes.items()})
+        for day, outcomes in ((1, before), (2, now))
+    )
+    had, has = (
+        {r["ruleId"]: r["properties"]["outcome"] for r in sarif(run)["results"]}
+        for run in (first, second)
+    )
+    expected = {name: "absent" for name in had.keys() - has.keys()}
+    expected |= {
+        name: "new" if name not in had else "unchanged" if had[name] == outcome else "updated"
+        for name, outcome in has.items()
+    }
+    found = states(against(first, second))
+    for told in (expected, found):
+        told.pop("run.verdict", None)  # listed or not, it has a test of its own
+    assert found == expected
+
+
+def test_dropped_results_have_a_state_too(monkeypatch):
+    monkeypatch.setattr(sarif_findings, "MAX_RESULTS", 2)
+    now = support.kept_record(2, {CRITICAL: "fail", HIGH: "fail", MEDIUM: "fail"})
+    run = against(support.kept_record(1), now)
+    assert states(run)["run.more"] == "new"
 
 
 @settings(max_examples=200, deadline=None, phases=hostile.PHASES)

@@ -15,7 +15,7 @@ from forge_harness.security.sealing import KeyringSealer
 from forge_harness.state import NewState, Store
 from forge_harness.training import CheckpointError, train_to_directory
 from forge_harness.training.checkpoint import read_checkpoint
-from forge_harness.training.runner import TrainingDirectory
+from forge_harness.training.run_directory import TrainingDirectory
 
 OPTIONS = TrainOptions(steps=6, batch_size=16)
 

@@ -35,7 +35,7 @@ from forge_harness.training import (
 from forge_harness.training.checkpoint import read_checkpoint
 from forge_harness.training.keeping import DirectoryCheckpoints
 from forge_harness.training.randomness import RandomState
-from forge_harness.training.runner import TrainingDirectory
+from forge_harness.training.run_directory import TrainingDirectory
 
 OPTIONS = TrainOptions(steps=6, batch_size=16)
 
