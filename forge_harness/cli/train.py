@@ -192,7 +192,7 @@ def _told(result: str) -> ExitCode:
     except OSError as error:
         if error.errno != errno.EIO:
             raise
-        # A closed terminal. A closed pipe is EPIPE, which the group handles.
+        # A closed terminal. A closed pipe changes no exit code: the group sees to it.
         unread(sys.stdout)
         return ExitCode.INTERRUPTED
     return ExitCode.PASS

@@ -155,7 +155,10 @@ def inside(directory: Path, name: str, key: str) -> Path:
             directory, f"{key} names {name!r}; expected the plain name of a file in the directory"
         )
     path = directory / name
-    target = path.resolve()
+    try:
+        target = path.resolve()
+    except (OSError, RuntimeError) as error:  # the latter until Python 3.12
+        raise _damaged(directory, f"{key} names {name!r}, a link that ends nowhere") from error
     home = directory.resolve()
     allowed = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
     if not any(target.is_relative_to(root) for root in allowed):

@@ -410,6 +410,15 @@ def _infos(
 def _check_against_config(
     found: _Found, infos: Mapping[str, TensorInfo], quantization: Quantization | None
 ) -> None:
+    layers = found.model.config.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > len(infos):
+        # Before the names are listed: a billion layers are more names than memory.
+        file = found.files.paths[0]
+        raise DamagedCheckpointError(
+            f"{file}: config.json has num_hidden_layers {layers}, and only {len(infos)} tensors "
+            "are stored. Get the files again.",
+            path=str(file),
+        )
     expected = expected_tensors(found.model)
     if expected is None:
         return

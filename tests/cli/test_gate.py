@@ -171,7 +171,10 @@ def test_what_a_test_says_is_one_line_and_no_command(invoke, hostile, monkeypatc
 @pytest.mark.parametrize("command", ["gate", "explain"])
 def test_the_policy_stands_beside_the_score(invoke, run_of, command):
     run = run_of()
-    assert f"Policy: {read_record(run).policy_digest}, not the one that ships: " in invoke(command, run).output
+    assert (
+        f"Policy: {read_record(run).policy_digest}, not the one that ships: "
+        in invoke(command, run).output
+    )
 
 
 def test_a_gate_that_fails_shows_an_error_in_github(invoke, run_of, monkeypatch):

@@ -143,3 +143,22 @@ def test_a_tied_head_that_is_stored_must_be_its_embedding(tmp_path):
     save_file(weights, directory / "model.safetensors")
     with pytest.raises(DamagedCheckpointError, match=r"lm_head\.weight.*other values"):
         open_checkpoint(directory)
+
+
+def test_a_configuration_of_more_layers_than_tensors_is_refused_at_once(tmp_path):
+    """A billion layers are more names than memory."""
+    copy = tmp_path / "deep"
+    shutil.copytree(ROOT / "hf-packed-bitlinear-untied", copy)
+    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
+    (copy / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**9}))
+    with pytest.raises(DamagedCheckpointError, match="num_hidden_layers 1000000000, and only 25"):
+        open_checkpoint(copy)
+
+
+def test_a_link_to_itself_is_damage(tmp_path):
+    copy = tmp_path / "loop"
+    shutil.copytree(ROOT / "hf-packed-bitlinear-untied", copy)
+    (copy / "model.safetensors").unlink()
+    (copy / "model.safetensors").symlink_to("model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        open_checkpoint(copy)
