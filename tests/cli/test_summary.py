@@ -6,14 +6,15 @@ import pytest
 
 from forge_harness.cli.summary import MEANINGS, percent, score_sentence, summary
 from forge_harness.errors import ExitCode
-from forge_harness.rundir import read_record
+from forge_harness.rundir import read_policy, read_record
 
 
 def test_everything_a_reader_needs_is_there(run_of):
     run = run_of(alpha=None, beta="fail", gamma="warn")
     record = read_record(run)
     page = run / "report.html"
-    lines = summary(record, run, [run / "report.md", page], ExitCode.GATE_FAILED).splitlines()
+    written = [run / "report.md", page]
+    lines = summary(record, read_policy(run), run, written, ExitCode.GATE_FAILED).splitlines()
     assert lines[1] == "FAIL, quick scope: 4 of 4 checks"
     assert lines[2] == (
         f"Integration score {record.score.low} (at most {record.score.high}), "
@@ -29,7 +30,7 @@ def test_everything_a_reader_needs_is_there(run_of):
 
 def test_a_run_without_a_page_names_its_directory(run_of):
     run = run_of()
-    text = summary(read_record(run), run, [], ExitCode.PASS)
+    text = summary(read_record(run), read_policy(run), run, [], ExitCode.PASS)
     assert f"Run: {run}" in text
     assert "Not measured" not in text
     assert text.endswith("Exit code 0: pass.")
@@ -37,8 +38,8 @@ def test_a_run_without_a_page_names_its_directory(run_of):
 
 def test_at_most_five_reasons(run_of):
     checks = tuple((f"data.c{n}", "high") for n in range(8))
-    record = read_record(run_of(checks=checks, **{f"c{n}": "fail" for n in range(8)}))
-    text = summary(record, Path("run"), [], ExitCode.GATE_FAILED)
+    run = run_of(checks=checks, **{f"c{n}": "fail" for n in range(8)})
+    text = summary(read_record(run), read_policy(run), Path("run"), [], ExitCode.GATE_FAILED)
     assert text.count(" failed: ") == 5
     assert "  - and 3 more" in text
 
