@@ -128,7 +128,7 @@ class Spare:
         lost: What says that nobody reads any more: any error of the system, or only that of a pipe.
     """
 
-    def __init__(self, stream: Any, lost: type[OSError] = OSError) -> None:  # noqa: ANN401
+    def __init__(self, stream: Any, lost: type[OSError] = OSError) -> None:  # noqa: ANN401 - any
         self._stream, self._lost = stream, lost
 
     def write(self, content: Any) -> int:  # noqa: ANN401 - as the stream
