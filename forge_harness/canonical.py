@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,20 +33,45 @@ def read_canonical(data: bytes | str) -> Any:  # noqa: ANN401 - any JSON value
     Whole floats are written without a point: a reader that takes 1e16 for an integer could not
     write it again, and one that takes 1.2345678901234567e20 for one has another number.
 
+    Nothing is read that two readers could take differently.
+
     Raises:
-        ValueError: It is not JSON.
+        ValueError: It is not JSON in UTF-8, has a key twice, or a number that JSON or float64 does
+            not have.
         RecursionError: It is nested too deeply.
     """
-    return json.loads(data, parse_int=_number, parse_constant=_refused)
+    return json.loads(
+        data if isinstance(data, str) else data.decode("utf-8"),
+        parse_int=_number,
+        parse_float=_finite,
+        parse_constant=_refused,
+        object_pairs_hook=_unique,
+    )
 
 
 def _number(text: str) -> int | float:
     value = int(text)
-    return value if abs(value) <= _SAFE_INTEGER else float(text)
+    return value if abs(value) <= _SAFE_INTEGER else _finite(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"number {text} is beyond float64")
+    return value
 
 
 def _refused(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"key {key!r} is there twice")
+        values[key] = value
+    return values
 
 
 def sha256_hex(data: bytes) -> str:

@@ -124,7 +124,7 @@ def exclusive(path: Path) -> Iterator[None]:
     import fcntl  # Windows has none.
 
     _make_parent(path)
-    beside = path.with_name(f"{path.name}.lock")
+    beside = _named(path).with_name(f"{path.name}.lock")
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
     with closing(Lockable(os.open(beside, flags, 0o666))) as lock:
         fcntl.flock(lock.descriptor, fcntl.LOCK_EX)
@@ -226,7 +226,14 @@ def _beside(path: Path, what: str) -> Path:
     end = f".{os.getpid()}-{secrets.token_hex(4)}.{what}"
     # No longer than a name may be: the one that was asked for may be as long as that.
     start = f".{path.name}".encode("utf-8", "surrogateescape")[: _LONGEST_NAME - len(end)]
-    return path.with_name(start.decode("utf-8", "ignore") + end)
+    return _named(path).with_name(start.decode("utf-8", "ignore") + end)
+
+
+def _named(path: Path) -> Path:
+    """Refuses `.` and `/`, which have no name that another could stand beside."""
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    return path
 
 
 def _make_parent(path: Path) -> None:

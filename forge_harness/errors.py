@@ -202,6 +202,15 @@ class NonTernaryCodeError(ForgeError, ValueError):
     """A code outside -1, 0, +1 was given to a packer or found in packed bytes."""
 
 
+class ScaleError(ForgeError, ValueError):
+    """A scale of ternary codes is neither 0 nor a normal number of fp32, as products have it."""
+
+
+def several(count: int, noun: str, plural: str = "") -> str:
+    """Returns a count with its noun: "1 check", "2 checks"."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
+
+
 def nearest(name: str, valid: Iterable[str]) -> str | None:
     """Returns the entry of `valid` that `name` was most likely meant to be, if any is close."""
     matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)

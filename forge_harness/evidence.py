@@ -109,6 +109,23 @@ def _equal_numbers(value: object, limit: object) -> bool:
     return _is_number(value) and _is_number(limit) and value == limit
 
 
+_MISSED = {
+    Direction.AT_MOST: "over its limit of",
+    Direction.AT_LEAST: "under its limit of",
+    Direction.EQUAL: "expected",
+    Direction.WITHIN: "outside",
+    Direction.RECORD: "not finite; expected",
+}
+_NOT_FINITE = {
+    Direction.AT_MOST: "not finite; expected at most",
+    Direction.AT_LEAST: "not finite; expected at least",
+    Direction.EQUAL: "expected",
+    Direction.WITHIN: "not finite; expected within",
+    Direction.RECORD: "not finite; expected",
+}
+"""What is wrong with a value, by the side of its limit that it had to be on."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """One measured value.
@@ -134,16 +151,19 @@ class Evidence:
     def sentence(self) -> str:
         """Returns the one line a failing check prints."""
         unit = "" if self.unit == "1" else f" {self.unit}"
-        wanted = {
-            Direction.AT_MOST: "over its limit of",
-            Direction.AT_LEAST: "under its limit of",
-            Direction.EQUAL: "expected",
-            Direction.WITHIN: "outside",
-            Direction.RECORD: "not finite; expected",
-        }[Direction(self.direction)]
-        limit = "a number" if self.limit is None else f"{_show(self.limit)}{unit}"
+        # NaN and infinities are on no side of a limit, which would read "inf, under its limit".
+        is_finite = not (isinstance(self.value, str) and self.value in _NON_FINITE)
+        wanted = (_MISSED if is_finite else _NOT_FINITE)[Direction(self.direction)]
+        limit = "a number" if self.limit is None else _with_unit(self.limit, unit)
         why = f" ({self.reason})" if self.reason else ""
-        return f"{self.name} is {_show(self.value)}{unit}, {wanted} {limit}{why}"
+        return f"{self.name} is {_with_unit(self.value, unit)}, {wanted} {limit}{why}"
+
+
+def _with_unit(value: object, unit: str) -> str:
+    """Returns a value with its unit; of an empty text, which would not show, that there is none."""
+    if value == "":
+        return f"no{unit}" if unit else "empty"
+    return f"{_show(value)}{unit}"
 
 
 def _show(value: object) -> str:

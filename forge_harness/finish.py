@@ -7,6 +7,7 @@ from pathlib import Path
 
 from forge_harness.integration.baselines import AcceptedRun
 from forge_harness.integration.kept_runs import History
+from forge_harness.integration.quality_coordinator import QualityCoordinator
 from forge_harness.policy import Policy
 from forge_harness.record import RunRecord
 from forge_harness.rundir import (
@@ -75,6 +76,9 @@ def _reports(
     from forge_harness.report.provenance import forget, note
 
     baseline, history = compared
+    if isinstance(baseline, RunRecord):
+        # As it is written down, so that the reports can be rendered again.
+        baseline = QualityCoordinator(policy).baseline_of(baseline)
     before = {path for path in run_dir.rglob("*") if path.is_file()}
     try:
         forget(run_dir, formats)

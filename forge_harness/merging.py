@@ -12,10 +12,10 @@ from forge_harness.errors import RunDirectoryError
 from forge_harness.finish import DEFAULT_FORMATS, finish_run
 from forge_harness.policy import Policy
 from forge_harness.record import RunRecord
-from forge_harness.rundir import RUN, RunDirectory, check_is_free, read_items
+from forge_harness.rundir import LOGS, RUN, STUDY, RunDirectory, check_is_free, read_items
 from forge_harness.scoring.merge import MergeSource, in_order, merge_records, shard_file
 
-_KEPT = ("logs", "study.json")
+_KEPT = (LOGS, STUDY)
 """Of a source, beside its run.json: what its checks wrote elsewhere than into evidence/."""
 
 

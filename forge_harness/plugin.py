@@ -51,6 +51,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", TIMING_LINE)
     state = ForgeState(config)
     config.stash[STATE] = state
+    from forge_harness._pytest.noticed import Noticing
+
+    config.pluginmanager.register(Noticing(), "forge_noticing")
     if not state.is_worker:
         from forge_harness._pytest.controller import Controller
 
@@ -114,6 +117,7 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[Any]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Puts the check id, and what ended the phase, onto the report."""
+    from forge_harness._pytest.noticed import noticed
     from forge_harness._pytest.outcomes import (
         CALLS,
         describe,
@@ -130,6 +134,7 @@ def pytest_runtest_makereport(
     if mark is not None:
         report.forge_check = mark.check  # type: ignore[attr-defined]
         report.forge_calls = item.stash.get(CALLS, 0)  # type: ignore[attr-defined]
+        report.forge_warnings = noticed(item)  # type: ignore[attr-defined]
     if raised is not None:
         # A list, because what crosses to the controller must be plain JSON values.
         report.forge_raised = [raised.kind, raised.reason]  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import tomllib
 from collections.abc import Iterable
 from functools import cached_property, lru_cache
@@ -96,9 +97,10 @@ class Policy(BaseModel):
         missing = set(Severity) - set(self.severity_weights)
         if missing:
             raise ValueError(f"severity_weights lacks {', '.join(sorted(missing))}")
-        weights = (*self.suite_weights.values(), *self.severity_weights.values())
-        if any(weight <= 0 for weight in weights):
-            raise ValueError("weights must be positive integers")
+        for table in ("suite_weights", "severity_weights"):
+            for name, weight in getattr(self, table).items():
+                if weight <= 0:
+                    raise ValueError(f"{table}.{name} is {weight}; expected a positive integer")
         return self
 
     def __copy__(self) -> Policy:
@@ -184,8 +186,10 @@ def load_policy(
         return Policy.model_validate({**values, **tables, "catalogue": checks})
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "policy"
-        raise ConfigError(f"{what}: {key}: {first['msg']}.", key=key) from error
+        key = ".".join(str(part) for part in first["loc"])
+        # What a validator of the whole policy says names its key itself.
+        said = f"{key}: {first['msg']}" if key else first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{what}: {said}.", key=key or "policy") from error
 
 
 def _read_shipped(path: Path) -> dict[str, Any]:
@@ -263,13 +267,33 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: It cannot be read, or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return toml_values(path)
     except OSError as error:
         raise ConfigError(f"Cannot read {path}: {error.strerror}.", key=str(path)) from error
     except RecursionError:
         raise ConfigError(f"{path} is nested too deeply to be read.", key=str(path)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}.", key=str(path)) from error
+
+
+def toml_values(path: Path) -> dict[str, Any]:
+    """Returns the tables of a TOML file, which may start with the byte-order mark of UTF-8.
+
+    Some editors write the mark, and `tomllib` takes it for a statement.
+
+    Raises:
+        OSError: It cannot be read.
+        RecursionError: It is nested too deeply.
+        ValueError: It is not TOML in UTF-8; says where, and what a mark says of the encoding.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        if error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ValueError(
+                "it starts with the byte-order mark of UTF-16; save it in UTF-8"
+            ) from None
+        raise
 
 
 def rows_of(file: Path, tables: dict[str, Any], name: str) -> list[dict[str, Any]]:

@@ -8,7 +8,14 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from forge_harness.types import UNKNOWN_CHECK, Outcome, Profile, Severity, Verdict
 
@@ -70,6 +77,8 @@ class ItemRecord(BaseModel):
     evidence: list[EvidenceRecord] = Field(default_factory=list)
     log: str | None = None
     """Last lines of the failure text, when there is one."""
+    warnings: list[str] = Field(default_factory=list)
+    """Python warnings given while it ran, a line each; they do not change its outcome."""
 
     @property
     def hides_checks(self) -> bool:
@@ -88,6 +97,7 @@ class CheckItem(BaseModel):
     duration_s: float
     attempts: int = 1
     log: str | None = None
+    warnings: list[str] = Field(default_factory=list)
 
 
 class Waiver(BaseModel):
@@ -238,6 +248,18 @@ class RunRecord(BaseModel):
     shards: list[ShardRecord] = Field(default_factory=list)
     """The runs a merged run was put together from; empty for a run of its own. A merged run has
     of `environment` what all of them share."""
+    files: dict[str, str] | None = None
+    """Path -> "sha256:..." of what the run left besides items and evidence: study.json and logs/.
+    Of a merged run these are in the records of its shards. None, and not in run.json, of a run
+    that was recorded before this was written down."""
+
+    @model_serializer(mode="wrap")
+    def _as_it_was_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Writing an older record again keeps its bytes, by whose digest others know it.
+        values: dict[str, Any] = handler(self)
+        if self.files is None:
+            values.pop("files", None)
+        return values
 
 
 def record_json_schema() -> dict[str, Any]:

@@ -5,6 +5,7 @@
     items.jsonl     one line a finished pytest item, appended while the run goes on
     evidence/       files named by their sha256
     logs/           output of the processes that ran the checks
+    study.json      the quality study's runs, where one was made
     reports.json    what rendered the reports, so that they can be rendered again
     manifest.json   path, size and sha256 of every other file; written last
 
@@ -32,6 +33,7 @@ from forge_harness.policy import Policy
 from forge_harness.record import ItemRecord, RunRecord
 
 RUN, POLICY, ITEMS, MANIFEST = "run.json", "policy.json", "items.jsonl", "manifest.json"
+STUDY, LOGS = "study.json", "logs"
 RESERVE = ".reserve"
 RESERVE_BYTES = 4 << 20
 """Freed to write the final record when the disk is full. A record of 150 checks takes about
@@ -184,7 +186,7 @@ class RunDirectory:
         with _explained(self.path):
             _remove_leftovers(self.path)
             # An earlier manifest stays until this one takes its place.
-            names = (name for name in _files(self.path) if name != MANIFEST)
+            names = (name for name in all_files(self.path) if name != MANIFEST)
             files = [_entry(self.path, name) for name in names]
             body: dict[str, Any] = {"schema_version": MANIFEST_SCHEMA_VERSION, "files": files}
             write_durably(self.path / MANIFEST, canonical_json({**body, "digest": digest_of(body)}))
@@ -243,6 +245,15 @@ def read_items(path: Path) -> list[ItemRecord]:
         return []
     whole = text[: text.rfind(b"\n") + 1]
     return [ItemRecord.model_validate(read_canonical(line)) for line in whole.splitlines()]
+
+
+def left_files(path: Path) -> dict[str, str]:
+    """Returns path -> "sha256:..." of study.json and of all files in logs/, where there are any."""
+    return {
+        name: f"sha256:{file_sha256(path / name)}"
+        for name in all_files(path)
+        if name == STUDY or name.startswith(f"{LOGS}/")
+    }
 
 
 def _read_model(file: Path, model: type[_Model]) -> _Model:
@@ -311,7 +322,7 @@ def _are_entries(files: object) -> bool:
 
 
 def _differences(path: Path, stated: dict[str, Any]) -> Iterator[ManifestProblem]:
-    present = set(_files(path)) - {MANIFEST}
+    present = set(all_files(path)) - {MANIFEST}
     for name in sorted(present | stated.keys()):
         if name not in present:
             yield ManifestProblem(name, "is missing", f"sha256:{stated[name]['sha256']}", "no file")
@@ -336,7 +347,8 @@ def _walk(path: Path) -> Iterator[tuple[str, int]]:
             yield full.relative_to(path).as_posix(), full.lstat().st_mode
 
 
-def _files(path: Path) -> list[str]:
+def all_files(path: Path) -> list[str]:
+    """Returns the path of every plain file of a run directory, relative to it, sorted."""
     return sorted(name for name, mode in _walk(path) if stat.S_ISREG(mode))
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from forge_harness.canonical import read_canonical
 from forge_harness.errors import ConfigError, UsageError, unknown_choice
-from forge_harness.paths import suites_dir
+from forge_harness.paths import resolved_path, suites_dir
 from forge_harness.policy import (
     CatalogueEntry,
     Policy,
@@ -41,11 +42,11 @@ def catalogues_beside(paths: Iterable[Path]) -> tuple[Path, ...]:
     """Returns the catalogue.toml files of the user's suite directories, sorted, without ours."""
     shipped = suites_dir() / "catalogue.toml"
     found = {
-        candidate.resolve()
+        resolved_path(candidate)
         for path in paths
         if (candidate := _directory(path) / "catalogue.toml").is_file()
     }
-    return tuple(sorted(found - {shipped.resolve()}))
+    return tuple(sorted(found - {resolved_path(shipped)}))
 
 
 def _directory(path: Path) -> Path:
@@ -188,12 +189,14 @@ def _extended(
 
 def _read_whole(file: Path) -> Policy:
     try:
-        return Policy.model_validate_json(file.read_bytes())
+        return Policy.model_validate(read_canonical(file.read_bytes()))
     except OSError as error:
         raise ConfigError(f"Cannot read {file}: {error.strerror}.", key=str(file)) from error
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{file} is not a policy: {first['msg']}.", key=str(file)) from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file} is not a policy: {error}.", key=str(file)) from error
 
 
 def refuse_unread_names(policy: Policy) -> None:
@@ -235,9 +238,9 @@ def refuse_suites_without_checks(paths: Iterable[Path], nodeids: Iterable[str]) 
     """
     paths = tuple(paths)
     files = {nodeid.partition("::")[0] for nodeid in nodeids}
-    places = _places(files, [path.resolve() for path in paths])
+    places = _places(files, [resolved_path(path) for path in paths])
     for path in paths:
-        whole = path.resolve()
+        whole = resolved_path(path)
         if whole.is_file() and whole.suffix != ".py":
             raise UsageError(
                 f"Suite path {path} is no Python file; expected a directory of checks, or a "
@@ -259,11 +262,11 @@ def _places(files: Iterable[str], paths: Sequence[Path]) -> set[Path]:
     """
     found: set[Path] = set()
     for file in files:
-        for path in (suites_dir().resolve(), *paths):
+        for path in (resolved_path(suites_dir()), *paths):
             if path.is_file():
                 found |= {path} if not file or Path(file).name == path.name else set()
             elif file and (path / file).is_file():
-                found.add((path / file).resolve())
+                found.add(resolved_path(path / file))
     return found
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from forge_harness.errors import UsageError
+from forge_harness.errors import UsageError, several
 from forge_harness.policy import CatalogueEntry
 
 STUDY_CAPABILITY = "MeasuresQuality"
@@ -62,8 +62,9 @@ def shard_of(entries: Sequence[CatalogueEntry], shard: Shard) -> tuple[Catalogue
         limits[_unit(entry)] = limits.get(_unit(entry), 0.0) + entry.timeout_s
     if shard.count > len(limits):
         raise UsageError(
-            f"Shard {shard} would be empty: {len(entries)} checks make {len(limits)} parts (a "
-            f"suite stays whole); choose at most {len(limits)} shards."
+            f"Shard {shard} would be empty: of {several(len(entries), 'check')} there can be "
+            f"{several(len(limits), 'part')} (a suite stays whole); choose at most "
+            f"{several(len(limits), 'shard')}."
         )
     loads = [0.0] * shard.count
     placed: dict[str, int] = {}

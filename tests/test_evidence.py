@@ -53,6 +53,30 @@ def test_a_missed_limit_fails_in_one_sentence_and_is_kept():
     assert evidence.recorded[0].value == 0.8
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize(
+    ("direction", "limit", "said"),
+    [
+        ("at_least", 5.0, "expected at least 5 x"),
+        ("at_most", 5.0, "expected at most 5 x"),
+        ("within", [1.0, 2.0], "expected within [1, 2] x"),
+    ],
+)
+def test_a_non_finite_value_is_on_no_side_of_its_limit(value, direction, limit, said):
+    evidence = Evidence(name="v", value=value, unit="x", limit=limit, direction=direction)
+    assert evidence.sentence() == f"v is {value} x, not finite; {said}"
+
+
+def test_an_empty_text_shows_in_the_sentence():
+    lost = Evidence(name="v", value="", unit="modules", limit="a, b", direction="equal")
+    assert lost.sentence() == "v is no modules, expected a, b modules"
+    extra = Evidence(name="v", value="a", unit="modules", limit="", direction="equal")
+    assert extra.sentence() == "v is a modules, expected no modules"
+    assert Evidence(name="v", value="a", limit="", direction="equal").sentence() == (
+        "v is a, expected empty"
+    )
+
+
 def test_a_missed_warning_limit_does_not_fail():
     evidence = recorder()
     evidence.at_most("noise", 2.0, limit=1.0, reason="stated noise", level="warn")

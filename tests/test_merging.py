@@ -11,8 +11,8 @@ from forge_harness.canonical import canonical_json, sha256_hex
 from forge_harness.errors import RunDirectoryError, UsageError
 from forge_harness.finish import finish_run
 from forge_harness.merging import merge_runs
-from forge_harness.rundir import RunDirectory, read_items, read_record
-from forge_harness.scoring import Scope, assemble, verify_run
+from forge_harness.rundir import RunDirectory, left_files, read_items, read_record
+from forge_harness.scoring import Scope, assemble, only_in_manifest, verify_run
 from forge_harness.types import Outcome, Verdict
 
 from . import rundir_support as support
@@ -70,6 +70,54 @@ def test_it_is_a_whole_run_that_verifies(shards, merged):
             kept = merged / "shards" / str(place) / file
             assert kept.read_bytes() == (path / file).read_bytes()
         assert verify_run(path) == []
+
+
+def noted(shards):
+    """The shards as they are recorded since a record says what the run left."""
+    made = []
+    for path, record in shards:
+        with_files = record.model_copy(update={"files": left_files(path)})
+        finish_run(path, with_files, support.POLICY, ())
+        made.append((path, with_files))
+    return made
+
+
+def test_logs_of_the_shards_are_what_their_records_say(shards, tmp_path):
+    out = tmp_path / "whole"
+    merge_runs(noted(shards), support.POLICY, out, ())
+    record = read_record(out)
+    assert record.files == {}
+    assert verify_run(out) == []
+    assert only_in_manifest(out, record) == []
+    (out / "shards" / "2" / "logs" / "pytest.log").write_bytes(b"other")
+    (out / "logs").mkdir()
+    (out / "logs" / "pytest.log").write_bytes(b"of no shard")
+    assert lies(out) == [
+        ("logs/pytest.log", "is not what run.json says"),
+        ("shards/2/logs/pytest.log", "is not what shards/2/run.json says"),
+    ]
+
+
+def test_logs_of_older_shards_are_told(shards, merged, tmp_path):
+    record = read_record(merged)
+    assert record.files is None
+    logs = [f"shards/{place}/logs/pytest.log" for place in (1, 2)]
+    assert only_in_manifest(merged, record) == ["report.md", "reports.json", *logs]
+    mixed = tmp_path / "mixed"
+    merge_runs([*noted(shards[:1]), shards[1]], support.POLICY, mixed, ())
+    record = read_record(mixed)
+    assert record.files is None
+    assert verify_run(mixed) == []
+    assert only_in_manifest(mixed, record) == logs[1:]
+
+
+def test_a_merged_run_cannot_claim_what_its_shards_do_not(shards, merged, tmp_path):
+    forge(merged, lambda run: run.update(files={}))
+    assert ("run.json", "$.files (merged again)") in lies(merged)
+    out = tmp_path / "later"
+    merge_runs(noted(shards), support.POLICY, out, ())
+    forge(out, lambda run: run.pop("files"))
+    assert ("run.json", "$.files (merged again)") in lies(out)
 
 
 def test_the_order_they_are_given_in_changes_nothing(shards, merged, tmp_path):

@@ -88,12 +88,25 @@ def test_formatting_does_not_move_the_digest(tmp_path):
         ("[suite_weights]\ndata = 1e23\n", "suite_weights.data: .*valid integer"),
         ("[suite_weights]\ndata = 100000000000000000000000\n", "suite_weights.data: .*less than"),
         ("[severity_weights]\nhigh = 1e23\n", "severity_weights.high: .*valid integer"),
+        ("[severity_weights]\nhigh = -1\n", r"toml: severity_weights.high is -1; expected a pos"),
+        ("[suite_weights]\ndata = 0\n", r"toml: suite_weights.data is 0; expected a positive int"),
+        (f"[suite_weights]\ndata = {'9' * 5000}\n", "is not valid TOML"),
     ],
 )
 def test_a_bad_policy_is_refused_by_key(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message) as caught:
         load_policy(overlay(tmp_path, text))
     assert "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_is_read_over_and_another_encoding_is_named(tmp_path):
+    file = tmp_path / "policy.toml"
+    text = "[suite_weights]\ndata = 3\n"
+    file.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert load_policy(file).suite_weights["data"] == 3
+    file.write_text(text, encoding="utf-16")
+    with pytest.raises(ConfigError, match="byte-order mark of UTF-16; save it in UTF-8"):
+        load_policy(file)
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,10 @@ def test_the_policy_of_a_run_is_whole(own, tmp_path):
     file.write_text("{}", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"policy\.json is not a policy"):
         build_policy(file)
+    text = first.model_dump_json()
+    file.write_text('{"units":{},' + text[1:], encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"is not a policy: key 'units' is there twice\."):
+        build_policy(file)
     with pytest.raises(ConfigError, match=r"Cannot read .*gone\.json: No such file"):
         build_policy(tmp_path / "gone.json")
 

@@ -23,21 +23,28 @@ OPEN_SECTIONS = frozenset({"declared"})
 """Sections that take keys of the user's own."""
 _PATHS = frozenset({*PATH_KEYS, *PATH_LIST_KEYS, "run.subject"})
 """Keys whose text is given to the file system, which takes no NUL."""
+_LONGEST_SHOWN = 200
+
+
+def _cut(value: object) -> str:
+    """Returns a value as a sentence shows it: whole unless it is longer than one."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def key_problem(key: str, given: Given) -> ConfigError | None:
     """Returns what is wrong with a dotted key, whatever its value, or None."""
     section, dot, name = key.partition(".")
     if not dot and section in HarnessConfig.model_fields:
-        sentence = f"{section} is {given.value!r} {given.where}; expected a table [{section}]."
+        sentence = f"{section} is {_cut(given.value)} {given.where}; expected a table [{section}]."
         return ConfigError(sentence, key=key)
     texts = [text for text in _items(given.value) if isinstance(text, str)]
     if not all(map(_is_unicode, texts)):
-        sentence = f"{key} is {given.value!r} {given.where}; expected text in UTF-8."
+        sentence = f"{key} is {_cut(given.value)} {given.where}; expected text in UTF-8."
         return ConfigError(sentence, key=key)
     if key in _PATHS and any("\0" in text for text in texts):
-        sentence = f"{key} is {given.value!r} {given.where}; expected text without NUL, as in any "
-        return ConfigError(f"{sentence}path.", key=key)
+        sentence = f"{key} is {_cut(given.value)} {given.where}; expected text without NUL, as in "
+        return ConfigError(f"{sentence}any path.", key=key)
     if key in default_values():
         return None
     # A declared key nobody reads is fine, but a misspelt one would rule nothing out in silence.
@@ -108,7 +115,7 @@ def _value_problem(key: str, value: object, wanted: str, given: Mapping[str, Giv
     choices = _property(key).get("enum", [])
     close = nearest(value, choices) if isinstance(value, str) else None
     hint = f" Did you mean {close!r}?" if close else ""
-    sentence = f"{key} is {value!r} {where}; expected {wanted}.{hint}"
+    sentence = f"{key} is {_cut(value)} {where}; expected {wanted}.{hint}"
     return ConfigError(sentence, key=key, suggestion=close)
 
 

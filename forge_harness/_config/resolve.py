@@ -31,6 +31,7 @@ from forge_harness._config.sources import (
 from forge_harness._config.toml import toml_sections
 from forge_harness.canonical import digest_of
 from forge_harness.errors import ConfigError
+from forge_harness.paths import home_path
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class LoadedConfig:
     def _absolute(self, key: str, text: str) -> Path:
         beside_file = self.file is not None and self.origin(key) == "file"
         base = self.file.parent if self.file is not None and beside_file else Path()
-        return (base / Path(text).expanduser()).absolute()
+        return (base / home_path(text)).absolute()
 
 
 def load_config(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from forge_harness.errors import ConfigError
+from forge_harness.policy import toml_values
 
 Origin = Literal["flag", "environment", "file", "default"]
 
@@ -33,7 +33,7 @@ _BOOLEANS = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
     **dict.fromkeys(("0", "false", "no", "off"), False),
 }
-_INTEGER = re.compile(r"[+-]?\d+")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,4000}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ def parse_text(text: str, like: object) -> Any:  # noqa: ANN401 - any configurat
         return int(stripped) if _INTEGER.fullmatch(stripped) else text
     if isinstance(like, float):
         try:
-            return float(stripped)
+            return float(stripped) if stripped.isascii() and "_" not in stripped else text
         except ValueError:
             return text
     if isinstance(like, tuple | list):
@@ -156,7 +156,7 @@ def _parse_list(text: str) -> Any:  # noqa: ANN401 - what JSON holds, judged by 
     if text.startswith("["):
         try:
             return json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             return text
     return [part.strip() for part in text.split(",") if part.strip()]
 
@@ -197,12 +197,12 @@ def project_table(path: Path) -> dict[str, Any] | None:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return toml_values(path)
     except OSError as error:
         raise ConfigError(
             f"Cannot read configuration file {path}: {error.strerror}.", key=str(path)
         ) from error
     except RecursionError:
         raise ConfigError(f"{path} is nested too deeply to be read.", key=str(path)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}.", key=str(path)) from error

@@ -149,5 +149,10 @@ def _without_credentials(record: ItemRecord, masker: Masker) -> ItemRecord:
         for value in record.evidence
     ]
     log = None if record.log is None else masker.text(record.log)
-    update = {"reason": masker.text(record.reason), "log": log, "evidence": evidence}
+    update = {
+        "reason": masker.text(record.reason),
+        "log": log,
+        "warnings": [masker.text(warning) for warning in record.warnings],
+        "evidence": evidence,
+    }
     return record.model_copy(update=update)

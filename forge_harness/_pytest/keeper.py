@@ -8,7 +8,7 @@ from pathlib import Path
 from forge_harness._pytest.state import ForgeState
 from forge_harness.errors import ForgeError
 from forge_harness.integration.recording import FinalState, Recording, new_context
-from forge_harness.paths import suites_dir
+from forge_harness.paths import resolved_path, suites_dir
 from forge_harness.record import ItemRecord, RunRecord, SubjectRecord
 from forge_harness.scoring import Scope
 from forge_harness.types import Profile
@@ -94,9 +94,9 @@ class Keeper:
 
     def _covers_shipped_suites(self) -> bool:
         config = self._state.config
-        shipped = suites_dir().resolve()
+        shipped = resolved_path(suites_dir())
         given = [str(argument).partition("::")[0] for argument in config.args]
-        paths = [(config.invocation_params.dir / path).resolve() for path in given]
+        paths = [resolved_path(config.invocation_params.dir / path) for path in given]
         return any(path == shipped or path in shipped.parents for path in paths)
 
     def _subject(self) -> SubjectRecord:
@@ -114,6 +114,6 @@ class Keeper:
 def shown(path: Path) -> str:
     """Returns a path as the user would type it."""
     try:
-        return str(path.resolve().relative_to(Path.cwd()))
+        return str(resolved_path(path).relative_to(Path.cwd()))
     except ValueError:
         return str(path)

@@ -22,6 +22,8 @@ CALLS = pytest.StashKey[int]()
 """How often an item was called: more than once when something retries it (pytest-retry, flaky)."""
 STARTED = pytest.StashKey[float]()
 """Monotonic time at which an item's time limit began to run."""
+_STRICT_XPASS = "[XPASS(strict)]"
+"""How pytest begins what it says of a strict xfail that passed; nothing is raised."""
 _REASON_CHARS = 500
 _LOG_CHARS = 6000
 _TIMEOUT = re.compile(r"Timeout \(>\s*([0-9.]+)s\) from pytest-timeout")
@@ -50,7 +52,7 @@ def describe(item: pytest.Item, call: pytest.CallInfo[Any]) -> Raised | None:
         timeout = _TIMEOUT.search(str(error))
         if timeout is not None:
             return Raised("timeout", f"timed out after {float(timeout[1]):g} s")
-        return Raised("assertion", first_line(str(error)))
+        return Raised("assertion", first_line(str(error)) or "failed")
     if isinstance(error, AssertionError):
         return Raised("assertion", first_line(str(error)) or "assertion failed")
     return Raised("exception", first_line(f"{type(error).__name__}: {error}"))
@@ -96,6 +98,8 @@ class Attempt:
     raised: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Phase -> (kind, reason)."""
     xfail: str | None = None
+    is_xpass: bool = False
+    """Whether it passed although its own marker says xfail."""
     subtest: str | None = None
     """Reason of the first failed subtest."""
     skipped_subtest: str | None = None
@@ -105,12 +109,15 @@ class Attempt:
     calls: int = 1
     """How often the item was called up to the last phase."""
     evidence: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    """Python warnings up to the last phase, a line each."""
 
     def add(self, report: pytest.TestReport) -> None:
         """Takes one phase."""
         raised = getattr(report, "forge_raised", None)
         self.duration_s += float(report.duration)
         self.calls = max(self.calls, getattr(report, "forge_calls", 1))
+        self.warnings = getattr(report, "forge_warnings", self.warnings)
         if report.failed:
             self.log = tail(report.longreprtext)
         # Subtests report their own phases before the item's call.
@@ -122,6 +129,9 @@ class Attempt:
             self.raised[report.when or ""] = (raised[0], raised[1])
         if hasattr(report, "wasxfail"):
             self.xfail = str(report.wasxfail)
+            self.is_xpass = report.passed
+        elif report.failed and str(report.longrepr).startswith(_STRICT_XPASS):
+            self.raised["call"] = ("assertion", _passed_marked_xfail(str(report.longrepr)))
         self.evidence = [v for k, v in report.user_properties if k == EVIDENCE_KEY]  # type: ignore[misc]
 
     def _add_subtest(self, report: pytest.TestReport, kind: str, reason: str) -> None:
@@ -143,7 +153,10 @@ def judge(attempt: Attempt) -> tuple[Outcome, str]:
     """Returns outcome and reason of an attempt, before retries and waivers."""
     if attempt.xfail is not None:
         # A known failure is a waiver with owner and expiry; the mark has neither.
-        return Outcome.FAIL, first_line(f"xfail without a waiver: {attempt.xfail}")
+        why = attempt.xfail.removeprefix("reason: ").strip() or "no reason given"
+        if attempt.is_xpass:
+            return Outcome.FAIL, _passed_marked_xfail(why)
+        return Outcome.FAIL, first_line(f"xfail without a waiver: {why}")
     phases = ("setup", "call", "teardown")
     for phase in phases:
         if attempt.outcomes.get(phase) == "failed":
@@ -158,6 +171,11 @@ def judge(attempt: Attempt) -> tuple[Outcome, str]:
     if attempt.skipped_subtest is not None and _passed(attempt.evidence)[0] is not Outcome.FAIL:
         return Outcome.NOT_MEASURED, attempt.skipped_subtest
     return _passed(attempt.evidence)
+
+
+def _passed_marked_xfail(why: str) -> str:
+    why = why.removeprefix(_STRICT_XPASS).strip() or "no reason given"
+    return first_line(f"passed although its marker says xfail: {why}")
 
 
 def _failed(attempt: Attempt, phase: str) -> tuple[Outcome, str]:
@@ -202,4 +220,5 @@ def item_record(nodeid: str, check: str, attempt: Attempt, attempts: int = 1) ->
         attempts=attempts,
         evidence=[EvidenceRecord(item=nodeid, **value) for value in attempt.evidence],
         log=attempt.log,
+        warnings=attempt.warnings,
     )

@@ -14,6 +14,7 @@ import click
 
 from forge_harness import __version__
 from forge_harness.errors import ExitCode, ForgeError, unknown_choice
+from forge_harness.paths import is_utf8
 from forge_harness.probes.masking import Masker
 
 COMMANDS = {
@@ -145,6 +146,8 @@ def _run(call: Any) -> int:  # noqa: ANN401 - a callable of no arguments
         return _exited(error)
     except OSError as error:
         return _refused(error) if error.errno in _REMEDIES else _internal_error(error)
+    except UnicodeEncodeError as error:
+        return _internal_error(error) if is_utf8(error.object) else _no_text(error)
     except Exception as error:
         return _internal_error(error)
     return returned if isinstance(returned, int) else ExitCode.PASS
@@ -175,6 +178,14 @@ def _refused(error: OSError) -> int:
     where = "" if path is None else f"{_given_name(path)}: "
     sentence = f"{where}{error.strerror}; {_REMEDIES[error.errno or 0]}."
     return _say(f"Error: {sentence}", ExitCode.USAGE)
+
+
+def _no_text(error: UnicodeEncodeError) -> int:
+    """Says which name has bytes that are no UTF-8, where something writes names in it."""
+    _trace()
+    start = max(0, error.start - 40)
+    near = error.object[start : error.start + 40].encode("utf-8", "backslashreplace").decode()
+    return _say(f"Error: A name here is not UTF-8: '{near}'; rename it.", ExitCode.USAGE)
 
 
 def _given_name(path: object) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from forge_harness.cli.options import examples, json_option
+from forge_harness.cli.options import WholeNumber, examples, json_option
 from forge_harness.cli.terminal import echo_json, say, several, table
 from forge_harness.errors import AuditError, ExitCode, UsageError
 
@@ -33,7 +33,7 @@ def audit_group() -> None:
 @_path
 @click.option(
     "--count",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     default=20,
     show_default=True,
     help="How many records.",

@@ -16,7 +16,7 @@ from forge_harness.canonical import canonical_json
 from forge_harness.durable import write_durably
 from forge_harness.errors import ExitCode, UsageError
 
-from .options import check_target, examples
+from .options import WholeNumber, check_target, examples
 from .terminal import say
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 _MAX_WEIGHTS = 1 << 30
 """4 GiB of them in fp32, which peers multiply with; a layer of a 70B model has at most as many."""
-_THREADS = click.IntRange(min=1, max=max(256, os.cpu_count() or 1))
+_THREADS = WholeNumber(min=1, max=max(256, os.cpu_count() or 1))
 """Far more threads than processors end the process that asks for them."""
-_PROMPT = click.IntRange(min=1, max=1 << 17)
+_PROMPT = WholeNumber(min=1, max=1 << 17)
 """Longer ones than models are made for take hours."""
 
 
@@ -44,10 +44,10 @@ def bench_group() -> None:
     ),
 )
 @click.option("--shape", "shapes", multiple=True, metavar="NxK", help="Weight sizes; repeatable.")
-@click.option("--tokens", multiple=True, type=click.IntRange(min=1), help="M; repeatable.")
+@click.option("--tokens", multiple=True, type=WholeNumber(min=1), help="M; repeatable.")
 @click.option("--threads", multiple=True, type=_THREADS, help="Repeatable.")
 @click.option("--path", "kernel_path", help="Instruction set; the fastest one by default.")
-@click.option("--rounds", default=15, type=click.IntRange(min=6), help="Batches of a candidate.")
+@click.option("--rounds", default=15, type=WholeNumber(min=6), help="Batches of a candidate.")
 @click.option("--peers/--no-peers", default=True, help="Also time torch's products.")
 @click.option(
     "--ggml",
@@ -165,11 +165,11 @@ def _shown_at_last(table: str) -> Iterator[None]:
         "forge-harness bench lm --width 512 --layers 4 --threads 1 --json lm.json",
     ),
 )
-@click.option("--width", default=1024, type=click.IntRange(min=64), help="Model width.")
-@click.option("--layers", default=8, type=click.IntRange(min=1), help="Blocks.")
+@click.option("--width", default=1024, type=WholeNumber(min=64), help="Model width.")
+@click.option("--layers", default=8, type=WholeNumber(min=1), help="Blocks.")
 @click.option("--prompt", default=128, type=_PROMPT, help="Tokens in front.")
 @click.option("--threads", multiple=True, type=_THREADS, help="Repeatable.")
-@click.option("--rounds", default=11, type=click.IntRange(min=6), help="Batches of a contender.")
+@click.option("--rounds", default=11, type=WholeNumber(min=6), help="Batches of a contender.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything here.")
 def lm_command(
     width: int,
@@ -223,9 +223,9 @@ def lm_command(
     default=Path(),
     help="A directory on the disk to measure (default: here).",
 )
-@click.option("--blob-mib", default=1024, type=click.IntRange(min=1), help="Large content.")
-@click.option("--states", default=10_000, type=click.IntRange(min=1), help="In the opened store.")
-@click.option("--rounds", default=7, type=click.IntRange(min=6), help="Turns of a candidate.")
+@click.option("--blob-mib", default=1024, type=WholeNumber(min=1), help="Large content.")
+@click.option("--states", default=10_000, type=WholeNumber(min=1), help="In the opened store.")
+@click.option("--rounds", default=7, type=WholeNumber(min=6), help="Turns of a candidate.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything here.")
 def store_command(
     place: Path, blob_mib: int, states: int, rounds: int, json_file: Path | None
@@ -280,8 +280,8 @@ def store_command(
 @click.option(
     "--to", "targets", multiple=True, metavar="FORMAT", help="Repeatable; all by default."
 )
-@click.option("--blocks", default=2, type=click.IntRange(min=1), help="Blocks of the random model.")
-@click.option("--rounds", default=7, type=click.IntRange(min=6), help="Turns of a candidate.")
+@click.option("--blocks", default=2, type=WholeNumber(min=1), help="Blocks of the random model.")
+@click.option("--rounds", default=7, type=WholeNumber(min=6), help="Turns of a candidate.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything here.")
 def convert_command(
     place: Path,

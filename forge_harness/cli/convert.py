@@ -11,7 +11,7 @@ import click
 from forge_harness.cli.checkpoints import read_options, reading_options
 from forge_harness.cli.options import examples, json_option
 from forge_harness.cli.terminal import echo_json
-from forge_harness.errors import ExitCode
+from forge_harness.errors import ExitCode, several
 
 if TYPE_CHECKING:
     from forge_harness.formats.convert import ConversionReport
@@ -100,8 +100,8 @@ def _text(report: ConversionReport) -> str:
         lines.append("Not compared.")
     else:
         lines.append(
-            f"Compared: {found.ternary} ternary tensors, {found.ternary_weights:,} weights; codes "
-            f"changed in {found.codes_changed}, scales by at most {found.scale_change:.2g}, other "
-            f"tensors changed {found.plain_changed}."
+            f"Compared: {several(found.ternary, 'ternary tensor')}, {found.ternary_weights:,} "
+            f"weights; codes changed in {found.codes_changed}, scales by at most "
+            f"{found.scale_change:.2g}, other tensors changed {found.plain_changed}."
         )
     return "\n".join(lines)

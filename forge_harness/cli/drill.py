@@ -12,7 +12,7 @@ from forge_harness.durable import write_durably
 from forge_harness.errors import ExitCode
 
 from .drill_suites import suites_command
-from .options import check_target, examples
+from .options import WholeNumber, check_target, examples
 from .progress import counted
 
 if TYPE_CHECKING:
@@ -51,9 +51,9 @@ drill_group.add_command(suites_command)
     "collection, migration or newer_schema; repeatable, all by default.",
 )
 @click.option(
-    "--trials", type=click.IntRange(min=1), metavar="N", help="Most trials of each campaign."
+    "--trials", type=WholeNumber(min=1), metavar="N", help="Most trials of each campaign."
 )
-@click.option("--seed", default=0, type=click.IntRange(min=0), metavar="N", help="Random choices.")
+@click.option("--seed", default=0, type=WholeNumber(min=0), metavar="N", help="Random choices.")
 @click.option("--opener", metavar="MODULE:ATTRIBUTE", help="Opens another store than our own.")
 @click.option("--mutants", is_flag=True, help="Also find the seeded bugs: the negative control.")
 @click.option(

@@ -13,8 +13,9 @@ import click
 from forge_harness.canonical import canonical_json
 from forge_harness.durable import write_durably
 from forge_harness.errors import ExitCode
+from forge_harness.paths import resolved_path
 
-from .options import check_target, examples
+from .options import WholeNumber, check_target, examples
 from .progress import counted
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ _EXITS = {
 @click.option("--check", "checks", multiple=True, metavar="ID", help="Drill these checks only.")
 @click.option("--defect", "ids", multiple=True, metavar="ID", help="Seed these defects only.")
 @click.option(
-    "--sample", type=click.IntRange(min=1), metavar="N", help="Seed N of each stage, by --seed."
+    "--sample", type=WholeNumber(min=1), metavar="N", help="Seed N of each stage, by --seed."
 )
 @click.option(
     "--seeds", metavar="MODULE|FILE", help="Seeds of your own instead of the shipped ones."
@@ -65,8 +66,8 @@ _EXITS = {
 @click.option("--variants/--no-variants", default=True, help="Also drill sound variants.")
 @click.option("--rows", is_flag=True, help="Show each defect.")
 @click.option("--list", "only_list", is_flag=True, help="List the seeded defects; run nothing.")
-@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Processes; one a core.")
-@click.option("--seed", default=0, type=click.IntRange(min=0), metavar="N", help="Random choices.")
+@click.option("--jobs", type=WholeNumber(min=1), metavar="N", help="Processes; one a core.")
+@click.option("--seed", default=0, type=WholeNumber(min=0), metavar="N", help="Random choices.")
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write it here."
 )
@@ -101,7 +102,7 @@ def suites_command(
     from forge_harness.integration.stops import interrupted_once
 
     selection = Selection(stages, suites, checks, ids, matrix, variants, sample)
-    own = Own(seeds, subject, tuple(path.resolve() for path in suite_paths))
+    own = Own(seeds, subject, tuple(resolved_path(path) for path in suite_paths))
     chosen = selected(selection, seed, load_seeds(seeds))
     if only_list:
         _list(chosen)

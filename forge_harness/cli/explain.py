@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from forge_harness.cli.gate import admitted
-from forge_harness.cli.options import examples, json_option, run_dir_argument
+from forge_harness.cli.options import WholeNumber, examples, json_option, run_dir_argument
 from forge_harness.cli.summary import scope_sentence, score_sentence
 from forge_harness.cli.terminal import echo_json, printable, several, table
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 @json_option
 @click.option(
     "--limit",
-    type=click.IntRange(min=0),
+    type=WholeNumber(min=0),
     default=20,
     show_default=True,
     help="Rows to show; 0 shows all. Totals always cover all.",
 )
 @click.option(
     "--target",
-    type=click.IntRange(0, 100),
+    type=WholeNumber(0, 100),
     default=80,
     show_default=True,
     help="Score the way back leads to.",

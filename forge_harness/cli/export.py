@@ -13,6 +13,7 @@ from forge_harness.cli.checkpoints import read_options, reading_options
 from forge_harness.cli.options import examples, json_option
 from forge_harness.cli.terminal import echo_json, several, table
 from forge_harness.errors import ExitCode, UsageError
+from forge_harness.paths import is_utf8, resolved_path
 
 if TYPE_CHECKING:
     from forge_harness.integration.phase6_preparer import ExportedPackage
@@ -70,6 +71,12 @@ def export_command(
         raise UsageError("--name names one package; leave it out for several.")
     if name is not None:
         _check_name(name)
+    for path in (*sources, out):
+        if not is_utf8(resolved_path(path)):
+            raise UsageError(
+                f"The path {str(path)!r} is not UTF-8, and a package names where it comes from; "
+                "rename it."
+            )
     targets = _targets(sources, out)
     from forge_harness.integration.phase6_preparer import NotReadyError, Phase6Preparer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,19 +17,24 @@ from forge_harness.cli.github import (
     without_commands,
 )
 from forge_harness.cli.options import baseline_option, examples, open_run, run_dir_argument
+from forge_harness.cli.pages import rendered_again, unverified_lines
 from forge_harness.cli.summary import MEANINGS, verdict_lines
 from forge_harness.cli.terminal import printable, say
-from forge_harness.errors import ExitCode, ForgeError, VerificationError
+from forge_harness.errors import ExitCode, ForgeError, UsageError, VerificationError
 from forge_harness.policy import Policy
 from forge_harness.record import RunRecord
 from forge_harness.rundir import MANIFEST, RUN
 from forge_harness.types import Verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from forge_harness.integration.baselines import Baseline
+    from forge_harness.scoring import Discrepancy
 
 _SHOWN = 5
 _WARNED = Verdict.PASS_WITH_WARNINGS
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 class UnfinishedRunError(ForgeError):
@@ -43,10 +49,23 @@ class BaselineError(ForgeError):
     exit_code = ExitCode.BASELINE_MISSING
 
 
+def _parse_digest(
+    context: click.Context, parameter: click.Parameter, text: str | None
+) -> str | None:
+    if text is not None and not _DIGEST.fullmatch(text):
+        raise UsageError(
+            f"--policy-digest {text!r} is no digest; expected sha256: and 64 hexadecimal digits, "
+            "as `gate` prints them after Policy."
+        )
+    return text
+
+
 @click.command(
     "gate",
     epilog=examples(
-        "forge-harness gate forge-runs/20260301T101500Z", "forge-harness gate first --fail-on warn"
+        "forge-harness gate forge-runs/20260301T101500Z",
+        "forge-harness gate first --fail-on warn",
+        'forge-harness gate first --policy-digest "$REVIEWED_POLICY"',
     ),
 )
 @run_dir_argument
@@ -59,10 +78,21 @@ class BaselineError(ForgeError):
     "or also PASS_WITH_WARNINGS.",
 )
 @baseline_option
-def gate_command(directory: Path, fail_on: str, accepted_at: Path | None) -> int:
+@click.option(
+    "--policy-digest",
+    "pinned",
+    metavar="sha256:...",
+    callback=_parse_digest,
+    help="The policy the run must have been scored under, as `run` and `gate` print it; a run "
+    "under another one is refused with 8.",
+)
+def gate_command(
+    directory: Path, fail_on: str, accepted_at: Path | None, pinned: str | None
+) -> int:
     """Exit by the verdict of the run in DIR: 0 pass, 1 fail, 7 incomplete.
 
-    The run is verified first: a damaged one is refused with 8, an unfinished one with 7. With
+    The run and its reports are verified first, as by `verify`: a damaged one is refused with 8, an
+    unfinished one with 7, and a pass whose reports cannot be verified here is incomplete. With
     --baseline a run that is worse than the baseline fails, and 9 says that the two do not compare
     (`baseline accept` makes a file to review).
     In GitHub Actions the gate annotates the run and writes the step summary.
@@ -70,6 +100,12 @@ def gate_command(directory: Path, fail_on: str, accepted_at: Path | None) -> int
     from forge_harness.scoring import policy_line
 
     record, policy = admitted(directory)
+    if pinned is not None and policy.digest != pinned:
+        raise VerificationError(
+            f"Refused: the run in {directory} was scored under policy {policy.digest}, not under "
+            f"{pinned} (--policy-digest); run it under that policy, or pin this one after a review."
+        )
+    open_pages = unverified_pages(directory, record, policy)
     baseline = None if accepted_at is None else accepted(accepted_at)
     code = decide(record, fail_on)
     lines = [*verdict_lines(record), printable(policy_line(policy))]
@@ -79,6 +115,11 @@ def gate_command(directory: Path, fail_on: str, accepted_at: Path | None) -> int
         code = compared.code_with(code)
         lines += compared.lines
         reasons = compared.worse or reasons
+    lines += open_pages
+    meaning = _meaning(record, code, fail_on)
+    if open_pages and code is ExitCode.PASS:
+        code, meaning = _of_open_pages(fail_on, meaning)
+        reasons = open_pages
     in_action = is_action(os.environ)
     for line in lines:
         click.echo(without_commands(line) if in_action else line)
@@ -86,7 +127,7 @@ def gate_command(directory: Path, fail_on: str, accepted_at: Path | None) -> int
         for command in annotation_commands(record, [] if code is ExitCode.PASS else reasons):
             click.echo(command)
     _summarise(record, policy, baseline)
-    click.echo(f"Exit code {int(code)}: {_meaning(record, code, fail_on)}.")
+    click.echo(f"Exit code {int(code)}: {meaning}.")
     return code
 
 
@@ -113,12 +154,26 @@ def admitted(directory: Path) -> tuple[RunRecord, Policy]:
         raise UnfinishedRunError(
             f"Refused: the run in {directory} did not finish; run it again to gate it."
         )
-    problems = verify_run(directory)
+    _refuse(directory, verify_run(directory))
+    return record, policy
+
+
+def unverified_pages(directory: Path, record: RunRecord, policy: Policy) -> list[str]:
+    """Returns a sentence for each report of an admitted run that another release made.
+
+    Raises:
+        VerificationError: A report is not that of the run.
+    """
+    reports = rendered_again(directory, record, policy)
+    _refuse(directory, reports.problems)
+    return unverified_lines(directory, reports)
+
+
+def _refuse(directory: Path, problems: Sequence[Discrepancy]) -> None:
     if problems:
         shown = "; ".join(problem.sentence() for problem in problems[:_SHOWN])
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise VerificationError(f"Refused: {directory} does not verify: {shown}{more}.")
-    return record, policy
 
 
 def accepted(path: Path) -> Baseline:
@@ -128,6 +183,7 @@ def accepted(path: Path) -> Baseline:
         BaselineError: There is none, or it did not end.
         VerificationError: The directory does not hold what it claims to hold.
     """
+    from forge_harness.canonical import file_sha256
     from forge_harness.errors import ConfigError, RunDirectoryError
     from forge_harness.integration.baselines import read_baseline
     from forge_harness.integration.quality_coordinator import QualityCoordinator
@@ -138,7 +194,9 @@ def accepted(path: Path) -> Baseline:
         record, policy = admitted(path)
     except (ConfigError, RunDirectoryError, UnfinishedRunError) as error:
         raise BaselineError(f"No baseline: {error}") from error
-    return QualityCoordinator(policy).baseline_of(record)
+    digest = f"sha256:{file_sha256(path / RUN)}"
+    baseline = QualityCoordinator(policy).baseline_of(record)
+    return baseline.model_copy(update={"run_digest": digest})
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +239,14 @@ def decide(record: RunRecord, fail_on: str) -> ExitCode:
     if fail_on == "fail" and code is ExitCode.INCOMPLETE and record.state == "finished":
         return ExitCode.PASS
     return code
+
+
+def _of_open_pages(fail_on: str, meaning: str) -> tuple[ExitCode, str]:
+    """Returns how a gate ends that would pass but for reports that cannot be verified."""
+    if fail_on == "fail":
+        accepted = "reports that are not verified are accepted by --fail-on fail"
+        return ExitCode.PASS, f"{meaning}; {accepted}"
+    return ExitCode.INCOMPLETE, "incomplete: a report is not verified"
 
 
 def _meaning(record: RunRecord, code: ExitCode, fail_on: str) -> str:

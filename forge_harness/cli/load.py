@@ -10,9 +10,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from forge_harness.cli.options import PROFILES, FiniteRange, examples, existing, json_option
+from forge_harness.cli.options import (
+    PROFILES,
+    FiniteRange,
+    WholeNumber,
+    examples,
+    existing,
+    json_option,
+)
 from forge_harness.cli.terminal import coloured, echo_json, say, shown
 from forge_harness.errors import ExitCode, LoadError
+from forge_harness.paths import resolved_path
 
 if TYPE_CHECKING:
     from forge_harness.integration.pipeline_validator import ProgressCallback
@@ -84,11 +92,11 @@ def _target_options(command: _Command) -> _Command:
             default=1024,
             show_default=True,
             metavar="N",
-            type=click.IntRange(min=1),
+            type=WholeNumber(min=1),
             help="Requests in flight at which the generator gives up, and says INVALID.",
         ),
         click.option(
-            "--seed", default=0, type=click.IntRange(min=0), metavar="N", help="Of the schedule."
+            "--seed", default=0, type=WholeNumber(min=0), metavar="N", help="Of the schedule."
         ),
         click.option("-q", "--quiet", is_flag=True, help="No progress."),
     )
@@ -287,18 +295,18 @@ def _template(target: dict[str, Any]) -> LoadPlan:
     from forge_harness.load.traffic import read_requests
 
     check_address(target["url"])
-    existing(target["ca"], "The certificate file --ca")
+    _check_certificates(target["ca"])
     file = target["requests_file"]
     plan = LoadPlan(
         url=target["url"],
         seed=target["seed"],
         phases=(),
-        requests=None if file is None else str(file.resolve()),
+        requests=None if file is None else str(resolved_path(file)),
         timeout_s=target["timeout"],
         slo_s=target["slo"],
         concurrency=target["concurrency"],
         token_env=target["token_env"],
-        ca=None if target["ca"] is None else str(target["ca"].resolve()),
+        ca=None if target["ca"] is None else str(resolved_path(target["ca"])),
     )
     bearer_token(plan)
     if file is not None:
@@ -306,11 +314,26 @@ def _template(target: dict[str, Any]) -> LoadPlan:
     return plan
 
 
+def _check_certificates(file: Path | None) -> None:
+    import ssl
+
+    existing(file, "The certificate file --ca")
+    if file is None:
+        return
+    try:
+        ssl.create_default_context(cafile=file)
+    except OSError as error:  # of SSL too
+        why = getattr(error, "reason", None) or error.strerror or error
+        raise LoadError(
+            f"--ca {file} holds no certificate that can be read ({why}); expected PEM."
+        ) from error
+
+
 def _capacity(text: str) -> float | None:
     if text == "auto":
         return None
     try:
-        value = float(text)
+        value = float(text) if text.isascii() and "_" not in text else 0.0
     except ValueError:
         value = 0.0
     if not 0 < value < 1e9:
@@ -331,7 +354,7 @@ def _write_plan(
     fresh_directory(out)
     path = plan.write(out)
     click.echo(f"Plan: {shown(path)}")
-    click.echo(f"By hand: FORGE_LOAD_PLAN={path.resolve()} locust -f {LOCUSTFILE}")
+    click.echo(f"By hand: FORGE_LOAD_PLAN={resolved_path(path)} locust -f {LOCUSTFILE}")
     click.echo(f"Then: forge-harness load report {shown(out)}")
     return ExitCode.PASS
 

@@ -11,6 +11,7 @@ from forge_harness.cli.gate import admitted
 from forge_harness.cli.options import examples
 from forge_harness.cli.run import DEFAULT_FORMATS, parse_formats
 from forge_harness.errors import UsageError
+from forge_harness.paths import resolved_path
 
 if TYPE_CHECKING:
     from forge_harness.policy import Policy
@@ -65,7 +66,7 @@ def merge_command(directories: tuple[Path, ...], out: Path, formats: tuple[str, 
 def _refuse_within(out: Path, directories: tuple[Path, ...]) -> None:
     """Refuses a directory inside a run: that would not verify any more."""
     for directory in directories:
-        if out.resolve().is_relative_to(directory.resolve()):
+        if resolved_path(out).is_relative_to(resolved_path(directory)):
             raise UsageError(
                 f"Run directory {out} lies within {directory}, which is to be merged; choose a "
                 "place outside."

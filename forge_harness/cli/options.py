@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,32 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 PROFILES = ("quick", "full", "nightly")
+_WHOLE = re.compile(r"[+-]?[0-9]{1,40}")
+_LONGEST_SHOWN = 60
+
+
+class WholeNumber(click.IntRange):
+    """An integer within a range, in the digits 0 to 9.
+
+    `int`, which click asks, takes those of any script, underscores and spaces as well.
+    """
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401 - click's own signature
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> int:
+        """Reads an integer; click's own error where it is none or out of the range."""
+        if isinstance(value, str) and not _WHOLE.fullmatch(value):
+            self.fail(
+                f"{_cut(value)!r} is not a valid integer; expected digits from 0 to 9.", param, ctx
+            )
+        return int(super().convert(value, param, ctx))
+
+    def _describe_range(self) -> str:
+        # click's help page would say "x<=None" of a range without ends.
+        return "" if self.min is None and self.max is None else super()._describe_range()
 
 
 class FiniteRange(click.FloatRange):
@@ -35,10 +62,18 @@ class FiniteRange(click.FloatRange):
         ctx: click.Context | None,
     ) -> float:
         """Reads a number; click's own error where it is none, not finite or out of the range."""
+        if isinstance(value, str) and not (value.isascii() and "_" not in value):
+            self.fail(
+                f"{_cut(value)!r} is not a valid number; expected digits from 0 to 9.", param, ctx
+            )
         number = click.FLOAT.convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
         return float(super().convert(number, param, ctx))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def examples(*lines: str) -> str:

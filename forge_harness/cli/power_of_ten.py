@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from forge_harness.cli.options import FiniteRange, examples, existing, json_option
+from forge_harness.cli.options import (
+    FiniteRange,
+    WholeNumber,
+    examples,
+    existing,
+    json_option,
+)
 from forge_harness.cli.terminal import echo_json, several, table
 from forge_harness.errors import ExitCode
 
@@ -29,7 +35,7 @@ _SHOWN = 50
 @click.argument("paths", metavar="[PATH]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--explain",
-    type=click.IntRange(1, 10),
+    type=WholeNumber(1, 10),
     metavar="RULE",
     help="List the places that break this rule.",
 )

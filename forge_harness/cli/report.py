@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING
 import click
 
 from forge_harness.cli.gate import accepted, admitted
-from forge_harness.cli.options import baseline_option, examples, run_dir_argument
+from forge_harness.cli.options import (
+    WholeNumber,
+    baseline_option,
+    examples,
+    run_dir_argument,
+)
 from forge_harness.cli.run import DEFAULT_FORMATS, parse_formats
 from forge_harness.cli.terminal import say
 from forge_harness.errors import ConfigError, RunDirectoryError, UsageError
@@ -54,7 +59,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--last",
-    type=click.IntRange(min=1, max=100),
+    type=WholeNumber(min=1, max=100),
     metavar="N",
     help="At most N of them, the newest (default: 20).",
 )

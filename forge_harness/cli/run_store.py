@@ -10,6 +10,7 @@ import click
 
 from forge_harness.cli.terminal import say, shown
 from forge_harness.errors import ExitCode, ForgeError, SealedStateError, UsageError, WrongKeyError
+from forge_harness.paths import resolved_path
 
 if TYPE_CHECKING:
     from forge_harness.record import RunRecord
@@ -32,7 +33,7 @@ class RunStore:
         """
         from forge_harness.state.opening import examine
 
-        store, run = self.root.resolve(), directory.resolve()
+        store, run = resolved_path(self.root), resolved_path(directory)
         if store.is_relative_to(run):
             raise UsageError(
                 f"The state store {self.root} lies within the run directory {directory}, which "

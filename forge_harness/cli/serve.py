@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from forge_harness.cli.options import FiniteRange, examples, keys_option
+from forge_harness.cli.options import FiniteRange, WholeNumber, examples, keys_option
 from forge_harness.errors import UsageError
 
 _path = click.Path(path_type=Path)
@@ -29,7 +29,7 @@ _path = click.Path(path_type=Path)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port",
-    type=click.IntRange(0, 65535),
+    type=WholeNumber(0, 65535),
     default=8000,
     show_default=True,
     help="Port; 0: any free one.",
@@ -42,23 +42,23 @@ _path = click.Path(path_type=Path)
 @click.option("--audit", type=_path, metavar="FILE", help="Audit log; needs --keys.")
 @keys_option(required=False)
 @click.option(
-    "--max-batch", type=click.IntRange(1, 1024), help="Rows (64) or sequences (8) of one step."
+    "--max-batch", type=WholeNumber(1, 1024), help="Rows (64) or sequences (8) of one step."
 )
 @click.option(
     "--max-queue",
-    type=click.IntRange(1, 100_000),
+    type=WholeNumber(1, 100_000),
     default=256,
     show_default=True,
     help="Requests that may wait.",
 )
 @click.option(
     "--deadline-ms",
-    type=click.IntRange(1),
+    type=WholeNumber(1),
     help="Longest time of a request (1000; completions 30000).",
 )
 @click.option(
     "--threads",
-    type=click.IntRange(1, 1024),
+    type=WholeNumber(1, 1024),
     default=1,
     show_default=True,
     help="Threads of one inference.",
@@ -71,7 +71,7 @@ _path = click.Path(path_type=Path)
 )
 @click.option(
     "--client-in-flight",
-    type=click.IntRange(0),
+    type=WholeNumber(0),
     default=0,
     help="Requests of one client at a time (no limit).",
 )
@@ -89,7 +89,7 @@ _path = click.Path(path_type=Path)
     show_default=True,
     help="ray: replicas behind Ray Serve's proxy, on this machine.",
 )
-@click.option("--replicas", type=click.IntRange(1, 256), help="Processes of --engine ray (2).")
+@click.option("--replicas", type=WholeNumber(1, 256), help="Processes of --engine ray (2).")
 def serve_command(
     package: Path,
     host: str,

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from forge_harness.cli.options import FiniteRange, examples, json_option, keys_option
+from forge_harness.cli.options import (
+    FiniteRange,
+    WholeNumber,
+    examples,
+    json_option,
+    keys_option,
+)
 from forge_harness.cli.terminal import echo_json, several, table
 from forge_harness.errors import ExitCode, StateError, UsageError
 
@@ -157,7 +163,7 @@ def ls_command(store: _Opener, phase: str | None, kind: str | None, as_json: boo
 )
 @click.argument("phase", metavar="PHASE")
 @click.argument("name", metavar="NAME")
-@click.option("--generation", type=int, help="As it was then (default: now).")
+@click.option("--generation", type=WholeNumber(), help="As it was then (default: now).")
 @_root_option
 @json_option
 def show_command(
@@ -209,7 +215,7 @@ def save_command(store: _Opener, source: Path, phase: str, kind: str, name: str)
 @click.argument("phase", metavar="PHASE")
 @click.argument("name", metavar="NAME")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="New directory.")
-@click.option("--generation", type=int, help="As it was then (default: now).")
+@click.option("--generation", type=WholeNumber(), help="As it was then (default: now).")
 @_root_option
 def get_command(store: _Opener, phase: str, name: str, out: Path, generation: int | None) -> int:
     """Write a state's files into a new directory, verified; all of them or none."""
@@ -286,7 +292,7 @@ def restore_command(store: _Opener, target: str) -> int:
     "gc",
     epilog=examples("forge-harness state gc --retain 20 --root states"),
 )
-@click.option("--retain", type=click.IntRange(min=1), help="Newest generations to keep (all).")
+@click.option("--retain", type=WholeNumber(min=1), help="Newest generations to keep (all).")
 @click.option(
     "--grace",
     "grace_s",
@@ -341,7 +347,7 @@ def migrate_command(
             raise UsageError("--schema migrates the store itself; leave PHASE, NAME and --to out.")
         with store() as manager:
             count = len(manager.generations())
-        click.echo(f"{store.root}: schema is current, {count} generations.")
+        click.echo(f"{store.root}: schema is current, {several(count, 'generation')}.")
         return ExitCode.PASS
     if phase is None or name is None or to_phase is None:
         raise UsageError("Name PHASE, NAME and --to PHASE, or give --schema.")

@@ -13,6 +13,7 @@ from forge_harness.cli.gate import UnfinishedRunError, admitted
 from forge_harness.cli.options import load
 from forge_harness.cli.terminal import printable, shown
 from forge_harness.errors import NothingCollectedError, RunDirectoryError, VerificationError
+from forge_harness.paths import resolved_path
 from forge_harness.rundir import ITEMS, MANIFEST, POLICY, RUN
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def stored_runs(config_file: Path | None, directories: Sequence[Path]) -> Stored
         if not runs:
             refused.append(RefusedRun(directory, "empty", "there is no run in it."))
         for run in runs:
-            found.setdefault(run.resolve(), run)
+            found.setdefault(resolved_path(run), run)
     if not found:
         names = ", ".join(shown(path) for path in where)
         raise NothingCollectedError(
@@ -132,7 +133,7 @@ def _is_of_a_run(manifest: Path) -> bool:
 
 def run_around(path: Path) -> Path | None:
     """Returns the run a path lies in, if any: a file its manifest does not name damages it."""
-    place = path.resolve()
+    place = resolved_path(path)
     runs = (p for p in (place, *place.parents) if (p / RUN).is_file() and (p / POLICY).is_file())
     return next(runs, None)
 

@@ -8,6 +8,7 @@ A subject is foreign code: loading it may end the process, with exit status 0 ev
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 import time
@@ -100,3 +101,7 @@ def _error(sentence: str, code: ExitCode) -> dict[str, Any]:
 if __name__ == "__main__":
     lifeline.watch()
     Path(sys.argv[2]).write_text(json.dumps(describe(sys.argv[1])), encoding="utf-8")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # What was asked is done: a thread that the subject left running is not waited for.
+    os._exit(0)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from forge_harness.cli.terminal import coloured, printable, shown, table
+from forge_harness.cli.terminal import coloured, printable, several, shown, table
 from forge_harness.errors import ExitCode
 from forge_harness.policy import Policy
-from forge_harness.record import RunRecord, ScoreRecord, SuiteRecord
+from forge_harness.record import CheckRecord, RunRecord, ScoreRecord, SuiteRecord
 from forge_harness.types import Outcome, Severity
 
 MEANINGS = {
@@ -92,6 +92,7 @@ def summary(
 
     lines = ["", *verdict_lines(record), "", suite_table(record.suites), ""]
     lines += not_measured_lines(record)
+    lines += python_warning_lines(record)
     page = next((path for path in written if path.suffix == ".html"), None)
     lines.append(f"Report: {shown(page)}" if page else f"Run: {shown(directory)}")
     lines.append(printable(policy_line(policy)))
@@ -119,6 +120,19 @@ def suite_table(suites: Sequence[SuiteRecord]) -> str:
         for suite in suites
     ]
     return table(headers, rows)
+
+
+def python_warning_lines(record: RunRecord) -> list[str]:
+    """Returns in how many checks Python warned, and the first warning; nothing where none did."""
+    given = [w for w in (_warnings(check) for check in record.checks) if w]
+    if not given:
+        return []
+    where = several(len(given), "check")
+    return [f"Python warnings in {where}, kept with them; the first: {printable(given[0][0])}"]
+
+
+def _warnings(check: CheckRecord) -> list[str]:
+    return [warning for item in check.items for warning in item.warnings]
 
 
 def not_measured_lines(record: RunRecord) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 import click
+
+from forge_harness.errors import several as several
 
 COLOURS = {
     "PASS": "green",
@@ -28,6 +31,8 @@ COLOURS = {
     "xpass": "red",
 }
 _NARROWEST_LAST = 20
+_NOT_SHOWN = ("strict", "surrogateescape")
+"""What a stream does with a name that is not UTF-8: raise, or write bytes that are none."""
 
 
 def is_plain(stream: TextIO | None) -> bool:
@@ -107,11 +112,6 @@ def _is_number(cell: object) -> bool:
     return True
 
 
-def several(count: int, noun: str, plural: str = "") -> str:
-    """Returns a count with its noun: "1 check", "2 checks"."""
-    return f"{count} {noun if count == 1 else plural or noun + 's'}"
-
-
 def say(text: str) -> None:
     """Prints on standard error; a reader that went away costs the line and nothing else."""
     try:
@@ -163,6 +163,7 @@ def results_stand() -> Iterator[None]:
     same. Only a closed pipe is meant: a full disk, or a terminal that hangs up, is an error.
     """
     streams = sys.stdout, sys.stderr
+    _escape_what_is_no_text(sys.stdout)
     spared = [stream and Spare(stream, BrokenPipeError) for stream in streams]
     sys.stdout, sys.stderr = (cast("TextIO", stream) for stream in spared)
     try:
@@ -172,6 +173,15 @@ def results_stand() -> Iterator[None]:
             if stream is not None:
                 stream.flush()
         sys.stdout, sys.stderr = streams
+
+
+def _escape_what_is_no_text(stream: TextIO | None) -> None:
+    """Writes what the encoding does not have as escapes: a file name need not be UTF-8.
+
+    In JSON such an escape is one of JSON's. Standard error does so anyway.
+    """
+    if isinstance(stream, io.TextIOWrapper) and stream.errors in _NOT_SHOWN:
+        stream.reconfigure(errors="backslashreplace")
 
 
 def unread(stream: TextIO) -> None:

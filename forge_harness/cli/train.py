@@ -14,6 +14,7 @@ import click
 from forge_harness.cli.directory_lock import training_into
 from forge_harness.cli.options import (
     FiniteRange,
+    WholeNumber,
     config_option,
     examples,
     keys_option,
@@ -52,15 +53,15 @@ _PLAIN_LINES = 10
     help="Directory of the run; new or empty unless resuming.",
 )
 @click.option("--precision", type=click.Choice(["ternary", "full"]), help="Arm to train.")
-@click.option("--steps", type=int, help="Optimizer steps.")
-@click.option("--seed", type=int, help="Of initial weights and data order.")
-@click.option("--batch-size", type=int, help="Samples of one optimizer step.")
-@click.option("--accumulation", type=int, help="Micro-batches of one optimizer step.")
+@click.option("--steps", type=WholeNumber(), help="Optimizer steps.")
+@click.option("--seed", type=WholeNumber(), help="Of initial weights and data order.")
+@click.option("--batch-size", type=WholeNumber(), help="Samples of one optimizer step.")
+@click.option("--accumulation", type=WholeNumber(), help="Micro-batches of one optimizer step.")
 @click.option(
     "--learning-rate", type=FiniteRange(min=0, min_open=True), help="Peak of the schedule."
 )
 @click.option("--compute", type=click.Choice(["exact", "int8", "fake"]), help="Ternary product.")
-@click.option("--checkpoint-every", type=int, help="Steps between checkpoints.")
+@click.option("--checkpoint-every", type=WholeNumber(), help="Steps between checkpoints.")
 @click.option(
     "--from-checkpoint",
     type=click.Path(path_type=Path),

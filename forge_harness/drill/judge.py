@@ -12,6 +12,7 @@ from forge_harness.drill.children import Session
 from forge_harness.drill.tally import Finding, Result
 from forge_harness.drill.target import open_store
 from forge_harness.drill.workload import View
+from forge_harness.errors import several
 
 _AFTERWARDS = 1_000_000
 """A round no campaign reaches: the commit that shows a recovered store still takes commits."""
@@ -64,7 +65,7 @@ def _compare(
         if shown == wanted:
             return (Result.OLD if round_ == session.last_acked else Result.NEW), ""
     if shown != {} and set(shown) != set(allowed[session.last_acked]):
-        return Result.TORN, f"it shows {len(shown)} files, of no round"
+        return Result.TORN, f"it shows {several(len(shown), 'file')}, of no round"
     for round_ in range(session.last_acked - 1, -2, -1):
         if shown == workload.view(seed, round_, shape):
             return Result.LOST, f"round {session.last_acked} was acknowledged, it shows {round_}"

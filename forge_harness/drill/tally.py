@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from forge_harness.errors import several
+
 _FINDINGS = 20
 """Examples kept of each campaign; the counts are complete."""
 
@@ -166,7 +168,7 @@ class Tally:
             status, reason = Status.LOST, self._findings[0]
         elif self._missed:
             status = Status.NOT_MEASURED
-            reason = f"{len(self._missed)} faults never struck, first: {self._missed[0]}"
+            reason = f"{several(len(self._missed), 'fault')} never struck, first: {self._missed[0]}"
         elif not trials:
             status, reason = Status.NOT_MEASURED, "no trial was made"
         return CampaignReport(

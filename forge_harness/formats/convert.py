@@ -10,6 +10,7 @@ from pathlib import Path
 
 from forge_harness.durable import staged_directory, staged_file
 from forge_harness.errors import CheckpointError, DamagedCheckpointError, unknown_choice
+from forge_harness.paths import resolved_path
 
 from .checkpoint import FORMATS, Checkpoint, ReadOptions, WriteOptions
 from .detect import open_checkpoint
@@ -145,9 +146,9 @@ def compared(source: Checkpoint, result: Checkpoint) -> Comparison:
 def _target(source: Path, destination: Path, to: str) -> Path:
     gguf = to.startswith("gguf-")
     target = destination / "model.gguf" if gguf and destination.is_dir() else destination
-    if target.resolve() == source.resolve():
+    if resolved_path(target) == resolved_path(source):
         raise CheckpointError(f"{str(source)!r} is source and destination; name another one.")
-    if source.is_dir() and source.resolve() in target.resolve().parents:
+    if source.is_dir() and resolved_path(source) in resolved_path(target).parents:
         raise CheckpointError(
             f"{str(destination)!r} lies inside the source; a conversion never changes its source. "
             "Name a place outside."

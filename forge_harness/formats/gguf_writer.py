@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from forge_harness.canonical import canonical_json
-from forge_harness.errors import CheckpointError
+from forge_harness.errors import CheckpointError, several
 
 from . import tq
 from .checkpoint import Checkpoint, TensorInfo, WriteOptions
@@ -278,8 +278,9 @@ def _notes(stored: Architecture, pieces: list[_Piece]) -> list[str]:
     padded = [p for p in pieces if p.scale is not None and p.shape[1] % tq.BLOCK]
     if padded:
         found.append(
-            f"Rows of {len(padded)} tensors are padded to a multiple of 256 ({padded[0].name}: "
-            f"{padded[0].shape[1]}); gguf and this package read them, llama.cpp does not."
+            f"Rows of {several(len(padded), 'tensor')} are padded to a multiple of 256 "
+            f"({padded[0].name}: {padded[0].shape[1]}); gguf and this package read them, "
+            "llama.cpp does not."
         )
     if stored.name == "bitnet-b1.58":
         found.append(

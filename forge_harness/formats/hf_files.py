@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from forge_harness.errors import CheckpointError, DamagedCheckpointError
+from forge_harness.paths import resolved_path
 
 from .safetensors_file import SafetensorsFile, StoredTensor
 from .strict_json import read_object
@@ -156,8 +157,8 @@ def inside(directory: Path, name: str, key: str) -> Path:
         )
     path = directory / name
     try:
-        target = path.resolve()
-    except (OSError, RuntimeError) as error:  # the latter until Python 3.12
+        target = resolved_path(path)
+    except OSError as error:
         raise _damaged(directory, f"{key} names {name!r}, a link that ends nowhere") from error
     home = directory.resolve()
     allowed = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]

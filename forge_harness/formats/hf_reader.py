@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from forge_harness.errors import CheckpointError, DamagedCheckpointError
+from forge_harness.errors import CheckpointError, DamagedCheckpointError, several
 
 from .architecture import HF_FAMILIES, PROJECTIONS, expected_tensors, role_of
 from .checkpoint import (
@@ -136,8 +136,7 @@ def _classified(
     model = _model(config)
     quantization = config.quantization if config else None
     reasons = [
-        f"{len(files.paths)} safetensors {'file' if len(files.paths) == 1 else 'files'}, "
-        f"{len(files.tensors)} tensors",
+        f"{several(len(files.paths), 'safetensors file')}, {several(len(files.tensors), 'tensor')}",
         _config_reason(config),
     ]
     packed = [n for n, t in files.tensors.items() if t.dtype == "U8" and n.endswith(".weight")]
@@ -156,7 +155,7 @@ def _classified(
         )
     kind = "hf-online" if online else "hf-fake-quant" if fake else "legacy-safetensors"
     reasons.append(
-        f"{len(weights)} floating matrices and no weight_scale; "
+        f"{several(len(weights), 'floating matrix', 'floating matrices')} and no weight_scale; "
         + (
             "each has the three values -b, 0, b"
             if fake
@@ -179,8 +178,8 @@ def _stored_codes(
     kind = "hf-packed" if packed else "hf-unpacked"
     names = packed or scaled
     reasons.append(
-        f"{len(names)} weights of {'packed codes (U8)' if packed else 'float codes'} with a "
-        "weight_scale each"
+        f"{several(len(names), 'weight')} of {'packed codes (U8)' if packed else 'float codes'} "
+        "with a weight_scale each"
     )
     known = config is not None and config.quantization is not None
     questions = () if known else (_QUESTION,)

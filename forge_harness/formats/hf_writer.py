@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forge_harness.errors import CheckpointError
+from forge_harness.errors import CheckpointError, several
 
 from .architecture import (
     FUSED,
@@ -281,6 +281,6 @@ def _row_notes(plan: _Plan, odd: Mapping[str, int]) -> list[str]:
         return []
     name, rows = next(iter(odd.items()))
     return [
-        f"transformers cannot load {len(odd)} tensors whose rows are no multiple of 4 ({name}: "
-        f"{rows}); the count is recorded in {CONFIG}."
+        f"transformers cannot load {several(len(odd), 'tensor')} whose rows are no multiple of 4 "
+        f"({name}: {rows}); the count is recorded in {CONFIG}."
     ]

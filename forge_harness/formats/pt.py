@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from forge_harness.errors import CheckpointError, DamagedCheckpointError
+from forge_harness.errors import CheckpointError, DamagedCheckpointError, several
 
 from .checkpoint import Checkpoint, Detection, ModelDescription, ReadOptions, TensorInfo
 from .hf_reader import FloatCheckpoint
@@ -130,7 +130,7 @@ def _state_dict(file: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         _check_tensor(file, name, tensor)
     return state, (
         "a zip archive with a pickle that imports nothing but tensors",
-        f"a state dict of {len(state)} tensors{where}",
+        f"a state dict of {several(len(state), 'tensor')}{where}",
     )
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from forge_harness.canonical import canonical_json, file_sha256
+from forge_harness.canonical import canonical_json, file_sha256, read_canonical
 from forge_harness.durable import write_durably
 from forge_harness.errors import CheckpointError, DamagedCheckpointError
 from forge_harness.formats.manifest import verify_manifest
+from forge_harness.paths import resolved_path
 
 from .readiness import DESCRIPTION, Status, present_fields
 
@@ -107,7 +107,7 @@ def bake(packages: Sequence[Path], destination: Path) -> BakingManifest:
             )
     for path, name in zip(packages, names, strict=True):
         expected = destination.parent / name
-        if path.resolve() != expected.resolve():
+        if resolved_path(path) != resolved_path(expected):
             raise CheckpointError(
                 f"Package {name!r} is at {str(path)!r}, and whoever reads the manifest looks for "
                 f"it at {str(expected)!r}; move it there, or export it under another name."
@@ -124,7 +124,7 @@ def read_baking_manifest(path: Path) -> BakingManifest:
         DamagedCheckpointError: It is not a baking manifest, or totals and packages disagree.
     """
     try:
-        stored = json.loads(path.read_bytes())
+        stored = read_canonical(path.read_bytes())
         manifest = BakingManifest(
             packages=tuple(
                 BakedPackage(

@@ -8,8 +8,17 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 
+from forge_harness.canonical import read_canonical
 from forge_harness.durable import write_durably
 from forge_harness.errors import ConfigError
 from forge_harness.record import RunRecord, ScoreRecord
@@ -79,14 +88,11 @@ class Acceptance(BaseModel):
         return date.fromisoformat(text).isoformat() if text else text
 
 
-class Baseline(BaseModel):
-    """What of a run others are held against."""
+class RunInBrief(BaseModel):
+    """What is kept of any run that others are shown beside."""
 
     model_config = _STRICT
 
-    schema_version: Literal["1.0"] = "1.0"
-    acceptance: Acceptance | None = None
-    """None of a run directory that is given as a baseline."""
     run_id: str
     started_at: str
     commit: str | None
@@ -96,6 +102,17 @@ class Baseline(BaseModel):
     verdict: Verdict
     score: ScoreRecord
     coverage: float
+
+
+class Baseline(RunInBrief):
+    """What of a run others are held against."""
+
+    schema_version: Literal["1.0"] = "1.0"
+    acceptance: Acceptance | None = None
+    """None of a run directory that is given as a baseline."""
+    run_digest: str | None = None
+    """Of the run.json of such a directory, "sha256:..."; a file has that of its run in
+    `acceptance`."""
     gates: dict[str, float]
     """Gate -> value, in the unit of its threshold; without those that were not measured."""
     checks: dict[str, BaselineCheck]
@@ -103,6 +120,13 @@ class Baseline(BaseModel):
     """Items that had no place in its score, by node id."""
     uncollected: tuple[str, ...] = ()
     """Modules that skipped themselves, likewise."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_known(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if self.run_digest is None:
+            values.pop("run_digest", None)
+        return values
 
     @property
     def policy_digest(self) -> str:
@@ -112,6 +136,21 @@ class Baseline(BaseModel):
 
 AcceptedRun = RunRecord | Baseline
 """A run that was accepted before: its record, or what was kept of it."""
+
+
+def in_brief(record: RunRecord) -> dict[str, Any]:
+    """Returns the fields of `RunInBrief`."""
+    return {
+        "run_id": record.run_id,
+        "started_at": record.started_at,
+        "commit": record.environment.get("git_commit"),
+        "dirty": record.environment.get("git_dirty"),
+        "facts": compared_facts(record),
+        "state": record.state,
+        "verdict": record.verdict,
+        "score": record.score,
+        "coverage": record.coverage,
+    }
 
 
 def baseline_of(
@@ -125,16 +164,8 @@ def baseline_of(
         acceptance: Who accepted it, for a file.
     """
     return Baseline(
+        **in_brief(record),
         acceptance=acceptance,
-        run_id=record.run_id,
-        started_at=record.started_at,
-        commit=record.environment.get("git_commit"),
-        dirty=record.environment.get("git_dirty"),
-        facts=compared_facts(record),
-        state=record.state,
-        verdict=record.verdict,
-        score=record.score,
-        coverage=record.coverage,
         gates=dict(gates),
         checks={
             check.id: BaselineCheck(version=check.version, outcome=check.outcome)
@@ -159,16 +190,18 @@ def read_baseline(file: Path) -> Baseline:
     """Reads what `write_baseline` wrote.
 
     Raises:
-        ConfigError: It cannot be read, or is no baseline somebody accepted.
+        ConfigError: It cannot be read, has a key twice, or is no baseline somebody accepted.
     """
     try:
-        baseline = Baseline.model_validate_json(file.read_bytes())
+        baseline = Baseline.model_validate(read_canonical(file.read_bytes()))
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}.", key=str(file)) from error
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the file"
         raise ConfigError(f"{file} is no baseline: {key}: {first['msg']}.", key=key) from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file} is no baseline: {error}.", key=str(file)) from error
     if baseline.acceptance is None:
         raise ConfigError(
             f"{file} is a baseline nobody accepted; make one with `forge-harness baseline accept`.",

@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlparse
 from forge_harness.canonical import tree_digest
 from forge_harness.durable import exclusive, staged_directory
 from forge_harness.errors import DamagedCheckpointError, RegistryError, unknown_choice
+from forge_harness.paths import resolved_path
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -91,7 +92,7 @@ class Tracker:
         Raises:
             RegistryError: The path has a character that ends the name of a database there.
         """
-        path = str((self.root / _DATABASE).resolve())
+        path = str(resolved_path(self.root / _DATABASE))
         if "?" in path:
             raise RegistryError(
                 f"The directory {str(self.root)!r} has a '?' in its path, at which the name of a "
@@ -257,7 +258,7 @@ class Tracker:
         if found is not None:
             return str(found.experiment_id)
         try:
-            place = (self.root / "artifacts").resolve().as_uri()
+            place = resolved_path(self.root / "artifacts").as_uri()
             return str(client.create_experiment(name, place))
         except MlflowException as error:
             # Another process may have made it meanwhile.
@@ -272,7 +273,7 @@ class Tracker:
         Versions of one content share its files: nothing is written over what another version has,
         and a copy that was damaged gives way to a sound one.
         """
-        place = (self.root / _MODELS / digest.partition(":")[2] / _PACKAGE).resolve()
+        place = resolved_path(self.root / _MODELS / digest.partition(":")[2] / _PACKAGE)
         try:
             with exclusive(self.root / _MODELS):
                 if place.is_dir() and tree_digest(place) == digest:

@@ -9,11 +9,16 @@ from itertools import pairwise
 
 from pydantic import BaseModel, ConfigDict
 
-from forge_harness.integration.baselines import Facts, changed_facts, compared_facts
+from forge_harness.integration.baselines import (
+    RunInBrief,
+    changed_facts,
+    compared_facts,
+    in_brief,
+)
 from forge_harness.integration.quality_coordinator import QualityCoordinator
 from forge_harness.policy import Policy
-from forge_harness.record import Moment, RunRecord, ScoreRecord
-from forge_harness.types import Outcome, Verdict
+from forge_harness.record import Moment, RunRecord
+from forge_harness.types import Outcome
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 _NAMES_SHOWN = 3
@@ -33,24 +38,14 @@ class KeptFigure(BaseModel):
     unit: str
 
 
-class KeptRun(BaseModel):
+class KeptRun(RunInBrief):
     """What of a run a trend shows."""
 
-    model_config = _STRICT
-
-    run_id: str
     digest: str
     """Of its run.json, "sha256:...": what is said here can be held against the run itself."""
     started_at: Moment
     duration_s: float | None
     """None of a run that never ended."""
-    commit: str | None
-    dirty: bool | None
-    facts: Facts
-    state: str
-    verdict: Verdict
-    score: ScoreRecord
-    coverage: float
     counts: dict[Outcome, int]
     """Outcome -> checks in scope; without those that are zero."""
     figures: dict[str, KeptFigure]
@@ -119,17 +114,9 @@ def kept_run(record: RunRecord, policy: Policy, digest: str) -> KeptRun:
     results = QualityCoordinator(policy).evaluate(record)
     outcomes = [check.outcome for check in record.checks]
     return KeptRun(
-        run_id=record.run_id,
+        **in_brief(record),
         digest=digest,
-        started_at=record.started_at,
         duration_s=_duration(record),
-        commit=record.environment.get("git_commit"),
-        dirty=record.environment.get("git_dirty"),
-        facts=compared_facts(record),
-        state=record.state,
-        verdict=record.verdict,
-        score=record.score,
-        coverage=record.coverage,
         counts={outcome: outcomes.count(outcome) for outcome in Outcome if outcome in outcomes},
         figures={
             result.gate: KeptFigure(value=result.value, unit=result.unit)

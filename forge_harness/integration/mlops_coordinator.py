@@ -29,6 +29,7 @@ from forge_harness.errors import (
     RegistryError,
 )
 from forge_harness.formats.manifest import verify_manifest
+from forge_harness.paths import resolved_path
 from forge_harness.training.runner import TrainingInterrupted, train_to_directory
 
 from .experiments import MetricSummary, StepLog, Tracker
@@ -138,7 +139,9 @@ class MLOpsCoordinator:
             ForgeError: Training failed; the run is recorded as such before it is raised.
         """
         stated = {"task": task, **asdict(options), "harness_version": __version__}
-        run_id = self._tracker.begin(experiment, stated, {"forge.directory": str(out.resolve())})
+        run_id = self._tracker.begin(
+            experiment, stated, {"forge.directory": str(resolved_path(out))}
+        )
         log = StepLog(self._tracker, run_id)
         try:
             result = train_to_directory(task, out, options, on_step=log.add, **parts)

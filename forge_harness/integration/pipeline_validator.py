@@ -18,7 +18,7 @@ from forge_harness.integration.pipeline_child import PROGRESS, write_error
 from forge_harness.integration.pytest_events import Events
 from forge_harness.integration.recording import FinalState, Recording, new_context, utc_now
 from forge_harness.integration.stops import interrupted_once, uninterrupted
-from forge_harness.paths import suites_dir
+from forge_harness.paths import resolved_path, suites_dir
 from forge_harness.policy import CatalogueEntry, Policy
 from forge_harness.record import ItemRecord, RunRecord, SubjectRecord, Waiver
 from forge_harness.rundir import check_is_free
@@ -126,7 +126,7 @@ class PipelineValidator:
         self._shard = shard
         self._seed = seed
         self._workers = max(1, workers)
-        self._suite_paths = tuple(Path(path).resolve() for path in suite_paths)
+        self._suite_paths = tuple(resolved_path(Path(path)) for path in suite_paths)
         self._timeout_s = timeout_s
         self._check_timeout_s = check_timeout_s
         self._waivers = tuple(waivers)
@@ -214,8 +214,10 @@ class PipelineValidator:
         started_at = utc_now()
         deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
         recording = self._recording(self.plan(), started_at)
-        recording.start(run_dir.resolve())
-        run = _Run(self, self.plan(), recording, run_dir.resolve(), deadline, progress or _silent)
+        recording.start(resolved_path(run_dir))
+        run = _Run(
+            self, self.plan(), recording, resolved_path(run_dir), deadline, progress or _silent
+        )
         with uninterrupted():
             return run.record()
 
@@ -279,9 +281,10 @@ class PipelineValidator:
                     "module must end when it is imported, without training or waiting."
                 )
             if not out.is_file():
+                said = log.last_line() or "it said nothing"
                 raise SubjectError(
                     f"Loading subject {self._subject_spec!r} ended its process "
-                    f"({describe_status(status)}): {log.last_line()}"
+                    f"({describe_status(status)}): {said}"
                 )
             answer = json.loads(out.read_text(encoding="utf-8"))
         if "error" in answer:

@@ -13,7 +13,7 @@ from forge_harness.environment import collect_environment
 from forge_harness.policy import Policy
 from forge_harness.probes.masking import Masker
 from forge_harness.record import ItemRecord, RunRecord, SubjectRecord, Waiver
-from forge_harness.rundir import DiskFullError, RunDirectory
+from forge_harness.rundir import DiskFullError, RunDirectory, left_files
 from forge_harness.scoring import RunContext, Scope, assemble
 
 FinalState = Literal["finished", "interrupted", "aborted"]
@@ -100,7 +100,8 @@ class Recording:
         """
         if self.disk_full is not None:
             state, reason = "aborted", self.disk_full
-        self.context = replace(self.context, finished_at=utc_now())
+        files = {} if self.directory is None else left_files(self.directory.path)
+        self.context = replace(self.context, finished_at=utc_now(), files=files)
         record = assemble(
             self.policy,
             self.items,

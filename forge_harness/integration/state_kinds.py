@@ -13,6 +13,7 @@ PHASES = ("phase4", "phase5", "phase6")
 """BitNet compression, quantization-aware training, baking; states move forward only."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*(/[A-Za-z0-9][A-Za-z0-9._+-]*)*")
 _LONGEST_NAME = 200
+_LONGEST_SHOWN = 80
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +64,27 @@ def phase_name(phase: str | int) -> str:
     Raises:
         StateError: It cannot be a name.
     """
+    if isinstance(phase, bool) or not isinstance(phase, str | int) or not _is_short(phase):
+        raise StateError(
+            f"The phase of a state is {shown(phase)}; expected 4, 5, 6 in any spelling, or a name."
+        )
     text = str(phase).strip().lower()
-    numbered = re.fullmatch(r"(?:phase[ _-]?)?(\d+)", text)
+    numbered = re.fullmatch(r"(?:phase[ _-]?)?([0-9]+)", text)
     return f"phase{int(numbered[1])}" if numbered else checked_name(text, "phase")
+
+
+def _is_short(phase: str | int) -> bool:
+    """Whether a phase can be a name: str() and int() raise on thousands of digits."""
+    return len(phase) <= _LONGEST_NAME if isinstance(phase, str) else abs(phase) < 10**9
+
+
+def shown(value: object) -> str:
+    """Returns a value as a message names it: of one line, cut, whatever it is."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # an integer of thousands of digits
+        text = f"a {type(value).__name__} too long to show"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def checked_name(name: str, what: str) -> str:
@@ -74,10 +93,15 @@ def checked_name(name: str, what: str) -> str:
     Raises:
         StateError: It is empty, too long, or has other characters.
     """
-    if len(name) <= _LONGEST_NAME and _NAME.fullmatch(name) and ".." not in name.split("/"):
+    if (
+        isinstance(name, str)
+        and len(name) <= _LONGEST_NAME
+        and _NAME.fullmatch(name)
+        and ".." not in name.split("/")
+    ):
         return name
     raise StateError(
-        f"{name[:80]!r} is no {what} of a state; expected up to {_LONGEST_NAME} letters, digits "
+        f"{shown(name)} is no {what} of a state; expected up to {_LONGEST_NAME} letters, digits "
         "and '.', '_', '+', '-', in parts joined by '/', each starting with a letter or digit."
     )
 
@@ -88,10 +112,11 @@ def known_kind(kind: str, kinds: Mapping[str, StateKind]) -> StateKind:
     Raises:
         StateError: It is not registered; names the nearest.
     """
-    if kind in kinds:
+    if isinstance(kind, str) and kind in kinds:
         return kinds[kind]
+    named = kind if isinstance(kind, str) else shown(kind)
     raise StateError(
-        f"{unknown_choice('kind of state', kind, kinds)} Register a kind of your own with "
+        f"{unknown_choice('kind of state', named, kinds)} Register a kind of your own with "
         "StateManager(root, kinds=[StateKind(...)])."
     )
 
@@ -119,8 +144,8 @@ def check_value(kind: StateKind, data: object, where: str) -> None:
             or not math.isfinite(value)
         ):
             raise StateError(
-                f"{where} is of kind {kind.name!r} and holds {value!r} under {key!r}; expected a "
-                "finite number."
+                f"{where} is of kind {kind.name!r} and holds {shown(value)} under {shown(key)}; "
+                "expected a finite number."
             )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from getpass import getuser
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from .state_kinds import (
     checked_name,
     known_kind,
     phase_name,
+    shown,
 )
 from .state_values import decode, encode
 
@@ -109,7 +111,7 @@ class StateManager:
         actor: str = "",
     ) -> None:
         self.root = Path(root)
-        self._audit, self._actor = audit, actor or getuser()
+        self._audit, self._actor = audit, actor or _user()
         self.kinds = {**KINDS, **{kind.name: kind for kind in kinds}}
         if open_store is None:
             self._store = Store.open(self.root, create=create, read_only=read_only, sealer=sealer)
@@ -150,10 +152,11 @@ class StateManager:
             data: See `state_values.encode`: bytes, text, a path, or a tree of JSON values, tensors
                 and arrays.
             metadata: JSON values to keep beside it.
-            parents: Ids of the states it was made from.
+            parents: Ids of the states it was made from, which the store holds.
 
         Raises:
-            StateError: A name, kind or value is refused; nothing was written.
+            StateError: A phase, name, kind, value, parent or piece of metadata is refused; nothing
+                was written.
             OSError: The file system refused; nothing was acknowledged.
         """
         given = StateInput(
@@ -420,6 +423,7 @@ class StateManager:
 
     def _new(self, given: StateInput) -> NewState:
         phase = phase_name(given.phase)
+        self._check_beside(given)
         where = f"{phase}/{checked_name(given.name, 'name')}"
         if phase == MARKS:
             raise StateError(f"The phase {MARKS!r} is the store's own; name another.")
@@ -432,11 +436,45 @@ class StateManager:
             name=given.name,
             files=value.files,
             metadata={**(given.metadata or {}), ENCODING: value.encoding},
-            parents=given.parents,
+            parents=tuple(given.parents),
         )
+
+    def _check_beside(self, given: StateInput) -> None:
+        """Refuses metadata and parents that cannot be kept, or that nobody could follow."""
+        metadata, parents = given.metadata, given.parents
+        if metadata is not None and not isinstance(metadata, Mapping):
+            raise StateError(
+                f"The metadata of {given.name!r} is {shown(metadata)}; expected a mapping of JSON "
+                "values."
+            )
+        for own in (ENCODING, MIGRATED_FROM):
+            if own in (metadata or {}):
+                raise StateError(
+                    f"The metadata of {given.name!r} has {own!r}, which the store writes itself; "
+                    "name the key otherwise."
+                )
+        if not isinstance(parents, tuple | list):
+            raise StateError(
+                f"The parents of {given.name!r} are {shown(parents)}; expected a tuple of ids of "
+                "states."
+            )
+        for parent in parents:
+            if not isinstance(parent, str):
+                raise StateError(
+                    f"A parent of {given.name!r} is {shown(parent)}; expected the id of a state."
+                )
+            self._store.state(parent)
 
     def _find(self, phase: str, name: str) -> State | None:
         try:
             return self._store.get(phase, name)
         except UnknownStateError:
             return None
+
+
+def _user() -> str:
+    """Returns who runs this process: by number where the account has no name, as in containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"

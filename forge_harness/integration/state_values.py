@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from forge_harness.errors import StateError
 
+from .state_kinds import shown
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
@@ -26,6 +28,8 @@ _TENSORS, _ARRAYS = "tensors.safetensors", "arrays.safetensors"
 _TENSOR, _ARRAY, _TUPLE, _PAIRS, _FLOAT = "$tensor", "$array", "$tuple", "$pairs", "$float"
 _MARKS = frozenset({_TENSOR, _ARRAY, _TUPLE, _PAIRS, _FLOAT})
 _DEEPEST = 64
+_LONGEST_INTEGER_BITS = 8192
+"""Under 4,300 digits: Python writes and reads no more of them as text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ def encode(data: object) -> EncodedValue:
     if isinstance(data, bytes | bytearray | memoryview):
         return EncodedValue("bytes", {DATA: bytes(data)})
     if isinstance(data, str):
-        return EncodedValue("text", {DATA: data.encode()})
+        return EncodedValue("text", {DATA: _utf8(data)})
     if isinstance(data, Path):
         return _encode_path(data)
     leaves = _Leaves()
@@ -130,8 +134,10 @@ def _down(value: object, leaves: _Leaves, where: str, depth: int) -> Any:  # noq
         raise StateError(
             f"The value at {where[:80]} is nested over {_DEEPEST} levels deep; flatten it."
         )
-    if value is None or isinstance(value, bool | str) or type(value) is int:
+    if value is None or isinstance(value, bool | str):
         return value
+    if type(value) is int:
+        return _checked_integer(value, where)
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else {_FLOAT: repr(float(value))}
     if isinstance(value, Mapping):
@@ -139,7 +145,7 @@ def _down(value: object, leaves: _Leaves, where: str, depth: int) -> Any:  # noq
     if isinstance(value, list | tuple):
         items = [_down(x, leaves, f"{where}[{i}]", depth + 1) for i, x in enumerate(value)]
         return {_TUPLE: items} if isinstance(value, tuple) else items
-    leaf = _leaf(value, leaves)
+    leaf = _leaf(value, leaves, where)
     if leaf is None:
         raise StateError(
             f"The value at {where} is a {type(value).__name__}, which a state cannot hold; "
@@ -155,26 +161,91 @@ def _down_mapping(value: Mapping[Any, Any], leaves: _Leaves, where: str, depth: 
     pairs = [
         [
             _down(k, leaves, f"key of {where}", depth + 1),
-            _down(v, leaves, f"{where}[{k!r}]", depth + 1),
+            _down(v, leaves, f"{where}[{shown(k)}]", depth + 1),
         ]
         for k, v in value.items()
     ]
     return {_PAIRS: pairs}
 
 
-def _leaf(value: object, leaves: _Leaves) -> dict[str, str] | None:
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise StateError(
+            f"The text has {text[error.start]!r} at character {error.start}, which UTF-8 cannot "
+            "hold; give the content as bytes."
+        ) from None
+
+
+def _checked_integer(value: int, where: str) -> int:
+    if value.bit_length() > _LONGEST_INTEGER_BITS:
+        raise StateError(
+            f"The value at {where} is an integer of {value.bit_length()} bits; expected at most "
+            f"{_LONGEST_INTEGER_BITS}: give it as bytes."
+        )
+    return value
+
+
+def _leaf(value: object, leaves: _Leaves, where: str) -> dict[str, str] | None:
     # Whoever made a tensor or an array has imported its library; a state without needs neither.
     torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
     if torch is not None and isinstance(value, torch.Tensor):
+        _check_tensor(value, where)
         name = str(len(leaves.tensors))
         # A copy: safetensors refuses tensors that share memory, as tied weights do.
         leaves.tensors[name] = value.detach().cpu().contiguous().clone()
         return {_TENSOR: name}
     if numpy is not None and isinstance(value, numpy.ndarray | numpy.generic):
+        _check_array(value, where)
         name = str(len(leaves.arrays))
         leaves.arrays[name] = numpy.ascontiguousarray(value).reshape(numpy.shape(value))
         return {_ARRAY: name}
     return None
+
+
+def _check_tensor(tensor: Tensor, where: str) -> None:
+    """Refuses a tensor without content, or of a form or type that safetensors does not have."""
+    import torch
+    from safetensors.torch import save
+
+    if tensor.is_meta:
+        raise StateError(
+            f"The tensor at {where} is on the meta device and has no content to save; give it "
+            "values first."
+        )
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        form = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+        raise StateError(
+            f"The tensor at {where} is {form}, which a state cannot hold; make it dense first "
+            "(`to_dense`, `to_padded_tensor`)."
+        )
+    try:
+        save({"": torch.empty(0, dtype=tensor.dtype)})
+    except Exception:
+        raise StateError(_no_type("tensor", where, str(tensor.dtype))) from None
+
+
+def _check_array(array: NDArray[Any], where: str) -> None:
+    """Refuses an array of a type that safetensors does not have, or that would lose its mask."""
+    import numpy
+    from safetensors.numpy import save
+
+    if isinstance(array, numpy.ma.MaskedArray):
+        raise StateError(
+            f"The array at {where} is masked, which a state cannot hold; save data and mask."
+        )
+    try:
+        save({"": numpy.empty(0, array.dtype)})
+    except Exception:
+        raise StateError(_no_type("array", where, str(array.dtype))) from None
+
+
+def _no_type(what: str, where: str, dtype: str) -> str:
+    return (
+        f"The {what} at {where} is of {dtype}, which a state cannot hold (nothing is pickled); "
+        "expected numbers or booleans of a type that safetensors has: convert it, or use a list."
+    )
 
 
 def _is_marked(skeleton: object) -> bool:

@@ -65,6 +65,8 @@ def native_linear(
         x = readable(x)
     y = x.new_empty((*x.shape[:-1], packed.rows)) if out is None else out
     addend = None if bias is None else readable(bias.detach().to(torch.float32))
+    # Null, as wrappers around other tensors have it, would mean none.
+    bias_address = 0 if addend is None else addend.data_ptr() or _refuse_bias()
     columns = packed.columns
     extension.linear(
         product_path(path),
@@ -76,7 +78,7 @@ def native_linear(
         packed.rows,
         packed.scale.data_ptr(),
         packed.is_rowwise,
-        0 if addend is None else addend.data_ptr(),
+        bias_address,
         y.data_ptr(),
         code,
         thread_count(),
@@ -84,6 +86,13 @@ def native_linear(
     if out is not None:
         _changed((out,))  # or a backward that kept it would take the new values for the old ones
     return y
+
+
+def _refuse_bias() -> int:
+    raise ValueError(
+        "the bias has no memory of its own; expected a plain tensor on the CPU, not one that wraps "
+        "others."
+    )
 
 
 def _other_linear(chosen: str, x: Tensor, packed: PackedTernary, bias: Tensor | None) -> Tensor:

@@ -22,6 +22,7 @@ from .dispatch import (
     unwatched_linear,
 )
 from .packed import PackedTernary
+from .packing import check_values
 
 
 def ternary_linear(
@@ -58,7 +59,7 @@ def ternary_linear(
         BackendUnavailableError: The explicit backend or path cannot run here.
         NonTernaryCodeError: The reference met a field that stands for no code; the other backends
             do not look, as the codes were checked when they were packed.
-        TypeError: `x` is not floating.
+        TypeError: `x` is not floating, or `bias` is complex.
         ValueError: Shapes or devices do not fit, or `out` is none of such a product.
     """
     shape = x.shape
@@ -77,6 +78,8 @@ def ternary_linear(
             f"bias is on {bias.device}, the packed weight on {packed.data.device}; move one of "
             "them."
         )
+    if bias is not None and bias.is_complex():
+        raise TypeError(f"bias has dtype {bias.dtype}; expected real numbers.")
     on_cpu = x.is_cpu and packed.is_cpu
     if out is not None:
         _check_out(out, x, shape, packed.rows)
@@ -124,6 +127,7 @@ def ternary_matmul(
             f"q has shape {tuple(q.shape)} on {q.device}; expected (M, {packed.columns}) on "
             f"{packed.data.device}."
         )
+    check_values(q, "the activations")
     chosen = which(
         "ternary_matmul", backend, device=q.device.type, tokens=len(q), weight=packed.shape
     )
@@ -217,7 +221,8 @@ def _check_out(out: Tensor, x: Tensor, shape: torch.Size, rows: int) -> None:
             f"out is {out.dtype} {tuple(out.shape)}; expected contiguous {x.dtype} "
             f"{tuple(expected)}."
         )
-    if out.is_neg():
+    # Dynamo cannot record the question; a copy into a negated view is right.
+    if not is_compiling() and out.is_neg():
         raise ValueError("out is a negated view; expected a tensor whose memory holds its values.")
     if out.requires_grad:
         raise ValueError(

@@ -7,15 +7,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from forge_harness.errors import NonTernaryCodeError
+from forge_harness.errors import NonTernaryCodeError, ScaleError
 
 from .backends import Backend, native, which
-from .packing import check_matrix, check_rows, readable_bytes
+from .packing import check_matrix, check_rows, check_values, readable_bytes
 
 LAYOUT = "i2-64x16"
 """Name and version of the layout; see `forge_kernels/layout.py`."""
 MAX_COLUMNS = 131_072
 """Longest row whose int32 accumulators cannot overflow in any backend (csrc/cpu/layout.h)."""
+_SMALLEST_SCALE = 2.0**-126
+"""Smallest normal number of fp32: below it a number has fewer bits, or is 0."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,6 +84,10 @@ class PackedTernary:
         object.__setattr__(self, "is_cpu", self.data.is_cpu)
         object.__setattr__(self, "is_rowwise", self.scale.dim() == 1)
 
+    def __reduce__(self) -> tuple[type[PackedTernary], tuple[object, ...]]:
+        # Through the constructor: what was pickled elsewhere may be of another layout.
+        return type(self), (self.data, self.rows, self.columns, self.scale, self.layout)
+
     @property
     def shape(self) -> tuple[int, int]:
         """(N, K) of the weight."""
@@ -111,14 +117,16 @@ def pack(codes: Tensor, *, scale: Tensor | float, backend: Backend = "auto") -> 
 
     Args:
         codes: int8 (N, K) of -1, 0, +1, N and K at least 1.
-        scale: Multiplies codes: a finite number, or a tensor with one entry, or one a row.
+        scale: Multiplies codes: a number, or a tensor with one entry, or one a row.
         backend: Which implementation packs.
 
     Raises:
         NonTernaryCodeError: A code is outside -1, 0, +1; the message names its row and column.
         TypeError: `codes` is not int8.
+        ScaleError: A scale is no number, not finite in fp32, or so small that products would lose
+            bits of it, or all; 0 is kept as it is. A ValueError too.
         ValueError: `codes` is not 2-D, is empty or too wide, or the scale has another number of
-            entries or is not finite.
+            entries.
         BackendUnavailableError: The explicit backend is not there.
     """
     check_matrix(codes, torch.int8, "codes")
@@ -185,7 +193,9 @@ def unpack(packed: PackedTernary, *, backend: Backend = "auto") -> Tensor:
     Raises:
         NonTernaryCodeError: A field holds 3: the bytes were damaged since they were packed.
         BackendUnavailableError: The explicit backend is not there.
+        ValueError: The weight is on the meta device, without values.
     """
+    check_values(packed.data, "packed codes")
     chosen = which("unpack_blocks", backend, device=packed.data.device.type)
     try:
         if chosen == "reference":
@@ -209,20 +219,34 @@ def check_size(rows: int, columns: int) -> None:
 
 
 def _scales(scale: Tensor | float, rows: int, like: Tensor) -> Tensor:
-    scales = torch.as_tensor(scale, dtype=torch.float32, device=like.device).detach()
-    if scales.numel() not in (1, rows):
+    try:
+        if isinstance(scale, Tensor) and scale.is_complex():
+            raise TypeError
+        given = torch.as_tensor(scale, dtype=torch.float64, device=like.device).detach()
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ScaleError(
+            f"the scale is {_kind(scale)} that fp32 cannot hold; expected a number or a "
+            "tensor of numbers."
+        ) from None
+    if given.numel() not in (1, rows):
         raise ValueError(
-            f"scale has shape {tuple(scales.shape)}; expected one entry, or one for each of the "
+            f"scale has shape {tuple(given.shape)}; expected one entry, or one for each of the "
             f"{rows} rows: repeat the scale of a part over its rows."
         )
-    flat = scales.reshape(-1)
-    if not bool(flat.isfinite().all()):
-        index = int(flat.isfinite().logical_not().int().argmax())
-        raise ValueError(
-            f"scale {float(flat[index])} of row {index}; expected finite numbers: check the weight "
-            "it was made from."
+    scales = given.to(torch.float32)
+    wrong = ~scales.isfinite() | ((scales.abs() < _SMALLEST_SCALE) & (given != 0))
+    if bool(wrong.any()):
+        index = int(wrong.reshape(-1).int().argmax())
+        raise ScaleError(
+            f"scale {float(given.reshape(-1)[index]):.9g} of row {index}; expected 0 or normal "
+            f"numbers of fp32, {_SMALLEST_SCALE:.3g} to {torch.finfo(torch.float32).max:.3g}: "
+            "check the weight it was made from."
         )
-    return flat.clone() if scales.numel() > 1 else flat.clone().reshape(())
+    return scales.reshape(-1).clone() if scales.numel() > 1 else scales.clone().reshape(())
+
+
+def _kind(scale: object) -> str:
+    return f"a {scale.dtype}" if isinstance(scale, Tensor) else f"a {type(scale).__name__}"
 
 
 def _native_blocks(rows: int, columns: int) -> Tensor:

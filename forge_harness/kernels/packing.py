@@ -85,7 +85,7 @@ def unpack_i2(packed: Tensor, rows: int, *, backend: Backend = "auto") -> Tensor
 
 
 def check_matrix(tensor: Tensor, dtype: object, what: str) -> None:
-    """Raises TypeError for another dtype, ValueError for anything but a matrix."""
+    """Raises TypeError for another dtype, ValueError for anything but a matrix with values."""
     if tensor.dtype != dtype:
         raise TypeError(
             f"{what} have dtype {tensor.dtype}; expected {dtype}: convert them explicitly."
@@ -93,6 +93,16 @@ def check_matrix(tensor: Tensor, dtype: object, what: str) -> None:
     if tensor.dim() != 2:
         raise ValueError(
             f"{what} have shape {tuple(tensor.shape)}; expected 2-D, output rows first."
+        )
+    check_values(tensor, what)
+
+
+def check_values(tensor: Tensor, what: str) -> None:
+    """Raises ValueError for a tensor of the meta device."""
+    if tensor.is_meta:
+        raise ValueError(
+            f"{what} are on meta, where tensors have no values; expected them on a device that "
+            "holds them."
         )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from forge_harness.errors import LoadError
+from forge_harness.errors import LoadError, several
 
 from .gates import gates, recovers
 from .metrics import answers_by_code, parse, unexplained
@@ -243,12 +243,12 @@ def _book_problems(
         problems.append("Locust left no counts")
     elif locust != own:
         problems.append(
-            f"Locust counted {locust[0]} requests and {locust[1]} failures, "
+            f"Locust counted {several(locust[0], 'request')} and {several(locust[1], 'failure')}, "
             f"the records say {own[0]} and {own[1]}"
         )
     if unknown:
         problems.append(
-            f"the server's counters and the records differ by {unknown} requests; "
+            f"the server's counters and the records differ by {several(unknown, 'request')}; "
             "was somebody else using it?"
         )
     return problems

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from forge_harness.paths import resolved_path
 from forge_harness.protocols import ServerSpec
 
 from .driver import measure
@@ -41,7 +42,7 @@ def load_campaign(spec: ServerSpec, directory: Path, *, profile: str, seed: int)
             url=target.url,
             seed=seed,
             phases=(),
-            requests=str(spec.requests.resolve()),
+            requests=str(resolved_path(spec.requests)),
             timeout_s=TIMEOUT_S,
             slo_s=OBJECTIVE_S,
         )

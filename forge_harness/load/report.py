@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from forge_harness.errors import ExitCode
+from forge_harness.errors import ExitCode, several
 
 from .peak import Peak, Probe
 from .percentiles import Percentile, milliseconds
@@ -212,8 +212,8 @@ def table(report: LoadReport) -> str:
     if report.checked < report.kinds:
         unchecked = report.kinds - report.checked
         said.append(
-            f"{unchecked} of {report.kinds} requests have no expected answer: only the form of "
-            "theirs was checked."
+            f"{unchecked} of {several(report.kinds, 'request')} without an expected answer: only "
+            "the form of theirs was checked."
         )
     if report.recovery is not None:
         said.append(f"recovery: {recovery_text(report.recovery)}")
@@ -266,7 +266,7 @@ def peak_text(found: Peak) -> str:
         "time": "the time for the search was over",
         "limit": "the highest rate allowed was served",
     }[found.bound]
-    return f"{least}{found.rate:.1f} requests/s ({why}; {len(found.probes)} probes)"
+    return f"{least}{found.rate:.1f} requests/s ({why}; {several(len(found.probes), 'probe')})"
 
 
 def peak_table(found: Peak) -> str:

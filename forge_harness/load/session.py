@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from forge_harness.errors import GeneratorError, LoadError
+from forge_harness.paths import resolved_path
 
 from .metrics import MEMORY, Server, parse, total
 from .plan import SIGN, LoadPlan, bearer_token
@@ -100,7 +101,7 @@ class Generator:
         directory.mkdir(parents=True, exist_ok=True)
         watch = _Watch(server_of(plan), directory, on_step)
         watch.before()
-        path = plan.write(directory).resolve()
+        path = resolved_path(plan.write(directory))
         self._stdin.write(json.dumps({"plan": str(path)}).encode() + b"\n")
         self._stdin.flush()
         deadline = time.monotonic() + plan.seconds + plan.timeout_s + _GRACE_S

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+from forge_harness.errors import several
+
 from .plan import LoadPlan
 from .records import Fate, Record
 from .schedule import phase_starts
@@ -44,13 +46,14 @@ def phase_problems(
     problems = []
     dropped = sum(record.fate is Fate.DROPPED for record in records)
     if dropped:
-        problems.append(f"{dropped} requests were not sent: {plan.concurrency} were in flight")
+        count = several(dropped, "request")
+        problems.append(f"{count} not sent: {plan.concurrency} were in flight")
     sent = sum(record.sent is not None for record in records)
     if records and sent / len(records) < SENT_SHARE:
-        problems.append(f"sent {sent} of {len(records)} scheduled requests")
+        problems.append(f"sent {sent} of {several(len(records), 'scheduled request')}")
     censored = sum(record.fate is Fate.CENSORED for record in records)
     if censored:
-        problems.append(f"the end of {censored} requests is not known")
+        problems.append(f"the end of {several(censored, 'request')} is not known")
     late = lateness_p99(records)
     limit = lateness_limit(plan)
     if late is not None and late > limit:

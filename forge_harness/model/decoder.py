@@ -197,6 +197,15 @@ class CachedDecoder(nn.Module):
                 f"tokens have shape {tuple(tokens.shape)}; expected (B, T) with at least one token "
                 "a sequence: start an empty prompt with a token of your own."
             )
+        weight = self.embedding.weight
+        if tokens.device != weight.device:
+            raise ValueError(
+                f"tokens are on {tokens.device}, the model on {weight.device}; move one of them."
+            )
+        if tokens.dtype not in (torch.int64, torch.int32):
+            raise ValueError(
+                f"tokens are {tokens.dtype}; expected token ids in torch.int64 (or torch.int32)."
+            )
         if self.position + tokens.shape[1] > self.context:
             raise ValueError(
                 f"{tokens.shape[1]} tokens after {self.position}; expected at most the context of "
@@ -208,7 +217,7 @@ class CachedDecoder(nn.Module):
                 "cache holds: reset before another batch."
             )
         if self.position and not self._cache_fits(tokens.shape[0]):
-            cache, weight = self._layers[0], self.embedding.weight
+            cache = self._layers[0]
             raise ValueError(
                 f"The cache is {cache.dtype} on {cache.device}, the model {weight.dtype} on "
                 f"{weight.device}; expected one of both: reset after moving or converting it."

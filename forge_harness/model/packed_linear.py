@@ -180,6 +180,7 @@ class PackedLinear(nn.Module):
 
 
 def _check_scale(scale: Tensor) -> None:
+    scale = scale.float()  # as it will be kept
     wrong = scale[~scale.isfinite()]
     if wrong.numel():
         raise ValueError(

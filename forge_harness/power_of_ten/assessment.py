@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import os
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -13,6 +12,8 @@ from pathlib import Path
 
 from forge_harness.canonical import digest_of
 from forge_harness.errors import ConfigError
+from forge_harness.paths import resolved_path
+from forge_harness.policy import toml_values
 from forge_harness.security.scan_files import relative, tree_files
 from forge_harness.security.scan_tools import find_tool, run_tool, tool_version
 
@@ -156,9 +157,9 @@ def load_waivers(path: Path) -> list[Waiver]:
         ConfigError: The file cannot be read or a waiver lacks something.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = toml_values(path)
         found = [Waiver(**entry) for entry in document.get("waiver", [])]
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"Waivers {str(path)!r} cannot be read ({error}); expected [[waiver]] with rule, file, "
             "owner, expires and reason."
@@ -193,8 +194,8 @@ def _warnings(root: Path, files: Sequence[Path]) -> Measure:
         arguments += ["--extend-exclude", glob.escape(str(path))]
     # From within the tree: without a configuration of its own ruff would take that of the directory
     # the harness happens to run in.
-    folder = (root if root.is_dir() else root.parent).resolve()
-    run = run_tool([*arguments, str(root.resolve())], cwd=folder)
+    folder = resolved_path(root if root.is_dir() else root.parent)
+    run = run_tool([*arguments, str(resolved_path(root))], cwd=folder)
     found = replace(
         found,
         version=tool_version(command),
@@ -209,7 +210,7 @@ def _warnings(root: Path, files: Sequence[Path]) -> Measure:
 def _not_plain(root: Path) -> Iterator[Path]:
     """What ruff would wait for and never get: pipes and devices, links to them included."""
     for directory, _, files in os.walk(root):
-        paths = (Path(directory).resolve() / name for name in files)
+        paths = (resolved_path(Path(directory)) / name for name in files)
         yield from (path for path in paths if path.exists() and not path.is_file())
 
 
@@ -222,11 +223,11 @@ def _first_findings(
     output: str, root: Path, folder: Path, sources: Sequence[Path]
 ) -> Iterator[Place]:
     """The first finding of each file, from ruff's concise lines `file:line:column: what`."""
-    left = {str(path.resolve()): path for path in sources}
+    left = {str(resolved_path(path)): path for path in sources}
     for line in output.splitlines():
         file, _, rest = line.partition(":")
         number, _, what = rest.partition(":")
-        path = left.pop(str((folder / file).resolve()), None) if number.isdecimal() else None
+        path = left.pop(str(resolved_path(folder / file)), None) if number.isdecimal() else None
         if path is not None:
             yield Place(relative(path, root), int(number), what.partition(":")[2].strip())
 

@@ -8,6 +8,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from forge_harness.paths import resolved_path
+
 NETWORK_TYPES = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre"}
     | {"beegfs", "gpfs", "orangefs", "davfs", "ocfs2"}
@@ -47,7 +49,7 @@ def file_system_type(path: Path, mounts: str | None = None) -> str:
             mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace")
         except OSError:
             return "unknown"
-    target, best, kind = path.resolve(), "", "unknown"
+    target, best, kind = resolved_path(path), "", "unknown"
     for line in mounts.splitlines():
         fields = line.split(" ")
         if len(fields) < 3:

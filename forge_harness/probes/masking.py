@@ -11,9 +11,9 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from urllib.parse import quote
 
+from forge_harness.paths import home_path
 from forge_harness.probes.secrets import FORMS, NAMES
 
 _VARIABLES = re.compile(r"(^|_)(AUTH|CREDENTIALS?|KEYS?|KEYRING|PASSPHRASE|PWD|TOKENS?)$")
@@ -78,8 +78,9 @@ def _is_secret(name: str, value: str) -> bool:
     named = NAMES.search(name) is not None or _VARIABLES.search(name.upper()) is not None
     if not named or name in _NOT_SECRET or len(value) < _SHORTEST:
         return False
-    # A file that holds a secret is named in messages; its name is none.
-    return not (value.startswith((os.sep, ".", "~")) and Path(value).expanduser().exists())
+    # A file that holds a secret is named in messages; its name is none. A secret may look like the
+    # start of a path too, and be too long for one: `Path.exists` raises then.
+    return not (value.startswith((os.sep, ".", "~")) and os.path.exists(home_path(value)))
 
 
 def _written(value: str) -> Iterator[str]:

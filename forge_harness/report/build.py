@@ -1,4 +1,4 @@
-"""Builds the Report from a record and its policy; nothing else is read."""
+"""Builds the Report from a record and its policy; nothing else is read but the shipped policy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from forge_harness.integration.baselines import AcceptedRun
 from forge_harness.integration.kept_runs import History
-from forge_harness.policy import Policy
+from forge_harness.policy import Policy, load_policy
 from forge_harness.record import RunRecord, ShardRecord, Waiver
 from forge_harness.report.anchors import check_anchor
 from forge_harness.report.changes import changes_since
@@ -22,7 +22,7 @@ from forge_harness.report.scores import component_rows, loss_rows, suite_rows
 from forge_harness.report.specification import specification_sections
 from forge_harness.report.text import clean, percent
 from forge_harness.report.trend import trend_of
-from forge_harness.scoring import waterfall
+from forge_harness.scoring import listed_changes, policy_changes, waterfall
 from forge_harness.types import Verdict
 
 MEANINGS = {
@@ -108,6 +108,7 @@ def _section(reason: str) -> str:
 def _headline(record: RunRecord, policy: Policy) -> Headline:
     score = record.score
     measured = percent(record.coverage)
+    changes = tuple(map(clean, policy_changes(policy)))
     return Headline(
         verdict=record.verdict,
         meaning=MEANINGS[record.verdict],
@@ -118,7 +119,8 @@ def _headline(record: RunRecord, policy: Policy) -> Headline:
         scope=_scope(record),
         subject=clean(record.subject.name),
         policy_digest=record.policy_digest,
-        alerts=tuple(_alerts(record, policy)),
+        alerts=tuple([*_alerts(record, policy), *_policy_alerts(changes)]),
+        policy_changes=changes,
     )
 
 
@@ -148,6 +150,13 @@ def _alerts(record: RunRecord, policy: Policy) -> list[str]:
             "and in no count below."
         )
     return alerts
+
+
+def _policy_alerts(changes: Sequence[str]) -> list[str]:
+    if not changes:
+        return []
+    which = "The policy is not the one that ships with this harness"
+    return [f"{which}: {listed_changes(changes)}. That one is {load_policy().digest}."]
 
 
 def _waiver_row(waiver: Waiver, record: RunRecord) -> WaiverRow:

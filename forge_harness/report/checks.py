@@ -59,6 +59,7 @@ def item_row(item: CheckItem | ItemRecord) -> ItemRow:
         duration_s=item.duration_s,
         attempts=item.attempts,
         log=clean(item.log or "", lines=True),
+        warnings=tuple(clean(warning) for warning in item.warnings),
     )
 
 

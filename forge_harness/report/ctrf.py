@@ -186,6 +186,7 @@ def _summary(report: Report, tests: list[_Values]) -> _Values:
                 "state": execution.state,
                 "alerts": list(head.alerts),
                 "policy_digest": head.policy_digest,
+                "policy_changes": list(head.policy_changes),
             }
         },
     }

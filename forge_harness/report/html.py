@@ -20,11 +20,13 @@ from forge_harness.report.specification import STATES
 from forge_harness.report.svg import interval_bar, sparkline
 from forge_harness.report.text import duration, number, percent, shorten, tail
 from forge_harness.report.trend_plot import figure_line, trend_plot
+from forge_harness.scoring import LISTED_CHANGES
 from forge_harness.types import Outcome, Verdict
 
 MAX_BYTES = 1_000_000
 """The page opens at once on a phone and passes every mail filter; run.json has the rest."""
 SHOWN_REASONS = 5
+SHOWN_CHANGES = 200
 WORDS = {outcome: outcome.replace("_", " ") for outcome in Outcome} | {
     Outcome.PASS: "passed",
     Outcome.WARN: "warned",
@@ -130,6 +132,8 @@ def _page(
             css_digest=css_digest,
             verdict_state=verdict_state(report.headline.verdict),
             shown_reasons=SHOWN_REASONS,
+            listed_changes=LISTED_CHANGES,
+            shown_changes=SHOWN_CHANGES,
             sides=[(words, getattr(report.changes, side)) for side, words in SIDES.items()],
             moved=_moved(report),
             anchors={check.anchor for check in report.checks},

@@ -16,6 +16,7 @@ from forge_harness.report.model import (
     TrendPoint,
 )
 from forge_harness.report.text import duration, percent, shorten
+from forge_harness.scoring import LISTED_CHANGES
 from forge_harness.types import Outcome, Verdict
 
 MAX_BYTES = 900_000
@@ -34,6 +35,7 @@ _TREND = (
 )
 _BAD = (Outcome.FAIL, Outcome.ERROR, Outcome.XPASS)
 _SHOWN_REASONS = 5
+_SHOWN_CHANGES = 100
 _SHOWN_CHECKS = 100
 _REASON_LENGTH = 300
 _CUT = "\n\n*Cut here; the HTML report has all of it.*\n"
@@ -87,7 +89,19 @@ def _head(report: Report) -> str:
         "",
         f"Policy {_code(head.policy_digest)}",
     ]
-    return "\n".join(lines + [f"\n> {escape(alert)}" for alert in head.alerts])
+    lines += [f"\n> {escape(alert)}" for alert in head.alerts]
+    return "\n".join(lines + _policy_changes(head.policy_changes))
+
+
+def _policy_changes(changes: Sequence[str]) -> list[str]:
+    """Returns all that a policy changes, folded, where the alert above has only the first."""
+    if len(changes) <= LISTED_CHANGES:
+        return []
+    shown = [f"- {escape(change)}" for change in changes[:_SHOWN_CHANGES]]
+    more = len(changes) - len(shown)
+    rest = [f"- and {more} more; policy.json has the whole policy"] if more > 0 else []
+    summary = f"All {len(changes)} changes of the policy"
+    return [f"\n<details><summary>{summary}</summary>\n", *shown, *rest, "\n</details>"]
 
 
 def _reasons(reasons: Sequence[Sentence]) -> str:

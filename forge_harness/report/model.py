@@ -1,4 +1,7 @@
-"""The report as data: what every writer renders. All of it comes from run.json and the policy."""
+"""The report as data: what every writer renders.
+
+All of it comes from run.json and the policy, and from what either is compared with.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,10 @@ class Headline:
     subject: str
     policy_digest: str
     alerts: tuple[str, ...]
-    """What makes the record itself doubtful: not finished, scored with another policy."""
+    """What makes the record itself doubtful: not finished, scored with another policy; and what
+    makes its verdict another's: a policy that is not the one that ships."""
+    policy_changes: tuple[str, ...]
+    """In what the policy differs from the one that ships with the harness that writes this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,6 +252,8 @@ class ItemRow:
     duration_s: float
     attempts: int
     log: str
+    warnings: tuple[str, ...] = ()
+    """Python warnings given while it ran."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from forge_harness.canonical import canonical_json, file_sha256, read_canonical,
 from forge_harness.durable import write_durably
 from forge_harness.integration.baselines import AcceptedRun, Baseline
 from forge_harness.integration.kept_runs import History
-from forge_harness.policy import Policy
+from forge_harness.policy import Policy, load_policy
 from forge_harness.record import RunRecord
 from forge_harness.report.write import WRITERS, render_reports
 from forge_harness.scoring import Discrepancy
@@ -64,9 +64,10 @@ class RenderedAgain:
 
 @cache
 def renderer() -> str:
-    """Returns what decides on the bytes of a report besides the run: our code, and what draws.
+    """Returns what decides on the bytes of a report besides the run.
 
-    The code by its digest: between two releases the version stays the same while pages change.
+    That is our code, the policy that ships, which a page compares the run's with, and what draws.
+    Code by its digest: between two releases the version stays the same while pages change.
     """
     files = [path for path in _PACKAGE.rglob("*") if path.suffix in (".py", ".j2", ".css", ".toml")]
     named = "\n".join(
@@ -74,7 +75,10 @@ def renderer() -> str:
     )
     drawing = " ".join(f"{name} {version(name)}" for name in _DRAWING)
     code = sha256_hex(named.encode())[:12]
-    return f"forge-harness {__version__} {code}, {drawing}, Python {platform.python_version()}"
+    # Of the policy as it is read: its files lie outside the package in a checkout.
+    policy = load_policy().digest.removeprefix("sha256:")[:12]
+    ours = f"forge-harness {__version__} {code}, policy {policy}"
+    return f"{ours}, {drawing}, Python {platform.python_version()}"
 
 
 def forget(run_dir: Path, formats: Sequence[str]) -> None:
@@ -82,7 +86,12 @@ def forget(run_dir: Path, formats: Sequence[str]) -> None:
 
     A writing that is cut short then leaves files of which nothing is said, not a false statement.
     """
-    kept = _read(run_dir)
+    try:
+        kept = _read(run_dir)
+    except (ValueError, RecursionError):
+        # It says nothing of any report; those that are not made anew are then held to be plain.
+        (run_dir / REPORTS).unlink()
+        return
     names = {WRITERS[name][0] for name in formats if name in WRITERS}
     if names & kept.files.keys():
         _write(run_dir, {file: how for file, how in kept.files.items() if file not in names})
@@ -113,7 +122,9 @@ def note(
 def render_again(run_dir: Path, record: RunRecord, policy: Policy) -> RenderedAgain:
     """Renders the reports of a run directory again and compares the bytes.
 
-    Only what the same code rendered can be compared: a later release draws other pages.
+    Bytes that differ are no report of the run where the same code made them. A later release draws
+    other pages, of which nothing can be said. Where reports.json does not say what made a report,
+    it is the plain one; only runs recorded before there was such a file may hold another.
 
     Args:
         run_dir: A run directory that verifies.
@@ -131,31 +142,38 @@ def render_again(run_dir: Path, record: RunRecord, policy: Policy) -> RenderedAg
         if not (run_dir / file).is_file():
             continue
         how = noted.get(file)
-        if how is None:
-            result.unknown[file] = "nothing says what made it"
-        elif how.renderer != renderer():
-            result.unknown[file] = f"made by {how.renderer}"
-        else:
-            compared: dict[str, Any] = {"baseline": how.baseline, "history": how.history}
-            ((_, text),) = render_reports(run_dir, record, policy, (name,), **compared)
-            _compare(run_dir / file, text.encode(), result)
-            if leans := _leans_on(how):
+        compared: dict[str, Any] = {}
+        if how is not None:
+            compared = {"baseline": how.baseline, "history": how.history}
+        ((_, text),) = render_reports(run_dir, record, policy, (name,), **compared)
+        if (run_dir / file).read_bytes() == text.encode():
+            result.same.append(file)
+            if how is not None and (leans := _leans_on(how)):
                 result.leaning[file] = leans
+        elif how is not None and how.renderer != renderer():
+            result.unknown[file] = f"made by {how.renderer}"
+        elif how is None and record.files is None:
+            result.unknown[file] = "nothing says what made it"
+        else:
+            result.problems.append(_difference(run_dir / file, text.encode(), how))
     return result
 
 
-def _compare(file: Path, expected: bytes, result: RenderedAgain) -> None:
-    if file.read_bytes() == expected:
-        result.same.append(file.name)
-        return
-    digests = f"sha256:{sha256_hex(expected)}", f"sha256:{file_sha256(file)}"
+def _difference(file: Path, expected: bytes, how: Rendered | None) -> Discrepancy:
     what = "is not the report of this run"
-    result.problems.append(Discrepancy(file.name, what, *digests))
+    if how is None:
+        what = f"is not the plain report of this run, and {REPORTS} says of no other"
+    return Discrepancy(
+        file.name, what, f"sha256:{sha256_hex(expected)}", f"sha256:{file_sha256(file)}"
+    )
 
 
 def _leans_on(how: Rendered) -> str:
     """Returns what of other runs is in a page: nothing of it can be recomputed from this one."""
-    parts = [] if how.baseline is None else [f"baseline {how.baseline.run_id}"]
+    parts = []
+    if how.baseline is not None:
+        digest = f" (run.json {how.baseline.run_digest})" if how.baseline.run_digest else ""
+        parts.append(f"baseline {how.baseline.run_id}{digest}")
     if how.history is not None:
         count = len(how.history.runs)
         parts.append(f"{count} kept {'run' if count == 1 else 'runs'}")

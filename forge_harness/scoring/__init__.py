@@ -13,14 +13,20 @@ from forge_harness.scoring.assembly import (
     reassemble,
     score_of,
 )
-from forge_harness.scoring.policy_changes import policy_changes, policy_line
+from forge_harness.scoring.policy_changes import (
+    LISTED_CHANGES,
+    listed_changes,
+    policy_changes,
+    policy_line,
+)
 from forge_harness.scoring.rescore import Rescored, rescore
 from forge_harness.scoring.rollup import settle
 from forge_harness.scoring.verdict import exit_code_for, gate_exit_code
-from forge_harness.scoring.verify import Discrepancy, verify_run
+from forge_harness.scoring.verify import Discrepancy, only_in_manifest, verify_run
 from forge_harness.scoring.waterfall import Repair, WaterfallStep, waterfall, way_back
 
 __all__ = [
+    "LISTED_CHANGES",
     "Discrepancy",
     "Repair",
     "Rescored",
@@ -33,6 +39,8 @@ __all__ = [
     "exit_code_for",
     "gate_exit_code",
     "items_of",
+    "listed_changes",
+    "only_in_manifest",
     "policy_changes",
     "policy_line",
     "reassemble",

@@ -94,6 +94,8 @@ class RunContext:
     finished_at: str | None = None
     shards: Sequence[ShardRecord] = ()
     """The runs it was merged from."""
+    files: Mapping[str, str] | None = None
+    """Path -> digest of what it left besides items and evidence; None where nobody noted it."""
 
 
 def entries_in_scope(policy: Policy, scope: ScopeLike) -> tuple[CatalogueEntry, ...]:
@@ -176,6 +178,7 @@ def assemble(
         started_at=context.started_at,
         finished_at=context.finished_at,
         shards=list(context.shards),
+        files=None if context.files is None else dict(context.files),
     )
 
 
@@ -201,6 +204,7 @@ def items_of(record: RunRecord) -> list[ItemRecord]:
                     attempts=item.attempts,
                     evidence=own,
                     log=item.log,
+                    warnings=item.warnings,
                 )
             )
     return items
@@ -218,6 +222,7 @@ def context_of(record: RunRecord) -> RunContext:
         started_at=record.started_at,
         finished_at=record.finished_at,
         shards=record.shards,
+        files=record.files,
     )
 
 
@@ -338,6 +343,7 @@ def _check_record(entry: CatalogueEntry, rolled: RolledUp, command: str) -> Chec
                 duration_s=item.duration_s,
                 attempts=item.attempts,
                 log=item.log,
+                warnings=item.warnings,
             )
             for item in rolled.items
         ],

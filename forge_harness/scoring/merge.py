@@ -90,6 +90,8 @@ def merge_records(policy: Policy, sources: Sequence[MergeSource]) -> RunRecord:
         started_at=min(record.started_at for record in records),
         finished_at=max(record.finished_at or record.started_at for record in records),
         shards=[_shard(place, source) for place, source in enumerate(sources)],
+        # Logs and studies stay beside the records of the shards, which have their digests.
+        files=None if any(record.files is None for record in records) else {},
     )
     return assemble(
         policy,

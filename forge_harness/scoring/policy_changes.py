@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from forge_harness.errors import several
 from forge_harness.policy import Policy, load_policy
 
-_LISTED = 4
+LISTED_CHANGES = 4
+"""How many stand in a sentence."""
+_TEXT_LENGTH = 80
 
 
 def policy_changes(policy: Policy) -> list[str]:
-    """Returns a phrase for each difference from the shipped policy; none for the shipped one.
+    """Returns a phrase for each difference from the shipped policy; none for the shipped one only.
 
     Values come first ("threshold gates.accuracy.at_least is 0.5, shipped 0.92"), then checks that
-    are missing, weigh or apply otherwise, then how many are the user's own: what is only added
-    judges nothing more mildly.
+    are missing, weigh or apply otherwise, then what is the user's own: weights of suites by name,
+    as they take from the others' share, of the rest how many there are.
     """
     shipped = load_policy()
     if policy.digest == shipped.digest:
@@ -28,7 +31,9 @@ def policy_changes(policy: Policy) -> list[str]:
         ("unit of", policy.units, shipped.units),
     ):
         found += _values(noun, ours, theirs)
-    return found + _checks(policy, shipped)
+    found += [*_checks(policy, shipped), *_own(policy, shipped)]
+    # The digest is over the sorted keys of all of it, so nothing else is left.
+    return found or ["the checks come in another order"]
 
 
 def policy_line(policy: Policy) -> str:
@@ -36,20 +41,21 @@ def policy_line(policy: Policy) -> str:
     changes = policy_changes(policy)
     if not changes:
         return f"Policy: {policy.digest}"
-    return f"Policy: {policy.digest}, not the one that ships: {_listed(changes)}"
+    return f"Policy: {policy.digest}, not the one that ships: {listed_changes(changes)}"
 
 
-def _listed(changes: list[str]) -> str:
-    more = len(changes) - _LISTED
-    return "; ".join(changes[:_LISTED]) + (f"; and {more} more" if more > 0 else "")
+def listed_changes(changes: Sequence[str]) -> str:
+    """Returns the first changes, and how many more there are."""
+    more = len(changes) - LISTED_CHANGES
+    return "; ".join(changes[:LISTED_CHANGES]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _values(noun: str, ours: Mapping[Any, Any], theirs: Mapping[Any, Any]) -> list[str]:
     found = []
-    for name in [*theirs, *(name for name in ours if name not in theirs)]:
+    for name in theirs:
         if name not in ours:
             found.append(f"{noun} {name} is left out, shipped {_text(theirs[name])}")
-        elif name in theirs and ours[name] != theirs[name]:
+        elif ours[name] != theirs[name]:
             found.append(f"{noun} {name} is {_text(ours[name])}, shipped {_text(theirs[name])}")
     return found
 
@@ -58,7 +64,7 @@ def _checks(policy: Policy, shipped: Policy) -> list[str]:
     found = []
     missing = [name for name in shipped.by_id if name not in policy.by_id]
     if missing:
-        found.append(f"{_count(len(missing), 'shipped check')} left out ({missing[0]} first)")
+        found.append(f"{several(len(missing), 'shipped check')} left out ({missing[0]} first)")
     for name, entry in shipped.by_id.items():
         if name not in policy.by_id:
             continue
@@ -68,17 +74,31 @@ def _checks(policy: Policy, shipped: Policy) -> list[str]:
             f"{key} of {name} is {_text(ours[key])}, shipped {_text(theirs[key])}"
             for key in changed
         ]
-    own = sum(name not in shipped.by_id for name in policy.by_id)
-    if own:
-        found.append(f"{_count(own, 'check')} of your own")
+    return found
+
+
+def _own(policy: Policy, shipped: Policy) -> list[str]:
+    found = [
+        f"weight of suite {_short(name)} is {weight}, not in the shipped policy"
+        for name, weight in policy.suite_weights.items()
+        if name not in shipped.suite_weights
+    ]
+    for noun, ours, theirs in (
+        ("threshold", policy.thresholds, shipped.thresholds),
+        ("unit", policy.units, shipped.units),
+        ("check", policy.by_id, shipped.by_id),
+    ):
+        if own := len(ours.keys() - theirs.keys()):
+            found.append(f"{several(own, noun)} of your own")
     return found
 
 
 def _text(value: object) -> str:
     if isinstance(value, float):
-        return f"{value:g}"
-    return repr(value) if isinstance(value, str) else str(value)
+        # Two values that differ must not read the same.
+        return shown if float(shown := f"{value:g}") == value else repr(value)
+    return _short(repr(value) if isinstance(value, str) else str(value))
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def _short(text: str) -> str:
+    return text if len(text) <= _TEXT_LENGTH else text[: _TEXT_LENGTH - 1] + "\u2026"

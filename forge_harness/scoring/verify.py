@@ -15,7 +15,16 @@ from forge_harness.canonical import canonical_json, file_sha256, read_canonical
 from forge_harness.errors import RunDirectoryError, UsageError
 from forge_harness.policy import Policy
 from forge_harness.record import ItemRecord, RunRecord
-from forge_harness.rundir import ITEMS, MANIFEST, POLICY, RUN, check_manifest, read_items
+from forge_harness.rundir import (
+    ITEMS,
+    MANIFEST,
+    POLICY,
+    RUN,
+    all_files,
+    check_manifest,
+    left_files,
+    read_items,
+)
 from forge_harness.scoring.assembly import (
     context_of,
     items_of,
@@ -50,9 +59,9 @@ class Discrepancy:
 def verify_run(path: Path) -> list[Discrepancy]:
     """Returns every difference between what a run directory claims and what it holds.
 
-    In this order: an unfinished run, damaged files, policy, artifacts, what the items and evidence
-    of run.json give when assembled again, items.jsonl, and of a merged run its shards merged
-    again. No stored outcome, score, coverage, verdict or digest is trusted.
+    In this order: an unfinished run, damaged files, policy, artifacts, study.json and logs, what
+    the items and evidence of run.json give when assembled again, items.jsonl, and of a merged run
+    its shards merged again. No stored outcome, score, coverage, verdict or digest is trusted.
 
     Raises:
         RunDirectoryError: `path` is not a directory.
@@ -67,6 +76,7 @@ def verify_run(path: Path) -> list[Discrepancy]:
         found.insert(0, _unfinished(RUN, "state 'running'"))
     if record is not None:
         found += _artifacts(path, record)
+        found += _left(path, record, RUN)
         if policy is not None:
             found += _recomputed(record, policy)
             found += _items(path, record, policy)
@@ -130,6 +140,34 @@ def _artifacts(path: Path, record: RunRecord) -> Iterator[Discrepancy]:
                 yield Discrepancy(evidence.artifact, f"artifact of {check.id}", named, found)
 
 
+def _left(path: Path, record: RunRecord, file: str) -> Iterator[Discrepancy]:
+    """Holds study.json and the logs beside a record against what it says of them."""
+    if record.files is None:
+        return
+    beside = file.removesuffix(RUN)
+    present = left_files(path / beside)
+    for name in sorted({*present, *record.files}):
+        expected, found = record.files.get(name, "no file"), present.get(name, "no file")
+        if expected != found:
+            yield Discrepancy(f"{beside}{name}", f"is not what {file} says", expected, found)
+
+
+def only_in_manifest(path: Path, record: RunRecord) -> list[str]:
+    """Returns the files of a verified run that nothing but its manifest speaks for.
+
+    Whoever changes one of them can write the manifest anew. Reports and what rendered them are
+    among them: see `forge_harness.report.provenance`.
+    """
+    bound = {RUN, POLICY, ITEMS, MANIFEST, *(record.files or ())}
+    bound |= {e.artifact for check in record.checks for e in check.evidence if e.artifact}
+    for place in range(len(record.shards)):
+        file = shard_file(place)
+        shard, _ = _read(path, file, RunRecord)
+        left = () if shard is None else shard.files or ()
+        bound |= {file, *(f"{file.removesuffix(RUN)}{name}" for name in left)}
+    return [name for name in all_files(path) if name not in bound]
+
+
 def _items(path: Path, record: RunRecord, policy: Policy) -> Iterator[Discrepancy]:
     """Compares run.json with what was written down as each item finished.
 
@@ -176,10 +214,16 @@ def _against(
     """Returns where a record differs from what it was computed to be again."""
     claimed = record.model_dump(mode="json")
     order = {key: place for place, key in enumerate(_CAUSE_FIRST)}
-    keys = sorted(again, key=lambda key: order.get(key, len(order)))
+    keys = sorted({**again, **claimed}, key=lambda key: order.get(key, len(order)))
     if record.policy_digest != policy.digest:
         keys = ["policy_digest", *(key for key in keys if key != "policy_digest")]
-    found = [d for key in keys for d in _differences(f"$.{key}", again[key], claimed[key])]
+    found = [
+        difference
+        for key in keys
+        for difference in _differences(
+            f"$.{key}", again.get(key, _ABSENT), claimed.get(key, _ABSENT)
+        )
+    ]
     return [replace(discrepancy, file=file) for discrepancy in found]
 
 
@@ -199,6 +243,7 @@ def _merged(path: Path, record: RunRecord, policy: Policy) -> Iterator[Discrepan
         again = reassemble(source, policy).model_dump(mode="json")
         _keep_earlier_commands(source, again)
         yield from problems
+        yield from _left(path, source, file)
         yield from _against(source, policy, again, file)
         sources.append(MergeSource(file, source, digest))
     try:

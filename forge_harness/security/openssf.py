@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from forge_harness.durable import write_durably
 from forge_harness.errors import SecurityError
+from forge_harness.paths import resolved_path
 
 from . import dsse
 from .signing import digests
@@ -37,7 +38,7 @@ def export_signature(directory: Path, private_key_pem: bytes, target: Path) -> N
     Raises:
         SecurityError: The key is another one, or the directory cannot be signed.
     """
-    if target.resolve().is_relative_to(directory.resolve()):
+    if resolved_path(target).is_relative_to(resolved_path(directory)):
         raise SecurityError(f"{str(target)!r} would lie within what it signs; put it beside.")
     key = _p256(private_key_pem)
     payload = _payload(directory)
@@ -68,7 +69,9 @@ def _payload(directory: Path) -> bytes:
     resources = [{"name": n, "algorithm": "sha256", "digest": d} for n, d in files.items()]
     statement = {
         "_type": dsse.STATEMENT_TYPE,
-        "subject": [{"name": directory.resolve().name, "digest": {"sha256": root.hexdigest()}}],
+        "subject": [
+            {"name": resolved_path(directory).name, "digest": {"sha256": root.hexdigest()}}
+        ],
         "predicateType": PREDICATE_TYPE,
         "predicate": {
             "serialization": {"method": "files", "hash_type": "sha256", "allow_symlinks": False},

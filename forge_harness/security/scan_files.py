@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from forge_harness.errors import UsageError
+from forge_harness.paths import resolved_path
 
 SKIPPED = frozenset(
     {"__pycache__", "node_modules", "build", "dist", "site-packages", "venv", "htmlcov"}
@@ -67,7 +68,7 @@ def typed_files(root: Path) -> tuple[list[Path], list[Path]]:
 
 def relative(path: Path, root: Path) -> str:
     """Returns a path under `root` as text, with forward slashes."""
-    resolved, base = path.resolve(), root.resolve()
+    resolved, base = resolved_path(path), resolved_path(root)
     if base.is_file():
         base = base.parent
     return resolved.relative_to(base).as_posix() if resolved.is_relative_to(base) else str(path)

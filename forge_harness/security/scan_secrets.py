@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from forge_harness.errors import several
 from forge_harness.probes import secrets
 from forge_harness.security.scan_files import relative, typed_files
 from forge_harness.security.scan_types import Finding, Scan, judged, not_scanned
@@ -63,19 +64,21 @@ def scan(root: Path) -> Scan:
             if not marked:
                 findings.append(Finding(relative(path, root), line, "credential", why))
     if unread and not findings:
-        why = f"{len(unread)} files cannot be read, the first is {unread[0]}"
+        why = f"{several(len(unread), 'file')} cannot be read, the first is {unread[0]}"
         return not_scanned(NAME, "forge-harness", why)
     notes = [
-        f"{count} {what}"
-        for count, what in (
-            (large, f"files over {MAX_FILE_BYTES} bytes were not read"),
-            (binary, "binary files were not read"),
-            (len(unread), f"files cannot be read, the first is {(*unread, '')[0]}"),
+        f"{several(count, one, many)} {what}"
+        for count, one, many, what in (
+            (large, "file", "files", f"over {MAX_FILE_BYTES} bytes not read"),
+            (binary, "binary file", "binary files", "not read"),
+            (len(unread), "file", "files", f"cannot be read, the first is {(*unread, '')[0]}"),
             (
                 len(left_out),
-                "directories of version control, caches and others' code were not read",
+                "directory",
+                "directories",
+                "of version control, caches and others' code not read",
             ),
-            (ignored, f"lines are marked {IGNORE!r}"),
+            (ignored, "line", "lines", f"marked {IGNORE!r}"),
         )
         if count
     ]

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from forge_harness.errors import several
+from forge_harness.paths import resolved_path
 from forge_harness.security.scan_files import relative, tree_files
 from forge_harness.security.scan_tools import ToolRun, find_tool, run_tool, tool_version
 from forge_harness.security.scan_types import Finding, Scan, judged, not_scanned
@@ -85,17 +87,19 @@ def _analysed(tool: str, root: Path, files: list[Path], canary: Path) -> Scan:
         except (ValueError, KeyError, TypeError):
             why = f"{tool} gave no report: {run.last_words()}"
             return not_scanned(NAME, tool, why, version=version)
-        named = {r.number for r in part if Path(r.file).resolve() == canary.resolve()}
+        named = {r.number for r in part if resolved_path(Path(r.file)) == resolved_path(canary)}
         missed |= set(CANARY_RULES) - named
         raw += part
     broken = [r for r in raw if not r.code[1:].isdigit()]
     if broken:
         place = f"{relative(Path(broken[0].file), root)}:{broken[0].line}"
-        why = f"{len({r.file for r in broken})} files cannot be parsed, the first at {place}"
+        count = several(len({r.file for r in broken}), "file")
+        why = f"{count} cannot be parsed, the first at {place}"
         return not_scanned(NAME, tool, why, version=version)
-    own = [r for r in raw if Path(r.file).resolve() != canary.resolve()]
+    own = [r for r in raw if resolved_path(Path(r.file)) != resolved_path(canary)]
     kept = [r for r in own if r.number not in NOT_FINDINGS and not _suppressed(r)]
     hidden = sum(r.number not in NOT_FINDINGS for r in own) - len(kept)
+    suppressed = f"{several(hidden, 'finding')} suppressed in the source (noqa, nosec)"
     return judged(
         NAME,
         tool,
@@ -104,7 +108,7 @@ def _analysed(tool: str, root: Path, files: list[Path], canary: Path) -> Scan:
         (Finding(relative(Path(r.file), root), r.line, r.code, r.message) for r in kept),
         canary=f"rules {', '.join(CANARY_RULES)} in a file of known holes",
         missed=missed,
-        notes=(f"{hidden} findings are suppressed in the source (noqa, nosec)",) if hidden else (),
+        notes=(suppressed,) if hidden else (),
     )
 
 

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from forge_harness.canonical import file_sha256
 from forge_harness.durable import write_durably
 from forge_harness.errors import SecurityError, SignatureError
+from forge_harness.paths import is_utf8, resolved_path
 
 from . import dsse
 
@@ -40,8 +41,15 @@ class SignedPackage:
 
 
 def signature_beside(directory: Path) -> Path:
-    """Returns where the signature of a package is when nobody said otherwise."""
-    return directory.with_name(f"{directory.name}.dsse.json")
+    """Returns where the signature of a package is when nobody said otherwise.
+
+    Raises:
+        SecurityError: The directory has nothing beside it.
+    """
+    named = directory if directory.name not in ("", "..") else resolved_path(directory)
+    if not named.name:
+        raise SecurityError(f"{str(directory)!r} has no name for a signature beside it; give one.")
+    return named.with_name(f"{named.name}.dsse.json")
 
 
 def sign_package(
@@ -67,7 +75,7 @@ def sign_package(
     if not keys:
         raise SecurityError("No signing key is given; expected at least one.")
     target = signature or signature_beside(directory)
-    if target.resolve().is_relative_to(directory.resolve()):
+    if resolved_path(target).is_relative_to(resolved_path(directory)):
         raise SecurityError(
             f"The signature {str(target)!r} would lie within what it signs; put it beside."
         )
@@ -75,7 +83,7 @@ def sign_package(
         digests(directory),
         PREDICATE_TYPE,
         {
-            "name": directory.resolve().name,
+            "name": resolved_path(directory).name,
             "signed_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "claim": dict(claim or {}),
         },
@@ -139,13 +147,16 @@ def digests(directory: Path) -> dict[str, str]:
     """Returns relative POSIX path -> SHA-256 of every file below a directory.
 
     Raises:
-        SecurityError: It is no directory, is empty, or holds something that is no plain file.
+        SecurityError: It is no directory, is empty, or holds something that is no plain file, or of
+            a name that is not UTF-8.
     """
     _check_directory(directory)
+    _check_name(resolved_path(directory).name, directory)
     found = {}
     for root, folders, files in os.walk(directory, onerror=_raise):
         for name in [*folders, *files]:
             path = Path(root) / name
+            _check_name(name, path)
             mode = path.lstat().st_mode
             if stat.S_ISREG(mode):
                 found[path.relative_to(directory).as_posix()] = file_sha256(path)
@@ -157,6 +168,14 @@ def digests(directory: Path) -> dict[str, str]:
     if not found:
         raise SecurityError(f"{str(directory)!r} holds no file; there is nothing to sign.")
     return found
+
+
+def _check_name(name: str, path: Path) -> None:
+    if not is_utf8(name):
+        raise SecurityError(
+            f"The name of {str(path)!r} is not UTF-8, and what is signed is named in UTF-8; rename "
+            "it."
+        )
 
 
 def _check_directory(path: Path) -> None:

@@ -6,6 +6,8 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from forge_harness.errors import several
+
 from .engine import Engine
 from .health import Health
 from .metrics import Metrics
@@ -50,7 +52,7 @@ class Quota:
         if self.in_flight and share.in_flight >= self.in_flight:
             raise Problem(
                 QUOTA,
-                f"{client!r} has {share.in_flight} requests in flight; expected at most "
+                f"{client!r} has {several(share.in_flight, 'request')} in flight; expected at most "
                 f"{self.in_flight}: wait for an answer first.",
                 retry_after_s=1.0,
             )

@@ -17,10 +17,21 @@ from starlette.types import Receive, Scope, Send
 
 from forge_harness.security.access import ANONYMOUS, Principal
 
-from .problems import CANCELLED, MALFORMED, MEDIA_TYPE, SLOW_BODY, TOO_LARGE, Outcome, Problem
+from .problems import (
+    CANCELLED,
+    MALFORMED,
+    MEDIA_TYPE,
+    SLOW_BODY,
+    TOO_LARGE,
+    WRONG_MEDIA_TYPE,
+    Outcome,
+    Problem,
+)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _PROCESS, _NUMBERS = secrets.token_hex(8), itertools.count(1)
+_UTF8 = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
+"""Charsets that are UTF-8, or part of it."""
 _LONGEST_DEADLINE_MS = 86_400_000
 
 
@@ -259,6 +270,44 @@ Handler = Callable[[Exchange], Awaitable[Reply]]
 def new_request_id() -> str:
     """Returns an id for a request that came without a usable one."""
     return f"{_PROCESS}{next(_NUMBERS):08x}"
+
+
+def check_json_type(exchange: Exchange) -> None:
+    """Refuses a body that its own headers call something else than plain JSON in UTF-8.
+
+    Raises:
+        Problem: WRONG_MEDIA_TYPE.
+    """
+    media_type, charset = _content_type(exchange.header("content-type"))
+    if media_type != "application/json":
+        raise Problem(
+            WRONG_MEDIA_TYPE, f"The body is {media_type[:60]!r}; expected application/json."
+        )
+    if charset not in _UTF8:
+        raise Problem(
+            WRONG_MEDIA_TYPE,
+            f"The charset of the body is {charset[:60]!r}; expected utf-8, or no charset.",
+        )
+    encoding = (exchange.header("content-encoding") or "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise Problem(
+            WRONG_MEDIA_TYPE,
+            f"The body has the Content-Encoding {encoding[:60]!r}; expected none: send it "
+            "uncompressed.",
+            headers=(("accept-encoding", "identity"),),
+        )
+
+
+def _content_type(header: str | None) -> tuple[str, str]:
+    """Returns media type and charset of a header, by default those of JSON."""
+    if not header:
+        return "application/json", "utf-8"
+    media_type, *parameters = header.split(";")
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip().lower() == "charset":
+            return media_type.strip().lower(), value.strip().strip('"').lower()
+    return media_type.strip().lower(), "utf-8"
 
 
 def json_body(raw: bytes) -> dict[str, Any]:

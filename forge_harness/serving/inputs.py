@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from forge_harness.errors import several
+
 from .package import Classifier, Completer, Served
 from .problems import NOT_FOUND, UNPROCESSABLE, Problem
 
@@ -52,13 +54,13 @@ def rows_of(body: Mapping[str, Any], served: Classifier) -> NDArray[np.float32]:
     _check_members(body, {"inputs", "model"}, served)
     rows = body.get("inputs")
     if not isinstance(rows, list) or not 1 <= len(rows) <= MAX_ROWS:
-        found = f"{len(rows)} rows" if isinstance(rows, list) else type(rows).__name__
+        found = several(len(rows), "row") if isinstance(rows, list) else type(rows).__name__
         raise Problem(
             UNPROCESSABLE, f"'inputs' is {found}; expected a list of 1 to {MAX_ROWS} rows."
         )
     for index, row in enumerate(rows):
         if not isinstance(row, list) or len(row) != served.inputs:
-            found = f"{len(row)} values" if isinstance(row, list) else type(row).__name__
+            found = several(len(row), "value") if isinstance(row, list) else type(row).__name__
             raise Problem(
                 UNPROCESSABLE,
                 f"Row {index} is {found}; expected a list of {served.inputs} numbers.",
@@ -86,7 +88,7 @@ def completion_of(body: Mapping[str, Any], served: Completer) -> Completion:
     if len(prompt) + max_tokens - 1 > served.context:
         raise Problem(
             UNPROCESSABLE,
-            f"{len(prompt)} tokens of prompt and {max_tokens} more; expected at most "
+            f"{several(len(prompt), 'token')} of prompt and {max_tokens} more; expected at most "
             f"{served.context + 1} in all: shorten the prompt or ask for fewer.",
         )
     temperature = body.get("temperature", 0.0)

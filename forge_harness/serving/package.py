@@ -14,6 +14,7 @@ from forge_harness.errors import CheckpointError
 from forge_harness.formats.detect import open_checkpoint
 from forge_harness.model import ByteLM, DigitsModel, PackedLM, pack_model
 from forge_harness.model.from_checkpoint import model_from_checkpoint
+from forge_harness.paths import resolved_path
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -108,7 +109,7 @@ def describe(served: Served) -> Mapping[str, Any]:
 
 
 def _name(path: Path) -> str:
-    resolved = path.resolve()
+    resolved = resolved_path(path)
     return resolved.parent.name if resolved.name == "package" else resolved.name
 
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from forge_harness.durable import write_durably
 from forge_harness.errors import ExitCode, UsageError
+from forge_harness.paths import resolved_path
 
 from .core import Core
 from .guard import GuardSpec
@@ -189,7 +190,7 @@ def serve_with_ray(
         url = f"http://{settings.host}:{port}"
         with _cluster(replicas, settings.host, port, stops) as serve:
             spec = ReplicaSpec(
-                str(package.resolve()),
+                str(resolved_path(package)),
                 replace(settings, port=port),
                 guard,
                 max_batch,

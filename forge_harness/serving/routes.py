@@ -13,7 +13,7 @@ from .admission import Admission
 from .batcher import Prediction
 from .completer import Completed
 from .engine import Engine
-from .exchange import Exchange, Reply, dump, json_body
+from .exchange import Exchange, Reply, check_json_type, dump, json_body
 from .health import Health
 from .inputs import completion_of, rows_of
 from .jobs import Job
@@ -21,7 +21,7 @@ from .metrics import MEDIA_TYPE as METRICS_TYPE
 from .metrics import Metrics
 from .openapi import document
 from .package import Classifier, Completer, Served, describe
-from .problems import CANCELLED, NOT_FOUND, WRONG_MEDIA_TYPE, Problem
+from .problems import CANCELLED, NOT_FOUND, Problem
 from .route import Gate, Route
 from .settings import Settings
 from .streaming import MEDIA_TYPE as EVENTS_TYPE
@@ -188,11 +188,7 @@ class Api:
         exchange.at_end(lambda: self._admission.leave(client))
 
     async def _json(self, exchange: Exchange) -> Mapping[str, Any]:
-        media_type = exchange.header("content-type") or "application/json"
-        if media_type.partition(";")[0].strip().lower() != "application/json":
-            raise Problem(
-                WRONG_MEDIA_TYPE, f"The body is {media_type[:60]!r}; expected application/json."
-            )
+        check_json_type(exchange)
         limits = self._settings
         return json_body(await exchange.body(most=limits.max_body, within_s=limits.body_s))
 

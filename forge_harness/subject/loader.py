@@ -13,6 +13,7 @@ from types import ModuleType
 
 from forge_harness.canonical import file_sha256, sha256_hex, tree_digest
 from forge_harness.errors import SubjectError, nearest, unknown_choice
+from forge_harness.paths import home_path, resolved_path
 from forge_harness.subject.protocols import capabilities_of
 
 ENTRY_POINT_GROUP = "forge_harness.subjects"
@@ -87,7 +88,7 @@ def load_module(location: str) -> tuple[ModuleType, str]:
     if not _is_path(location):
         return _import(location), location
     path = Path(location)
-    return _load_file(path), str(path.expanduser().resolve())
+    return _load_file(path), str(resolved_path(home_path(path)))
 
 
 def _name_of(subject: object, spec: str) -> str:
@@ -107,10 +108,10 @@ def _is_checkpoint(path: Path) -> bool:
 def _checkpoint(path: Path) -> LoadedSubject:
     from forge_harness.subject.checkpoint import CheckpointSubject
 
-    subject = CheckpointSubject(path.resolve())
+    subject = CheckpointSubject(resolved_path(path))
     return LoadedSubject(
         subject=subject,
-        spec=str(path.resolve()),
+        spec=str(resolved_path(path)),
         name=subject.name,
         capabilities=capabilities_of(subject),
         digest=tree_digest(path),
@@ -122,7 +123,7 @@ def _is_path(location: str) -> bool:
 
 
 def _load_file(path: Path) -> ModuleType:
-    resolved = path.expanduser().resolve()
+    resolved = resolved_path(home_path(path))
     if not resolved.is_file():
         raise SubjectError(f"Subject file {str(path)!r} does not exist.")
     # One name a path, so that a file loaded twice in a process is one module, and classes in

@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from forge_harness import training
+from forge_harness.paths import resolved_path
 from forge_harness.protocols import Arm, Precision, QualityRun, TrainingSession, TrainOptions
 from forge_harness.training.data import DataSource
 from forge_harness.training.ingredients import BuildModel
@@ -83,7 +84,7 @@ def unpacked(run: QualityRun, directory: Path) -> Path:
     package = directory / f"{run.task}-{run.seed}"
     for name, content in run.package.items():
         path = package / name
-        if not path.resolve().is_relative_to(package.resolve()):
+        if not resolved_path(path).is_relative_to(resolved_path(package)):
             raise ValueError(f"The package of {run.task} has a file outside of it: {name!r}.")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -218,6 +218,8 @@ def has_session_header(path: Path) -> bool:
     """Whether a path says that it is a session's checkpoint; it may be damaged all the same."""
     if path.is_dir():
         return (path / "checkpoint.json").is_file()
+    if path.exists() and not path.is_file():
+        return False  # A pipe would be waited for, for ever.
     try:
         with safe_open(path, framework="pt") as stream:
             return "forge" in (stream.metadata() or {})

@@ -34,6 +34,7 @@ from forge_harness.formats.safetensors_file import NAMES
 from forge_harness.model import BitLinear
 from forge_harness.model.families import OWN_FAMILIES, configuration_of, own_model
 from forge_harness.model.from_checkpoint import StoredCodes
+from forge_harness.paths import resolved_path
 from forge_harness.quant import EPS, Compute, TernaryLinearOp
 from forge_harness.training.data import DataSource
 from forge_harness.training.evaluation import Evaluation, evaluate_model
@@ -62,7 +63,7 @@ def export_package(session: QATSession, path: Path, model: nn.Module | None = No
             positive scale a part; or `path` holds something that is no package.
         OSError: The file system refused; a package that was there is untouched.
     """
-    path = Path(path).resolve()  # A link keeps its place; what it names is replaced.
+    path = resolved_path(Path(path))  # A link keeps its place; what it names is replaced.
     with _as_package_error():
         source = _live_model(session, session.model if model is None else model)
         _refuse_other_content(path)

@@ -21,6 +21,7 @@ from types import NoneType
 from typing import Any
 
 from forge_harness.errors import UsageError
+from forge_harness.paths import resolved_path
 from forge_harness.protocols import TrainOptions
 from forge_harness.state import Sealer
 from forge_harness.training.checkpoint import (
@@ -85,7 +86,7 @@ class TrainingDirectory:
         if state is None:
             return DirectoryCheckpoints(self.path / CHECKPOINTS)
         owner = str(saved.get("run", "")) if saved else secrets.token_hex(8)
-        run = self.path.resolve().name
+        run = resolved_path(self.path).name
         return StateCheckpoints(state, run, scratch or self.path / _SCRATCH, owner, sealer)
 
     def options(self) -> tuple[str, TrainOptions]:

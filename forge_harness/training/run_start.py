@@ -13,6 +13,7 @@ from torch import Tensor
 
 from forge_harness.durable import remove_partials
 from forge_harness.errors import UsageError
+from forge_harness.paths import resolved_path
 from forge_harness.protocols import TrainOptions
 from forge_harness.state import Sealer
 from forge_harness.training.checkpoint import (
@@ -65,7 +66,7 @@ def _refuse_in_use(path: Path) -> None:
 def _refuse_nested(path: Path, state: Path | None) -> None:
     if state is None:
         return
-    run, store = path.resolve(), state.resolve()
+    run, store = resolved_path(path), resolved_path(state)
     if run.is_relative_to(store) or store.is_relative_to(run):
         raise UsageError(
             f"The state store {str(state)!r} and the run's directory {str(path)!r} lie within each "

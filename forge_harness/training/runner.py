@@ -17,6 +17,7 @@ from forge_harness.canonical import canonical_json
 from forge_harness.durable import sync_directory, write_durably
 from forge_harness.errors import ExitCode, ForgeError, NonFiniteError, UsageError
 from forge_harness.formats.sizes import bytes_on_disk
+from forge_harness.paths import resolved_path
 from forge_harness.protocols import StepRecord, TrainOptions
 from forge_harness.state import Sealer
 from forge_harness.training.data import DataSource
@@ -149,7 +150,7 @@ def _write_down(
         if record := session.model_record():
             content["model"] = record
         if isinstance(keeper, StateCheckpoints):
-            content |= {"state": str(keeper.root.resolve()), "run": keeper.owner}
+            content |= {"state": str(resolved_path(keeper.root)), "run": keeper.owner}
         if session.ranks.record()["parallel"]:
             content["processes"] = [processes]
     write_durably(directory.path / OPTIONS, canonical_json(content))

@@ -2,6 +2,7 @@
 
 import pytest
 
+from forge_harness.errors import several
 from forge_harness.probes import secrets
 from forge_harness.protocols import Configures, TrainOptions, Trains
 
@@ -36,7 +37,7 @@ def test_digest_stable(alone, evidence, changed, tmp_path):
         text.append("# a comment\n\n" + lines.replace(" = ", "   =  ") + "\n\n")
     reordered = tmp_path / "c.toml"
     reordered.write_text("".join(text))
-    evidence.record("digest", first.digest, reason=f"{len(changed)} keys set")
+    evidence.record("digest", first.digest, reason=f"{several(len(changed), 'key')} set")
     evidence.equal(
         "reformatted_digest",
         alone.load(file=reordered).digest,
@@ -77,7 +78,7 @@ def test_round_trip(alone, evidence, changed, tmp_path):
             len(different),
             expected=0,
             unit="keys",
-            reason=", ".join(different[:5]) or f"{len(before)} keys compared",
+            reason=", ".join(different[:5]) or f"{several(len(before), 'key')} compared",
         )
 
 
@@ -101,7 +102,7 @@ def test_no_secret_in_config(subject, evidence):
         expected=0,
         unit="keys",
         reason="; ".join(f"{key} {why}" for key, why in found.items())
-        or f"{len(config.values())} values read",
+        or f"{several(len(config.values()), 'value')} read",
     )
 
 

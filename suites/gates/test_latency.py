@@ -2,6 +2,8 @@
 
 import pytest
 
+from forge_harness.errors import several
+
 
 @pytest.mark.forge_timing
 @pytest.mark.forge_check("gates.latency")
@@ -18,5 +20,5 @@ def test_latency(served_load, policy, evidence):
         found["value_s"],
         limit=policy.threshold("gates.latency.at_most"),
         unit="s",
-        reason=f"median of {found['count']} requests at base load",
+        reason=f"median of {several(found['count'], 'request')} at base load",
     )

@@ -8,6 +8,7 @@ import statistics
 
 import pytest
 
+from forge_harness.errors import several
 from forge_harness.scoring.statistics import (
     clopper_pearson,
     paired_ratio_interval,
@@ -150,7 +151,8 @@ def compare(study, task, evidence, policy):
     )
     blocks = {len(run.block_size) for run in full}
     if len(full) < 2 or len(blocks) != 1 or blocks == {1}:
-        pytest.skip(f"{task} has {len(full)} seeds; an interval needs two seeds and two blocks")
+        count = several(len(full), "seed")
+        pytest.skip(f"{task} has {count}; an interval needs two seeds and two blocks")
     interval = ratio_interval(counts(ternary), counts(full))
     evidence.record(f"ratio.{task}", interval.estimate, reason=interval.method)
     evidence.record(f"ratio_low.{task}", interval.low, reason="lower end, 95 %")

@@ -1,5 +1,7 @@
 """The subject's ternary kernels: exact on whatever comes, and near what the machine can do."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -16,11 +18,14 @@ SHAPES = (
     (3, 63, 130),
     (5, 130, 129),
     (17, 100, 250),
+    (130, 66, 48),
     (3, 300, 512),
 )
-"""(M, N, K) around the sizes of blocks and registers; the last has more codes than 2**16."""
-LONG = (1, 4096)
+"""(M, N, K) around the sizes of blocks, registers and prompts; the last has codes beyond 2**16."""
+LONG = ((1, 4096), (2, 16384))
 """(M, K) of the largest sums: int16 accumulators hold 258 products of 127."""
+LARGEST = ((127, 1), (127, -1), (-127, 1), (-128, 1), (-128, -1))
+"""(activation, code) of the largest sums."""
 
 
 @pytest.mark.forge_check("performance.kernel_against_reference")
@@ -28,7 +33,7 @@ def test_kernel_against_reference(subject, evidence):
     """Every kernel of the subject returns exact integer sums.
 
     Oracle: int64 products by numpy. Random codes do not find an accumulator that is too narrow, as
-    their sums stay near zero; all +1 times all 127 does, at every length up to 4096.
+    their sums stay near zero; all +1 times all 127 does, at every length up to 16384.
     """
     generator = torch.Generator().manual_seed(7)
     wrong, refusals = 0, {}
@@ -38,8 +43,7 @@ def test_kernel_against_reference(subject, evidence):
             q = torch.randint(-128, 128, (m, k), generator=generator).to(torch.int8)
             codes = torch.randint(-1, 2, (n, k), generator=generator).to(torch.int8)
             wrong += _differing(subject, name, q, codes, refusals)
-        m, k = LONG
-        for value, code in ((127, 1), (127, -1), (-127, 1)):
+        for (m, k), (value, code) in itertools.product(LONG, LARGEST):
             q = torch.full((m, k), value, dtype=torch.int8)
             codes = torch.full((65, k), code, dtype=torch.int8)
             wrong += _differing(subject, name, q, codes, refusals)
@@ -68,9 +72,10 @@ def test_kernel_roofline(subject, policy, evidence):
     Sixteen tokens by a 2560 x 2560 weight, one thread: bound by arithmetic. The ceiling is the
     instruction itself on registers, in turns with the product. Each counts with its best round:
     what else the machine does only ever slows, so more rounds bring both nearer to what they can
-    do, and neither above it. A share well over 1 says that the ceiling was disturbed in all its
-    rounds: not measured. Without the native kernels, or on a processor they have no such probe for,
-    there is no ceiling to hold against.
+    do, and neither above it. Operands change from call to call, so that no kept answer counts, and
+    the sums that were timed must be exact. A share well over 1 says that the ceiling was disturbed
+    in all its rounds: not measured. Without the native kernels, or on a processor they have no such
+    probe for, there is no ceiling to hold against.
     """
     if problem := kernels.native_problem():
         pytest.skip(f"the ceilings are measured by the native kernels: {problem}")
@@ -82,11 +87,12 @@ def test_kernel_roofline(subject, policy, evidence):
     m = 16
     name = next(iter(subject.products()))
     codes = torch.randint(-1, 2, (2560, 2560), generator=torch.Generator().manual_seed(1))
-    product = subject.prepare_product(name, codes.to(torch.int8))
-    q = torch.randint(-127, 128, (m, 2560)).to(torch.int8)
+    multiply = subject.prepare_product(name, codes.to(torch.int8))
+    operands = torch.randint(-127, 128, (8, m, 2560)).to(torch.int8).unbind()
+    turns = itertools.cycle(operands)
     limit = policy.threshold("performance.roofline_share.at_least")
     calls = {
-        "product": lambda: product(q),
+        "product": lambda: multiply(next(turns)),
         "probe": lambda: extension.probe_multiply(path, operations, 1),
     }
     seconds = {"product": [], "probe": []}
@@ -102,6 +108,12 @@ def test_kernel_roofline(subject, policy, evidence):
                 break
     finally:
         torch.set_num_threads(threads)
+    evidence.equal(
+        "timed_sums_that_differ",
+        sum(_wrong(multiply(q), _sums(q, codes)) for q in (operands[0], operands[-1])),
+        expected=0,
+        reason="of what was timed, against float64",
+    )
     evidence.record(
         "product_rate", 2 * rate / 1e9, unit="GOP/s", reason=f"{name}, 16 tokens, one thread"
     )
@@ -133,6 +145,11 @@ def _differing(subject, name, q, codes, refusals):
         refusals[name] = type(error).__name__
         return wrong
     return wrong + _wrong(found, expected)
+
+
+def _sums(q, codes):
+    """Exact: float64 holds integers up to 2**53, and BLAS is fast."""
+    return q.double().numpy() @ codes.double().numpy().T
 
 
 def _wrong(found, expected):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from forge_harness.errors import several
 from forge_harness.load.campaign import OBJECTIVE_S
 from forge_harness.load.timeline import record_timeline
 
@@ -161,7 +162,8 @@ def _percentile(phase, name):
 def _answered(served_load, phase, evidence):
     counts = phase["counts"]
     offered, shed = phase["offered"], counts["shed"]
-    evidence.record("rate", phase["rate"], unit="requests/s", reason=f"{offered} requests offered")
+    count = several(offered, "request")
+    evidence.record("rate", phase["rate"], unit="requests/s", reason=f"{count} offered")
     evidence.record("answered_share", counts["ok"] / offered, reason=f"{shed} were refused")
     wrong = (
         ", ".join(f"{count} {what}" for what, count in phase["details"].items()) or "none failed"

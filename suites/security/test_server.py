@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from forge_harness.errors import LoadError
+from forge_harness.errors import LoadError, several
 from forge_harness.load.plan import LoadPlan
 from forge_harness.load.session import server_of
 from forge_harness.load.target import started
@@ -202,7 +202,7 @@ def test_rbac_matrix(subject, evidence, tmp_path):
             reason=f"{REVOKED_S:g} s after a token was revoked: {', '.join(still_open) or 'none'}",
         )
     evidence.at_least("allowed", allowed, limit=1, unit="cells", reason="or nothing may be asked")
-    evidence.record("cells", cells, unit="cells", reason=f"{len(holders)} holders")
+    evidence.record("cells", cells, unit="cells", reason=several(len(holders), "holder"))
     evidence.equal(
         "wrong_cells",
         len(wrong),
@@ -292,7 +292,7 @@ def test_audit_coverage(subject, evidence, tmp_path):
     ]
     evidence.record("requests", len(answered), unit="requests", reason="asked")
     covered = 1 - len(missing) / len(answered)
-    evidence.record("audit_coverage", covered, reason=f"of {len(answered)} requests")
+    evidence.record("audit_coverage", covered, reason=f"of {several(len(answered), 'request')}")
     for what, names in (
         ("missing", missing),
         ("twice", twice),

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from forge_harness.errors import several
 from forge_harness.subject.protocols import TrainOptions
 
 from .dropout import WithoutDropout
@@ -111,7 +112,7 @@ def _expect_equal(evidence, prefix, found):
                 f"{prefix}{metric}_{name}",
                 statistics.median(values),
                 limit=EQUAL[metric],
-                reason=f"{reason}; median of {len(values)} seeds",
+                reason=f"{reason}; median of {several(len(values), 'seed')}",
                 samples=[value for value in values if math.isfinite(value)],
             )
 

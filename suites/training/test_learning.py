@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 import pytest
 
+from forge_harness.errors import several
 from forge_harness.paths import fixtures_dir
 from forge_harness.scoring.statistics import clopper_pearson
 from forge_harness.subject.protocols import ExportsWeights, TrainOptions
@@ -175,7 +176,8 @@ def test_convergence_rate(quality_study, subject, policy, evidence, forge_seed, 
         _measure_again(evidence, subject, task, _some(arms["ternary"], forge_seed), tmp_path)
         reached = [_converged(run, target) for run in arms["ternary"]]
         low, high = clopper_pearson(sum(reached), len(reached))
-        evidence.record(f"{task}.rate_low", low, reason=f"exact 95 % interval, {len(reached)} runs")
+        count = several(len(reached), "run")
+        evidence.record(f"{task}.rate_low", low, reason=f"exact 95 % interval, {count}")
         evidence.record(f"{task}.rate_high", high, reason="upper end")
         evidence.at_least(
             f"{task}.rate",

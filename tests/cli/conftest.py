@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner, Result
 
+from forge_harness.canonical import sha256_hex
 from forge_harness.cli import app
 from forge_harness.integration.recording import Recording
 from forge_harness.policy import CatalogueEntry, Policy
@@ -78,7 +79,9 @@ def make_policy(checks=CHECKS) -> Policy:
     )
 
 
-def make_item(check: str, outcome: str) -> ItemRecord:
+def make_item(
+    check: str, outcome: str, stored: bytes | None = None, run: Path | None = None
+) -> ItemRecord:
     nodeid = f"suites/test_x.py::test_{check.replace('.', '_')}"
     evidence = EvidenceRecord(
         item=nodeid,
@@ -90,13 +93,21 @@ def make_item(check: str, outcome: str) -> ItemRecord:
         reason="",
         samples=None,
     )
+    records = [evidence]
+    if stored is not None:
+        digest = sha256_hex(stored)
+        file = f"evidence/sha256/{digest}"
+        (run / file).parent.mkdir(parents=True, exist_ok=True)
+        (run / file).write_bytes(stored)
+        raw = {"name": "raw", "value": f"sha256:{digest}", "artifact": file}
+        records.append(evidence.model_copy(update=raw))
     return ItemRecord(
         nodeid=nodeid,
         check=check,
         outcome=Outcome(outcome),
         reason="" if outcome == "pass" else f"why {outcome}",
         duration_s=0.25,
-        evidence=[evidence],
+        evidence=records,
     )
 
 
@@ -104,7 +115,8 @@ def make_item(check: str, outcome: str) -> ItemRecord:
 def run_of(tmp_path) -> Callable[..., Path]:
     """Makes a run directory: `run_of(alpha="fail")`; checks that are not named pass.
 
-    An outcome of None leaves the check without a test; `seal=False` is a killed run.
+    An outcome of None leaves the check without a test; `seal=False` is a killed run. `left` are
+    files beside the record, `artifacts` what a check stored.
     """
     numbers = iter(range(100))
 
@@ -114,6 +126,8 @@ def run_of(tmp_path) -> Callable[..., Path]:
         seal: bool = True,
         checks=CHECKS,
         selection: tuple[str, ...] = (),
+        left: Mapping[str, str] | None = None,
+        artifacts: Mapping[str, bytes] | None = None,
         **outcomes: str | None,
     ) -> Path:
         path = tmp_path / f"run{next(numbers)}"
@@ -130,7 +144,11 @@ def run_of(tmp_path) -> Callable[..., Path]:
         for name, _ in checks:
             outcome = outcomes.get(name.partition(".")[2], "pass")
             if outcome is not None and (not selection or name.partition(".")[0] in selection):
-                recording.add(make_item(name, outcome))
+                stored = (artifacts or {}).get(name.partition(".")[2])
+                recording.add(make_item(name, outcome, stored, path))
+        for file, text in (left or {}).items():
+            (path / file).parent.mkdir(exist_ok=True)
+            (path / file).write_text(text)
         if seal:
             recording.finish(state, "" if state == "finished" else "because")
             recording.directory.seal()

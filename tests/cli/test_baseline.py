@@ -51,6 +51,21 @@ def test_a_gate_holds_a_run_against_the_file(
         assert sentence in result.output
 
 
+@pytest.mark.parametrize("command", ["gate", "report", "compare"])
+def test_a_file_with_a_key_twice_is_no_baseline(accept, invoke, measured, tmp_path, command):
+    accept(measured())
+    file, run = tmp_path / "b.json", measured(gamma="warn")
+    text = file.read_text().rstrip()
+    assert '"score": {' in text
+    # Last of two, it would let every drop of the score pass.
+    file.write_text(text[:-1] + ', "score": {"low": 0, "high": 0}}')
+    words = ("compare", file, run) if command == "compare" else (command, run, "--baseline", file)
+    result = invoke(*words)
+    assert result.exit_code == ExitCode.BASELINE_MISSING
+    sentence = f"Error: No baseline: {file} is no baseline: key 'score' is there twice.\n"
+    assert result.stderr == sentence
+
+
 def test_file_and_directory_say_the_same(accept, invoke, measured, tmp_path):
     before, now = measured(beta="fail"), measured(gamma="fail", delta=None)
     # A run that failed is accepted by nobody; the comparison is of another one.

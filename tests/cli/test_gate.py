@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from forge_harness.canonical import canonical_json, file_sha256
 from forge_harness.errors import ExitCode
 from forge_harness.rundir import RunDirectory, read_items, read_policy, read_record
 from forge_harness.scoring import assemble, context_of, verify_run
@@ -243,3 +244,103 @@ def test_a_report_shows_what_changed_since_the_baseline(invoke, measured):
     assert invoke("report", run, "--format", "md", "--baseline", measured()).exit_code == 0
     assert "Newly failing: <code>data.beta</code>" in (run / "report.md").read_text("utf-8")
     assert verify_run(run) == []
+
+
+def with_page(invoke, run):
+    """A run with a page, and its page."""
+    assert invoke("report", run, "--format", "md").exit_code == ExitCode.PASS
+    return run, run / "report.md"
+
+
+def edit_page(run, page):
+    """Makes the page say another verdict, and the manifest anew."""
+    page.write_text(page.read_text(encoding="utf-8").replace("FAIL", "PASS"), encoding="utf-8")
+    RunDirectory.open_existing(run).seal()
+
+
+@pytest.mark.parametrize("note", ["kept", "gone", "twice"])
+def test_a_run_whose_page_was_edited_is_refused(invoke, run_of, note):
+    run, page = with_page(invoke, run_of(beta="fail"))
+    assert invoke("gate", run).exit_code == ExitCode.GATE_FAILED
+    if note == "gone":
+        (run / "reports.json").unlink()
+    elif note == "twice":
+        text = (run / "reports.json").read_text()
+        (run / "reports.json").write_text('{"files":{},' + text[1:])
+    edit_page(run, page)
+    result = invoke("gate", run)
+    assert result.exit_code == ExitCode.VERIFICATION_FAILED
+    named = "reports.json: cannot be read" if note == "twice" else "report.md: is not the "
+    assert result.stderr.startswith(f"Error: Refused: {run} does not verify: {named}")
+    assert "Exit code" not in result.output
+
+
+def by_another_release(run, page):
+    note = json.loads((run / "reports.json").read_bytes())
+    note["files"]["report.md"]["renderer"] = "forge-harness 0.0.9"
+    (run / "reports.json").write_bytes(canonical_json(note))
+    page.write_text(page.read_text(encoding="utf-8") + "drawn otherwise\n", encoding="utf-8")
+    RunDirectory.open_existing(run).seal()
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "fail_on", "code", "meaning"),
+    [
+        (GOOD, "incomplete", ExitCode.INCOMPLETE, "incomplete: a report is not verified"),
+        (GOOD, "warn", ExitCode.INCOMPLETE, "incomplete: a report is not verified"),
+        (GOOD, "fail", ExitCode.PASS, "pass; reports that are not verified are accepted by "),
+        (OPEN, "fail", ExitCode.PASS, "what is missing is not proved; reports that are not "),
+        (OPEN, "incomplete", ExitCode.INCOMPLETE, "incomplete: required evidence is missing"),
+        (FAILED, "fail", ExitCode.GATE_FAILED, "gate failed"),
+    ],
+)
+def test_a_page_that_cannot_be_verified_is_never_green(
+    invoke, run_of, outcomes, fail_on, code, meaning
+):
+    run, page = with_page(invoke, run_of(**outcomes))
+    by_another_release(run, page)
+    result = invoke("gate", run, "--fail-on", fail_on)
+    assert result.exit_code == code
+    assert "Not verified: report.md, made by forge-harness 0.0.9; rendered here" in result.output
+    assert meaning in result.output.splitlines()[-1]
+
+
+def test_a_page_that_cannot_be_verified_is_an_error_in_github(invoke, run_of, monkeypatch):
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    run, page = with_page(invoke, run_of())
+    by_another_release(run, page)
+    assert "::error title=PASS::Not verified: report.md" in invoke("gate", run).output
+
+
+def test_the_policy_can_be_pinned(invoke, run_of):
+    run = run_of()
+    digest = read_policy(run).digest
+    assert invoke("gate", run, "--policy-digest", digest).exit_code == ExitCode.PASS
+    other = "sha256:" + "0" * 64
+    for outcomes in (GOOD, FAILED):
+        run = run_of(**outcomes)
+        result = invoke("gate", run, "--policy-digest", other, "--fail-on", "fail")
+        assert result.exit_code == ExitCode.VERIFICATION_FAILED
+        assert result.stderr == (
+            f"Error: Refused: the run in {run} was scored under policy {digest}, not under {other} "
+            "(--policy-digest); run it under that policy, or pin this one after a review.\n"
+        )
+        assert result.stdout == ""
+
+
+@pytest.mark.parametrize("text", ["", "sha256:", "sha256:b3a0209cb40c", "B3" * 32, "x" * 71])
+def test_a_pin_that_is_no_digest_is_a_usage_error(invoke, run_of, text):
+    result = invoke("gate", run_of(), "--policy-digest", text)
+    assert result.exit_code == ExitCode.USAGE
+    assert f"--policy-digest {text!r} is no digest; expected sha256: and 64" in result.stderr
+
+
+def test_the_digest_of_a_baseline_directory_is_kept_beside_the_page(invoke, measured):
+    before, run = measured(), measured(**FAILED)
+    invoke("report", run, "--format", "md", "--baseline", before)
+    note = json.loads((run / "reports.json").read_bytes())["files"]["report.md"]
+    digest = f"sha256:{file_sha256(before / 'run.json')}"
+    assert note["baseline"]["run_digest"] == digest
+    assert f"  with baseline r1 (run.json {digest}) as reports.json has them: report.md" in (
+        invoke("verify", run).output
+    )

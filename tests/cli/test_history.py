@@ -368,7 +368,8 @@ class TestReport:
         self.report(invoke, run, "--history", runs, "--baseline", before)
         assert "### Changes against" in (run / "report.md").read_text()
         given = json.loads(invoke("verify", run, "--json").output)["given"]
-        assert set(given.values()) == {"baseline run-before and 1 kept run"}
+        digest = f"run.json sha256:{file_sha256(before / 'run.json')}"
+        assert set(given.values()) == {f"baseline run-before ({digest}) and 1 kept run"}
 
     def test_a_page_of_another_history_does_not_verify(self, invoke, keep, runs):
         keep("a", hour=1)

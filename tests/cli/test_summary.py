@@ -36,6 +36,21 @@ def test_a_run_without_a_page_names_its_directory(run_of):
     assert text.endswith("Exit code 0: pass.")
 
 
+def test_python_warnings_are_counted_by_check(run_of):
+    run = run_of()
+    record = read_record(run)
+    assert "Python warnings" not in summary(record, read_policy(run), run, [], ExitCode.PASS)
+    checks = list(record.checks)
+    for index, words in ((1, ["UserWarning: one\x1b (a.py:3)", "UserWarning: two"]), (2, ["C"])):
+        items = [item.model_copy(update={"warnings": words}) for item in checks[index].items]
+        checks[index] = checks[index].model_copy(update={"items": items})
+    record = record.model_copy(update={"checks": checks})
+    lines = summary(record, read_policy(run), run, [], ExitCode.PASS).splitlines()
+    (line,) = [line for line in lines if line.startswith("Python warnings in")]
+    assert line.startswith("Python warnings in 2 checks, kept with them; the first: UserWarning:")
+    assert "\x1b" not in line
+
+
 def test_at_most_five_reasons(run_of):
     checks = tuple((f"data.c{n}", "high") for n in range(8))
     run = run_of(checks=checks, **{f"c{n}": "fail" for n in range(8)})

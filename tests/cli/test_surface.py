@@ -19,7 +19,7 @@ SURFACE = {
     "run": "--check --config --deadline --format --keys --policy --profile --quiet --run-dir --seed"
     " --shard --state --subject --suite --suite-path --timeout --waivers --workers",
     "merge": "--format --run-dir DIR...",
-    "gate": "--baseline --fail-on DIR",
+    "gate": "--baseline --fail-on --policy-digest DIR",
     "report": "--baseline --history --last --format --out DIR",
     "compare": "--json BASELINE DIR",
     "baseline accept": "--expires --out --owner --reason DIR",

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from forge_harness.canonical import canonical_json
 from forge_harness.errors import ExitCode
 from forge_harness.rundir import RunDirectory
 
@@ -80,11 +81,90 @@ def test_a_page_that_is_not_of_the_run_does_not_verify(invoke, run_of):
     assert (told["verified"], told["reports"]["report.md"]) == (False, "rendered again")
 
 
-def test_a_page_of_another_release_is_told_and_not_judged(invoke, run_of):
-    path = run_of()
+def edit_page(path):
+    """Makes the page say another verdict, and the manifest anew."""
+    page = (path / "report.md").read_text(encoding="utf-8")
+    assert "FAIL" in page
+    (path / "report.md").write_text(page.replace("FAIL", "PASS"), encoding="utf-8")
+    RunDirectory.open_existing(path).seal()
+
+
+def test_an_edited_page_does_not_verify_without_what_rendered_it(invoke, run_of):
+    path = run_of(beta="fail")
     invoke("report", path, "--format", "md")
     (path / "reports.json").unlink()
     RunDirectory.open_existing(path).seal()
+    assert "report.md: rendered again, byte for byte" in invoke("verify", path).output
+    edit_page(path)
+    result = invoke("verify", path)
+    assert result.exit_code == ExitCode.VERIFICATION_FAILED
+    assert "report.md: is not the plain report of this run" in result.stderr
+
+
+def test_a_page_of_another_release_is_not_verified(invoke, run_of):
+    path = run_of(beta="fail")
+    invoke("report", path, "--format", "md,junit")
+    note = json.loads((path / "reports.json").read_bytes())
+    note["files"]["report.md"]["renderer"] = "forge-harness 0.0.9"
+    (path / "reports.json").write_bytes(canonical_json(note))
+    edit_page(path)
+    result = invoke("verify", path)
+    assert result.exit_code == ExitCode.INCOMPLETE
+    assert f"{path} verifies but for 1 report. Recomputed:" in result.output
+    assert "  junit.xml: rendered again, byte for byte" in result.output
+    sentence = "Not verified: report.md, made by forge-harness 0.0.9; rendered here it has other"
+    assert sentence in result.output
+    assert result.output.endswith("Exit code 7: incomplete: a report is not verified.\n")
+    told = json.loads(invoke("verify", path, "--json").output)
+    assert (told["verified"], told["problems"]) == (False, [])
+    assert told["reports"]["report.md"] == "not verified: made by forge-harness 0.0.9"
+    # The remedy it names.
+    assert invoke("report", path, "--format", "md").exit_code == ExitCode.PASS
+    assert invoke("verify", path).exit_code == ExitCode.PASS
+
+
+def test_study_and_logs_are_recomputed_from_the_record(invoke, run_of):
+    path = run_of(left={"study.json": "[]", "logs/pytest.log": "1 passed"})
     result = invoke("verify", path)
     assert result.exit_code == ExitCode.PASS
-    assert "Not rendered again: report.md, nothing says what made it." in result.output
+    assert "  2 files of study and logs: sha256 against run.json" in result.output
+    assert "manifest only" not in result.output
+    (path / "study.json").write_text("[1]")
+    RunDirectory.open_existing(path).seal()
+    result = invoke("verify", path)
+    assert result.exit_code == ExitCode.VERIFICATION_FAILED
+    assert "study.json: is not what run.json says: expected sha256:" in result.stderr
+
+
+def test_what_only_the_manifest_speaks_for_is_said(invoke, run_of):
+    path = run_of(left={"study.json": "[]", "logs/pytest.log": "1 passed"})
+    record = json.loads((path / "run.json").read_bytes())
+    del record["files"]
+    (path / "run.json").write_bytes(canonical_json(record))
+    RunDirectory.open_existing(path).seal()
+    result = invoke("verify", path)
+    assert result.exit_code == ExitCode.PASS
+    held = "Held against the manifest only, which anybody can write anew"
+    assert f"{held}: 2 files (logs/pytest.log, study.json)." in result.output
+    told = json.loads(invoke("verify", path, "--json").output)
+    assert told["manifest_only"] == ["logs/pytest.log", "study.json"]
+    for number in range(6):
+        (path / f"note{number}").write_text("x")
+    RunDirectory.open_existing(path).seal()
+    assert "8 files (logs/pytest.log, note0, note1, note2, note3, ...)." in (
+        invoke("verify", path).output
+    )
+
+
+def test_one_of_a_thing_is_named_as_one(invoke, run_of):
+    path = run_of(artifacts={"alpha": b"raw samples"}, beta="fail")
+    assert "  1 artifact: content against the name" in invoke("verify", path).output
+    path = run_of(checks=(("data.alpha", "high"),), left={"logs/pytest.log": "x"})
+    output = invoke("verify", path).output
+    for line in (
+        "0 artifacts: content",
+        "1 file of study and logs: ",
+        "1 value against their limits, 1 test item",
+        "1 check rolled up, 1 suite scored",
+    ):
+        assert line in output

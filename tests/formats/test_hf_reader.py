@@ -155,10 +155,30 @@ def test_a_configuration_of_more_layers_than_tensors_is_refused_at_once(tmp_path
         open_checkpoint(copy)
 
 
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        (26, "config.json has num_hidden_layers 26, and only 25 tensors are stored"),
+        # So many names can be listed, and the first that is missing is of more use.
+        (25, "model.layers.2."),
+        (3, "model.layers.2."),
+    ],
+)
+def test_more_layers_than_there_are_name_a_tensor_where_they_can(tmp_path, layers, words):
+    copy = tmp_path / "deep"
+    shutil.copytree(ROOT / "hf-packed-bitlinear-untied", copy)
+    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
+    (copy / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+    with pytest.raises(DamagedCheckpointError) as caught:
+        open_checkpoint(copy)
+    assert words in str(caught.value)
+    assert ("only 25 tensors" in str(caught.value)) is (layers > 25)
+
+
 def test_a_link_to_itself_is_damage(tmp_path):
     copy = tmp_path / "loop"
     shutil.copytree(ROOT / "hf-packed-bitlinear-untied", copy)
     (copy / "model.safetensors").unlink()
     (copy / "model.safetensors").symlink_to("model.safetensors")
-    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+    with pytest.raises(DamagedCheckpointError, match=r"'model\.safetensors', a link that ends"):
         open_checkpoint(copy)

@@ -92,6 +92,32 @@ def test_what_cannot_be_read_is_refused(tmp_path, content):
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('"accuracy": 0.97', '"accuracy": 0.97, "accuracy": 0.5', "key 'accuracy' is there twice"),
+        ('"run_id"', '"run_id": "other", "run_id"', "key 'run_id' is there twice"),
+        ('"accuracy": 0.97', '"accuracy": NaN', "NaN is no JSON number"),
+        ('"accuracy": 0.97', '"accuracy": 1e999', "number 1e999 is beyond float64"),
+    ],
+)
+def test_a_file_that_can_be_read_in_two_ways_is_refused(baseline, tmp_path, old, new, words):
+    file = tmp_path / "b.json"
+    write_baseline(file, baseline)
+    text = file.read_text()
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new))
+    with pytest.raises(ConfigError, match=r"b\.json is no baseline: ") as error:
+        read_baseline(file)
+    assert words in str(error.value)
+
+
+def test_the_digest_of_a_directory_is_kept_where_it_is_known(baseline):
+    assert "run_digest" not in baseline.model_dump(mode="json")
+    known = baseline.model_copy(update={"run_digest": "sha256:2"})
+    assert Baseline.model_validate(known.model_dump(mode="json")).run_digest == "sha256:2"
+
+
+@pytest.mark.parametrize(
     ("expires", "day", "refusal"),
     [
         ("", "2099-01-01", ""),

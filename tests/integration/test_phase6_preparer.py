@@ -147,7 +147,11 @@ def test_totals_are_those_of_the_file_system(package, tmp_path):
     assert sum(len(p.files) for p in manifest.packages) == len(files)
     assert manifest.quality_range == (0.5, manifest.packages[0].quality_score)
     assert read_baking_manifest(tmp_path / "baking.json") == manifest
-    stored = json.loads((tmp_path / "baking.json").read_text())
+    text = (tmp_path / "baking.json").read_text()
+    (tmp_path / "baking.json").write_text('{"packages":[],' + text[1:])
+    with pytest.raises(DamagedCheckpointError, match="key 'packages' is there twice"):
+        read_baking_manifest(tmp_path / "baking.json")
+    stored = json.loads(text)
     stored["totals"]["bytes"] += 1
     (tmp_path / "baking.json").write_text(json.dumps(stored))
     with pytest.raises(DamagedCheckpointError, match="totals"):

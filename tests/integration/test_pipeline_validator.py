@@ -23,7 +23,7 @@ from forge_harness.finish import finish_run
 from forge_harness.integration import check_stage
 from forge_harness.integration.pipeline_validator import PipelineValidator
 from forge_harness.record import Waiver
-from forge_harness.rundir import read_items, read_record
+from forge_harness.rundir import left_files, read_items, read_record
 from forge_harness.scoring import exit_code_for, verify_run
 from forge_harness.selection import build_policy
 from forge_harness.types import Outcome, Profile, Verdict
@@ -319,10 +319,11 @@ def test_a_killed_run_never_verifies_and_takes_its_processes_along(project):
         ("x = 1 / 0", "bad.py:Toy", "raised ZeroDivisionError: division by zero"),
         ("class Toy: pass", "bad.py:Toy", "offers no capability"),
         ("import os; os._exit(3)", "bad.py:Toy", "ended its process .exit status 3"),
+        ("import os; os._exit(0)", "bad.py:Toy", "exit status 0.: it said nothing"),
         ("", "gone.py:Toy", "Subject file 'gone.py' does not exist"),
         (SUBJECT, "bad.py:Ty", "has no 'Ty'. Did you mean 'Toy'"),
     ],
-    ids=["raises", "empty", "exits", "missing", "misspelt"],
+    ids=["raises", "empty", "exits", "exits_silently", "missing", "misspelt"],
 )
 def test_a_subject_that_cannot_be_loaded_stops_before_anything_runs(project, source, spec, message):
     (project / "bad.py").write_text(source, encoding="utf-8")
@@ -502,6 +503,8 @@ def test_the_quality_study_is_trained_before_the_checks(project, fails):
         assert (check.outcome, check.reason) == (Outcome.PASS, "")
         assert [(p.stage, p.done, p.total) for p in told[:-1]] == [("study", 1, 2), ("study", 2, 2)]
         assert (project / "run" / "study.json").is_file()
+        assert set(record.files) == {"study.json", "logs/pytest.log", "logs/study.log"}
+        assert record.files == left_files(project / "run")
     else:
         assert check.outcome is Outcome.ERROR
         assert "digits ternary seed 1 raised FloatingPointError: the loss is nan" in check.reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from forge_harness.canonical import sha256_hex
 from forge_harness.integration.recording import Recording, new_context
 from forge_harness.rundir import DiskFullError, RunDirectory, check_manifest, read_record
 from forge_harness.scoring import Scope
@@ -28,6 +29,22 @@ def test_a_disk_that_fills_at_the_last_item_is_not_a_finished_run(tmp_path, monk
     assert read_record(tmp_path / "run") == record
     assert record.finished_at is not None
     assert check_manifest(tmp_path / "run"), "not sealed yet"
+
+
+def test_the_record_has_the_digests_of_what_the_run_left(tmp_path):
+    recording = Recording(POLICY, Scope(), CONTEXT)
+    recording.start(tmp_path / "run")
+    assert read_record(tmp_path / "run").files is None, "nothing ended yet"
+    for name in ("study.json", "logs/pytest.log", "logs/deep/x.log"):
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).write_text(name)
+    record = recording.finish("finished")
+    assert record.files == {
+        name: f"sha256:{sha256_hex(name.encode())}"
+        for name in ("logs/deep/x.log", "logs/pytest.log", "study.json")
+    }
+    assert read_record(tmp_path / "run") == record
+    assert Recording(POLICY, Scope(), CONTEXT).finish("finished").files == {}
 
 
 def test_two_runs_of_one_second_have_two_ids():

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -376,3 +378,68 @@ def test_a_copy_below_a_file_is_one_sentence(manager: StateManager, tmp_path: Pa
     with pytest.raises(OSError) as caught:  # noqa: PT011
         manager.copy_out(tmp_path / "file" / "x", phase=5, name="m")
     assert isinstance(caught.value, NotADirectoryError)
+
+
+HUGE = 10**5000
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"phase": None}, "The phase of a state is None"),
+        ({"phase": True}, "The phase of a state is True"),
+        ({"phase": 5.0}, "The phase of a state is 5.0"),
+        ({"phase": HUGE}, "The phase of a state is a int too long"),
+        ({"phase": "9" * 5000}, "The phase of a state is '999"),
+        ({"phase": "٣"}, "is no phase of a state"),
+        ({"name": None}, "None is no name of a state"),
+        ({"name": b"x"}, "b'x' is no name of a state"),
+        ({"kind": ["model"]}, "Unknown kind of state"),
+        ({"metadata": [1]}, "metadata of 'x' is .1.; expected a mapping"),
+        ({"metadata": {"encoding": "text"}}, "has 'encoding', which the store writes itself"),
+        ({"parents": "abc"}, "parents of 'x' are 'abc'"),
+        ({"parents": None}, "parents of 'x' are None"),
+        ({"parents": (5,)}, "A parent of 'x' is 5"),
+        ({"parents": ("0" * 32,)}, "There is no state with id '0000"),
+        ({"data": {"a": np.array([object()])}}, r"array at data\['a'\] is of object"),
+        ({"data": [np.array(["text"])]}, r"array at data\[0\] is of <U4"),
+        ({"data": np.zeros(2, np.complex128)}, "array at data is of complex128"),
+        ({"data": np.ma.array([1, 2], mask=[0, 1])}, "array at data is masked"),
+        ({"data": torch.empty(3, device="meta")}, "tensor at data is on the meta device"),
+        ({"data": {"w": torch.eye(2).to_sparse()}}, r"tensor at data\['w'\] is sparse_coo"),
+        ({"data": torch.zeros(2, dtype=torch.complex128)}, "is of torch.complex128"),
+        ({"data": HUGE}, "integer of 16610 bits"),
+        ({"data": {HUGE: 1}}, "key of data is an integer"),
+        ({"data": "\ud800"}, "at character 0, which UTF-8 cannot hold"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
+)
+def test_what_cannot_be_kept_is_refused_before_anything_is_written(manager, given, said) -> None:
+    good = {"phase": 5, "kind": "artifact", "name": "x", "data": b"x"}
+    with pytest.raises(StateError, match=said) as caught:
+        manager.save(**{**good, **given})
+    assert len(str(caught.value)) < 500
+    assert manager.generations() == []
+    assert manager.verify().contents == 0
+
+
+def test_a_parent_is_a_state_of_any_generation(manager: StateManager) -> None:
+    old = manager.save(phase=4, kind="model", name="m", data=b"old")
+    manager.save(phase=4, kind="model", name="m", data=b"new")
+    made = manager.save(phase=5, kind="model", name="m", data=b"x", parents=(old.id,))
+    assert made.parents == (old.id,)
+
+
+def test_an_account_without_a_name_is_recorded_by_its_number(tmp_path, monkeypatch) -> None:
+    """As in containers that run under a number that is in no password file."""
+
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr("getpass.getuser", nameless)
+    with (
+        AuditLog(tmp_path / "audit.db", key=bytes(32), signing_key=bytes(32)) as audit,
+        StateManager(tmp_path / "states", audit=audit) as manager,
+    ):
+        manager.save(phase=5, kind="artifact", name="x", data=b"x")
+        assert {record.event.actor for record in audit.tail(1)} == {f"uid {os.getuid()}"}

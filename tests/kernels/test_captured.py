@@ -67,6 +67,19 @@ def test_modes_that_watch_change_nothing(packed):
     assert torch.equal(out, wanted)
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_product_writes_to_out(packed, backend):
+    def product(x, out):
+        return kernels.ternary_linear(x, packed, out=out)
+
+    compiled = torch.compile(product, fullgraph=True, backend=backend)
+    for seed in range(2):
+        x, out = draw(5, K, seed=seed), torch.empty(5, N)
+        found = compiled(x, out)
+        assert torch.equal(found, kernels.ternary_linear(x, packed))
+        assert torch.equal(out, found)
+
+
 def test_fake_tensors_give_shapes_and_never_reach_the_kernels(packed):
     with FakeTensorMode(allow_non_fake_inputs=True):
         x = torch.randn(2, 3, K, dtype=torch.bfloat16)
@@ -86,6 +99,9 @@ def test_wrappers_without_memory_are_refused(packed):
         kernels.ternary_linear(TwoTensor(x, x), packed)
     with pytest.raises(ValueError, match="no memory of its own"):
         kernels.quantize_activations(TwoTensor(x, x))
+    bias = draw(N)
+    with pytest.raises(ValueError, match="the bias has no memory of its own"):
+        kernels.ternary_linear(x, packed, TwoTensor(bias, bias))
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])

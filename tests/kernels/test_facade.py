@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import io
+import pickle
 import subprocess
 import sys
 
@@ -11,7 +14,7 @@ import torch
 from forge_kernels import reference
 
 from forge_harness import kernels, quant
-from forge_harness.errors import BackendUnavailableError, NonTernaryCodeError
+from forge_harness.errors import BackendUnavailableError, NonTernaryCodeError, ScaleError
 
 
 def draw(seed: int, *shape: int) -> torch.Tensor:
@@ -163,10 +166,37 @@ def test_a_packed_weight_that_is_none_is_refused(change, sentence):
         dataclasses.replace(packed, **change)
 
 
-@pytest.mark.parametrize("scale", [float("nan"), torch.tensor([1.0, 2.0, torch.inf, 4.0])])
-def test_a_scale_that_is_not_finite_is_refused(scale):
-    with pytest.raises(ValueError, match="expected finite"):
-        kernels.pack(torch.zeros(4, 8, dtype=torch.int8), scale=scale)
+@pytest.mark.parametrize(
+    ("scale", "said"),
+    [
+        (float("nan"), "scale nan of row 0"),
+        (torch.tensor([1.0, 2.0, torch.inf, 4.0]), "scale inf of row 2"),
+        (1e-300, "scale 1e-300 of row 0"),
+        (torch.full((4,), 1e-300, dtype=torch.float64), "scale 1e-300 of row 0"),
+        (1e300, r"scale 1e\+300 of row 0"),
+        (1e-40, "scale 1e-40 of row 0"),
+        (torch.tensor([1.0, 0.0, -1e-39, 4.0]), "e-40 of row 2"),
+        (torch.ones(4, dtype=torch.complex64), "a torch.complex64 that fp32 cannot hold"),
+        ("much", "a str that fp32 cannot hold"),
+        (None, "a NoneType that fp32 cannot hold"),
+        (10**400, "a int that fp32 cannot hold"),
+        (quant.absmean_ternary(torch.full((4, 8), 3e38))[1], "scale inf of row 0"),
+    ],
+    ids=str,
+)
+def test_a_scale_that_fp32_does_not_hold_is_refused(scale, said):
+    codes = torch.zeros(4, 8, dtype=torch.int8)
+    with pytest.raises(ScaleError, match=said) as caught:
+        kernels.pack(codes, scale=scale)
+    assert isinstance(caught.value, ValueError)
+    with pytest.raises(ScaleError, match=said):
+        kernels.pack_stored(kernels.pack_i2(codes), 4, scale=scale)
+
+
+@pytest.mark.parametrize("scale", [2.0**-126, 0.0, -2.0, 3, float(torch.finfo().max)])
+def test_a_scale_that_fp32_holds_is_packed_as_it_is(scale):
+    packed = kernels.pack(torch.zeros(4, 8, dtype=torch.int8), scale=scale)
+    assert (packed.scale.item(), packed.scale.dtype) == (scale, torch.float32)
 
 
 def test_the_environment_names_the_path_and_an_argument_goes_first(monkeypatch):
@@ -268,3 +298,50 @@ def test_a_packed_weight_stays_where_it_is_and_shows_no_tensors():
     assert repr(packed) == "PackedTernary(rows=8, columns=16, layout='i2-64x16')"
     moved = packed.to("meta")
     assert (moved.data.device.type, moved.is_cpu) == ("meta", False)
+
+
+def test_a_packed_weight_that_was_pickled_is_checked_again():
+    packed = kernels.pack(torch.ones(8, 16, dtype=torch.int8), scale=0.5)
+    written = pickle.dumps(packed)
+    read = pickle.loads(written)
+    assert torch.equal(read.data, packed.data)
+    assert (read.shape, read.scale.item(), read.is_cpu) == ((8, 16), 0.5, True)
+    assert written.count(b"i2-64x16") == 1
+    with pytest.raises(ValueError, match=r"layout 'i2-64x17'.*pack the codes again"):
+        pickle.loads(written.replace(b"i2-64x16", b"i2-64x17"))
+    file = io.BytesIO()
+    torch.save(packed, file)
+    file.seek(0)
+    assert not torch.load(file, map_location="meta", weights_only=False).is_cpu
+
+
+def test_a_copied_packed_weight_shares_nothing():
+    packed = kernels.pack(torch.ones(8, 16, dtype=torch.int8), scale=0.5)
+    copied = copy.deepcopy(packed)
+    assert torch.equal(copied.data, packed.data)
+    assert copied.data.data_ptr() != packed.data.data_ptr()
+    assert copied.scale.data_ptr() != packed.scale.data_ptr()
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference", "native"])
+def test_tensors_without_values_are_refused(backend):
+    codes = torch.ones(8, 16, dtype=torch.int8)
+    packed, stored = kernels.pack(codes, scale=0.5), kernels.pack_i2(codes)
+    for call in (
+        lambda: kernels.pack(codes.to("meta"), scale=0.5, backend=backend),
+        lambda: kernels.pack_stored(stored.to("meta"), 8, scale=0.5, backend=backend),
+        lambda: kernels.pack_i2(codes.to("meta"), backend=backend),
+        lambda: kernels.unpack_i2(stored.to("meta"), 8, backend=backend),
+        lambda: kernels.unpack(packed.to("meta"), backend=backend),
+        lambda: kernels.ternary_matmul(codes.to("meta"), packed.to("meta"), backend=backend),
+    ):
+        with pytest.raises(ValueError, match=r"on meta.*no values"):
+            call()
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_a_complex_bias_is_refused(backend):
+    packed = kernels.pack(torch.ones(8, 16, dtype=torch.int8), scale=0.5)
+    bias = torch.ones(8, dtype=torch.complex64)
+    with pytest.raises(TypeError, match=r"bias has dtype torch.complex64"):
+        kernels.ternary_linear(draw(0, 5, 16), packed, bias, backend=backend)

@@ -44,6 +44,14 @@ def interpret() -> list[str]:
             expected = kernels.ternary_linear(x, weight, addend, backend="reference")
             if not torch.equal(found.nan_to_num(7.0), expected.nan_to_num(7.0)):
                 wrong.append(f"linear {m} {n} {k}")
+            for dtype in (torch.bfloat16, torch.float16):
+                narrow = x.clamp(-6e4, 6e4).to(dtype)
+                found = kernels.ternary_linear(narrow, weight, addend, backend="triton")
+                expected = kernels.ternary_linear(narrow, weight, addend, backend="reference")
+                if found.dtype != dtype or not torch.equal(
+                    found.nan_to_num(7.0), expected.nan_to_num(7.0)
+                ):
+                    wrong.append(f"linear {dtype} {m} {n} {k}")
         found_q, found_scale = kernels.quantize_activations(x, backend="triton")
         expected_q, expected_scale = quant.absmax_int8(x)
         if not torch.equal(found_q, expected_q):

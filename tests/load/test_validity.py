@@ -33,7 +33,7 @@ def test_a_schedule_that_was_kept_is_valid():
 def test_one_dropped_request_is_enough():
     found = problems(lambda r: replace(r, fate=Fate.DROPPED, sent=None), share=0.003)
     assert len(found) == 1
-    assert "1 requests were not sent: 1024 were in flight" in found[0]
+    assert "1 request not sent: 1024 were in flight" in found[0]
 
 
 def test_lateness_is_judged_by_its_p99():

@@ -275,6 +275,9 @@ def test_each_piece_of_a_load_is_checked_by_itself(fill):
         layer.load_state_dict({"data": bad["data"]}, strict=False)
     with pytest.raises(ValueError, match="scale nan; expected finite numbers"):
         layer.load_state_dict({"scale": bad["scale"]}, strict=False)
+    too_large = torch.tensor(1e300, dtype=torch.float64)  # finite, but not in fp32
+    with pytest.raises(ValueError, match="scale inf; expected finite numbers"):
+        layer.load_state_dict({"scale": too_large}, strict=False)
     assert torch.equal(layer(x), before)
     layer.data.fill_(fill)
     layer.load_state_dict({"scale": source["scale"]}, strict=False)

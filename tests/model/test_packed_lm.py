@@ -238,6 +238,9 @@ def test_what_does_not_fit_is_refused_and_the_cache_stays():
         (decoder.prefill, tokens(2, 1)[:, :0], "at least one token"),
         (decoder.prefill, tokens(2, 1)[0], r"expected \(B, T\)"),
         (decoder.decode, tokens(2, 2), r"expected \(B, 1\)"),
+        (decoder.decode, tokens(2, 1).to("meta"), "tokens are on meta, the model on cpu"),
+        (decoder.decode, tokens(2, 1).float(), "torch.float32; expected token ids"),
+        (decoder.decode, tokens(2, 1).bool(), "torch.bool; expected token ids"),
     ):
         with pytest.raises(ValueError, match=words):
             call(given_tokens)

@@ -84,6 +84,20 @@ def test_skipif(evidence): pass
 def test_xfail(evidence): assert False
 
 @mine("a")
+@pytest.mark.xfail(strict=True)
+def test_xpass_strict(evidence): evidence.record("x", 1)
+
+
+@mine("a")
+@pytest.mark.xfail
+def test_xfail_bare(evidence): assert False
+
+
+@mine("a")
+def test_fail_bare(evidence): pytest.fail()
+
+
+@mine("a")
 @pytest.mark.xfail(reason="known", strict=False)
 def test_xpass(evidence): evidence.record("x", 1)
 
@@ -97,6 +111,7 @@ def test_hangs(evidence): time.sleep(30)
 @mine("a")
 def test_warning(evidence):
     warnings.warn("deprecated thing", DeprecationWarning)
+    evidence.record("x", 1)
 
 @mine("a")
 def test_non_finite(evidence): evidence.record("x", float("nan"))
@@ -171,10 +186,13 @@ EXPECTED = {
     "test_skip": ("not_measured", "no such device"),
     "test_skipif": ("not_measured", "never here"),
     "test_xfail": ("fail", "xfail without a waiver: known"),
-    "test_xpass": ("fail", "xfail without a waiver: known"),
+    "test_xpass": ("fail", "passed although its marker says xfail: known"),
+    "test_xpass_strict": ("fail", "passed although its marker says xfail: no reason given"),
+    "test_xfail_bare": ("fail", "xfail without a waiver: no reason given"),
+    "test_fail_bare": ("fail", "failed"),
     "test_imperative_xfail": ("fail", "xfail without a waiver: later"),
     "test_hangs": ("error", "timed out after 0.2 s"),
-    "test_warning": ("error", "DeprecationWarning: deprecated thing"),
+    "test_warning": ("pass", ""),
     "test_non_finite": ("fail", "x is nan, not finite; expected a number"),
     "test_twice": ("error", "ValueError: evidence 'x' is recorded twice in one item"),
     "test_subtest": ("fail", "inside"),

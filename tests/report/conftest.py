@@ -18,7 +18,8 @@ def _record(kind):
 
 @functools.cache
 def _report(kind):
-    return build_report(_record(kind), support.POLICY, *support.AGAINST.get(kind, tuple)())
+    policy = support.POLICIES.get(kind, support.POLICY)
+    return build_report(_record(kind), policy, *support.AGAINST.get(kind, tuple)())
 
 
 @functools.cache

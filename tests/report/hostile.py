@@ -83,6 +83,7 @@ ITEMS = rows(
     duration_s=st.floats(0, 1e6),
     attempts=st.integers(1, 4),
     log=TEXT,
+    warnings=st.lists(TEXT, max_size=2).map(tuple),
 )
 EVIDENCE = rows(
     CHECK.evidence[0],
@@ -184,6 +185,7 @@ REPORTS = rows(
         subject=TEXT,
         policy_digest=TEXT,
         alerts=st.lists(TEXT, max_size=2).map(tuple),
+        policy_changes=st.lists(TEXT, max_size=6).map(tuple),
     ),
     checks=st.lists(CHECKS, max_size=4).map(tuple),
     unscored=st.lists(ITEMS, max_size=2).map(tuple),

@@ -6,7 +6,7 @@ from forge_harness.integration.baselines import Acceptance
 from forge_harness.integration.kept_runs import KeptFigure, kept_run, leading_to
 from forge_harness.integration.quality_coordinator import QualityCoordinator
 from forge_harness.load.timeline import record_timeline
-from forge_harness.policy import load_policy
+from forge_harness.policy import Policy, load_policy
 from forge_harness.record import EvidenceRecord, ItemRecord, SubjectRecord, Waiver
 from forge_harness.scoring import RunContext, Scope, assemble
 from forge_harness.types import Outcome, Profile
@@ -44,7 +44,7 @@ def evidence(nodeid, name="value", value=1.0, **fields):
     return EvidenceRecord(item=nodeid, name=name, value=value, **{**defaults, **fields})
 
 
-def item(check, outcome="pass", *, reason="", log=None, rows=None, duration_s=0.25):
+def item(check, outcome="pass", *, reason="", log=None, rows=None, duration_s=0.25, **fields):
     nodeid = f"{check.replace('.', '/test_')}.py::test"
     if rows is None:
         rows = [
@@ -69,6 +69,7 @@ def item(check, outcome="pass", *, reason="", log=None, rows=None, duration_s=0.
         duration_s=duration_s,
         evidence=rows,
         log=log,
+        **fields,
     )
 
 
@@ -330,6 +331,37 @@ def hostile_against():
     return before, leading_to(record, [kept.model_copy(update=changed)])
 
 
+def changed_policy(*, titles=None, severities=None, **values):
+    """The shipped policy with other tables, titles or severities."""
+    catalogue = [
+        {
+            **entry,
+            "title": (titles or {}).get(entry["id"], entry["title"]),
+            "severity": (severities or {}).get(entry["id"], entry["severity"]),
+        }
+        for entry in POLICY.to_json()["catalogue"]
+    ]
+    return Policy.model_validate({**POLICY.to_json(), "catalogue": catalogue, **values})
+
+
+MILD = changed_policy(
+    thresholds={
+        **{name: value for name, value in POLICY.thresholds.items() if "latency" not in name},
+        "gates.accuracy.at_least": 0.5,
+    },
+    suite_weights={**POLICY.suite_weights, "gates": 1, "security": 1, "state": 1},
+    severities={"data.splits_disjoint": "low"},
+    units={name: unit for name, unit in POLICY.units.items() if name != "gates.latency"},
+)
+"""Seven changes of all kinds, each to something milder."""
+
+
+def mild_record(policy=MILD):
+    """A run that was scored with another policy than the shipped one."""
+    return assemble(policy, items_of_all(), scope=FULL, context=context())
+
+
+POLICIES = {"mild": MILD}
 AGAINST = {"compared": compared_with, "hostile": hostile_against}
 """Kind of run -> what it is held against: its baseline and its history."""
 RECORDS = {
@@ -340,4 +372,5 @@ RECORDS = {
     "interrupted": interrupted_record,
     "hostile": hostile_record,
     "compared": compared_record,
+    "mild": mild_record,
 }

@@ -83,7 +83,7 @@ def opened(request, browser, tmp_path, page_of):
     assert requests == own
 
 
-@pytest.mark.parametrize("kind", ["fail", "hostile", "compared"])
+@pytest.mark.parametrize("kind", ["fail", "hostile", "compared", "mild"])
 def test_it_shows_without_errors_requests_or_sideways_scrolling(opened, kind):
     page = opened(kind)
     root = "document.documentElement"
@@ -91,7 +91,7 @@ def test_it_shows_without_errors_requests_or_sideways_scrolling(opened, kind):
     assert page.locator("details.check").count() == 148
 
 
-@pytest.mark.parametrize("kind", ["fail", "compared"])
+@pytest.mark.parametrize("kind", ["fail", "compared", "mild"])
 def test_every_text_has_contrast(opened, kind):
     page = opened(kind)
     assert page.evaluate(CONTRAST) == []

@@ -91,9 +91,40 @@ def test_another_policy_than_the_recorded_one_is_an_alert(run_record):
     )
     # model_copy keeps cached values of the original, its digest included.
     other = type(other).model_validate(other.to_json())
-    (alert,) = build_report(run_record("pass"), other).headline.alerts
+    alert, changed = build_report(run_record("pass"), other).headline.alerts
     assert run_record("pass").policy_digest in alert
     assert other.digest in alert
+    assert "gates.latency.at_most is 9" in changed
+
+
+def test_a_policy_that_does_not_ship_is_an_alert_with_what_it_changes(report_of):
+    head = report_of("mild").headline
+    (alert,) = head.alerts
+    assert alert == (
+        "The policy is not the one that ships with this harness: "
+        f"{'; '.join(head.policy_changes[:4])}; and 3 more. That one is {support.POLICY.digest}."
+    )
+    assert head.policy_digest == support.MILD.digest
+    assert head.policy_changes[0] == "threshold gates.accuracy.at_least is 0.5, shipped 0.85"
+    assert (
+        head.policy_changes[-1] == "severity of data.splits_disjoint is 'low', shipped 'critical'"
+    )
+
+
+def test_the_shipped_policy_is_no_alert(report_of):
+    assert report_of("fail").headline.policy_changes == ()
+
+
+def test_what_the_policy_says_is_shown_as_it_is():
+    """Titles come as Python writes them; names of suites need it said."""
+    name = "sound\u202e \x1b[31mdnuos"
+    weights = {**support.POLICY.suite_weights, name: 1}
+    policy = support.changed_policy(titles={"data.balance": name}, suite_weights=weights)
+    head = build_report(support.mild_record(policy), policy).headline
+    assert head.policy_changes[-1] == (
+        "weight of suite sound\\u202e dnuos is 1, not in the shipped policy"
+    )
+    assert all(text.isprintable() for text in (*head.policy_changes, *head.alerts))
 
 
 def test_waivers_are_live_or_expired_on_the_day_of_the_run(report_of):

@@ -160,6 +160,14 @@ def test_times_and_place_of_the_run(run_record):
     assert place["extra"][OURS] == {"os": "Linux", "packages.torch": "2.13.0"}
 
 
+def test_what_the_policy_changes_is_with_its_digest(report_of):
+    extra = parsed(report_of("mild"))["results"]["summary"]["extra"][OURS]
+    assert extra["policy_digest"] == support.MILD.digest
+    assert extra["policy_changes"] == list(report_of("mild").headline.policy_changes)
+    (alert,) = extra["alerts"]
+    assert "gates.accuracy.at_least is 0.5, shipped 0.85" in alert
+
+
 def test_the_commit_the_shard_and_the_version_of_the_tool():
     record = support.record(
         scope=Scope(profile=Profile.QUICK, checks=("data.balance",), shard="2/3"),
@@ -281,7 +289,8 @@ def test_a_module_that_skipped_itself_is_named_and_not_green(run_record):
 @pytest.mark.parametrize("kind", support.RECORDS)
 def test_the_same_run_gives_the_same_bytes(kind, run_record, report_of):
     against = support.AGAINST.get(kind, tuple)()
-    again = build_report(run_record(kind), support.POLICY, *against)
+    policy = support.POLICIES.get(kind, support.POLICY)
+    again = build_report(run_record(kind), policy, *against)
     assert render_ctrf(again) == render_ctrf(report_of(kind))
 
 

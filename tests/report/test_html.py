@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import re
@@ -159,6 +160,42 @@ def test_the_headline(kind, word, score, page_of, run_record):
     assert run_record(kind).policy_digest in page.text
 
 
+def test_what_a_policy_changes_stands_before_the_score_and_all_of_it_is_folded(page_of, report_of):
+    text = page_of("mild")
+    found = re.search(
+        r'<p class="alert">.*?</p>\s*<details class="policy-changes">.*?</details>', text, re.S
+    )
+    assert found
+    assert found.end() < text.index('<div class="score">')
+    folded = Page(found.group().partition("</p>")[2])
+    changes = report_of("mild").headline.policy_changes
+    assert folded.text == " ".join((f"All {len(changes)} changes of the policy", *changes))
+    assert len(folded.all("li")) == len(changes)
+
+
+def test_few_changes_are_not_folded_and_the_shipped_policy_is_not_spoken_of(page_of):
+    assert "changes of the policy" not in page_of("pass")
+    assert "not the one that ships" not in page_of("pass")
+    for count, folded in ((4, False), (5, True)):
+        weights = dict.fromkeys(list(support.POLICY.suite_weights)[:count], 1)
+        policy = support.changed_policy(suite_weights={**support.POLICY.suite_weights, **weights})
+        text = render_html(build_report(support.mild_record(policy), policy))
+        assert "not the one that ships" in text
+        assert (f"All {count} changes of the policy" in text) is folded
+
+
+def test_no_policy_makes_the_page_too_large(report_of):
+    many = tuple(f"threshold t{i} is {'x' * 80}, shipped 1" for i in range(201))
+    report = dataclasses.replace(
+        report_of("pass"),
+        headline=dataclasses.replace(report_of("pass").headline, policy_changes=many),
+    )
+    text = render_html(report)
+    assert "<li>threshold t199 is" in text
+    assert "threshold t200 is" not in text
+    assert ">1 more; <code>policy.json</code> has the whole policy." in text
+
+
 def test_at_most_five_reasons_are_shown_each_with_a_link(run_record):
     missing = {e.id: "fail" for e in support.POLICY.catalogue if e.severity == "high"}
     report = build_report(support.record(support.items_of_all(missing)), support.POLICY)
@@ -197,6 +234,14 @@ def test_a_log_has_no_terminal_sequences():
     items[0] = support.item(items[0].check, "fail", reason="r", log=log)
     text = render_html(build_report(support.record(items), support.POLICY))
     assert "E   assert 1 == 2\nline two\\u0007link</pre>" in text
+
+
+def test_python_warnings_stand_with_their_item():
+    items = support.items_of_all()
+    items[0] = support.item(items[0].check, warnings=["UserWarning: <old> \x1b[31mthing (a.py:3)"])
+    text = render_html(build_report(support.record(items), support.POLICY))
+    assert text.count("Python warnings while it ran") == 1
+    assert "UserWarning: &lt;old&gt; thing (a.py:3)</pre>" in text
 
 
 def test_a_run_too_large_for_the_page_says_what_is_left_out():
@@ -240,13 +285,14 @@ def test_a_link_to_a_row_that_is_left_out_leads_to_its_check():
     assert {a["href"][1:] for a in page.all("a")} <= ids
 
 
-@pytest.mark.parametrize("kind", ["fail", "compared"])
+@pytest.mark.parametrize("kind", ["fail", "compared", "mild"])
 def test_the_same_run_gives_the_same_bytes_in_another_process(page_of, kind):
     code = (
         "import sys, hashlib; sys.path.insert(0, sys.argv[1]); import support\n"
         "from forge_harness.report import build_report, render_html\n"
         "against = support.AGAINST.get(sys.argv[2], tuple)()\n"
-        "report = build_report(support.RECORDS[sys.argv[2]](), support.POLICY, *against)\n"
+        "policy = support.POLICIES.get(sys.argv[2], support.POLICY)\n"
+        "report = build_report(support.RECORDS[sys.argv[2]](), policy, *against)\n"
         "page = render_html(report)\n"
         "print(hashlib.sha256(page.encode()).hexdigest())"
     )

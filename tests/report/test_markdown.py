@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 from forge_harness.report import build_report, markdown, render_markdown
@@ -25,6 +26,31 @@ def test_failed_and_not_measured_checks_are_listed_with_their_commands(report_of
     missing = text.partition("### What was not measured (2)")[2].partition("###")[0]
     assert "<code>gates.latency</code>" in missing
     assert "forge\\-harness run \\-\\-check gates.latency" in missing
+
+
+def test_what_a_policy_changes_is_quoted_and_folded(report_of):
+    changes = report_of("mild").headline.policy_changes
+    head = render_markdown(report_of("mild")).partition("### Changes")[0]
+    assert "\n> The policy is not the one that ships with this harness&#58; threshold gates" in head
+    block = head.partition("<details><summary>All 7 changes of the policy</summary>\n\n")[2]
+    listed = block.partition("\n\n</details>\n\n")[0]
+    assert listed.splitlines() == [f"- {escape(change)}" for change in changes]
+    assert "changes of the policy" not in render_markdown(report_of("fail"))
+
+
+def test_many_changes_of_a_policy_are_counted(report_of):
+    for count, more in (
+        (4, None),
+        (100, ""),
+        (101, "- and 1 more; policy.json has the whole policy"),
+    ):
+        many = tuple(f"threshold t{i} is 1, shipped 2" for i in range(count))
+        head = dataclasses.replace(report_of("pass").headline, policy_changes=many)
+        text = render_markdown(dataclasses.replace(report_of("pass"), headline=head))
+        assert ("<details>" in text) is (more is not None)
+        assert ("policy.json has the whole policy" in text) is bool(more)
+        assert (more or "") in text
+        assert text.count("- threshold t") == (0 if more is None else 100)
 
 
 def test_text_of_others_is_no_markup():

@@ -6,9 +6,11 @@ import json
 
 import pytest
 
-from forge_harness.canonical import canonical_json
+from forge_harness import policy
+from forge_harness.canonical import canonical_json, file_sha256
 from forge_harness.finish import finish_run
 from forge_harness.integration.quality_coordinator import QualityCoordinator
+from forge_harness.paths import suites_dir
 from forge_harness.report import FORMATS, provenance
 from forge_harness.report.provenance import REPORTS, render_again, renderer
 from forge_harness.rundir import RunDirectory, read_policy, read_record
@@ -60,16 +62,79 @@ def test_a_report_of_another_run_is_named(run):
     assert {problem.file for problem in render_again(run, other, POLICY).problems} == set(FILES)
 
 
-def test_what_another_release_rendered_is_not_judged(run, monkeypatch):
+def edited(path, file="report.md"):
+    """An edited report, under a manifest that is made anew."""
+    (path / file).write_text((path / file).read_text(encoding="utf-8").replace("FAIL", "PASS"))
+    RunDirectory.open_existing(path).seal()
+
+
+def noted_files(path):
+    """A run that is recorded as today, with the digests of what it left: it has reports.json."""
+    record = read_record(path).model_copy(update={"files": {}})
+    finish_run(path, record, POLICY, ("html", "json", "md", "junit"))
+
+
+def test_what_another_release_rendered_otherwise_is_not_judged(run, monkeypatch):
+    edited(run)
     monkeypatch.setattr(provenance, "renderer", lambda: "forge-harness 9.9.9")
     found = again(run)
-    assert (found.problems, found.same) == ([], [])
-    assert found.unknown == dict.fromkeys(FILES, f"made by {renderer()}")
+    # Where its pages are those of today there is nothing to be unsure of.
+    assert (found.problems, found.same) == ([], ["report.html", "report.json", "junit.xml"])
+    assert found.unknown == {"report.md": f"made by {renderer()}"}
 
 
-def test_what_nothing_is_said_of_is_not_judged(run):
+def test_a_page_that_was_compared_with_another_shipped_policy_is_not_judged(tmp_path, monkeypatch):
+    path = compared_run(tmp_path)
+    made_by = renderer()
+    for name in ("catalogue.toml", "policy.toml"):
+        text = (suites_dir() / name).read_text(encoding="utf-8")
+        (tmp_path / name).write_text(
+            text.replace("accuracy.at_least = 0.85", "accuracy.at_least = 0.9")
+        )
+    monkeypatch.setattr(policy, "suites_dir", lambda: tmp_path)
+    # With the code alone in the renderer the sound pages would be called forged here.
+    assert {problem.what for problem in again(path).problems} == {"is not the report of this run"}
+    monkeypatch.setattr(provenance, "renderer", renderer.__wrapped__)
+    found = again(path)
+    # JUnit has no place for the alert.
+    assert (found.problems, found.same) == ([], ["junit.xml"])
+    assert set(found.unknown.values()) == {f"made by {made_by}"}
+
+
+@pytest.mark.parametrize("note", ["gone", "empty"])
+def test_what_nothing_is_said_of_is_the_plain_report(run, note):
+    noted_files(run)
+    if note == "gone":
+        (run / REPORTS).unlink()
+    else:
+        (run / REPORTS).write_bytes(canonical_json({"files": {}, "schema_version": "1.0"}))
+    assert (again(run).same, again(run).problems) == (FILES, [])
+    edited(run)
+    assert verify_run(run) == []
+    found = again(run)
+    (problem,) = found.problems
+    assert (problem.file, found.unknown) == ("report.md", {})
+    assert problem.what == "is not the plain report of this run, and reports.json says of no other"
+    assert problem.found == f"sha256:{file_sha256(run / 'report.md')}"
+
+
+def test_a_run_from_before_anything_was_said_is_not_judged_and_never_the_same(run):
     (run / REPORTS).unlink()
-    assert again(run).unknown == dict.fromkeys(FILES, "nothing says what made it")
+    edited(run)
+    found = again(run)
+    assert found.unknown == {"report.md": "nothing says what made it"}
+    assert "report.md" not in found.same
+    assert found.problems == []
+
+
+def test_a_page_with_a_baseline_of_which_nothing_is_said_any_more_is_named(tmp_path):
+    path = compared_run(tmp_path)
+    record = read_record(path).model_copy(update={"files": {}})
+    baseline, history = support.compared_with()
+    finish_run(path, record, support.POLICY, ("md",), baseline=baseline, history=history)
+    assert "report.md" in again(path).same
+    (path / REPORTS).unlink()
+    assert "report.md" in {problem.file for problem in again(path).problems}
 
 
 @pytest.mark.parametrize(
@@ -171,7 +236,26 @@ def test_a_page_cut_short_is_one_of_which_nothing_is_said(run, monkeypatch):
     monkeypatch.setattr("forge_harness.report.write_reports", broken)
     with pytest.raises(ValueError, match="broken"):
         finish_run(run, read_record(run), POLICY, ("md",))
+    assert "report.md" not in json.loads((run / REPORTS).read_bytes())["files"]
+    edited(run)
     assert again(run).unknown == {"report.md": "nothing says what made it"}
+
+
+def test_a_damaged_note_gives_way_to_reports_that_are_made_anew(run):
+    noted_files(run)
+    edited(run, "junit.xml")
+    (run / REPORTS).write_bytes(b'{"files": {}, "files": {}}')
+    assert again(run).problems[0].found == "key 'files' is there twice"
+    finish_run(run, read_record(run), POLICY, ("md",))
+    found = again(run)
+    assert found.same == ["report.html", "report.json", "report.md"]
+    assert [problem.file for problem in found.problems] == ["junit.xml"]
+
+
+def test_a_record_as_the_baseline_is_noted_as_one(run):
+    before = record_of([make_item("x"), make_item("y")]).model_copy(update={"run_id": "before"})
+    finish_run(run, read_record(run), POLICY, ("md",), baseline=before)
+    assert again(run).leaning == {"report.md": "baseline before"}
 
 
 def test_every_format_is_one_of_the_files(run, tmp_path):

@@ -23,6 +23,14 @@ def test_files_and_their_order(tmp_path, run_record):
     assert len(values["checks"]) == 148
 
 
+def test_the_json_has_all_that_the_policy_changes(tmp_path, run_record, report_of):
+    write_reports(tmp_path, run_record("mild"), support.MILD, ("json",))
+    head = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["headline"]
+    assert head["policy_changes"] == list(report_of("mild").headline.policy_changes)
+    assert len(head["policy_changes"]) == 7
+    assert head["alerts"] == list(report_of("mild").headline.alerts)
+
+
 def test_a_run_that_was_read_back_gives_the_same_bytes(tmp_path, run_record):
     record = run_record("fail")
     # Canonical JSON has names in the order of the alphabet, and whole floats without a point.

@@ -52,7 +52,12 @@ def make_item(
     nodeid = f"suites/test_{check.replace('.', '_')}.py::test[{number}]"
     if isinstance(evidence, int):
         evidence = [make_evidence(nodeid, f"value_{i}") for i in range(evidence)]
-    defaults = {"reason": "" if outcome == "pass" else f"why {outcome}", "duration_s": 0.25}
+    defaults = {
+        "reason": "" if outcome == "pass" else f"why {outcome}",
+        "duration_s": 0.25,
+        "log": f"log of {nodeid}",
+        "warnings": [f"UserWarning: in {nodeid}"],
+    }
     return ItemRecord(
         nodeid=nodeid,
         check=check,

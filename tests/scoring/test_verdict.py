@@ -105,6 +105,51 @@ def test_what_failed_without_blocking_is_named_beside_what_is_not_measured(make)
     ]
 
 
+MILDER = [
+    ("a.m1", "medium"),
+    ("a.m2", "medium"),
+    ("a.m3", "medium"),
+    ("a.l1", "low"),
+    ("a.l2", "low"),
+]
+
+
+@pytest.mark.parametrize(
+    ("more", "options", "verdict", "first"),
+    [
+        ({"a.x": "fail"}, {}, "FAIL", "critical check a.x failed"),
+        ({"a.x": "pass"}, {"state": "interrupted"}, "INCOMPLETE", "the run is interrupted"),
+        ({}, {}, "INCOMPLETE", "1 critical check is not measured: a.x"),
+        ({"a.x": "pass"}, {"scope": Scope(suites=("a",))}, "PARTIAL", "only a selection ran"),
+    ],
+)
+def test_what_does_not_block_is_named_after_what_does(make, more, options, verdict, first):
+    outcomes = {"a.m1": "fail", "a.m2": "error", "a.m3": "fail", "a.l1": "error", "a.l2": "fail"}
+    items = [make.item(name, outcome) for name, outcome in {**outcomes, **more}.items()]
+    checks = [*GOOD, ("a.x", "critical"), *MILDER]
+    waivers = [make.waiver("a.typo")]
+    record = run(make, checks, [*all_good(make), *items], waivers=waivers, **options)
+    assert record.verdict == verdict
+    assert record.verdict_reasons[0].startswith(first)
+    # Severe first, failed before what could not run; then what is wrong with the waivers.
+    assert record.verdict_reasons[-5:] == [
+        "2 medium checks failed: a.m1, a.m3",
+        "1 medium check could not run: a.m2",
+        "1 low check failed: a.l2",
+        "1 low check could not run: a.l1",
+        "a waiver names check 'a.typo', which the catalogue does not have",
+    ]
+
+
+def test_only_what_failed_without_blocking_is_added_to_what_blocks(make):
+    severities = [("a.h", "high"), ("a.m", "medium"), ("a.w", "low")]
+    items = [make.item("a.h", "fail"), make.item("a.m", "flaky"), make.item("a.w", "warn")]
+    record = run(make, [*GOOD, *severities], [*all_good(make), *items])
+    assert [reason.partition(":")[0] for reason in record.verdict_reasons] == [
+        "high check a.h failed"
+    ]
+
+
 @pytest.mark.parametrize("state", ["finished", "interrupted"])
 def test_what_no_missing_check_can_mend_has_failed(make, state):
     """Were it INCOMPLETE, one more unmeasured check would turn `gate --fail-on fail` green."""

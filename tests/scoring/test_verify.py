@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from forge_harness.canonical import canonical_json, sha256_hex
 from forge_harness.errors import RunDirectoryError
-from forge_harness.rundir import RunDirectory
-from forge_harness.scoring import Scope, assemble, verify_run
+from forge_harness.rundir import RunDirectory, left_files, read_record
+from forge_harness.scoring import Scope, assemble, only_in_manifest, verify_run
 from forge_harness.scoring.assembly import items_of
 from forge_harness.types import Level
 
@@ -244,6 +245,105 @@ def test_an_artifact_of_another_digest(sealed):
         ("run.json", "$.checks[0].evidence[0].value"),
         ("items.jsonl", "suites/test_a_x.py::test[0]"),
     ]
+
+
+STUDY, LOG = b'[{"task": "digits"}]', b"1 passed"
+
+
+@pytest.fixture
+def studied(make, tmp_path):
+    """A sealed run that left a study and a log, and says so in its record."""
+    policy, item = make.policy(("a.x", "high")), make.item("a.x")
+    path = tmp_path / "studied"
+    stub = assemble(policy, [], scope=Scope(), context=make.context(), state="running")
+    directory = RunDirectory.create(path, record=stub, policy=policy)
+    directory.append_item(item)
+    (path / "logs").mkdir()
+    (path / "logs" / "pytest.log").write_bytes(LOG)
+    (path / "study.json").write_bytes(STUDY)
+    context = replace(make.context(), files=left_files(path))
+    directory.write_final(assemble(policy, [item], scope=Scope(), context=context), policy)
+    directory.seal()
+    return path
+
+
+def test_study_and_logs_are_what_the_record_says(studied):
+    assert read_record(studied).files == {
+        "logs/pytest.log": f"sha256:{sha256_hex(LOG)}",
+        "study.json": f"sha256:{sha256_hex(STUDY)}",
+    }
+    assert verify_run(studied) == []
+    assert only_in_manifest(studied, read_record(studied)) == []
+
+
+@pytest.mark.parametrize("name", ["study.json", "logs/pytest.log"])
+@pytest.mark.parametrize("content", [b"other", None])
+def test_a_study_or_log_that_was_changed_is_named(studied, name, content):
+    recorded = read_record(studied).files[name]
+    (studied / name).unlink()
+    if content is not None:
+        (studied / name).write_bytes(content)
+    RunDirectory.open_existing(studied).seal()
+    (problem,) = verify_run(studied)
+    assert (problem.file, problem.what) == (name, "is not what run.json says")
+    now = "no file" if content is None else f"sha256:{sha256_hex(content)}"
+    assert (problem.expected, problem.found) == (recorded, now)
+
+
+def test_a_log_the_record_does_not_know_is_named(studied):
+    (studied / "logs" / "more").mkdir()
+    (studied / "logs" / "more" / "study.log").write_bytes(b"x")
+    RunDirectory.open_existing(studied).seal()
+    (problem,) = verify_run(studied)
+    assert (problem.file, problem.expected) == ("logs/more/study.log", "no file")
+
+
+def test_a_record_that_names_files_elsewhere_reads_none(studied, tmp_path):
+    (tmp_path / "secret").write_bytes(b"x")
+    edit(studied, lambda run: run["files"].update({"../secret": f"sha256:{sha256_hex(b'x')}"}))
+    assert found(studied) == [("../secret", "is not what run.json says")]
+
+
+def test_a_run_recorded_before_they_were_noted_verifies_and_what_was_not_is_told(studied):
+    edit(studied, lambda run: run.pop("files"))
+    (studied / "notes.txt").write_text("mine")
+    (studied / "study.json").write_bytes(b"other")
+    RunDirectory.open_existing(studied).seal()
+    assert verify_run(studied) == []
+    told = only_in_manifest(studied, read_record(studied))
+    assert told == ["logs/pytest.log", "notes.txt", "study.json"]
+
+
+def test_an_older_record_that_is_written_again_keeps_its_bytes(studied):
+    edit(studied, lambda run: run.pop("files"))
+    before = (studied / "run.json").read_bytes()
+    record = read_record(studied)
+    assert "files" not in record.model_dump(mode="json")
+    (studied / "run.json").write_bytes(canonical_json(record.model_dump(mode="json")))
+    assert (studied / "run.json").read_bytes() == before
+
+
+def test_an_artifact_is_in_the_record(sealed):
+    assert only_in_manifest(sealed, read_record(sealed)) == []
+
+
+def test_a_line_with_a_key_twice_is_no_item(sealed):
+    text = (sealed / "items.jsonl").read_bytes()
+    assert text.startswith(b'{"attempts":1,')
+    (sealed / "items.jsonl").write_bytes(b'{"attempts":9,' + text[1:])
+    RunDirectory.open_existing(sealed).seal()
+    (problem,) = verify_run(sealed)
+    assert (problem.file, problem.found) == ("items.jsonl", "key 'attempts' is there twice")
+
+
+@pytest.mark.parametrize("file", ["run.json", "policy.json", "manifest.json"])
+def test_a_key_that_is_there_twice_is_no_json_of_ours(sealed, file):
+    raw = (sealed / file).read_bytes()
+    name = raw[1 : raw.index(b":")]
+    (sealed / file).write_bytes(b"{" + name + b":0," + raw[1:])
+    if file != "manifest.json":
+        RunDirectory.open_existing(sealed).seal()
+    assert [place for place, _ in found(sealed)] == [file]
 
 
 def test_bytes_that_are_not_canonical(sealed):

@@ -70,7 +70,7 @@ def test_random_keys_of_32_bytes_are_found(seed):
 def test_a_marked_line_is_counted(tmp_path):
     (tmp_path / "a.py").write_text(f'x = "{AWS}"  # {scan_secrets.IGNORE}\n')
     scan = scan_secrets.scan(tmp_path)
-    assert (scan.state, scan.notes) == ("clean", (f"1 lines are marked {scan_secrets.IGNORE!r}",))
+    assert (scan.state, scan.notes) == ("clean", (f"1 line marked {scan_secrets.IGNORE!r}",))
 
 
 def test_binary_large_hidden_and_linked_files(tmp_path, monkeypatch):
@@ -89,9 +89,9 @@ def test_binary_large_hidden_and_linked_files(tmp_path, monkeypatch):
     assert [f.place for f in scan.findings] == [".env"]
     assert scan.scanned == 2
     assert scan.notes == (
-        "1 files over 100 bytes were not read",
-        "1 binary files were not read",
-        "4 directories of version control, caches and others' code were not read",
+        "1 file over 100 bytes not read",
+        "1 binary file not read",
+        "4 directories of version control, caches and others' code not read",
     )
 
 
@@ -169,7 +169,7 @@ def test_a_file_that_cannot_be_read_is_never_clean(tmp_path, monkeypatch, secret
 
     monkeypatch.setattr(scan_secrets, "read_text", refused)
     scan = scan_secrets.scan(tmp_path)
-    said = "1 files cannot be read, the first is a.txt: Permission denied"
+    said = "1 file cannot be read, the first is a.txt: Permission denied"
     if secret:
         assert (scan.state, scan.notes) == ("found", (said,))
     else:

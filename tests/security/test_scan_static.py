@@ -56,7 +56,7 @@ def test_a_suppressed_finding_is_counted(tree, tool, mark):
     if tool == "bandit" and mark == "# noqa: S307":
         pytest.skip("one mark for each tool is enough")
     assert scan.state == "clean"
-    assert scan.notes == ("1 findings are suppressed in the source (noqa, nosec)",)
+    assert scan.notes == ("1 finding suppressed in the source (noqa, nosec)",)
 
 
 def test_a_configuration_of_the_tree_cannot_switch_rules_off(tree):
@@ -68,7 +68,7 @@ def test_a_file_that_cannot_be_parsed_is_no_scan(tree, tool):
     tree("good.py", HOLE)
     scan = scan_static.scan(tree("bad.py", "def (:\n"))
     assert scan.state == "not scanned"
-    assert "1 files cannot be parsed, the first at bad.py" in scan.why_not
+    assert "1 file cannot be parsed, the first at bad.py" in scan.why_not
 
 
 def test_nothing_to_look_at_is_no_scan(tree, tmp_path):

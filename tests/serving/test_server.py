@@ -129,6 +129,38 @@ def test_other_media_types_and_wrong_deadlines_are_refused(digits_server):
         assert answer.status_code == 400, deadline
 
 
+@pytest.mark.parametrize(
+    ("headers", "said"),
+    [
+        ({"content-encoding": "gzip"}, "Content-Encoding 'gzip'; expected none"),
+        ({"content-encoding": "identity, br"}, "Content-Encoding 'identity, br'"),
+        ({"content-type": "application/json; charset=utf-16"}, "charset of the body is 'utf-16'"),
+        ({"content-type": 'application/json; v=1; CharSet="Latin1"'}, "'latin1'; expected utf-8"),
+        ({"content-type": "application/json; charset="}, "charset of the body is ''"),
+    ],
+)
+def test_a_body_that_is_not_plain_json_in_utf_8_is_refused(digits_server, headers, said):
+    given = {"content-type": "application/json", **headers}
+    answer = digits_server.client.post("/v1/predict", content=b"{}", headers=given)
+    assert answer.status_code == 415
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert said in answer.json()["detail"]
+    if "content-encoding" in headers:
+        assert answer.headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"content-type": "application/json;charset=UTF-8"},
+        {"content-type": 'Application/JSON; charset="utf8"'},
+        {"content-encoding": "identity"},
+    ],
+)
+def test_plain_json_may_be_called_so(digits_server, headers):
+    assert digits_server.predict(headers=headers).status_code == 200
+
+
 def test_a_huge_body_is_refused_before_it_is_read(digits_server):
     head = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n"
     assert raw(digits_server, head).startswith(b"HTTP/1.1 413 ")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
+from functools import lru_cache, partial
+
 import pytest
 import torch
 
@@ -101,3 +104,184 @@ def test_a_kernel_may_refuse_operands_by_columns_and_is_named(run_check):
         run_check("performance.kernel_against_reference").evidence("refuse_operands_by_columns")
         == 0
     )
+
+
+class OwnProducts(ReferenceSubject):
+    """Products changed by `change(sound, codes)`."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def prepare_product(self, name, codes):
+        return self.change(super().prepare_product(name, codes), codes)
+
+
+def wrong_in_long_prompts(sound, codes):
+    def product(q):
+        y = sound(q)
+        y[64:] = y[64:].roll(1, 0)
+        return y
+
+    return product
+
+
+def wrong_in_long_rows(sound, codes):
+    most = 8192 * 127
+    return lambda q: sound(q).clamp(-most, most)
+
+
+def wrong_at_the_smallest_code(sound, codes):
+    def product(q):
+        y = sound(q)
+        return torch.where(y.abs() == 128 * q.shape[1], y - y.sign().int(), y)
+
+    return product
+
+
+@pytest.mark.parametrize(
+    "change",
+    [wrong_in_long_prompts, wrong_in_long_rows, wrong_at_the_smallest_code],
+)
+def test_kernels_are_checked_where_prompts_and_rows_are_long(run_check, change):
+    run = run_check("performance.kernel_against_reference", OwnProducts(change))
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert "sums_that_differ is" in run.reason
+
+
+def wrong_where_it_is_timed(sound, codes):
+    def product(q):
+        y = sound(q)
+        y[-1, -1] += len(codes) == 2560
+        return y
+
+    return product
+
+
+def test_the_product_that_is_timed_is_exact(run_check):
+    run = run_check("performance.kernel_roofline", OwnProducts(wrong_where_it_is_timed))
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert "timed_sums_that_differ is" in run.reason
+
+
+class KeepsAnswers(ReferenceSubject):
+    """Portable products that are computed once for equal operands."""
+
+    def prepare_product(self, name, codes):
+        sound, kept = super().prepare_product("scalar", codes), []
+
+        def product(q):
+            if not kept or not torch.equal(kept[0], q):
+                kept[:] = [q.clone(), sound(q)]
+            return kept[1]
+
+        return product
+
+
+def test_a_product_that_keeps_answers_is_timed_without_them(run_check):
+    run = run_check("performance.kernel_roofline", KeepsAnswers())
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert "roofline_share is" in run.reason
+
+
+class AroundPacked(ReferenceSubject):
+    """The packed model inside `around(model)`."""
+
+    def __init__(self, around):
+        self.around = around
+
+    def inference_model(self, task, form, *, seed):
+        model = super().inference_model(task, form, seed=seed)
+        return self.around(model) if form == "packed" else model
+
+
+class Remembers(torch.nn.Module):
+    """Slow, but for inputs it has seen before."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.seen = model, {}
+
+    def forward(self, x):
+        key = x.numpy().tobytes()
+        if key not in self.seen:
+            for _ in range(8):
+                self.seen[key] = self.model(x)
+        return self.seen[key]
+
+
+def test_answers_that_are_remembered_do_not_make_a_model_fast(run_check):
+    run = run_check("performance.inference_speedup", AroundPacked(Remembers))
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert "inference_speedup is" in run.reason
+
+
+class Slotted:
+    __slots__ = ("held",)
+
+
+def in_a_closure(model, held):
+    model.register_forward_hook(lambda module, args, y: y if held else None)
+
+
+def in_a_partial(model, held):
+    model.register_forward_hook(partial(lambda held, module, args, y: y, held))
+
+
+def in_a_bound_method(model, held):
+    model.register_forward_hook(held.hook)
+
+
+def in_slots(model, held):
+    model.holder = Slotted()
+    model.holder.held = held
+
+
+def in_numpy(model, held):
+    model.arrays = {name: tensor.numpy() for name, tensor in held.state_dict().items()}
+
+
+def in_a_deque(model, held):
+    model.queue = deque(held.parameters())
+
+
+class Hooked(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def hook(self, module, args, y):
+        return y
+
+
+CACHE = lru_cache(maxsize=None)(lambda key: ReferenceSubject().build_model("bytes", seed=5))
+
+
+def in_a_cache(model, held):
+    model.register_forward_hook(lambda module, args, y: (CACHE(0), y)[1])
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        in_a_closure,
+        in_a_partial,
+        in_a_bound_method,
+        in_slots,
+        in_numpy,
+        in_a_deque,
+        in_a_cache,
+    ],
+)
+def test_weights_that_are_kept_anywhere_count(run_check, where):
+    def around(model):
+        latents = ReferenceSubject().build_model("bytes", seed=5)
+        for parameter in latents.parameters():
+            parameter.requires_grad_(False)
+        where(model, Hooked(latents))
+        return model
+
+    CACHE.cache_clear()
+    run = run_check("performance.compression", AroundPacked(around))
+    CACHE.cache_clear()
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert "resident_ratio is" in run.reason

@@ -143,11 +143,13 @@ def _images_held_out(batch: Batch, asked: Asked) -> Batch:
     return batch
 
 
-def _inputs(change: Callable[[Any], Any], task: str) -> Change:
-    """Changes the inputs of one task's batches."""
+def inputs_of(change: Callable[[Any], Any], task: str, split: Split | None = None) -> Change:
+    """Changes the inputs of one task's batches, of both splits or of one."""
 
     def changed(batch: Batch, asked: Asked) -> Batch:
-        return replace(batch, inputs=change(batch.inputs)) if asked.task == task else batch
+        if asked.task != task or split not in (None, asked.split):
+            return batch
+        return replace(batch, inputs=change(batch.inputs))
 
     return changed
 
@@ -295,7 +297,7 @@ DEFECTS = (
         shows="bytes_ids_lost_in_dtype is 128 ids",
         subject=lambda: DataDefect(
             data_info=_declares("bytes", input_dtype="int8"),
-            batch=_inputs(lambda x: x.to(torch.int8), "bytes"),
+            batch=inputs_of(lambda x: x.to(torch.int8), "bytes"),
         ),
         subtlety=3,
     ),
@@ -303,14 +305,14 @@ DEFECTS = (
         id="images_as_int8",
         title="Images of [0, 1] are delivered as int8: all but the brightest pixels are 0",
         shows="digits_train_input_dtype is int8, expected float32",
-        subject=lambda: DataDefect(batch=_inputs(lambda x: x.to(torch.int8), "digits")),
+        subject=lambda: DataDefect(batch=inputs_of(lambda x: x.to(torch.int8), "digits")),
         subtlety=2,
     ),
     _range(
         id="images_as_float64",
         title="Images are delivered in another precision than declared",
         shows="digits_train_input_dtype is float64",
-        subject=lambda: DataDefect(batch=_inputs(lambda x: x.to(torch.float64), "digits")),
+        subject=lambda: DataDefect(batch=inputs_of(lambda x: x.to(torch.float64), "digits")),
         subtlety=3,
     ),
     _range(
@@ -421,7 +423,7 @@ BENIGN = (
         title="Images in bfloat16, as declared: a format that NumPy does not know",
         subject=lambda: DataDefect(
             data_info=_declares("digits", input_dtype="bfloat16"),
-            batch=_inputs(lambda x: x.bfloat16(), "digits"),
+            batch=inputs_of(lambda x: x.bfloat16(), "digits"),
         ),
         checks=READ,
     ),

@@ -12,7 +12,7 @@ import torch
 from forge_harness.drill.defect import Benign, Defect, Stage
 from forge_harness.protocols import Batch
 
-from .data import READ, Asked, Change, DataDefect, Split, held
+from .data import READ, Asked, Change, DataDefect, Split, held, inputs_of
 
 MARK = 2
 """A byte that no text holds, for where one begins."""
@@ -45,17 +45,6 @@ def _contents(change: Callable[[bytes], bytes]) -> Change:
 
     def changed(contents: list[bytes], asked: Asked) -> list[bytes]:
         return [change(c) for c in contents] if asked.task == "bytes" else contents
-
-    return changed
-
-
-def _validation_inputs(change: Callable[[Any], Any]) -> Change:
-    """Changes the images of the validation split."""
-
-    def changed(batch: Batch, asked: Asked) -> Batch:
-        if asked.task != "digits" or asked.split == "train":
-            return batch
-        return replace(batch, inputs=change(batch.inputs))
 
     return changed
 
@@ -136,14 +125,14 @@ DEFECTS = (
         id="validation_not_scaled",
         title="Training images are scaled to [0, 1], those of validation are grey levels still",
         shows="digits_validation_new_values is",
-        subject=lambda: DataDefect(batch=_validation_inputs(lambda x: x * 16)),
+        subject=lambda: DataDefect(batch=inputs_of(lambda x: x * 16, "digits", "validation")),
         subtlety=3,
     ),
     _range(
         id="validation_scaled_by_its_largest",
         title="Validation images are divided by another grey level than training images",
         shows="digits_validation_new_values is",
-        subject=lambda: DataDefect(batch=_validation_inputs(lambda x: x * 16 / 15)),
+        subject=lambda: DataDefect(batch=inputs_of(lambda x: x * 16 / 15, "digits", "validation")),
         subtlety=5,
     ),
     _range(

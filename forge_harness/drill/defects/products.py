@@ -65,7 +65,7 @@ class SharedScratch(ReferenceSubject):
     """Blocks that reach beyond the last column read what an earlier product left there."""
 
     def __init__(self) -> None:
-        self.scratch = torch.zeros(32, 8192, dtype=torch.int32)
+        self.scratch = torch.zeros(160, 16384, dtype=torch.int32)
 
     def prepare_product(self, name: str, codes: Tensor) -> Product:
         """See `MultipliesTernary.prepare_product`."""

@@ -1,0 +1,88 @@
+"""Which files of a Hugging Face directory are read: plain names that lie in it, nothing else."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from forge_harness.errors import DamagedCheckpointError
+from forge_harness.formats.hf_files import inside, open_files
+
+ROOT = Path(__file__).parents[2] / "fixtures" / "checkpoints"
+
+
+@pytest.fixture
+def home(tmp_path):
+    directory = tmp_path / "models" / "home"
+    directory.mkdir(parents=True)
+    (directory / "a.bin").write_bytes(b"a")
+    (tmp_path / "outside.bin").write_bytes(b"b")
+    return directory
+
+
+def test_a_file_of_the_directory_is_given_as_it_is_named(home):
+    assert inside(home, "a.bin", "key") == home / "a.bin"
+    (home / "link.bin").symlink_to("a.bin")
+    assert inside(home, "link.bin", "key") == home / "link.bin"
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../outside.bin", "d/a.bin", "C:a.bin", "a\0", "\\"]
+)
+def test_a_path_is_no_plain_name(home, name):
+    with pytest.raises(DamagedCheckpointError, match=r"key names .*; expected the plain name of a"):
+        inside(home, name, "key")
+
+
+def test_a_link_out_of_the_directory_is_named_with_its_end(home, tmp_path):
+    (home / "b.bin").symlink_to("../../outside.bin")
+    with pytest.raises(DamagedCheckpointError) as caught:
+        inside(home, "b.bin", "key")
+    target = str(tmp_path / "outside.bin")
+    assert f"key names 'b.bin', a link to {target!r} outside the directory" in str(caught.value)
+
+
+def test_the_cache_of_hugging_face_links_into_its_blobs(tmp_path):
+    directory = tmp_path / "repo" / "snapshots" / "abc"
+    directory.mkdir(parents=True)
+    (tmp_path / "repo" / "blobs").mkdir()
+    (tmp_path / "repo" / "blobs" / "1f").write_bytes(b"x")
+    (tmp_path / "repo" / "other").write_bytes(b"x")
+    (directory / "model.safetensors").symlink_to("../../blobs/1f")
+    (directory / "config.json").symlink_to("../../other")
+    assert inside(directory, "model.safetensors", "key") == directory / "model.safetensors"
+    with pytest.raises(DamagedCheckpointError, match="outside the directory"):
+        inside(directory, "config.json", "key")
+
+
+@pytest.mark.parametrize("kind", ["missing", "dangling", "directory"])
+def test_what_is_no_file_is_named(home, kind):
+    if kind == "dangling":
+        (home / "c.bin").symlink_to("nowhere.bin")
+    elif kind == "directory":
+        (home / "c.bin").mkdir()
+    with pytest.raises(DamagedCheckpointError, match=r"key names 'c\.bin', and there is no such"):
+        inside(home, "c.bin", "key")
+
+
+@pytest.mark.parametrize("links", [{"c": "c"}, {"c": "d", "d": "e", "e": "c"}])
+def test_links_that_lead_to_themselves_end_nowhere(home, links):
+    for name, target in links.items():
+        (home / name).symlink_to(target)
+    with pytest.raises(DamagedCheckpointError, match="key names 'c', a link that ends nowhere"):
+        inside(home, "c", "key")
+
+
+def test_a_shard_that_links_to_itself_is_damage_of_the_index(tmp_path):
+    copy = tmp_path / "model"
+    shutil.copytree(ROOT / "hf-packed-bitlinear-untied", copy)
+    os.replace(copy / "model.safetensors", copy / "part.safetensors")
+    index = {"weight_map": {"lm_head.weight": "part.safetensors", "x": "loop.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    (copy / "loop.safetensors").symlink_to("loop.safetensors")
+    with pytest.raises(DamagedCheckpointError) as caught:
+        open_files(copy)
+    assert "key 'x', names 'loop.safetensors', a link that ends nowhere" in str(caught.value)
+    assert caught.value.path == str(copy)
