@@ -175,7 +175,7 @@ def test_a_packed_weight_that_is_none_is_refused(change, sentence):
         (torch.full((4,), 1e-300, dtype=torch.float64), "scale 1e-300 of row 0"),
         (1e300, r"scale 1e\+300 of row 0"),
         (1e-40, "scale 1e-40 of row 0"),
-        (torch.tensor([1.0, 0.0, -1e-39, 4.0]), "e-40 of row 2"),
+        (torch.tensor([1.0, 0.0, -1e-39, 4.0]), "e-39 of row 2"),
         (torch.ones(4, dtype=torch.complex64), "a torch.complex64 that fp32 cannot hold"),
         ("much", "a str that fp32 cannot hold"),
         (None, "a NoneType that fp32 cannot hold"),
