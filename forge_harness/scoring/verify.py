@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from forge_harness.canonical import canonical_json, file_sha256, read_canonical
-from forge_harness.errors import RunDirectoryError, UsageError
+from forge_harness.errors import RunDirectoryError, UsageError, several
 from forge_harness.policy import Policy
 from forge_harness.record import ItemRecord, RunRecord
 from forge_harness.rundir import (
@@ -271,7 +271,7 @@ def _differences(where: str, expected: Any, found: Any) -> Iterator[Discrepancy]
         for index, pair in enumerate(zip(expected, found, strict=True)):
             yield from _differences(f"{where}[{index}]", *pair)
     elif isinstance(expected, list) and isinstance(found, list):
-        lengths = (f"{len(expected)} entries", f"{len(found)} entries")
+        lengths = (several(len(values), "entry", "entries") for values in (expected, found))
         yield Discrepancy(RUN, where, *lengths)
     elif expected != found or isinstance(expected, bool) is not isinstance(found, bool):
         yield Discrepancy(RUN, where, _short(expected), _short(found))
