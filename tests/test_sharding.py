@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forge_harness.errors import UsageError
+from forge_harness.errors import UsageError, several
 from forge_harness.policy import CatalogueEntry, load_policy
 from forge_harness.sharding import STUDY_CAPABILITY, Shard, parse_shard, shard_of
 from forge_harness.types import Profile, Severity
@@ -41,7 +41,7 @@ def catalogues(draw):
 def test_every_check_is_in_exactly_one_shard(entries, count):
     units = {STUDY_CAPABILITY if e.requires else e.suite for e in entries}
     if count > len(units):
-        with pytest.raises(UsageError, match=f"choose at most {len(units)} shards"):
+        with pytest.raises(UsageError, match=f"choose at most {several(len(units), 'shard')}\\."):
             shard_of(entries, Shard(1, count))
         return
     shards = [shard_of(entries, Shard(i + 1, count)) for i in range(count)]

@@ -48,7 +48,7 @@ def test_a_fault_that_never_struck_proves_nothing():
     tally.miss("b")
     report = tally.report()
     assert report.status is Status.NOT_MEASURED
-    assert report.reason == "1 faults never struck, first: b"
+    assert report.reason == "1 fault never struck, first: b"
     assert report.trials == 1
 
 

@@ -226,7 +226,7 @@ def test_too_few_samples_are_said_and_not_passed(tmp_path):
 
 
 def test_requests_of_unknown_answers_are_said(tmp_path):
-    assert "64 of 64 requests have no expected answer" in table(
+    assert "64 of 64 requests without an expected answer" in table(
         analyse(support.write_run(tmp_path, PLAN, RECORDS))
     )
 

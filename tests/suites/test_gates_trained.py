@@ -240,7 +240,7 @@ def test_one_seed_gives_no_interval(run_check):
 
     run = run_check("gates.quantized_accuracy_ratio", OneSeed(), study=study_of(best_seed_only))
     assert run.outcome is Outcome.NOT_MEASURED
-    assert "has 1 seeds; an interval needs two" in run.reason
+    assert "has 1 seed; an interval needs two" in run.reason
 
 
 def test_a_study_of_tokens_has_no_absolute_accuracy(run_check):
