@@ -207,6 +207,7 @@ def _leaf(value: object, leaves: _Leaves, where: str) -> dict[str, str] | None:
 def _check_tensor(tensor: Tensor, where: str) -> None:
     """Refuses a tensor without content, or of a form or type that safetensors does not have."""
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save
 
     if tensor.is_meta:
@@ -222,13 +223,14 @@ def _check_tensor(tensor: Tensor, where: str) -> None:
         )
     try:
         save({"": torch.empty(0, dtype=tensor.dtype)})
-    except Exception:
+    except (KeyError, SafetensorError):  # its writers for torch and for numpy
         raise StateError(_no_type("tensor", where, str(tensor.dtype))) from None
 
 
 def _check_array(array: NDArray[Any], where: str) -> None:
     """Refuses an array of a type that safetensors does not have, or that would lose its mask."""
     import numpy
+    from safetensors import SafetensorError
     from safetensors.numpy import save
 
     if isinstance(array, numpy.ma.MaskedArray):
@@ -237,7 +239,7 @@ def _check_array(array: NDArray[Any], where: str) -> None:
         )
     try:
         save({"": numpy.empty(0, array.dtype)})
-    except Exception:
+    except (KeyError, SafetensorError):
         raise StateError(_no_type("array", where, str(array.dtype))) from None
 
 
