@@ -48,7 +48,15 @@ def test_sums_are_exact_for_every_shape(path, m, n, k, seed):
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
     ("m", "n", "k"),
-    [(1, 2560, 2560), (1, 6912, 2560), (3, 2560, 6912), (16, 640, 4096), (73, 300, 1000)],
+    [
+        (1, 2560, 2560),
+        (1, 6912, 2560),
+        (3, 2560, 6912),
+        (16, 640, 4096),
+        (73, 300, 1000),
+        # More tokens than stay in the cache at once, where a path takes them in parts.
+        (81, 100, 16384),
+    ],
 )
 def test_sums_are_exact_for_layers_of_models(path, m, n, k, threads):
     q, codes = draw(m, k), draw(n, k, seed=1, low=-1, high=2)

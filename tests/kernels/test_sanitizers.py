@@ -22,18 +22,20 @@ COMMON = (
     "threads",
 )
 FLAGS = ("-std=c++17", "-ffp-contract=off", "-w", f"-I{ROOT / 'kernels' / 'csrc'}")
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni")
 X86 = {
-    "path_vnni": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"),
+    "path_vnni": AVX512,
+    "path_amx": (*AVX512, "-mgfni"),
     "path_avx2": ("-mavx2",),
 }
 NEON = {"path_neon": ("-march=armv8.2-a+dotprod",)}
 
 
-def build(folder, compiler, options, paths, define):
+def build(folder, compiler, options, paths, *defines):
     """Compiles the driver with its paths, each with its own flags; returns the program."""
     units = {CPU / f"{name}.cpp": () for name in COMMON} | {DRIVER: ()}
     units |= {CPU / f"{name}.cpp": flags for name, flags in paths.items()}
-    command = [compiler, *FLAGS, *options, f"-D{define}"]
+    command = [compiler, *FLAGS, *options, *(f"-D{define}" for define in defines)]
     running = []
     for source, flags in units.items():
         target = folder / f"{source.stem}.o"
@@ -58,7 +60,7 @@ needs_gxx = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not i
 )
 def test_the_kernels_are_clean_under_sanitizers(sanitizer, tmp_path):
     options = ("-O1", "-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all")
-    program = build(tmp_path, "g++", options, X86, "FORGE_X86")
+    program = build(tmp_path, "g++", options, X86, "FORGE_X86", "FORGE_AMX")
     done = subprocess.run([str(program)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     assert done.stdout.endswith("wrong: 0\n")

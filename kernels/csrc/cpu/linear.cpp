@@ -8,18 +8,39 @@
 #include "layout.h"
 #include "threads.h"
 
+#if defined(FORGE_AMX)
+#include <cpuid.h>
+#endif
 #if defined(FORGE_NEON) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
 
 namespace forge {
+
+#if defined(FORGE_AMX)
+bool amx_permitted();
+#endif
+
 namespace {
 
 // Below this many multiply-adds a second thread costs more than it takes over (about 2 us).
 constexpr std::size_t kWorthAThread = 1u << 19;
 constexpr std::size_t kAlign = 64;
 
+#if defined(FORGE_AMX)
+// g++ 10 has no name for these.
+bool has_tiles() {
+  unsigned eax, ebx, ecx, edx;
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
+  constexpr unsigned kGfni = 1u << 8, kTile = 1u << 24, kInt8 = 1u << 25;
+  return (ecx & kGfni) != 0 && (edx & kTile) != 0 && (edx & kInt8) != 0;
+}
+#endif
+
 bool runs_here(const Path& path) {
+#if defined(FORGE_AMX)
+  if (&path == &kAmxPath) return runs_here(kVnniPath) && has_tiles() && amx_permitted();
+#endif
 #if defined(FORGE_X86)
   if (&path == &kVnniPath) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -38,6 +59,9 @@ struct Paths {
   const Path* found[4] = {};
   std::size_t count = 0;
   Paths() {
+#if defined(FORGE_AMX)
+    add(kAmxPath);
+#endif
 #if defined(FORGE_X86)
     add(kVnniPath);
     add(kAvx2Path);
@@ -149,14 +173,9 @@ void multiply_codes(const Path& path, const std::int8_t* q, std::size_t tokens,
                     std::size_t columns, std::size_t stride, const std::uint8_t* blocks,
                     std::size_t rows, std::int32_t* acc, std::size_t threads) {
   const Quantized copy(tokens, columns);
-  for (std::size_t m = 0; m < tokens; ++m) {
-    std::int8_t* row = copy.codes + m * copy.stride;
-    std::memcpy(row, q + m * stride, columns);
-    std::memset(row + columns, 0, copy.stride - columns);
-    std::int32_t sum = 0;
-    for (std::size_t c = 0; c < columns; ++c) sum += row[c];
-    copy.sums[m] = sum;
-  }
+  for_tokens(tokens, columns, threads, [&](std::size_t m) {
+    path.take(q + m * stride, columns, copy.stride, copy.codes + m * copy.stride, copy.sums + m);
+  });
   const Output out{acc, rows, true, Dtype::kFloat32, nullptr, false, nullptr};
   multiply(path, copy.activations(tokens, false), {blocks, blocks_of(columns)}, out, columns,
            threads);

@@ -41,6 +41,9 @@ struct Path {
   // Quantizes one token of `columns` values to int8: codes zero up to `stride`, its sum and scale.
   void (*quantize)(const void* values, Dtype dtype, std::size_t columns, std::size_t stride,
                    std::int8_t* codes, std::int32_t* sum, float* scale);
+  // Copies one token's `columns` codes: zero up to `stride`, and their sum.
+  void (*take)(const std::int8_t* row, std::size_t columns, std::size_t stride, std::int8_t* codes,
+               std::int32_t* sum);
 };
 
 // The portable quantizer, for paths without one of their own.
@@ -51,6 +54,9 @@ extern const Path kScalarPath;
 #if defined(FORGE_X86)
 extern const Path kAvx2Path;
 extern const Path kVnniPath;
+#endif
+#if defined(FORGE_AMX)
+extern const Path kAmxPath;
 #endif
 #if defined(FORGE_NEON)
 extern const Path kNeonPath;

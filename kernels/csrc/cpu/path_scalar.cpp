@@ -60,6 +60,6 @@ void quantize_scalar(const void* values, Dtype dtype, std::size_t columns, std::
   }
 }
 
-const Path kScalarPath = {"scalar", &multiply, &quantize_scalar};
+const Path kScalarPath = {"scalar", &multiply, &quantize_scalar, &take_row};
 
 }  // namespace forge

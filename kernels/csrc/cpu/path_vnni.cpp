@@ -202,6 +202,6 @@ void quantize(const void* values, Dtype dtype, std::size_t columns, std::size_t 
 
 }  // namespace
 
-const Path kVnniPath = {"avx512-vnni", &multiply, &quantize};
+const Path kVnniPath = {"avx512-vnni", &multiply, &quantize, &take_row};
 
 }  // namespace forge

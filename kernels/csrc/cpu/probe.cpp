@@ -13,6 +13,9 @@ std::size_t probe_vnni(std::size_t repeats);
 std::size_t probe_avx2(std::size_t repeats);
 std::uint64_t probe_read_512(const std::uint8_t* data, std::size_t bytes);
 #endif
+#if defined(FORGE_AMX)
+std::size_t probe_amx(std::size_t repeats);
+#endif
 
 std::size_t probe_multiply(const char* path, std::size_t repeats, std::size_t threads) {
   if (find_path(path) == nullptr) return 0;
@@ -26,6 +29,9 @@ std::size_t probe_multiply(const char* path, std::size_t repeats, std::size_t th
 #if defined(FORGE_X86)
     if (std::strcmp(path, "avx512-vnni") == 0) count = probe_vnni(own);
     if (std::strcmp(path, "avx2") == 0) count = probe_avx2(own);
+#endif
+#if defined(FORGE_AMX)
+    if (std::strcmp(path, "amx-int8") == 0) count = probe_amx(own);
 #endif
     if (chunk < kChunks) done += count;
   });

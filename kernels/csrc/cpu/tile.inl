@@ -81,5 +81,15 @@ inline void finish_scale(float absmax, float* inverse, float* scale) {
   *scale = floor / 127.0f;
 }
 
+// Path::take; the loop is the compiler's to vectorize.
+inline void take_row(const std::int8_t* row, std::size_t columns, std::size_t stride,
+                     std::int8_t* codes, std::int32_t* sum) {
+  std::memcpy(codes, row, columns);
+  std::memset(codes + columns, 0, stride - columns);
+  std::int32_t total = 0;
+  for (std::size_t c = 0; c < columns; ++c) total += row[c];
+  *sum = total;
+}
+
 }  // namespace
 }  // namespace forge

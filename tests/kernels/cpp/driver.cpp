@@ -124,7 +124,8 @@ std::size_t check_tq(bool base3, std::size_t rows, std::size_t columns) {
 int main() {
   std::vector<Shape> shapes = {{1, 1, 1},     {1, 64, 16},  {1, 65, 17},  {2, 63, 15},  {3, 130, 129},
                                {4, 127, 33},  {5, 1, 130},  {6, 66, 64},  {7, 70, 100}, {13, 5, 48},
-                               {1, 300, 2000}, {8, 200, 900}};
+                               {1, 300, 2000}, {8, 200, 900}, {16, 70, 130}, {17, 65, 64},
+                               {33, 95, 200},  {48, 33, 96},  {90, 129, 330}};
   for (int i = 0; i < 40; ++i) {
     shapes.push_back({static_cast<std::size_t>(draw(1, 20)), static_cast<std::size_t>(draw(1, 130)),
                       static_cast<std::size_t>(draw(1, 130))});
