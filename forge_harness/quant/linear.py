@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from forge_harness.errors import unknown_choice
+from forge_harness.kernels import quantize_activations
+from forge_harness.kernels import training as native
 
 from .integer import fp32_matmul, int8_matmul
 from .ste import (
@@ -21,7 +23,7 @@ from .ste import (
     fake_quantize_weight,
     weight_scales,
 )
-from .ternary import absmax_int8, absmean_ternary
+from .ternary import absmax_int8, absmean_of_rows, absmean_ternary, row_magnitudes
 
 Compute = Literal["exact", "int8", "fake"]
 COMPUTES: tuple[Compute, ...] = ("exact", "int8", "fake")
@@ -35,8 +37,10 @@ class TernaryLinearOp:
     output bits, whatever the batch size or thread count.
 
     * `exact`: codes multiplied in fp32, where every sum is an exact integer; fp32 backward.
-    * `int8`: `torch._int_mm` forward, bf16 backward with fp32 master gradients. The fastest: the
-      codes are exact in bf16, only upstream gradients and results round (2**-9 relative each).
+    * `int8`: integer forward, bf16 backward with fp32 master gradients. The fastest: the codes are
+      exact in bf16, only upstream gradients and results round (2**-9 relative each). Eager on a CPU
+      the canonical quantizers and the product are the native kernels', elsewhere torch's
+      (`torch._int_mm`); the bits are the same.
     * `fake`: dequantised values through `F.linear`, as most training code has it; differs from the
       integer path by up to `bounds.FAKE_QUANT_RTOL_L1` of L1.
 
@@ -83,10 +87,23 @@ class TernaryLinearOp:
         with torch.autocast(x.device.type, enabled=False):
             if self.compute == "fake":
                 return self._fake(x, w, bias)
-            codes, weight_scale = self.quantize_weight(w.detach())
-            q, activation_scale = self.quantize_activation(x.detach())
+            codes, weight_scale = self._weight(w.detach())
+            q, activation_scale = self._activation(x.detach())
             beta = weight_scales(weight_scale, codes.shape[0])
             return _ternary_linear(x, w, bias, q, activation_scale, codes, beta, self.compute)
+
+    def _weight(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        canonical = self.compute == "int8" and self.quantize_weight is absmean_ternary
+        if not (canonical and native.fits(w)):
+            return self.quantize_weight(w)
+        scale = absmean_of_rows(row_magnitudes(w), w.shape[1])
+        return native.weight_codes(w, scale), scale
+
+    def _activation(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        canonical = self.compute == "int8" and self.quantize_activation is absmax_int8
+        if not (canonical and x.shape[-1] and native.fits(x)):
+            return self.quantize_activation(x)
+        return quantize_activations(x, backend="native")
 
     def effective_weight(self, w: Tensor) -> Tensor:
         """Returns the values (N, K) fp32 the forward multiplies with, without gradient."""
@@ -117,6 +134,10 @@ class _TernaryLinear(torch.autograd.Function):
         ctx.save_for_backward(q, activation_scale, codes, beta)
         ctx.matmul_dtype = torch.bfloat16 if compute == "int8" else torch.float32
         ctx.dtypes = (x.dtype, w.dtype, None if bias is None else bias.dtype)
+        if compute == "int8" and native.fits(q, activation_scale, codes, beta, bias):
+            y = native.linear_of_codes(q, activation_scale, codes, beta, bias, x.dtype)
+            if y is not None:
+                return y
         product = int8_matmul if compute == "int8" else fp32_matmul
         accumulators = product(q.reshape(-1, q.shape[-1]), codes)
         y = accumulators.reshape(*q.shape[:-1], codes.shape[0]) * (activation_scale * beta)
@@ -132,10 +153,19 @@ class _TernaryLinear(torch.autograd.Function):
         grad_x = grad_w = grad_bias = None
         with torch.autocast(grad.device.type, enabled=False):
             grad = grad.float()
-            if ctx.needs_input_grad[0]:
-                grad_x = _input_gradient(grad, codes, beta, ctx.matmul_dtype).to(x_dtype)
-            if ctx.needs_input_grad[1]:
-                grad_w = _weight_gradient(grad, q, activation_scale, ctx.matmul_dtype).to(w_dtype)
+            scaled_w, scaled_x = _scaled(
+                _rows(grad),
+                activation_scale.reshape(-1, 1) if ctx.needs_input_grad[1] else None,
+                beta if ctx.needs_input_grad[0] else None,
+                ctx.matmul_dtype,
+            )
+            # The codes stay exact in either dtype: DX = G . (C * beta) is (G * beta) . C, and
+            # DW = G^T . (q * s) is (G * s)^T . q.
+            if scaled_x is not None:
+                grad_x = (scaled_x @ codes.to(scaled_x.dtype)).float()
+                grad_x = grad_x.reshape(*grad.shape[:-1], codes.shape[1]).to(x_dtype)
+            if scaled_w is not None:
+                grad_w = (scaled_w.t() @ _rows(q).to(scaled_w.dtype)).float().to(w_dtype)
             if bias_dtype is not None and ctx.needs_input_grad[2]:
                 grad_bias = _rows(grad).sum(dim=0).to(bias_dtype)
         return grad_x, grad_w, grad_bias, None, None, None, None, None
@@ -145,18 +175,14 @@ class _TernaryLinear(torch.autograd.Function):
 _ternary_linear: Callable[..., Tensor] = _TernaryLinear.apply
 
 
-def _input_gradient(grad: Tensor, codes: Tensor, beta: Tensor, dtype: torch.dtype) -> Tensor:
-    """DX = G . (C * beta) as (G * beta) . C, so that the codes stay exact in `dtype`."""
-    scaled = (_rows(grad) * beta).to(dtype)
-    return (scaled @ codes.to(dtype)).float().reshape(*grad.shape[:-1], codes.shape[1])
-
-
-def _weight_gradient(
-    grad: Tensor, q: Tensor, activation_scale: Tensor, dtype: torch.dtype
-) -> Tensor:
-    """DW = G^T . (q * s) as (G * s)^T . q, so that the codes stay exact in `dtype`."""
-    scaled = (_rows(grad) * activation_scale.reshape(-1, 1)).to(dtype)
-    return (scaled.t() @ _rows(q).to(dtype)).float()
+def _scaled(
+    grad: Tensor, by_row: Tensor | None, by_column: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor | None, Tensor | None]:
+    """Returns grad * by_row and grad * by_column in `dtype`; None for None."""
+    if dtype is torch.bfloat16 and native.fits(grad, by_row, by_column):
+        return native.scaled_bf16(grad, by_row, by_column)
+    rowwise = None if by_row is None else (grad * by_row).to(dtype)
+    return rowwise, None if by_column is None else (grad * by_column).to(dtype)
 
 
 def _check_shapes(x: Tensor, w: Tensor, bias: Tensor | None) -> None:

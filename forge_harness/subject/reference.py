@@ -373,11 +373,13 @@ class ReferenceSubject:
         return self._keyring
 
     def _op(self) -> quant.TernaryLinearOp:
-        # The function itself where it is not overridden: packed layers know that one.
-        own = self._overrides("quantize_activation")
+        # The functions themselves where they are not overridden: packed layers and kernels know
+        # those.
+        own_weight = self._overrides("quantize_weight")
+        own_activation = self._overrides("quantize_activation")
         return quant.TernaryLinearOp(
-            quantize_weight=self.quantize_weight,
-            quantize_activation=self.quantize_activation if own else quant.absmax_int8,
+            quantize_weight=self.quantize_weight if own_weight else quant.absmean_ternary,
+            quantize_activation=self.quantize_activation if own_activation else quant.absmax_int8,
         )
 
     def _linear(self) -> LinearFunction:

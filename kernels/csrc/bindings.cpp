@@ -276,6 +276,54 @@ void quantize(const char* path, std::uintptr_t x, int dtype, std::size_t tokens,
                          columns, at<std::int8_t>(codes), at<float>(scales), threads);
 }
 
+void linear_of_codes(const char* path, std::uintptr_t q, std::uintptr_t q_scales,
+                     std::size_t tokens, std::size_t columns, std::uintptr_t codes,
+                     std::size_t rows, std::uintptr_t scales, bool scale_per_row,
+                     std::uintptr_t bias, std::uintptr_t y, int y_dtype, std::size_t threads) {
+  const forge::Path& chosen = path_named(path);
+  check_memory(q, tokens * columns, "q");
+  check_memory(q_scales, tokens, "the scales of q");
+  check_memory(codes, rows * columns, "the codes");
+  check_memory(scales, 1, "the scale");
+  check_memory(y, tokens * rows, "the result");
+  const forge::CodesLinear call{at<const std::int8_t>(q), at<const float>(q_scales), tokens,
+                                columns, at<const std::int8_t>(codes), rows,
+                                at<const float>(scales), scale_per_row, at<const float>(bias),
+                                at<void>(y), static_cast<forge::Dtype>(y_dtype)};
+  std::ptrdiff_t bad;
+  {
+    nb::gil_scoped_release release;
+    bad = forge::apply_codes(chosen, call, threads);
+  }
+  if (bad >= 0) refuse("code", call.codes[bad], bad, columns, "is not -1, 0 or +1");
+}
+
+void code_weights(const char* path, std::uintptr_t values, std::size_t count,
+                  std::uintptr_t scale, std::uintptr_t codes, std::size_t threads) {
+  const forge::Path& chosen = path_named(path);
+  check_memory(values, count, "the weight");
+  check_memory(scale, 1, "the scale");
+  check_memory(codes, count, "the result");
+  nb::gil_scoped_release release;
+  forge::code_weights(chosen, at<const float>(values), count, at<const float>(scale),
+                      at<std::int8_t>(codes), threads);
+}
+
+void narrow_rows(const char* path, std::uintptr_t values, std::size_t rows, std::size_t columns,
+                 std::uintptr_t by_row, std::uintptr_t rowwise, std::uintptr_t by_column,
+                 bool per_column, std::uintptr_t columnwise, std::size_t threads) {
+  const forge::Path& chosen = path_named(path);
+  check_memory(values, rows * columns, "the values");
+  if (rowwise != 0) check_memory(by_row, rows, "the rows' factors");
+  if (columnwise != 0) check_memory(by_column, 1, "the columns' factors");
+  const forge::Narrowing call{at<const float>(values),  rows,       columns,
+                              at<const float>(by_row),  at<std::uint16_t>(rowwise),
+                              at<const float>(by_column), per_column,
+                              at<std::uint16_t>(columnwise)};
+  nb::gil_scoped_release release;
+  forge::narrow_rows(chosen, call, threads);
+}
+
 std::size_t probe_multiply(const char* path, std::size_t repeats, std::size_t threads) {
   nb::gil_scoped_release release;
   return forge::probe_multiply(path, repeats, threads);
@@ -333,6 +381,16 @@ NB_MODULE(_native, m) {
         "acc"_a, "threads"_a, "int32 accumulators of int8 tokens. Takes addresses.");
   m.def("quantize", &quantize, "path"_a, "x"_a, "dtype"_a, "tokens"_a, "columns"_a, "codes"_a,
         "scales"_a, "threads"_a, "absmax int8 of tokens. Takes addresses.");
+  m.def("linear_of_codes", &linear_of_codes, "path"_a, "q"_a, "q_scales"_a, "tokens"_a,
+        "columns"_a, "codes"_a, "rows"_a, "scales"_a, "scale_per_row"_a, "bias"_a, "y"_a,
+        "y_dtype"_a, "threads"_a,
+        "Packs int8 codes (N, K), multiplies int8 tokens, rescales. Takes addresses.");
+  m.def("code_weights", &code_weights, "path"_a, "values"_a, "count"_a, "scale"_a, "codes"_a,
+        "threads"_a, "int8 codes of fp32 weights over one scale. Takes addresses.");
+  m.def("narrow_rows", &narrow_rows, "path"_a, "values"_a, "rows"_a, "columns"_a, "by_row"_a,
+        "rowwise"_a, "by_column"_a, "per_column"_a, "columnwise"_a, "threads"_a,
+        "bf16 of fp32 values (M, N) times a factor a row, and times one a column or one. Takes "
+        "addresses; a result that is 0 is not made.");
   m.def("probe_multiply", &probe_multiply, "path"_a, "repeats"_a, "threads"_a,
         "Runs the path's multiply-add on registers; returns how many a thread did, 0 for none.");
   m.def("call_vec_dot_rows", &call_vec_dot_rows, "function"_a, "weights"_a, "q"_a, "sums"_a,

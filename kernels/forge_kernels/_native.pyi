@@ -113,6 +113,40 @@ def quantize(
 ) -> None:
     """Absmax int8 of tokens. Takes addresses."""
 
+def linear_of_codes(
+    path: str,
+    q: int,
+    q_scales: int,
+    tokens: int,
+    columns: int,
+    codes: int,
+    rows: int,
+    scales: int,
+    scale_per_row: bool,
+    bias: int,
+    y: int,
+    y_dtype: int,
+    threads: int,
+) -> None:
+    """Packs int8 codes (N, K), multiplies int8 tokens, rescales. Takes addresses."""
+
+def code_weights(path: str, values: int, count: int, scale: int, codes: int, threads: int) -> None:
+    """int8 codes of fp32 weights over one scale. Takes addresses."""
+
+def narrow_rows(
+    path: str,
+    values: int,
+    rows: int,
+    columns: int,
+    by_row: int,
+    rowwise: int,
+    by_column: int,
+    per_column: bool,
+    columnwise: int,
+    threads: int,
+) -> None:
+    """bf16 of fp32 values (M, N) times a factor a row, and times one a column or one. Takes addresses; a result that is 0 is not made."""
+
 def probe_multiply(path: str, repeats: int, threads: int) -> int:
     """Runs the path's multiply-add on registers; returns how many a thread did, 0 for none."""
 

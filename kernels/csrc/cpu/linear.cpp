@@ -1,11 +1,13 @@
 #include "linear.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <memory>
 #include <new>
 
 #include "layout.h"
+#include "pack_blocks.h"
 #include "threads.h"
 
 #if defined(FORGE_AMX)
@@ -206,6 +208,56 @@ void quantize_tokens(const Path& path, const void* x, Dtype dtype, std::size_t t
     path.quantize(values + m * columns * width, dtype, columns, quantized.stride, row,
                   quantized.sums + m, scales + m);
     std::memcpy(codes + m * columns, row, columns);
+  });
+}
+
+std::ptrdiff_t apply_codes(const Path& path, const CodesLinear& linear, std::size_t threads) {
+  const std::size_t groups = groups_of(linear.rows), blocks = blocks_of(linear.columns);
+  thread_local Scratch scratch;
+  std::uint8_t* packed = scratch.take(groups * blocks * kBlockBytes);
+  std::atomic<std::ptrdiff_t> bad{-1};
+  const std::size_t packers = threads_for(4 * linear.rows * linear.columns, threads);
+  parallel(packers, chunks_for(groups, packers), [&](std::size_t chunk, std::size_t count) {
+    const std::ptrdiff_t found =
+        pack_blocks(linear.codes, linear.rows, linear.columns, linear.columns,
+                    groups * chunk / count, groups * (chunk + 1) / count, packed);
+    std::ptrdiff_t seen = bad.load();
+    while (found >= 0 && (seen < 0 || found < seen) && !bad.compare_exchange_weak(seen, found)) {
+    }
+  });
+  if (bad.load() >= 0) return bad.load();
+  const Quantized copy(linear.tokens, linear.columns);
+  for_tokens(linear.tokens, linear.columns, threads, [&](std::size_t m) {
+    path.take(linear.q + m * linear.columns, linear.columns, copy.stride,
+              copy.codes + m * copy.stride, copy.sums + m);
+  });
+  const Activations x{copy.codes, copy.stride, copy.sums, linear.q_scales, linear.tokens};
+  const Output out{linear.y,      linear.rows,          false,      linear.y_dtype,
+                   linear.scales, linear.scale_per_row, linear.bias};
+  multiply(path, x, {packed, blocks}, out, linear.columns, threads);
+  return -1;
+}
+
+void code_weights(const Path& path, const float* values, std::size_t count, const float* scale,
+                  std::int8_t* codes, std::size_t threads) {
+  const float inverse = 1.0f / *scale;
+  threads = threads_for(4 * count, threads);
+  parallel(threads, chunks_for(count, threads), [&](std::size_t chunk, std::size_t chunks) {
+    const std::size_t first = count * chunk / chunks, last = count * (chunk + 1) / chunks;
+    path.code(values + first, last - first, inverse, codes + first);
+  });
+}
+
+void narrow_rows(const Path& path, const Narrowing& n, std::size_t threads) {
+  for_tokens(n.rows, n.columns, threads, [&](std::size_t m) {
+    const float* values = n.values + m * n.columns;
+    if (n.rowwise != nullptr) {
+      path.narrow(values, n.columns, n.by_row[m], nullptr, n.rowwise + m * n.columns);
+    }
+    if (n.columnwise != nullptr) {
+      path.narrow(values, n.columns, n.by_column[0], n.per_column ? n.by_column : nullptr,
+                  n.columnwise + m * n.columns);
+    }
   });
 }
 

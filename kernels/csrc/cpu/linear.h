@@ -40,4 +40,39 @@ void apply_linear(const Path& path, const Linear& linear, std::size_t threads);
 void quantize_tokens(const Path& path, const void* x, Dtype dtype, std::size_t tokens,
                      std::size_t columns, std::int8_t* codes, float* scales, std::size_t threads);
 
+// y (tokens, rows) = q times codes, rescaled, plus bias: a training forward, whose weight is another
+// one at every step. Returns the flat index of the first code that is not -1, 0 or +1, or -1; y then
+// holds nothing.
+struct CodesLinear {
+  const std::int8_t* q;        // (tokens, columns)
+  const float* q_scales;       // one a token
+  std::size_t tokens;
+  std::size_t columns;
+  const std::int8_t* codes;    // (rows, columns)
+  std::size_t rows;
+  const float* scales;
+  bool scale_per_row;
+  const float* bias;
+  void* y;
+  Dtype y_dtype;
+};
+std::ptrdiff_t apply_codes(const Path& path, const CodesLinear& linear, std::size_t threads);
+
+// int8 codes of fp32 weights (count) over one scale, see Path::code.
+void code_weights(const Path& path, const float* values, std::size_t count, const float* scale,
+                  std::int8_t* codes, std::size_t threads);
+
+// bf16 (rows, columns) of fp32 values: times the row's factor, and times the column's.
+struct Narrowing {
+  const float* values;
+  std::size_t rows;
+  std::size_t columns;
+  const float* by_row;       // one a row
+  std::uint16_t* rowwise;    // values times those, or null
+  const float* by_column;    // one a column, or one
+  bool per_column;
+  std::uint16_t* columnwise; // values times those, or null
+};
+void narrow_rows(const Path& path, const Narrowing& narrowing, std::size_t threads);
+
 }  // namespace forge

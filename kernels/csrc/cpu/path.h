@@ -44,6 +44,11 @@ struct Path {
   // Copies one token's `columns` codes: zero up to `stride`, and their sum.
   void (*take)(const std::int8_t* row, std::size_t columns, std::size_t stride, std::int8_t* codes,
                std::int32_t* sum);
+  // Codes of weights: round(value * inverse scale), at most one; 0 for what is not a number.
+  void (*code)(const float* values, std::size_t count, float inverse, std::int8_t* codes);
+  // bf16 of one row's values times a number a column, or where that is null times one number.
+  void (*narrow)(const float* values, std::size_t count, float by, const float* by_column,
+                 std::uint16_t* narrow);
 };
 
 // The portable quantizer, for paths without one of their own.

@@ -202,6 +202,7 @@ void quantize(const void* values, Dtype dtype, std::size_t columns, std::size_t 
 
 }  // namespace
 
-const Path kVnniPath = {"avx512-vnni", &multiply, &quantize, &take_row};
+const Path kVnniPath = {"avx512-vnni",
+                        &multiply, &quantize, &take_row, &code_values, &narrow_values};
 
 }  // namespace forge

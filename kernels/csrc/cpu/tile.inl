@@ -91,5 +91,29 @@ inline void take_row(const std::int8_t* row, std::size_t columns, std::size_t st
   *sum = total;
 }
 
+// Path::code. Clamped before it is rounded, which is the same for -1 and 1, so that the sum below
+// rounds half to even as nearbyint does, in vectors of every instruction set.
+inline void code_values(const float* values, std::size_t count, float inverse,
+                        std::int8_t* codes) {
+  constexpr float kToEven = 12582912.0f;  // 1.5 * 2^23: no fraction is left beside it
+  for (std::size_t i = 0; i < count; ++i) {
+    const float value = values[i] * inverse;
+    float most = value > 1.0f ? 1.0f : value;
+    most = most < -1.0f ? -1.0f : most;
+    most = value == value ? most : 0.0f;
+    codes[i] = static_cast<std::int8_t>(static_cast<std::int32_t>((most + kToEven) - kToEven));
+  }
+}
+
+// Path::narrow.
+inline void narrow_values(const float* values, std::size_t count, float by,
+                          const float* by_column, std::uint16_t* narrow) {
+  if (by_column == nullptr) {
+    for (std::size_t i = 0; i < count; ++i) narrow[i] = bf16_of(values[i] * by);
+  } else {
+    for (std::size_t i = 0; i < count; ++i) narrow[i] = bf16_of(values[i] * by_column[i]);
+  }
+}
+
 }  // namespace
 }  // namespace forge
