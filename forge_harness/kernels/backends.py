@@ -14,6 +14,9 @@ BACKENDS: tuple[Backend, ...] = ("auto", "reference", "native", "triton", "cuda"
 PATH_VARIABLE = "FORGE_KERNELS_PATH"
 """Environment variable that names the instruction set of the native products."""
 
+TILE_PATHS = ("amx-int8",)
+"""Instruction sets that multiply tiles of tokens: a few tokens are as much work as sixteen."""
+
 OPS: dict[str, tuple[str, ...]] = {
     "pack_i2": ("native", "reference"),
     "unpack_i2": ("native", "reference"),

@@ -88,6 +88,24 @@ def native_linear(
     return y
 
 
+def native_activation_codes(x: Tensor, path: str | None) -> tuple[Tensor, Tensor]:
+    """`quantize_activations` after its checks, with the native extension."""
+    values = readable(x.detach())
+    codes = torch.empty_like(values, dtype=torch.int8)
+    scales = values.new_empty((*values.shape[:-1], 1), dtype=torch.float32)
+    native().quantize(
+        product_path(path),
+        values.data_ptr(),
+        DTYPES[values.dtype],
+        scales.numel(),
+        values.shape[-1],
+        codes.data_ptr(),
+        scales.data_ptr(),
+        thread_count(),
+    )
+    return codes, scales
+
+
 def _refuse_bias() -> int:
     raise ValueError(
         "the bias has no memory of its own; expected a plain tensor on the CPU, not one that wraps "
@@ -124,7 +142,9 @@ def reference_codes(packed: PackedTernary) -> Tensor:
 
 def readable(x: Tensor) -> Tensor:
     """Returns x as the native kernels read it: contiguous, its sign in its values, fp32 or bf16."""
-    return (x if x.dtype in DTYPES else x.float()).resolve_neg().contiguous()
+    x = x if x.dtype in DTYPES else x.float()
+    # Asked first, as a training step comes here some hundred times.
+    return x if x.is_contiguous() and not x.is_neg() else x.resolve_neg().contiguous()
 
 
 def refuse_path(path: str | None, backend: str) -> None:

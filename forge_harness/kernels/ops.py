@@ -11,11 +11,10 @@ from . import captured
 from .backends import Backend, native, native_if_loaded, product_path, which
 from .captured import dispatch_modes, is_compiling
 from .dispatch import (
-    DTYPES,
     gpu_module,
+    native_activation_codes,
     native_linear,
     not_floating,
-    readable,
     reference_codes,
     refuse_path,
     thread_count,
@@ -181,20 +180,7 @@ def quantize_activations(
     refuse_path(path, chosen)
     if chosen == "native":
         _refuse_watched(x, "quantize_activations")
-        values = readable(x.detach())
-        codes = values.new_empty(x.shape, dtype=torch.int8)
-        scales = values.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
-        native().quantize(
-            product_path(path),
-            values.data_ptr(),
-            DTYPES[values.dtype],
-            scales.numel(),
-            x.shape[-1],
-            codes.data_ptr(),
-            scales.data_ptr(),
-            thread_count(),
-        )
-        return codes, scales
+        return native_activation_codes(x, path)
     if chosen == "reference":
         from forge_kernels import reference
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .backends import native, native_if_loaded, native_problem, product_path
 from .captured import dispatch_modes, is_compiling
-from .dispatch import DTYPES, thread_count
+from .dispatch import DTYPES, native_activation_codes, thread_count
 from .packed import MAX_COLUMNS
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -52,6 +52,18 @@ def weight_codes(w: Tensor, scale: Tensor) -> Tensor:
         thread_count(),
     )
     return codes
+
+
+def activation_codes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns what `quantize_activations` and `quant.absmax_int8` do.
+
+    Args:
+        x: Activations (..., K), floating, K at least 1; see `fits`.
+
+    Returns:
+        int8 (..., K) and fp32 scales (..., 1).
+    """
+    return native_activation_codes(x, None)
 
 
 def linear_of_codes(

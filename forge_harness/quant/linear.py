@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +13,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from forge_harness.errors import unknown_choice
-from forge_harness.kernels import quantize_activations
 from forge_harness.kernels import training as native
 
 from .integer import fp32_matmul, int8_matmul
@@ -84,7 +84,7 @@ class TernaryLinearOp:
                 raise TypeError(
                     f"{name} has dtype {tensor.dtype}; expected floating: codes are made here."
                 )
-        with torch.autocast(x.device.type, enabled=False):
+        with _no_autocast(x.device.type):
             if self.compute == "fake":
                 return self._fake(x, w, bias)
             codes, weight_scale = self._weight(w.detach())
@@ -103,7 +103,7 @@ class TernaryLinearOp:
         canonical = self.compute == "int8" and self.quantize_activation is absmax_int8
         if not (canonical and x.shape[-1] and native.fits(x)):
             return self.quantize_activation(x)
-        return quantize_activations(x, backend="native")
+        return native.activation_codes(x)
 
     def effective_weight(self, w: Tensor) -> Tensor:
         """Returns the values (N, K) fp32 the forward multiplies with, without gradient."""
@@ -151,7 +151,7 @@ class _TernaryLinear(torch.autograd.Function):
         q, activation_scale, codes, beta = ctx.saved_tensors
         x_dtype, w_dtype, bias_dtype = ctx.dtypes
         grad_x = grad_w = grad_bias = None
-        with torch.autocast(grad.device.type, enabled=False):
+        with _no_autocast(grad.device.type):
             grad = grad.float()
             scaled_w, scaled_x = _scaled(
                 _rows(grad),
@@ -173,6 +173,13 @@ class _TernaryLinear(torch.autograd.Function):
 
 # Function.apply has no type of its own.
 _ternary_linear: Callable[..., Tensor] = _TernaryLinear.apply
+
+
+def _no_autocast(device: str) -> AbstractContextManager[object]:
+    # Entering autocast's own context takes as long as a small operation, and is seldom needed.
+    if not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def _scaled(

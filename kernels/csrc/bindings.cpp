@@ -389,8 +389,7 @@ NB_MODULE(_native, m) {
         "threads"_a, "int8 codes of fp32 weights over one scale. Takes addresses.");
   m.def("narrow_rows", &narrow_rows, "path"_a, "values"_a, "rows"_a, "columns"_a, "by_row"_a,
         "rowwise"_a, "by_column"_a, "per_column"_a, "columnwise"_a, "threads"_a,
-        "bf16 of fp32 values (M, N) times a factor a row, and times one a column or one. Takes "
-        "addresses; a result that is 0 is not made.");
+        "bf16 of fp32 values (M, N) times factors. Takes addresses; a result of 0 is left out.");
   m.def("probe_multiply", &probe_multiply, "path"_a, "repeats"_a, "threads"_a,
         "Runs the path's multiply-add on registers; returns how many a thread did, 0 for none.");
   m.def("call_vec_dot_rows", &call_vec_dot_rows, "function"_a, "weights"_a, "q"_a, "sums"_a,

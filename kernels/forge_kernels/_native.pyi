@@ -145,7 +145,7 @@ def narrow_rows(
     columnwise: int,
     threads: int,
 ) -> None:
-    """bf16 of fp32 values (M, N) times a factor a row, and times one a column or one. Takes addresses; a result that is 0 is not made."""
+    """bf16 of fp32 values (M, N) times factors. Takes addresses; a result of 0 is left out."""
 
 def probe_multiply(path: str, repeats: int, threads: int) -> int:
     """Runs the path's multiply-add on registers; returns how many a thread did, 0 for none."""

@@ -26,6 +26,7 @@ AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni")
 X86 = {
     "path_vnni": AVX512,
     "path_amx": (*AVX512, "-mgfni"),
+    "path_avxvnni": ("-mavx2",),
     "path_avx2": ("-mavx2",),
 }
 NEON = {"path_neon": ("-march=armv8.2-a+dotprod",)}
@@ -60,7 +61,7 @@ needs_gxx = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not i
 )
 def test_the_kernels_are_clean_under_sanitizers(sanitizer, tmp_path):
     options = ("-O1", "-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all")
-    program = build(tmp_path, "g++", options, X86, "FORGE_X86", "FORGE_AMX")
+    program = build(tmp_path, "g++", options, X86, "FORGE_X86", "FORGE_AVXVNNI", "FORGE_AMX")
     done = subprocess.run([str(program)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     assert done.stdout.endswith("wrong: 0\n")

@@ -180,13 +180,16 @@ def test_without_the_native_kernels_nothing_fits(monkeypatch):
 @pytest.mark.parametrize("backward", [False, True])
 def test_int8_training_uses_the_kernels(monkeypatch, backward):
     used = []
-    for name in ("weight_codes", "linear_of_codes", "scaled_bf16"):
 
-        def noted(*args, own=getattr(training, name), name=name):
+    def noted(name, own):
+        def call(*args):
             used.append(name)
             return own(*args)
 
-        monkeypatch.setattr(training, name, noted)
+        return call
+
+    for name in ("weight_codes", "linear_of_codes", "scaled_bf16"):
+        monkeypatch.setattr(training, name, noted(name, getattr(training, name)))
     x, w = draw(6, 40).requires_grad_(), draw(9, 40, seed=1).requires_grad_()
     y = quant.TernaryLinearOp(compute="int8")(x, w)
     if backward:

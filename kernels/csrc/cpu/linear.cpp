@@ -10,7 +10,7 @@
 #include "pack_blocks.h"
 #include "threads.h"
 
-#if defined(FORGE_AMX)
+#if defined(FORGE_AMX) || defined(FORGE_AVXVNNI)
 #include <cpuid.h>
 #endif
 #if defined(FORGE_NEON) && defined(__linux__)
@@ -39,6 +39,17 @@ bool has_tiles() {
 }
 #endif
 
+#if defined(FORGE_AVXVNNI)
+// Nor has it one for this.
+bool has_avxvnni() {
+  unsigned most, eax, ebx, ecx, edx;
+  if (__get_cpuid_count(7, 0, &most, &ebx, &ecx, &edx) == 0 || most < 1) return false;
+  if (__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) == 0) return false;
+  constexpr unsigned kAvxVnni = 1u << 4;
+  return (eax & kAvxVnni) != 0;
+}
+#endif
+
 bool runs_here(const Path& path) {
 #if defined(FORGE_AMX)
   if (&path == &kAmxPath) return runs_here(kVnniPath) && has_tiles() && amx_permitted();
@@ -50,6 +61,9 @@ bool runs_here(const Path& path) {
   }
   if (&path == &kAvx2Path) return __builtin_cpu_supports("avx2");
 #endif
+#if defined(FORGE_AVXVNNI)
+  if (&path == &kAvxVnniPath) return runs_here(kAvx2Path) && has_avxvnni();
+#endif
 #if defined(FORGE_NEON) && defined(__linux__)
   if (&path == &kNeonPath) return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
 #endif
@@ -58,7 +72,7 @@ bool runs_here(const Path& path) {
 }
 
 struct Paths {
-  const Path* found[4] = {};
+  const Path* found[5] = {};
   std::size_t count = 0;
   Paths() {
 #if defined(FORGE_AMX)
@@ -66,6 +80,9 @@ struct Paths {
 #endif
 #if defined(FORGE_X86)
     add(kVnniPath);
+#if defined(FORGE_AVXVNNI)
+    add(kAvxVnniPath);
+#endif
     add(kAvx2Path);
 #endif
 #if defined(FORGE_NEON)

@@ -60,6 +60,9 @@ extern const Path kScalarPath;
 extern const Path kAvx2Path;
 extern const Path kVnniPath;
 #endif
+#if defined(FORGE_AVXVNNI)
+extern const Path kAvxVnniPath;
+#endif
 #if defined(FORGE_AMX)
 extern const Path kAmxPath;
 #endif

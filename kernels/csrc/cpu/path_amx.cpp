@@ -300,8 +300,12 @@ void quantize(const void* values, Dtype dtype, std::size_t columns, std::size_t 
   kVnniPath.quantize(values, dtype, columns, stride, codes, sum, scale);
 }
 
+void code(const float* values, std::size_t count, float inverse, std::int8_t* codes) {
+  kVnniPath.code(values, count, inverse, codes);
+}
+
 }  // namespace
 
-const Path kAmxPath = {"amx-int8", &multiply, &quantize, &take_row, &code_values, &narrow_values};
+const Path kAmxPath = {"amx-int8", &multiply, &quantize, &take_row, &code, &narrow_values};
 
 }  // namespace forge

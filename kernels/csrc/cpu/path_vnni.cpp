@@ -200,9 +200,21 @@ void quantize(const void* values, Dtype dtype, std::size_t columns, std::size_t 
   }
 }
 
+void code(const float* values, std::size_t count, float inverse, std::int8_t* codes) {
+  const __m512 factor = _mm512_set1_ps(inverse), one = _mm512_set1_ps(1.0f);
+  const __m512 minus_one = _mm512_set1_ps(-1.0f);
+  for (std::size_t i = 0; i < count; i += 16) {
+    const __mmask16 mask = mask_of(count - i);
+    const __m512 value = _mm512_mul_ps(load16<false>(values, i, mask), factor);
+    const __mmask16 number = _mm512_cmp_ps_mask(value, value, _CMP_ORD_Q);
+    const __m512 clamped = _mm512_max_ps(_mm512_min_ps(value, one), minus_one);
+    _mm512_mask_cvtepi32_storeu_epi8(codes + i, mask, _mm512_maskz_cvtps_epi32(number, clamped));
+  }
+}
+
 }  // namespace
 
 const Path kVnniPath = {"avx512-vnni",
-                        &multiply, &quantize, &take_row, &code_values, &narrow_values};
+                        &multiply, &quantize, &take_row, &code, &narrow_values};
 
 }  // namespace forge

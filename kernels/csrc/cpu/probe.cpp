@@ -13,6 +13,9 @@ std::size_t probe_vnni(std::size_t repeats);
 std::size_t probe_avx2(std::size_t repeats);
 std::uint64_t probe_read_512(const std::uint8_t* data, std::size_t bytes);
 #endif
+#if defined(FORGE_AVXVNNI)
+std::size_t probe_avxvnni(std::size_t repeats);
+#endif
 #if defined(FORGE_AMX)
 std::size_t probe_amx(std::size_t repeats);
 #endif
@@ -29,6 +32,9 @@ std::size_t probe_multiply(const char* path, std::size_t repeats, std::size_t th
 #if defined(FORGE_X86)
     if (std::strcmp(path, "avx512-vnni") == 0) count = probe_vnni(own);
     if (std::strcmp(path, "avx2") == 0) count = probe_avx2(own);
+#endif
+#if defined(FORGE_AVXVNNI)
+    if (std::strcmp(path, "avx-vnni") == 0) count = probe_avxvnni(own);
 #endif
 #if defined(FORGE_AMX)
     if (std::strcmp(path, "amx-int8") == 0) count = probe_amx(own);
