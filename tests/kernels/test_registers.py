@@ -78,7 +78,8 @@ def listing():
 
 # (Products, vectors stored) of a turn.
 VNNI_TURNS = [
-    (16, 0),  # one token
+    (16, 0),  # one token, on processors of Intel and others
+    (16, 0),
     *[(16 * tokens, 0) for tokens in range(2, 7)],
     (64, 0),  # the probe
 ]
