@@ -15,7 +15,7 @@ PATH_VARIABLE = "FORGE_KERNELS_PATH"
 """Environment variable that names the instruction set of the native products."""
 
 TILE_PATHS = ("amx-int8",)
-"""Instruction sets that multiply tiles of tokens: a few tokens are as much work as sixteen."""
+"""Instruction sets that multiply tiles of sixteen tokens."""
 
 OPS: dict[str, tuple[str, ...]] = {
     "pack_i2": ("native", "reference"),

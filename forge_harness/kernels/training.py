@@ -1,10 +1,13 @@
 """What a training step asks of the native kernels: each in one pass over its operands.
 
 Eager torch makes a pass, and a new tensor, of each operation: a step of the byte model spent a
-third of its time so. These return the bits torch's operations return.
+third of its time so. These return the bits torch's operations return, but for those of a NaN.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -15,20 +18,34 @@ from .dispatch import DTYPES, native_activation_codes, thread_count
 from .packed import MAX_COLUMNS
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_tracing = torch._C._get_tracing_state
+_transforming = torch._C._are_functorch_transforms_active
+_proxies: Callable[[], int] = torch._ops._len_torch_dispatch_stack_pre_dispatch
+
+
+@cache
+def _can_load() -> bool:
+    # Remembered: Python tries a failed import again each time.
+    return not native_problem()
 
 
 def fits(*tensors: Tensor | None) -> bool:
     """Whether the native kernels can take these: plain tensors with memory on the CPU.
 
-    Not while something records operators: a compiler fuses torch's own better than a kernel it
-    cannot look into, and tensors that are traced have no memory.
+    Not while something records or transforms operators: a compiler fuses torch's own better than a
+    kernel it cannot look into, and tensors that are traced have no memory.
     """
-    if is_compiling() or dispatch_modes():
+    if is_compiling() or dispatch_modes() or _tracing() or _transforming() or _proxies():
         return False
     for tensor in tensors:
-        if tensor is not None and not (tensor.is_cpu and type(tensor) in _PLAIN):
+        if tensor is not None and not (
+            tensor.is_cpu
+            and type(tensor) in _PLAIN
+            and tensor.layout is torch.strided
+            and not tensor._is_zerotensor()
+        ):
             return False
-    return native_if_loaded() is not None or not native_problem()
+    return native_if_loaded() is not None or _can_load()
 
 
 def weight_codes(w: Tensor, scale: Tensor) -> Tensor:
@@ -41,13 +58,13 @@ def weight_codes(w: Tensor, scale: Tensor) -> Tensor:
     Returns:
         int8 (N, K).
     """
-    values = _fp32(w.detach())
+    values, scale = _fp32(w.detach()), _fp32(scale)
     codes = values.new_empty(values.shape, dtype=torch.int8)
     native().code_weights(
         product_path(None),
         values.data_ptr(),
         values.numel(),
-        _fp32(scale).data_ptr(),
+        scale.data_ptr(),
         codes.data_ptr(),
         thread_count(),
     )
@@ -78,7 +95,7 @@ def linear_of_codes(
 
     Args:
         q: int8 (..., K); see `fits`.
-        activation_scale: fp32, one entry a token.
+        activation_scale: fp32 (..., 1).
         codes: int8 (N, K).
         weight_scale: fp32 (1,) or (N,).
         bias: (N,) or None.
@@ -86,14 +103,14 @@ def linear_of_codes(
 
     Returns:
         (..., N), or None where the kernels have no such product: codes that are not ternary, other
-        dtypes, no values at all, rows that are too long.
+        dtypes or shapes, no values at all, rows that are too long.
     """
     rows, columns = codes.shape
     tokens = activation_scale.numel()
     if (
         (q.dtype, codes.dtype) != (torch.int8, torch.int8)
         or (activation_scale.dtype, weight_scale.dtype) != (torch.float32, torch.float32)
-        or q.numel() != tokens * columns
+        or activation_scale.shape != (*q.shape[:-1], 1)
         or not (tokens and rows and 0 < columns <= MAX_COLUMNS)
     ):
         return None
@@ -102,30 +119,29 @@ def linear_of_codes(
     addend = None if bias is None else _fp32(bias.detach())
     kept = dtype if dtype in DTYPES else torch.float32
     y = q.new_empty((*q.shape[:-1], rows), dtype=kept)
-    try:
-        native().linear_of_codes(
-            product_path(None),
-            q.data_ptr(),
-            activation_scale.data_ptr(),
-            tokens,
-            columns,
-            codes.data_ptr(),
-            rows,
-            weight_scale.data_ptr(),
-            weight_scale.numel() > 1,
-            0 if addend is None else addend.data_ptr(),
-            y.data_ptr(),
-            DTYPES[kept],
-            thread_count(),
-        )
-    except ValueError:  # a quantizer of more than three levels
+    ternary: bool = native().linear_of_codes(
+        product_path(None),
+        q.data_ptr(),
+        activation_scale.data_ptr(),
+        tokens,
+        columns,
+        codes.data_ptr(),
+        rows,
+        weight_scale.data_ptr(),
+        weight_scale.numel() > 1,
+        0 if addend is None else addend.data_ptr(),
+        y.data_ptr(),
+        DTYPES[kept],
+        thread_count(),
+    )
+    if not ternary:  # a quantizer of more than three levels
         return None
     return y.to(dtype)
 
 
 def scaled_bf16(
     values: Tensor, by_row: Tensor | None, by_column: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, Tensor | None] | None:
     """Returns values * by_row and values * by_column in bf16, in one pass; None for None.
 
     Args:
@@ -134,8 +150,13 @@ def scaled_bf16(
         by_column: fp32 (N,) or (1,).
 
     Returns:
-        bf16 (M, N) each, rounded once to fp32 and once to bf16.
+        bf16 (M, N) each, rounded once to fp32 and once to bf16; None in place of both where the
+        factors have other shapes or dtypes.
     """
+    rows, columns = values.shape
+    for factor, shapes in ((by_row, ((rows, 1),)), (by_column, ((columns,), (1,)))):
+        if factor is not None and (factor.dtype, factor.shape in shapes) != (torch.float32, True):
+            return None
     values = _fp32(values)
     by_row = None if by_row is None else _fp32(by_row)
     by_column = None if by_column is None else _fp32(by_column)
@@ -144,7 +165,8 @@ def scaled_bf16(
     native().narrow_rows(
         product_path(None),
         values.data_ptr(),
-        *values.shape,
+        rows,
+        columns,
         0 if by_row is None else by_row.data_ptr(),
         0 if rowwise is None else rowwise.data_ptr(),
         0 if by_column is None else by_column.data_ptr(),

@@ -153,18 +153,21 @@ class _TernaryLinear(torch.autograd.Function):
         grad_x = grad_w = grad_bias = None
         with _no_autocast(grad.device.type):
             grad = grad.float()
-            scaled_w, scaled_x = _scaled(
-                _rows(grad),
-                activation_scale.reshape(-1, 1) if ctx.needs_input_grad[1] else None,
-                beta if ctx.needs_input_grad[0] else None,
-                ctx.matmul_dtype,
-            )
+            rows = _rows(grad)
+            by_row = activation_scale.reshape(-1, 1) if ctx.needs_input_grad[1] else None
+            by_column = beta if ctx.needs_input_grad[0] else None
+            scaled_w, scaled_x = _scaled_bf16(rows, by_row, by_column, ctx.matmul_dtype)
             # The codes stay exact in either dtype: DX = G . (C * beta) is (G * beta) . C, and
             # DW = G^T . (q * s) is (G * s)^T . q.
-            if scaled_x is not None:
+            if by_column is not None:
+                if scaled_x is None:
+                    scaled_x = (rows * by_column).to(ctx.matmul_dtype)
                 grad_x = (scaled_x @ codes.to(scaled_x.dtype)).float()
                 grad_x = grad_x.reshape(*grad.shape[:-1], codes.shape[1]).to(x_dtype)
-            if scaled_w is not None:
+                del scaled_x
+            if by_row is not None:
+                if scaled_w is None:
+                    scaled_w = (rows * by_row).to(ctx.matmul_dtype)
                 grad_w = (scaled_w.t() @ _rows(q).to(scaled_w.dtype)).float().to(w_dtype)
             if bias_dtype is not None and ctx.needs_input_grad[2]:
                 grad_bias = _rows(grad).sum(dim=0).to(bias_dtype)
@@ -182,14 +185,13 @@ def _no_autocast(device: str) -> AbstractContextManager[object]:
     return torch.autocast(device, enabled=False)
 
 
-def _scaled(
+def _scaled_bf16(
     grad: Tensor, by_row: Tensor | None, by_column: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Returns grad * by_row and grad * by_column in `dtype`; None for None."""
-    if dtype is torch.bfloat16 and native.fits(grad, by_row, by_column):
-        return native.scaled_bf16(grad, by_row, by_column)
-    rowwise = None if by_row is None else (grad * by_row).to(dtype)
-    return rowwise, None if by_column is None else (grad * by_column).to(dtype)
+    """Returns grad * by_row and grad * by_column by the kernels; None where they have none."""
+    if dtype is not torch.bfloat16 or not native.fits(grad, by_row, by_column):
+        return None, None
+    return native.scaled_bf16(grad, by_row, by_column) or (None, None)
 
 
 def _check_shapes(x: Tensor, w: Tensor, bias: Tensor | None) -> None:

@@ -276,7 +276,7 @@ void quantize(const char* path, std::uintptr_t x, int dtype, std::size_t tokens,
                          columns, at<std::int8_t>(codes), at<float>(scales), threads);
 }
 
-void linear_of_codes(const char* path, std::uintptr_t q, std::uintptr_t q_scales,
+bool linear_of_codes(const char* path, std::uintptr_t q, std::uintptr_t q_scales,
                      std::size_t tokens, std::size_t columns, std::uintptr_t codes,
                      std::size_t rows, std::uintptr_t scales, bool scale_per_row,
                      std::uintptr_t bias, std::uintptr_t y, int y_dtype, std::size_t threads) {
@@ -290,12 +290,8 @@ void linear_of_codes(const char* path, std::uintptr_t q, std::uintptr_t q_scales
                                 columns, at<const std::int8_t>(codes), rows,
                                 at<const float>(scales), scale_per_row, at<const float>(bias),
                                 at<void>(y), static_cast<forge::Dtype>(y_dtype)};
-  std::ptrdiff_t bad;
-  {
-    nb::gil_scoped_release release;
-    bad = forge::apply_codes(chosen, call, threads);
-  }
-  if (bad >= 0) refuse("code", call.codes[bad], bad, columns, "is not -1, 0 or +1");
+  nb::gil_scoped_release release;
+  return forge::apply_codes(chosen, call, threads);
 }
 
 void code_weights(const char* path, std::uintptr_t values, std::size_t count,
@@ -384,7 +380,7 @@ NB_MODULE(_native, m) {
   m.def("linear_of_codes", &linear_of_codes, "path"_a, "q"_a, "q_scales"_a, "tokens"_a,
         "columns"_a, "codes"_a, "rows"_a, "scales"_a, "scale_per_row"_a, "bias"_a, "y"_a,
         "y_dtype"_a, "threads"_a,
-        "Packs int8 codes (N, K), multiplies int8 tokens, rescales. Takes addresses.");
+        "Packs and multiplies int8 codes, rescales; False if not ternary. Takes addresses.");
   m.def("code_weights", &code_weights, "path"_a, "values"_a, "count"_a, "scale"_a, "codes"_a,
         "threads"_a, "int8 codes of fp32 weights over one scale. Takes addresses.");
   m.def("narrow_rows", &narrow_rows, "path"_a, "values"_a, "rows"_a, "columns"_a, "by_row"_a,

@@ -127,8 +127,8 @@ def linear_of_codes(
     y: int,
     y_dtype: int,
     threads: int,
-) -> None:
-    """Packs int8 codes (N, K), multiplies int8 tokens, rescales. Takes addresses."""
+) -> bool:
+    """Packs and multiplies int8 codes, rescales; False if not ternary. Takes addresses."""
 
 def code_weights(path: str, values: int, count: int, scale: int, codes: int, threads: int) -> None:
     """int8 codes of fp32 weights over one scale. Takes addresses."""

@@ -54,8 +54,8 @@ def test_sums_are_exact_for_every_shape(path, m, n, k, seed):
         (3, 2560, 6912),
         (16, 640, 4096),
         (73, 300, 1000),
-        # More tokens than stay in the cache at once, where a path takes them in parts.
-        (81, 100, 16384),
+        # More weights than stay in the cache at once, where a path takes them in parts.
+        (81, 300, 16384),
     ],
 )
 def test_sums_are_exact_for_layers_of_models(path, m, n, k, threads):
@@ -65,7 +65,7 @@ def test_sums_are_exact_for_layers_of_models(path, m, n, k, threads):
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 6, 7])
+@pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 6, 7, 33])
 @pytest.mark.parametrize("k", [15, 16, 2176, 4096, 16384])
 @pytest.mark.parametrize(("x", "w"), [(127, 1), (-128, 1), (-128, -1), (127, -1), (127, 0)])
 def test_the_largest_sums_do_not_overflow(path, m, k, x, w):

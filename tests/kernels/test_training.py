@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from forge_harness import kernels, quant
 from forge_harness.kernels import training
@@ -90,11 +91,11 @@ def test_the_product_of_codes_has_the_bits_of_torch(m, n, k, dtype, rowwise, bia
     expected = sums * (s * beta)
     expected = (expected if bias is None else expected + bias).to(dtype)
     for name in kernels.cpu_paths():
-        kernels.backends._default_path = name
-        found = training.linear_of_codes(q, s, codes, beta, bias, dtype)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kernels.backends, "_default_path", name)
+            found = training.linear_of_codes(q, s, codes, beta, bias, dtype)
         assert found.dtype == dtype
         assert torch.equal(found, expected), name
-    kernels.cpu_path()
 
 
 def test_the_product_of_codes_over_threads_and_leading_dimensions(path, threads):
@@ -134,6 +135,8 @@ def test_what_the_kernels_have_no_product_for_is_left_to_torch(path):
     assert product(s=s.double()) is None
     assert product(beta=beta.bfloat16()) is None
     assert product(q=q[:0], s=s[:0]) is None
+    assert product(s=s[:1]) is None
+    assert product(s=s[:, 0]) is None
     assert product(q=wide, s=s[:1], codes=wide) is None
 
 
@@ -161,19 +164,73 @@ def test_scaled_gradients_of_any_stride():
         assert same_bits(training.scaled_bf16(view, by_row, None)[0], (view * by_row).bfloat16())
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (4,), (4, 2)])
+def test_factors_of_other_shapes_are_left_to_torch(shape):
+    g, ones = torch.ones(4, 3), torch.ones(shape)
+    assert training.scaled_bf16(g, ones, None) is None
+    assert training.scaled_bf16(g, None, ones[:2]) is None if shape == (4,) else True
+    assert training.scaled_bf16(g, torch.ones(4, 1, dtype=torch.float64), None) is None
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (1, 1, 1), (6, 1)])
+def test_an_activation_scale_for_all_tokens_or_some(shape):
+    """A foreign quantizer's; the kernels read one a token, and must not read beyond fewer."""
+
+    def static(x):
+        s = x.abs().amax() / 127
+        return (x / s).round().to(torch.int8), s.expand(shape)
+
+    x, w = draw(50, 6, 40).requires_grad_(), draw(9, 40, seed=1).requires_grad_()
+    fewer = len(shape) == 2 and shape[0] == 6
+    grads = {}
+    for compute in ("exact", "int8"):
+        y = quant.TernaryLinearOp(quantize_activation=static, compute=compute)(x, w)
+        if fewer:
+            with pytest.raises(RuntimeError, match="must match the size"):
+                y.sum().backward()
+        else:
+            grads[compute] = torch.autograd.grad(y.sum(), (x, w))
+    if not fewer:
+        for exact, fast in zip(*grads.values(), strict=True):
+            assert torch.allclose(exact, fast, rtol=2e-2, atol=2e-2 * float(exact.abs().max()))
+
+
 def test_only_plain_tensors_fit():
     plain = torch.ones(2)
     assert training.fits(plain, None, torch.nn.Parameter(plain))
     assert not training.fits(plain, plain.to("meta"))
+    assert not training.fits(plain.to_sparse())
+    assert not training.fits(torch._efficientzerotensor((2,)))
     with FakeTensorMode() as mode:
         fake = mode.from_tensor(plain)
         assert not training.fits(plain)
     assert not training.fits(fake)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch.jit.trace is deprecated, and warns of every if
+def test_what_records_or_transforms_operators_gets_torch_s():
+    op = quant.TernaryLinearOp(compute="int8")
+    x, w = draw(6, 40), draw(9, 40, seed=1)
+    expected, other = op(x, w), draw(6, 40, seed=2)
+    traced = torch.jit.trace(lambda x: op(x, w), (x,), check_trace=False)
+    assert torch.equal(traced(other), op(other, w))
+    for pre_dispatch in (False, True):
+        recorded = make_fx(lambda x: op(x, w), pre_dispatch=pre_dispatch)(x)
+        assert torch.equal(recorded(other), op(other, w))
+    with pytest.raises(RuntimeError, match="setup_context"):
+        torch.func.vmap(lambda x: op(x, w))(x[None])
+    assert torch.equal(op(x, w), expected)
+
+
+def test_a_gradient_without_memory_is_taken():
+    x, w = draw(6, 40).requires_grad_(), draw(9, 40, seed=1).requires_grad_()
+    quant.TernaryLinearOp(compute="int8")(x, w).backward(torch._efficientzerotensor((6, 9)))
+    assert w.grad.eq(0).all()
+
+
 def test_without_the_native_kernels_nothing_fits(monkeypatch):
     monkeypatch.setattr(training, "native_if_loaded", lambda: None)
-    monkeypatch.setattr(training, "native_problem", lambda: "it was not built")
+    monkeypatch.setattr(training, "_can_load", lambda: False)
     assert not training.fits(torch.ones(2))
 
 
@@ -188,13 +245,14 @@ def test_int8_training_uses_the_kernels(monkeypatch, backward):
 
         return call
 
-    for name in ("weight_codes", "linear_of_codes", "scaled_bf16"):
+    for name in ("weight_codes", "activation_codes", "linear_of_codes", "scaled_bf16"):
         monkeypatch.setattr(training, name, noted(name, getattr(training, name)))
     x, w = draw(6, 40).requires_grad_(), draw(9, 40, seed=1).requires_grad_()
     y = quant.TernaryLinearOp(compute="int8")(x, w)
     if backward:
         y.sum().backward()
-    assert used == ["weight_codes", "linear_of_codes", *["scaled_bf16"] * backward]
+    forward = ["weight_codes", "activation_codes", "linear_of_codes"]
+    assert used == [*forward, *["scaled_bf16"] * backward]
 
 
 def test_int8_training_has_the_same_bits_without_the_kernels(monkeypatch):

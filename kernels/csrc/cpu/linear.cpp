@@ -100,7 +100,8 @@ const Paths& paths() {
   return all;
 }
 
-// Grows and stays: a thread that multiplies once usually does so again.
+// Grows and stays, as a thread that multiplies once usually does so again; what is larger than
+// kMostKept is given back after the call.
 class Scratch {
  public:
   std::uint8_t* take(std::size_t bytes) {
@@ -111,6 +112,12 @@ class Scratch {
       size_ = bytes;
     }
     return data_.get();
+  }
+  void give_back() {
+    constexpr std::size_t kMostKept = 64u << 20;
+    if (size_ <= kMostKept) return;
+    data_.reset();
+    size_ = 0;
   }
 
  private:
@@ -123,21 +130,39 @@ class Scratch {
   std::size_t size_ = 0;
 };
 
+// Memory of a scratch for the length of a call.
+struct Lease {
+  Scratch& scratch;
+  std::uint8_t* data;
+
+  Lease(Scratch& of, std::size_t bytes) : scratch(of), data(of.take(bytes)) {}
+  ~Lease() { scratch.give_back(); }
+  Lease(const Lease&) = delete;
+  Lease& operator=(const Lease&) = delete;
+};
+
 struct Quantized {
+  std::size_t stride;
+  Lease lease;
   std::int8_t* codes;
   std::int32_t* sums;
   float* scales;
-  std::size_t stride;
 
-  Quantized(std::size_t tokens, std::size_t columns) {
-    thread_local Scratch scratch;
-    // Not a multiple of 4096: rows that far apart would compete for the same cache sets.
-    stride = (columns + kAlign - 1) / kAlign * kAlign;
-    if (stride % 1024 == 0) stride += kAlign;
-    std::uint8_t* start = scratch.take(tokens * (stride + sizeof *sums + sizeof *scales));
-    codes = reinterpret_cast<std::int8_t*>(start);
-    sums = reinterpret_cast<std::int32_t*>(start + tokens * stride);
-    scales = reinterpret_cast<float*>(sums + tokens);
+  Quantized(std::size_t tokens, std::size_t columns)
+      : stride(stride_of(columns)),
+        lease(scratch(), tokens * (stride + sizeof *sums + sizeof *scales)),
+        codes(reinterpret_cast<std::int8_t*>(lease.data)),
+        sums(reinterpret_cast<std::int32_t*>(lease.data + tokens * stride)),
+        scales(reinterpret_cast<float*>(sums + tokens)) {}
+
+  static Scratch& scratch() {
+    thread_local Scratch own;
+    return own;
+  }
+  // Not a multiple of 4096: rows that far apart would compete for the same cache sets.
+  static std::size_t stride_of(std::size_t columns) {
+    const std::size_t padded = (columns + kAlign - 1) / kAlign * kAlign;
+    return padded % 1024 == 0 ? padded + kAlign : padded;
   }
 
   Activations activations(std::size_t tokens, bool scaled) const {
@@ -228,21 +253,20 @@ void quantize_tokens(const Path& path, const void* x, Dtype dtype, std::size_t t
   });
 }
 
-std::ptrdiff_t apply_codes(const Path& path, const CodesLinear& linear, std::size_t threads) {
+bool apply_codes(const Path& path, const CodesLinear& linear, std::size_t threads) {
   const std::size_t groups = groups_of(linear.rows), blocks = blocks_of(linear.columns);
   thread_local Scratch scratch;
-  std::uint8_t* packed = scratch.take(groups * blocks * kBlockBytes);
-  std::atomic<std::ptrdiff_t> bad{-1};
+  const Lease lease(scratch, groups * blocks * kBlockBytes);
+  std::uint8_t* packed = lease.data;
+  std::atomic<bool> sound{true};
   const std::size_t packers = threads_for(4 * linear.rows * linear.columns, threads);
   parallel(packers, chunks_for(groups, packers), [&](std::size_t chunk, std::size_t count) {
-    const std::ptrdiff_t found =
-        pack_blocks(linear.codes, linear.rows, linear.columns, linear.columns,
-                    groups * chunk / count, groups * (chunk + 1) / count, packed);
-    std::ptrdiff_t seen = bad.load();
-    while (found >= 0 && (seen < 0 || found < seen) && !bad.compare_exchange_weak(seen, found)) {
+    if (pack_blocks(linear.codes, linear.rows, linear.columns, linear.columns,
+                    groups * chunk / count, groups * (chunk + 1) / count, packed) >= 0) {
+      sound = false;
     }
   });
-  if (bad.load() >= 0) return bad.load();
+  if (!sound) return false;
   const Quantized copy(linear.tokens, linear.columns);
   for_tokens(linear.tokens, linear.columns, threads, [&](std::size_t m) {
     path.take(linear.q + m * linear.columns, linear.columns, copy.stride,
@@ -252,7 +276,7 @@ std::ptrdiff_t apply_codes(const Path& path, const CodesLinear& linear, std::siz
   const Output out{linear.y,      linear.rows,          false,      linear.y_dtype,
                    linear.scales, linear.scale_per_row, linear.bias};
   multiply(path, x, {packed, blocks}, out, linear.columns, threads);
-  return -1;
+  return true;
 }
 
 void code_weights(const Path& path, const float* values, std::size_t count, const float* scale,

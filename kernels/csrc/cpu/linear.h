@@ -41,8 +41,7 @@ void quantize_tokens(const Path& path, const void* x, Dtype dtype, std::size_t t
                      std::size_t columns, std::int8_t* codes, float* scales, std::size_t threads);
 
 // y (tokens, rows) = q times codes, rescaled, plus bias: a training forward, whose weight is another
-// one at every step. Returns the flat index of the first code that is not -1, 0 or +1, or -1; y then
-// holds nothing.
+// one at every step. Returns whether all codes were -1, 0 or +1; if not, y holds nothing.
 struct CodesLinear {
   const std::int8_t* q;        // (tokens, columns)
   const float* q_scales;       // one a token
@@ -56,7 +55,7 @@ struct CodesLinear {
   void* y;
   Dtype y_dtype;
 };
-std::ptrdiff_t apply_codes(const Path& path, const CodesLinear& linear, std::size_t threads);
+bool apply_codes(const Path& path, const CodesLinear& linear, std::size_t threads);
 
 // int8 codes of fp32 weights (count) over one scale, see Path::code.
 void code_weights(const Path& path, const float* values, std::size_t count, const float* scale,

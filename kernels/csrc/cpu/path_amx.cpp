@@ -48,7 +48,7 @@ constexpr std::size_t kStepBytes = kStepBlocks * kBlockBytes;
 // faster.
 constexpr std::size_t kAhead = 2;
 constexpr std::size_t kPlaces = 4;
-// Below this AVX512-VNNI is faster: 104 against 81 us for four tokens at 2560 x 2560.
+// Below this AVX512-VNNI is faster; for four tokens at 2560 x 2560 it takes 104 us, tiles 81.
 constexpr std::size_t kFewestTokens = 4;
 // Packed weights that stay in the second-level cache while all tokens pass.
 constexpr std::size_t kWeightBytes = 512 << 10;

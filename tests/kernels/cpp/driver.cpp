@@ -95,6 +95,55 @@ std::size_t check(const forge::Path& path, const Shape& s, int value, int code,
   return wrong;
 }
 
+// What training asks for, against the scalar path and one thread: the same bits.
+std::size_t check_training(const forge::Path& path, const Shape& s, std::size_t threads) {
+  std::unique_ptr<std::int8_t[]> codes(new std::int8_t[s.rows * s.columns]);
+  std::unique_ptr<std::int8_t[]> q(new std::int8_t[s.tokens * s.columns]);
+  std::unique_ptr<float[]> q_scales(new float[s.tokens]), scales(new float[s.rows]);
+  for (std::size_t i = 0; i < s.rows * s.columns; ++i) {
+    codes[i] = static_cast<std::int8_t>(draw(-1, 1));
+  }
+  for (std::size_t i = 0; i < s.tokens * s.columns; ++i) {
+    q[i] = static_cast<std::int8_t>(draw(-128, 127));
+  }
+  for (std::size_t m = 0; m < s.tokens; ++m) q_scales[m] = static_cast<float>(m + 1) / 99.0f;
+  for (std::size_t n = 0; n < s.rows; ++n) scales[n] = static_cast<float>(n + 1) / 333.0f;
+  const std::size_t values = s.tokens * s.rows, weights = s.rows * s.columns;
+  std::unique_ptr<float[]> w(new float[weights]);
+  for (std::size_t i = 0; i < weights; ++i) w[i] = static_cast<float>(draw(-999, 999)) / 400.0f;
+  const forge::Path* both[2] = {&path, &forge::kScalarPath};
+  std::vector<float> y[2];
+  std::vector<std::int8_t> coded[2];
+  std::vector<std::uint16_t> rowwise[2], columnwise[2];
+  std::size_t wrong = 0;
+  for (int i = 0; i < 2; ++i) {
+    const std::size_t workers = i == 0 ? threads : 1;
+    y[i].assign(values, -1.0f);
+    coded[i].assign(weights, 9);
+    rowwise[i].assign(values, 7);
+    columnwise[i].assign(values, 7);
+    const forge::CodesLinear call{q.get(), q_scales.get(), s.tokens, s.columns, codes.get(), s.rows,
+                                  scales.get(), true, nullptr, y[i].data(),
+                                  forge::Dtype::kFloat32};
+    wrong += !forge::apply_codes(*both[i], call, workers);
+    const float scale = 1.25f;
+    forge::code_weights(*both[i], w.get(), weights, &scale, coded[i].data(), workers);
+    forge::narrow_rows(*both[i],
+                       {y[i].data(), s.tokens, s.rows, q_scales.get(), rowwise[i].data(),
+                        scales.get(), true, columnwise[i].data()},
+                       workers);
+  }
+  wrong += y[0] != y[1];
+  wrong += coded[0] != coded[1];
+  wrong += rowwise[0] != rowwise[1];
+  wrong += columnwise[0] != columnwise[1];
+  codes[weights - 1] = 2;
+  const forge::CodesLinear four{q.get(), q_scales.get(), s.tokens, s.columns, codes.get(), s.rows,
+                                scales.get(), true, nullptr, y[0].data(), forge::Dtype::kFloat32};
+  wrong += forge::apply_codes(path, four, threads);
+  return wrong;
+}
+
 // TQ blocks of rows of four, there and back; columns may end within a block on the way there.
 std::size_t check_tq(bool base3, std::size_t rows, std::size_t columns) {
   const std::size_t count = (columns + forge::kTqBlock - 1) / forge::kTqBlock;
@@ -141,11 +190,12 @@ int main() {
     for (const Shape& shape : shapes) {
       for (std::size_t threads = 1; threads <= 3; threads += 2) {
         wrong += check(path, shape, 0, 0, threads);
+        wrong += check_training(path, shape, threads);
       }
     }
     for (const int value : {127, -128}) {
       for (const int code : {1, -1}) {
-        for (std::size_t tokens = 1; tokens <= 7; ++tokens) {
+        for (const std::size_t tokens : {1u, 2u, 3u, 4u, 5u, 6u, 7u, 20u, 33u}) {
           wrong += check(path, {tokens, 65, 4096}, value, code, 2);
         }
       }
