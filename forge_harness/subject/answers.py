@@ -17,7 +17,7 @@ from forge_harness.durable import write_durably
 Line = dict[str, Any]
 
 REQUESTS, NEW_TOKENS = 24, 12
-SAMPLED, SAMPLED_TOKENS, TEMPERATURE = 6, 8, 0.8
+SAMPLED, SAMPLED_TOKENS, TEMPERATURE = 6, 8, 0.3
 LONG_PROMPT = 116
 """Tokens of a prompt that is continued to the end of the context."""
 ROWS = 24
@@ -25,9 +25,9 @@ CLEAR = 0.1
 """Least lead of the likeliest token. A cache changes the order of additions, which moves logits by
 1e-6, and at one position in a hundred the code of an activation, which moves leads by up to 0.03
 (4,800 positions of the byte model)."""
-WOBBLE, SHAKES = 0.005, 2
+WOBBLE, SHAKES = 0.03, 3
 """Standard deviation of logits: a draw that such a change moves, in one of so many, is not asked
-for. More would refuse nearly all that go on to the end of the context."""
+for. At a higher temperature nearly all draws are moved, as unlikely tokens lie close together."""
 
 
 def write_requests(path: Path, lines: Iterable[Line]) -> Path:
