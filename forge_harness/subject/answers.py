@@ -20,6 +20,8 @@ REQUESTS, NEW_TOKENS = 24, 12
 SAMPLED, SAMPLED_TOKENS, TEMPERATURE = 6, 8, 0.3
 LONG_PROMPT = 116
 """Tokens of a prompt that is continued to the end of the context."""
+LIKELIEST, HALF = 6, (80, 97)
+"""Long prompts continued by their likeliest tokens, and how many tokens they have."""
 ROWS = 24
 CLEAR = 0.1
 """Least lead of the likeliest token. A cache changes the order of additions, which moves logits by
@@ -42,14 +44,14 @@ def greedy(model: nn.Module) -> list[Line]:
     lines: list[Line] = []
     while len(lines) < REQUESTS:
         prompt = _prompt(random, random.randrange(8, 25))
-        tokens = _likeliest(model, prompt)
+        tokens = _likeliest(model, prompt, NEW_TOKENS)
         if tokens is not None:
             lines.append(_line(prompt, tokens))
     return lines
 
 
 def special(model: nn.Module, context: int) -> list[Line]:
-    """Sampled ones, each prompt under two seeds; two of them go on to the end of the context."""
+    """Sampled ones, each prompt under two seeds, and long ones, to the end of the context."""
     random = Random(12)
     lines: list[Line] = []
     while len(lines) < SAMPLED + 2:
@@ -66,6 +68,11 @@ def special(model: nn.Module, context: int) -> list[Line]:
                 for n, tokens in enumerate(drawn)
                 if tokens is not None
             ]
+    while len(lines) < SAMPLED + 2 + LIKELIEST:
+        prompt = _prompt(random, random.randrange(*HALF))
+        tokens = _likeliest(model, prompt, context + 1 - len(prompt))
+        if tokens is not None:
+            lines.append(_line(prompt, tokens))
     return lines
 
 
@@ -97,9 +104,9 @@ def _line(prompt: Sequence[int], tokens: Sequence[int], **sampling: float) -> Li
 
 
 @torch.inference_mode()
-def _likeliest(model: nn.Module, prompt: Sequence[int]) -> list[int] | None:
+def _likeliest(model: nn.Module, prompt: Sequence[int], count: int) -> list[int] | None:
     tokens = list(prompt)
-    for _ in range(NEW_TOKENS):
+    for _ in range(count):
         logits = model(torch.tensor([tokens]))[0, -1]
         first, second = logits.topk(2).values
         if first - second < CLEAR:

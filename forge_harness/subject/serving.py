@@ -19,8 +19,9 @@ from forge_harness.security.keys import Keyring
 from forge_harness.security.tokens import TokenStore
 from forge_harness.subject.answers import greedy, labelled, special, write_requests
 
-STEPS = {"bytes": 3, "digits": 40}
-"""Few; digits are told apart after them."""
+STEPS = {"bytes": 30, "digits": 40}
+"""Few; digits are told apart after them, and places of bytes: after 3 steps the clear answers of
+long prompts are the same with rotary positions that stand still."""
 DEADLINE_MS = 400
 """Of a request: under the load checks' objective of 0.5 s, so that what is accepted keeps it."""
 PATIENCE_MS = 20_000
