@@ -18,6 +18,7 @@ from .conversion import ConversionRow
 from .language_model import Measured
 from .products import MOST_SHARE, OPTIONAL, PEERS, Row
 from .storage import StorageMeasured
+from .training import StepsMeasured
 
 SCHEMA = "forge-bench/1"
 
@@ -48,8 +49,7 @@ def language_model_table(found: Measured) -> str:
     lines = [head]
     for phase in found.phases:
         rates = [f"{phase.tokens_per_second[name]:.0f}" for name in CONTENDERS]
-        over = phase.over_bf16.get("packed")
-        ratio = "-" if over is None else f"{over[0]:.2f} [{over[1]:.2f}, {over[2]:.2f}]"
+        ratio = _bounded(phase.over_bf16.get("packed"))
         lines.append([f"{phase.name} {phase.threads}T, tokens/s", *rates, ratio])
     return "\n".join(
         (
@@ -61,12 +61,35 @@ def language_model_table(found: Measured) -> str:
     )
 
 
+def training_table(found: StepsMeasured) -> str:
+    """Returns milliseconds, what a step costs of a full-precision one, and the first losses."""
+    lines = [["step", "ms", "tokens/s", "over full", "x torchao", "first loss"]]
+    for steps in found.steps:
+        for name, milliseconds in steps.milliseconds.items():
+            lines.append(
+                [
+                    f"{name} {steps.threads}T",
+                    f"{milliseconds:.1f}",
+                    f"{1e3 * found.tokens / milliseconds:.0f}",
+                    _bounded(steps.over_full.get(name)),
+                    _bounded(steps.over_torchao.get(name)),
+                    f"{steps.first_loss[name]:.5f}",
+                ]
+            )
+    return "\n".join(
+        (
+            _aligned(lines, left=1),
+            f"{found.parameters:,} parameters, {found.tokens:,} tokens a step: forward, backward, "
+            "clipping and AdamW. over full: time over that of full-precision eager fp32; x: times "
+            "faster than torchao, eager or compiled alike; medians of paired rounds.",
+        )
+    )
+
+
 def storage_table(found: StorageMeasured) -> str:
     """Returns rates, what they are held against, and how many times longer ours takes."""
     lines = [["what", "ours", "", "against", "theirs", "takes x"]]
     for row in found.rows:
-        times = row.times
-        ratio = "-" if times is None else f"{times[0]:.2f} [{times[1]:.2f}, {times[2]:.2f}]"
         lines.append(
             [
                 row.name,
@@ -74,7 +97,7 @@ def storage_table(found: StorageMeasured) -> str:
                 row.unit,
                 row.baseline,
                 f"{row.baseline_rate:,.0f}",
-                ratio,
+                _bounded(row.times),
             ]
         )
     seconds = sorted(found.open_seconds)
@@ -93,7 +116,6 @@ def conversion_table(rows: Sequence[ConversionRow]) -> str:
     lines = [["to", "", "read MB", "written MB", "MB/s", "copy MB/s", "takes x"]]
     for row in rows:
         both = (row.read_bytes + row.written_bytes) / 1e6
-        times = row.times
         lines.append(
             [
                 row.to,
@@ -102,7 +124,7 @@ def conversion_table(rows: Sequence[ConversionRow]) -> str:
                 f"{row.written_bytes / 1e6:,.0f}",
                 f"{both / row.seconds:,.0f}",
                 f"{both / row.copy_seconds:,.0f}",
-                "-" if times is None else f"{times[0]:.2f} [{times[1]:.2f}, {times[2]:.2f}]",
+                _bounded(row.times),
             ]
         )
     return "\n".join(
@@ -112,6 +134,10 @@ def conversion_table(rows: Sequence[ConversionRow]) -> str:
             "MB/s of both.",
         )
     )
+
+
+def _bounded(ratio: tuple[float, float, float] | None) -> str:
+    return "-" if ratio is None else f"{ratio[0]:.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}]"
 
 
 def heading(benchmark: str, started: datetime) -> dict[str, Any]:

@@ -28,6 +28,8 @@ _THREADS = WholeNumber(min=1, max=max(256, os.cpu_count() or 1))
 """Far more threads than processors end the process that asks for them."""
 _PROMPT = WholeNumber(min=1, max=1 << 17)
 """Longer ones than models are made for take hours."""
+_BATCH = WholeNumber(min=1, max=1 << 12)
+"""Half a million tokens a step; activations of more do not fit in memory."""
 
 
 @click.group("bench", epilog=examples("forge-harness bench kernels --tokens 1 --threads 1"))
@@ -184,14 +186,7 @@ def lm_command(
     All run the same decoder with a cache and differ in their linear layers and dtype alone. The
     packed model's logits are compared with those of the model it was packed from.
     """
-    if width % 64:
-        raise UsageError(f"--width {width} is no multiple of 64, the size of a head.")
-    # 4 width^2 of attention and 9 of the feed-forward a block.
-    if 13 * width**2 * layers > _MAX_WEIGHTS:
-        raise UsageError(
-            f"--width {width} with --layers {layers} is too large; expected at most "
-            f"{_MAX_WEIGHTS:,} weights in all."
-        )
+    _check_model(width, layers)
     check_target(json_file)
     from dataclasses import asdict
 
@@ -205,6 +200,60 @@ def lm_command(
     with _shown_at_last(report.language_model_table(found)):
         if json_file is not None:
             content = {**report.heading("lm", started), **asdict(found)}
+            write_durably(json_file, canonical_json(content))
+    return ExitCode.PASS
+
+
+@bench_group.command(
+    "train",
+    epilog=examples(
+        "forge-harness bench train",
+        "forge-harness bench train --threads 1 --compiled --torchao --json train.json",
+    ),
+)
+@click.option("--width", default=256, type=WholeNumber(min=64), help="Model width.")
+@click.option("--layers", default=2, type=WholeNumber(min=1), help="Blocks.")
+@click.option("--batch", default=16, type=_BATCH, help="Samples of 128 tokens a step.")
+@click.option("--threads", multiple=True, type=_THREADS, help="Repeatable.")
+@click.option("--rounds", default=15, type=WholeNumber(min=6), help="Steps of a contender.")
+@click.option("--compiled", is_flag=True, help="Also time each through torch.compile (minutes).")
+@click.option("--torchao", "with_torchao", is_flag=True, help="Also time torchao's training.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything here.")
+def train_command(
+    width: int,
+    layers: int,
+    batch: int,
+    threads: tuple[int, ...],
+    rounds: int,
+    compiled: bool,
+    with_torchao: bool,
+    json_file: Path | None,
+) -> int:
+    """Time a training step: ternary against full precision, in the same trainer.
+
+    Steps of all contenders take turns on the same samples, from the same weights; the losses of
+    their first steps show what the arithmetic changes. --torchao needs torchao installed.
+    """
+    _check_model(width, layers)
+    check_target(json_file)
+    from dataclasses import asdict
+
+    from forge_harness.benchmarks import report, training
+
+    cores = threads or tuple(range(1, min(2, os.cpu_count() or 1) + 1))
+    started = datetime.now(UTC)
+    found = training.measure(
+        width=width,
+        layers=layers,
+        batch=batch,
+        threads=cores,
+        rounds=rounds,
+        compiled=compiled,
+        with_torchao=with_torchao,
+    )
+    with _shown_at_last(report.training_table(found)):
+        if json_file is not None:
+            content = {**report.heading("train", started), **asdict(found)}
             write_durably(json_file, canonical_json(content))
     return ExitCode.PASS
 
@@ -322,6 +371,17 @@ def convert_command(
             content = {**report.heading("convert", started), "rows": [asdict(row) for row in rows]}
             write_durably(json_file, canonical_json(content))
     return ExitCode.PASS
+
+
+def _check_model(width: int, layers: int) -> None:
+    if width % 64:
+        raise UsageError(f"--width {width} is no multiple of 64, the size of a head.")
+    # 4 width^2 of attention and 9 of the feed-forward a block.
+    if 13 * width**2 * layers > _MAX_WEIGHTS:
+        raise UsageError(
+            f"--width {width} with --layers {layers} is too large; expected at most "
+            f"{_MAX_WEIGHTS:,} weights in all."
+        )
 
 
 def _cases(

@@ -30,7 +30,6 @@ from .recipe import Recipe, planned_schedule, recipe_for, resolve_recipe, schedu
 from .run_directory import newest_checkpoint
 from .runner import TrainingInterrupted, train_to_directory
 from .session import QATSession
-from .step_cost import StepCost, measure_step_cost
 
 __all__ = [
     "BuildModel",
@@ -44,7 +43,6 @@ __all__ = [
     "QATSession",
     "Recipe",
     "ReferenceData",
-    "StepCost",
     "TrainingInterrupted",
     "batch",
     "data_digest",
@@ -56,7 +54,6 @@ __all__ = [
     "export_package",
     "labels",
     "load_package",
-    "measure_step_cost",
     "model_weights",
     "newest_checkpoint",
     "open_package",

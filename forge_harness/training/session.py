@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from forge_harness.errors import ConfigError, ForgeError, NonFiniteError, UsageError
 from forge_harness.protocols import Batch, ScheduleSpec, StepRecord, TrainOptions
+from forge_harness.training.compilation import Compiled
 from forge_harness.training.data import CanaryData, DataSource
 from forge_harness.training.digests import tensors_digest
 from forge_harness.training.evaluation import evaluate_model
@@ -128,7 +129,7 @@ class QATSession:
             )
         ids = self.options.fixed_batch or self.position.peek(self.recipe.batch_size)
         micro_batches = self._split(ids)
-        with self.random.active(), self._deterministic():
+        with self.random.active(), self._compiled():
             self.optimizer.zero_grad(set_to_none=True)
             loss = self._accumulate(micro_batches)
             norm = gradient_norm(self._parameters)
@@ -359,8 +360,8 @@ class QATSession:
             return nullcontext()
         return torch.autocast(self.ranks.device.type, dtype=torch.bfloat16)
 
-    def _deterministic(self) -> AbstractContextManager[object]:
-        return _DeterministicAlgorithms() if self.recipe.compile else nullcontext()
+    def _compiled(self) -> AbstractContextManager[object]:
+        return Compiled() if self.recipe.compile else nullcontext()
 
     def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         known = {id(parameter) for parameter in self._parameters}
@@ -372,17 +373,6 @@ class QATSession:
             for name, parameter in self._named_parameters()
             for field, value in self.optimizer.state.get(parameter, {}).items()
         }
-
-
-class _DeterministicAlgorithms:
-    """Inductor's embedding backward adds atomically, in any order, unless this is on."""
-
-    def __enter__(self) -> None:
-        self._before = torch.are_deterministic_algorithms_enabled()
-        torch.use_deterministic_algorithms(True)
-
-    def __exit__(self, *_: object) -> None:
-        torch.use_deterministic_algorithms(self._before)
 
 
 @cache

@@ -17,6 +17,7 @@ from forge_harness.benchmarks import (
     report,
     storage,
     timing,
+    training,
 )
 from forge_harness.benchmarks.timing import Timed
 from forge_harness.errors import StateError
@@ -40,7 +41,7 @@ def disturbances(monkeypatch):
                 each.seconds[index] *= 1000
         return timed
 
-    for module in (products, language_model, conversion, storage):
+    for module in (products, language_model, training, conversion, storage):
         monkeypatch.setattr(module, "interleave", disturbing)
 
 
@@ -83,6 +84,16 @@ def test_language_model():
             assert rate == pytest.approx(tokens / statistics.median(clean(phase, side)))
         over = ratio(clean(phase, "dense-bf16"), clean(phase, "packed"))
         assert phase["over_bf16"]["packed"][0] == pytest.approx(over)
+
+
+def test_training():
+    found = training.measure(width=64, layers=1, batch=2, threads=(1,), rounds=ROUNDS)
+    (steps,) = json.loads(json.dumps(asdict(found)))["steps"]
+    for name, milliseconds in steps["milliseconds"].items():
+        assert milliseconds == pytest.approx(1e3 * statistics.median(clean(steps, name)))
+    assert set(steps["over_full"]) == {arm.name for arm in training.ARMS} - {"full"}
+    for name, found in steps["over_full"].items():
+        assert found[0] == pytest.approx(ratio(clean(steps, name), clean(steps, "full")))
 
 
 def test_conversions(tmp_path, monkeypatch):

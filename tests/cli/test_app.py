@@ -69,7 +69,7 @@ def test_every_command_loads_has_an_example_and_the_help_line_of_the_list(invoke
     "arguments",
     [["list", name] for name in ("checks", "suites", "waivers")]
     + [["config", name] for name in ("show", "check", "schema")]
-    + [["bench", "kernels"], ["bench", "lm"]],
+    + [["bench", name] for name in ("kernels", "lm", "train", "store", "convert")],
 )
 def test_every_subcommand_has_an_example(invoke, arguments):
     result = invoke(*arguments, "-h")

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from forge_harness.benchmarks import products
-from forge_harness.cli.bench import bench_group
+from forge_harness.cli import app
 from forge_harness.errors import UsageError
 
 
@@ -29,10 +29,10 @@ def test_a_table_and_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("shape", ["64", "64x", "0x64", "axb", "64x-1"])
-def test_a_shape_that_is_none_is_named(shape):
-    result = CliRunner().invoke(bench_group, ["kernels", "--shape", shape])
-    assert shape in str(result.exception)
-    assert "expected rows x columns" in str(result.exception)
+def test_a_shape_that_is_none_is_named(shape, invoke):
+    result = invoke("bench", "kernels", "--shape", shape)
+    assert result.exit_code == 4
+    assert f"{shape!r} is no size; expected rows x columns" in result.stderr
 
 
 @pytest.mark.parametrize("shape", ["64x200000", "99999999999x64", f"{'9' * 5000}x64"])
@@ -54,7 +54,7 @@ def test_a_language_model_is_timed_and_compared(tmp_path):
     json_file = tmp_path / "lm.json"
     command = ["lm", "--width", "64", "--layers", "1", "--prompt", "8", "--threads", "1"]
     command += ["--rounds", "6", "--json", str(json_file)]
-    result = CliRunner().invoke(bench_group, command, catch_exceptions=False)
+    result = CliRunner().invoke(app, ["bench", *command], catch_exceptions=False)
     assert result.exit_code == 0
     assert "decode 1T, tokens/s" in result.output
     assert "prefill 1T, tokens/s" in result.output
@@ -65,16 +65,18 @@ def test_a_language_model_is_timed_and_compared(tmp_path):
     assert all(p["over_bf16"]["packed"][1] > 0 for p in document["phases"])
 
 
-def test_a_width_without_whole_heads_is_named():
-    result = CliRunner().invoke(bench_group, ["lm", "--width", "100"])
-    assert "--width 100 is no multiple of 64" in str(result.exception)
+@pytest.mark.parametrize("what", ["lm", "train"])
+def test_a_width_without_whole_heads_is_named(what, invoke):
+    result = invoke("bench", what, "--width", "100")
+    assert result.exit_code == 4
+    assert "--width 100 is no multiple of 64" in result.stderr
 
 
 def test_the_store_is_timed_against_what_it_is_built_on(tmp_path):
     json_file = tmp_path / "store.json"
     command = ["store", "--dir", str(tmp_path), "--blob-mib", "1", "--states", "50"]
     command += ["--rounds", "6", "--json", str(json_file)]
-    result = CliRunner().invoke(bench_group, command, catch_exceptions=False)
+    result = CliRunner().invoke(app, ["bench", *command], catch_exceptions=False)
     assert result.exit_code == 0
     document = json.loads(json_file.read_bytes())
     names = [row["name"] for row in document["rows"]]
@@ -128,7 +130,7 @@ def test_where_native_is_missing_what_needs_none_is_still_written(tmp_path, monk
     monkeypatch.setitem(sys.modules, "forge_kernels._native", None)
     json_file = tmp_path / "store.json"
     command = [*STORE, "--dir", str(tmp_path), "--json", str(json_file)]
-    CliRunner().invoke(bench_group, command, catch_exceptions=False)
+    CliRunner().invoke(app, ["bench", *command], catch_exceptions=False)
     environment = json.loads(json_file.read_bytes())["environment"]
     assert (environment["native"], environment["paths"]) == (None, [])
 
@@ -145,7 +147,7 @@ def test_what_was_measured_is_shown_when_the_rest_is_not(error, tmp_path, monkey
     monkeypatch.setattr(products, "measure", measure_one)
     json_file = tmp_path / "b.json"
     command = [*SMALL, "--tokens", "2", "--tokens", "3", "--json", str(json_file)]
-    result = CliRunner().invoke(bench_group, command)
+    result = CliRunner().invoke(app, ["bench", *command])
     assert result.exit_code != 0
     assert "M=2 64x32 hot 1T" in result.output
     assert "Not complete: 1 of 2 products were measured." in result.output
@@ -159,6 +161,7 @@ def test_what_was_measured_is_shown_when_the_rest_is_not(error, tmp_path, monkey
     [
         ((*SMALL, "--tokens", "1000000000000"), "--tokens 1000000000000"),
         (("lm", "--width", "6400000"), "--width 6400000 with --layers 8"),
+        (("train", "--width", "6400000"), "--width 6400000 with --layers 2"),
         (("lm", "--prompt", "100000000000"), "100000000000"),
     ],
 )
@@ -167,3 +170,15 @@ def test_sizes_no_memory_holds_are_refused(command, named, invoke):
     result = invoke("bench", *command)
     assert result.exit_code == 4
     assert named in result.stderr
+
+
+def test_a_training_step_is_timed(tmp_path, invoke):
+    json_file = tmp_path / "train.json"
+    options = ["--width", "64", "--layers", "1", "--batch", "1", "--threads", "1", "--rounds", "6"]
+    result = invoke("bench", "train", *options, "--json", json_file)
+    assert result.exit_code == 0
+    assert "ternary, int8 1T" in result.output
+    document = json.loads(json_file.read_bytes())
+    assert document["benchmark"] == "train"
+    assert document["tokens"] == 128
+    assert all(low <= high for _, low, high in document["steps"][0]["over_full"].values())

@@ -36,6 +36,7 @@ SURFACE = {
     " --from-checkpoint --keys --learning-rate --out --parallel --precision --resume --seed --state"
     " --steps --task",
     "bench lm": "--json --layers --prompt --rounds --threads --width",
+    "bench train": "--batch --compiled --json --layers --rounds --threads --torchao --width",
     "bench convert": "--blocks --dir --json --rounds --source --to",
     "bench store": "--blob-mib --dir --json --rounds --states",
     "bench kernels": "--ggml --i2s --inductor --json --path --peers --plot --rounds --shape"

@@ -28,7 +28,6 @@ from forge_harness.training import (
     QATSession,
     TrainingInterrupted,
     evaluate_package,
-    measure_step_cost,
     newest_checkpoint,
     train_to_directory,
 )
@@ -472,11 +471,3 @@ def test_command_resumes_a_digits_model_of_a_number_of_layers(
     assert invoke("--resume", "--out", "run").exception is None
     (tmp_path / "forge.toml").write_text("[model]\nlayers = 2\n")
     assert "a model with layers 1" in str(invoke("--resume", "--out", "run").exception)
-
-
-def test_step_cost_pairs_both_arms() -> None:
-    cost = measure_step_cost("digits", pairs=3, batch_size=8, warmup=1)
-    assert len(cost.quantized_s) == len(cost.full_precision_s) == 3
-    assert min(*cost.quantized_s, *cost.full_precision_s) > 0
-    with pytest.raises(UsageError, match="pairs 0"):
-        measure_step_cost("digits", pairs=0)
