@@ -84,8 +84,9 @@ def cpu_path(path: str | None = None) -> str:
         path: One of `cpu_paths()`; None: what `FORGE_KERNELS_PATH` says, or the fastest.
 
     Raises:
-        BackendUnavailableError: The extension is not there, or this processor does not run the
-            path that was asked for.
+        BackendUnavailableError: The extension is not there, or the path that was asked for does
+            not run here: the processor lacks it, the system refuses it (tiles of AMX), or the
+            compiler that built the extension did not know it.
     """
     global _default_path
     available = cpu_paths()
@@ -93,8 +94,8 @@ def cpu_path(path: str | None = None) -> str:
     if wanted not in available:
         source = f" (from {PATH_VARIABLE})" if path is None else ""
         raise BackendUnavailableError(
-            f"Kernel path {wanted!r}{source} does not run on this processor; expected "
-            f"{' or '.join(map(repr, available))}."
+            f"Kernel path {wanted!r}{source} does not run here: processor, system and build allow "
+            f"{', '.join(map(repr, available))}."
         )
     if path is None:
         _default_path = wanted
