@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from forge_harness.record import ItemRecord
 
 Receiver = Callable[["ItemRecord"], None]
+_Turn = tuple[str, str]
+"""Node id and worker: of xdist's `--dist each` every worker runs every item."""
 
 
 class Collector:
-    """Turns reports into `ItemRecord`s, each handed on once, when its last phase is in.
+    """Turns reports into `ItemRecord`s, handed on when the last phase is in.
 
     Evidence is complete at teardown, which is reported even when setup failed. A worker that
     dies reports phase "???" and nothing after it (xdist 3.8).
@@ -27,12 +29,12 @@ class Collector:
 
     def __init__(self, receive: Receiver) -> None:
         self._receive = receive
-        self._attempts: dict[str, Attempt] = {}
-        self._retries: dict[str, int] = {}
-        self._retried: set[str] = set()
+        self._attempts: dict[_Turn, Attempt] = {}
+        self._retries: dict[_Turn, int] = {}
+        self._retried: set[_Turn] = set()
         self._checks: dict[str, str] = {}
         self._masker = Masker()
-        self.records: dict[str, ItemRecord] = {}
+        self.records: dict[str, list[ItemRecord]] = {}
         self.collection_errors: dict[str, str] = {}
         self._skipped_modules: set[str] = set()
 
@@ -51,24 +53,25 @@ class Collector:
             return
         if self._is_being_retried(report):
             return
-        attempt = self._attempts.setdefault(nodeid, Attempt())
+        turn = _turn(report)
+        attempt = self._attempts.setdefault(turn, Attempt())
         attempt.add(report)
         if report.when == "teardown":
-            self._finish(nodeid, attempt)
+            self._finish(turn, attempt)
 
     def _is_being_retried(self, report: pytest.TestReport) -> bool:
         """Counts retries (pytest-rerunfailures), and drops what an earlier attempt reports.
 
         The phase that failed has the outcome "rerun"; its teardown may follow (16.x) or not.
         """
-        nodeid = report.nodeid
+        turn = _turn(report)
         if report.when == "setup":
-            self._retried.discard(nodeid)
-        if report.outcome == "rerun" and nodeid not in self._retried:  # type: ignore[comparison-overlap]
-            self._retried.add(nodeid)
-            self._retries[nodeid] = self._retries.get(nodeid, 0) + 1
-            self._attempts.pop(nodeid, None)
-        return nodeid in self._retried
+            self._retried.discard(turn)
+        if report.outcome == "rerun" and turn not in self._retried:  # type: ignore[comparison-overlap]
+            self._retried.add(turn)
+            self._retries[turn] = self._retries.get(turn, 0) + 1
+            self._attempts.pop(turn, None)
+        return turn in self._retried
 
     def add_collection(self, report: pytest.CollectReport) -> None:
         """Takes a module that could not be imported: whatever it holds is lost, and that shows."""
@@ -103,17 +106,18 @@ class Collector:
             self._give(_bare(nodeid, mark.check, Outcome.NOT_MEASURED, why))
         return lost
 
-    def _finish(self, nodeid: str, attempt: Attempt) -> None:
+    def _finish(self, turn: _Turn, attempt: Attempt) -> None:
         # A plugin that retries inside one phase reports it once: then only the calls tell.
-        attempts = max(self._retries.get(nodeid, 0) + 1, attempt.calls)
-        del self._attempts[nodeid]
+        attempts = max(self._retries.get(turn, 0) + 1, attempt.calls)
+        del self._attempts[turn]
+        nodeid, _ = turn
         self._give(item_record(nodeid, self._checks[nodeid], attempt, attempts))
 
     def _crashed(self, report: pytest.TestReport, marks: Mapping[str, CheckMark]) -> None:
         mark = marks.get(report.nodeid)
         check = mark.check if mark is not None else self._checks.get(report.nodeid, UNKNOWN_CHECK)
         reason = "the process running it died (crash, or killed for memory)"
-        self._attempts.pop(report.nodeid, None)
+        self._attempts.pop(_turn(report), None)
         self._give(_bare(report.nodeid, check, Outcome.ERROR, reason, report.longreprtext))
 
     def _failed_test_without_check(self, report: pytest.TestReport) -> None:
@@ -125,8 +129,13 @@ class Collector:
 
     def _give(self, record: ItemRecord) -> None:
         record = _without_credentials(record, self._masker)
-        self.records[record.nodeid] = record
+        self.records.setdefault(record.nodeid, []).append(record)
         self._receive(record)
+
+
+def _turn(report: pytest.TestReport) -> _Turn:
+    node = getattr(report, "node", None)
+    return report.nodeid, "" if node is None else node.gateway.id
 
 
 def _bare(nodeid: str, check: str, outcome: Outcome, reason: str, log: str = "") -> ItemRecord:

@@ -137,8 +137,9 @@ class Controller:
 
     def _end(self, exitstatus: int, lost: int, reason: str) -> None:
         keeper = self._make_keeper()
-        for record in self.collector.records.values():
-            keeper.add(record)
+        for records in self.collector.records.values():
+            for record in records:
+                keeper.add(record)
         if self.internal_error is not None:
             keeper.finish("aborted", reason)
         elif self.collector.collection_errors:

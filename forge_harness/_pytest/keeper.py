@@ -19,7 +19,7 @@ class Keeper:
 
     def __init__(self, state: ForgeState) -> None:
         self._state = state
-        self._seen: set[str] = set()
+        self._given: dict[str, list[ItemRecord]] = {}
         self.path = state.options.run_dir
         self.record: RunRecord | None = None
         self.recording = Recording(
@@ -49,9 +49,10 @@ class Keeper:
             self.recording.start(self.path)
 
     def add(self, item: ItemRecord) -> None:
-        """Keeps an item, once."""
-        if item.nodeid not in self._seen:
-            self._seen.add(item.nodeid)
+        """Keeps an item; one that ran more than once (xdist's each) with each of its results."""
+        given = self._given.setdefault(item.nodeid, [])
+        if item not in given:
+            given.append(item)
             self.recording.add(item)
 
     def finish(self, state: FinalState, reason: str = "") -> None:

@@ -22,6 +22,8 @@ CALLS = pytest.StashKey[int]()
 """How often an item was called: more than once when something retries it (pytest-retry, flaky)."""
 STARTED = pytest.StashKey[float]()
 """Monotonic time at which an item's time limit began to run."""
+_FAILURES = {"assertion", "exception", "timeout"}
+"""Kinds of `Raised` that no report turns into anything better."""
 _STRICT_XPASS = "[XPASS(strict)]"
 """How pytest begins what it says of a strict xfail that passed; nothing is raised."""
 _REASON_CHARS = 500
@@ -134,6 +136,17 @@ class Attempt:
             self.raised["call"] = ("assertion", _passed_marked_xfail(str(report.longrepr)))
         self.evidence = [v for k, v in report.user_properties if k == EVIDENCE_KEY]  # type: ignore[misc]
 
+    def failed(self, phase: str) -> bool:
+        """Returns whether a phase failed, also where a plugin then reported something else.
+
+        Plugins that retry within a phase leave what the first call raised beside the report of
+        the last: there the number of calls tells.
+        """
+        outcome = self.outcomes.get(phase)
+        if outcome not in ("passed", "skipped") or self.calls > 1:
+            return outcome == "failed"
+        return self.raised.get(phase, ("", ""))[0] in _FAILURES
+
     def _add_subtest(self, report: pytest.TestReport, kind: str, reason: str) -> None:
         if report.failed and self.subtest is None:
             self.subtest = reason or "a subtest failed"
@@ -159,7 +172,7 @@ def judge(attempt: Attempt) -> tuple[Outcome, str]:
         return Outcome.FAIL, first_line(f"xfail without a waiver: {why}")
     phases = ("setup", "call", "teardown")
     for phase in phases:
-        if attempt.outcomes.get(phase) == "failed":
+        if attempt.failed(phase):
             return _failed(attempt, phase)
     if attempt.subtest is not None:
         return Outcome.FAIL, attempt.subtest
@@ -180,6 +193,8 @@ def _passed_marked_xfail(why: str) -> str:
 
 def _failed(attempt: Attempt, phase: str) -> tuple[Outcome, str]:
     kind, reason = attempt.raised.get(phase, ("assertion", "failed"))
+    if (reported := attempt.outcomes[phase]) != "failed":
+        reason = first_line(f"{reason} (reported as {reported} by another plugin)")
     if phase == "call" and attempt.subtest is not None:
         return Outcome.FAIL, attempt.subtest
     if phase == "call" and kind == "assertion":

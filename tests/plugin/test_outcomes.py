@@ -488,3 +488,52 @@ def test_an_option_out_of_its_range_is_refused(told, option):
     assert run.status == pytest.ExitCode.USAGE_ERROR
     assert option.partition("=")[2] in run.output
     assert run.items == {}
+
+
+IMPROVES = """
+import pytest
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.failed and "green" in item.name:
+        report.outcome, report.longrepr = "passed", None
+    elif report.failed and "quarantined" in item.name:
+        report.outcome, report.longrepr = "skipped", ("f", 1, "Skipped: quarantined")
+    return report
+"""
+IMPROVED = """
+import unittest
+def mine(name): return pytest.mark.forge_check("mine." + name, title="It", severity="critical")
+
+@mine("a")
+def test_green(evidence):
+    evidence.record("x", 1)
+    assert False, "a is broken"
+
+@mine("b")
+def test_quarantined(evidence): raise OSError("b is broken")
+
+@pytest.fixture
+def bad_teardown():
+    yield
+    assert False, "left something behind"
+
+@mine("c")
+def test_green_but_for_teardown(bad_teardown, evidence): evidence.record("x", 1)
+
+@mine("d")
+def test_skips(evidence): raise unittest.SkipTest("not here")
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("-n", "1")], ids=["one_process", "worker"])
+def test_what_was_raised_counts_whatever_another_plugin_reports(told, pytester, options):
+    """Quarantine plugins turned a critical check green, and what it raised was known."""
+    pytester.makeconftest(IMPROVES)
+    run = told(IMPROVED, *options, subprocess=bool(options))
+    assert run.outcome("test_green") == "fail"
+    assert run.reason("test_green") == "a is broken (reported as passed by another plugin)"
+    assert run.outcome("test_quarantined") == "error"
+    assert "b is broken (reported as skipped by" in run.reason("test_quarantined")
+    assert run.outcome("test_green_but_for_teardown") == "error"
+    assert (run.outcome("test_skips"), run.reason("test_skips")) == ("not_measured", "not here")

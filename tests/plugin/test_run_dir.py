@@ -294,3 +294,38 @@ def test_the_share_measured_is_the_one_the_command_line_shows(coverage, shown):
     record = record_of([]).model_copy(update={"coverage": coverage})
     write_summary(terminal, SimpleNamespace(record=record, path=None))
     assert f", {shown} % measured" in lines[1]
+
+
+TWICE = """
+import os
+def mine(name): return pytest.mark.forge_check("mine." + name, title="It", severity="critical")
+
+@mine("a")
+def test_second_time_fails(evidence):
+    path = os.path.join(os.path.dirname(__file__), "first")
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        assert False, "there is one already"
+    evidence.record("x", 1)
+
+@mine("b")
+def test_good(evidence): evidence.record("x", 1)
+"""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("-n", "2", "--dist", "each"), ("--keep-duplicates", "test_it.py", "test_it.py")],
+    ids=["each", "duplicates"],
+)
+def test_of_a_check_that_ran_twice_the_worse_result_counts(session, pytester, options):
+    """The first one was kept: a failure after a pass was dropped, and the run green."""
+    pytester.makepyfile(test_it=f"import pytest\n{TWICE}")
+    path = pytester.path / "run"
+    result = session(None, *options, "--forge-run-dir", str(path), subprocess=True, keep_files=True)
+    assert result.ret != 0
+    record = read_record(path)
+    outcomes = {check.id: check.outcome for check in record.checks if check.suite == "mine"}
+    assert outcomes == {"mine.a": "fail", "mine.b": "pass"}
+    assert verify_run(path) == []
