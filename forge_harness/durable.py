@@ -112,6 +112,20 @@ def staged_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     sync_directory(path.parent)
 
 
+def read_plain(path: Path) -> bytes:
+    """Returns the content of a plain file: a pipe is never waited for, a device never read.
+
+    Raises:
+        OSError: It cannot be read, or is something else.
+    """
+    # Without O_NONBLOCK opening a pipe waits for a writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is not a plain file", str(path))
+        return stream.read()
+
+
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
     """Keeps others that ask for it from a file until the block ends; waits for whoever has it.

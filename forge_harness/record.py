@@ -6,7 +6,7 @@ Everything a report shows is derived from this record and the policy beside it.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     model_serializer,
+    model_validator,
 )
 
 from forge_harness.types import UNKNOWN_CHECK, Outcome, Profile, Severity, Verdict
@@ -34,6 +35,16 @@ def _zoned(text: str) -> str:
     if found.tzinfo is None:
         raise ValueError(f"{text!r} has no time zone; {expected}")
     return text
+
+
+def moment(text: str) -> datetime:
+    """Returns a `Moment` as a time."""
+    return datetime.fromisoformat(text)
+
+
+def _in_order(started_at: str, finished_at: str | None) -> None:
+    if finished_at is not None and moment(finished_at) < moment(started_at):
+        raise ValueError(f"finished_at {finished_at} is before started_at {started_at}")
 
 
 Moment = Annotated[str, AfterValidator(_zoned), Field(json_schema_extra={"format": "date-time"})]
@@ -213,6 +224,11 @@ class ShardRecord(BaseModel):
     started_at: Moment
     finished_at: Moment | None
 
+    @model_validator(mode="after")
+    def _times(self) -> Self:
+        _in_order(self.started_at, self.finished_at)
+        return self
+
 
 class RunRecord(BaseModel):
     """The whole of run.json."""
@@ -252,6 +268,11 @@ class RunRecord(BaseModel):
     """Path -> "sha256:..." of what the run left besides items and evidence: study.json and logs/.
     Of a merged run these are in the records of its shards. None, and not in run.json, of a run
     that was recorded before this was written down."""
+
+    @model_validator(mode="after")
+    def _times(self) -> Self:
+        _in_order(self.started_at, self.finished_at)
+        return self
 
     @model_serializer(mode="wrap")
     def _as_it_was_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

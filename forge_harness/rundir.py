@@ -27,7 +27,7 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from forge_harness.canonical import canonical_json, digest_of, file_sha256, read_canonical
-from forge_harness.durable import sync_directory, write_durably
+from forge_harness.durable import read_plain, sync_directory, write_durably
 from forge_harness.errors import ExitCode, RunDirectoryError
 from forge_harness.policy import Policy
 from forge_harness.record import ItemRecord, RunRecord
@@ -240,7 +240,7 @@ def read_policy(path: Path) -> Policy:
 def read_items(path: Path) -> list[ItemRecord]:
     """Returns the items of a run directory; a torn last line is left out."""
     try:
-        text = (path / ITEMS).read_bytes()
+        text = read_plain(path / ITEMS)
     except FileNotFoundError:
         return []
     whole = text[: text.rfind(b"\n") + 1]
@@ -258,7 +258,7 @@ def left_files(path: Path) -> dict[str, str]:
 
 def _read_model(file: Path, model: type[_Model]) -> _Model:
     try:
-        return model.model_validate(read_canonical(file.read_bytes()))
+        return model.model_validate(read_canonical(read_plain(file)))
     except OSError as error:
         raise RunDirectoryError(
             f"Cannot read {file}: {error.strerror}; expected the directory of a run."
@@ -276,7 +276,7 @@ def _read_model(file: Path, model: type[_Model]) -> _Model:
 def check_manifest(path: Path) -> list[ManifestProblem]:
     """Returns every file that is missing, extra or changed, and any damage of the manifest."""
     try:
-        raw = (path / MANIFEST).read_bytes()
+        raw = read_plain(path / MANIFEST)
     except OSError as error:
         return [ManifestProblem(MANIFEST, "cannot be read", "a manifest", str(error.strerror))]
     problem = _manifest_damage(raw)

@@ -63,7 +63,7 @@ def build_policy(
     Args:
         policy_file: TOML laid over the shipped policy; or the policy.json of a run directory,
             which is whole and takes the shipped one's place.
-        catalogues: catalogue.toml files; entries the policy has already are left as they are.
+        catalogues: catalogue.toml files; what the policy has already they may only repeat.
         inline: Checks that markers define.
 
     Raises:
@@ -80,15 +80,39 @@ def with_catalogues(policy: Policy, files: Sequence[Path]) -> Policy:
     """Returns the policy with the entries of catalogue files it does not have yet.
 
     Raises:
-        ConfigError: A file is missing or does not fit the schema, or two checks share an id.
+        ConfigError: A file is missing or does not fit the schema, two checks share an id, or a file
+            says of a check or shipped suite something else than the policy does.
     """
     rows: list[dict[str, Any]] = []
     weights: dict[str, int] = {}
     for file in files:
         entries, stated = _read_catalogue(file)
+        _refuse_contradictions(policy, file, entries, stated)
         rows += [row for row in entries if row["id"] not in policy.by_id]
         weights |= stated
     return _extended(policy, rows, weights, "Catalogue") if rows or weights else policy
+
+
+def _refuse_contradictions(
+    policy: Policy, file: Path, rows: Sequence[Mapping[str, Any]], weights: Mapping[str, object]
+) -> None:
+    """What the policy has it keeps: that a file says otherwise must not be passed over."""
+    for row in rows:
+        known = policy.by_id.get(row["id"])
+        if known is not None and CatalogueEntry.model_validate(row) != known:
+            raise ConfigError(
+                f"{file}: check {row['id']!r} is in the policy with other values; give yours an id "
+                "of its own, or leave out the policy that has it.",
+                key=row["id"],
+            )
+    for suite in sorted(weights.keys() & load_policy().suite_weights.keys()):
+        known_weight = policy.suite_weights[suite]
+        if weights[suite] != known_weight:
+            raise ConfigError(
+                f"{file}: suite {suite!r} is a shipped one and weighs {known_weight} by the "
+                f"policy, not {weights[suite]}; change it in a policy file (run.policy).",
+                key=f"suite_weights.{suite}",
+            )
 
 
 def _read_catalogue(file: Path) -> tuple[list[dict[str, Any]], dict[str, int]]:

@@ -18,6 +18,7 @@ from forge_harness.types import Outcome, Verdict
 from . import rundir_support as support
 
 PAYLOAD = b"raw samples"
+SOURCE = {"git_commit": "1f", "git_dirty": False}
 ARTIFACT = f"evidence/sha256/{sha256_hex(PAYLOAD)}"
 
 
@@ -38,7 +39,7 @@ def shards(tmp_path):
             support.POLICY,
             [item],
             scope=Scope(checks=(f"a.{name}",), shard=f"{index}/2"),
-            context=replace(support.CONTEXT, run_id=f"r{index}"),
+            context=replace(support.CONTEXT, run_id=f"r{index}", environment=SOURCE),
         )
         directory = RunDirectory.create(path, record=record, policy=support.POLICY)
         directory.append_item(item)
@@ -148,7 +149,7 @@ def test_a_check_that_failed_in_its_shard_cannot_pass_in_the_merged_run(shards, 
         support.POLICY,
         [failed],
         scope=record.scope,
-        context=replace(support.CONTEXT, run_id="r1"),
+        context=replace(support.CONTEXT, run_id="r1", environment=SOURCE),
     )
     (path / "items.jsonl").write_bytes(b"")
     directory = RunDirectory.open_existing(path)

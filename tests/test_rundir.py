@@ -368,3 +368,21 @@ def test_an_earlier_manifest_stays_until_the_new_one_is_there(tmp_path, monkeypa
     with pytest.raises(DiskFullError):
         directory.seal()
     assert check_manifest(directory.path) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.parametrize("name", ["run.json", "policy.json", "items.jsonl", "manifest.json"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_no_plain_file_is_neither_waited_for_nor_read(sealed, name, kind):
+    """One such directory among those of a history kept it waiting for ever."""
+    path = sealed / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    assert any(problem.file == name for problem in verify_run(sealed))
+    readers = {"run.json": read_record, "policy.json": read_policy}
+    if name in readers:
+        with pytest.raises(RunDirectoryError, match="it is not a plain file"):
+            readers[name](sealed)

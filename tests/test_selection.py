@@ -52,12 +52,25 @@ def test_a_users_catalogue_joins_the_policy(own):
     assert policy.digest != load_policy().digest
 
 
-def test_a_catalogue_states_the_weight_of_its_suites_only(own):
-    weights = "[suite_weights]\nmine = 7\narchitecture = 1\n"
-    (own / "catalogue.toml").write_text(weights + ENTRY, encoding="utf-8")
-    policy = build_policy(None, [own / "catalogue.toml"])
-    assert policy.suite_weights["mine"] == 7
-    assert policy.suite_weights["architecture"] == load_policy().suite_weights["architecture"]
+def test_a_catalogue_states_the_weight_of_its_suite(own):
+    (own / "catalogue.toml").write_text("[suite_weights]\nmine = 7\n" + ENTRY, encoding="utf-8")
+    assert build_policy(None, [own / "catalogue.toml"]).suite_weights["mine"] == 7
+
+
+def test_a_catalogue_that_contradicts_the_policy_is_refused(own, tmp_path):
+    """Its weight of a shipped suite, and its severity of a shipped check, were passed over."""
+    file = own / "catalogue.toml"
+    file.write_text("[suite_weights]\narchitecture = 1\n" + ENTRY, encoding="utf-8")
+    with pytest.raises(
+        ConfigError, match=r"'architecture' is a shipped one and weighs 14 .* not 1"
+    ):
+        build_policy(None, [file])
+    heavier = tmp_path / "policy.toml"
+    heavier.write_text("[suite_weights]\narchitecture = 1\n", encoding="utf-8")
+    assert build_policy(heavier, [file]).suite_weights["architecture"] == 1
+    file.write_text(ENTRY.replace("mine.a", "data.balance"), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"'data\.balance' is in the policy with other values"):
+        build_policy(None, [file])
 
 
 def test_inline_checks_join_once_and_in_any_order():

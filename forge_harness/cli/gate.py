@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from forge_harness.cli.summary import MEANINGS, verdict_lines
 from forge_harness.cli.terminal import printable, say
 from forge_harness.errors import ExitCode, ForgeError, UsageError, VerificationError
 from forge_harness.policy import Policy
-from forge_harness.record import RunRecord
+from forge_harness.record import RunRecord, moment
 from forge_harness.rundir import MANIFEST, RUN
 from forge_harness.types import Verdict
 
@@ -112,9 +113,9 @@ def gate_command(
     reasons = record.verdict_reasons
     if baseline is not None:
         compared = compare(record, policy, baseline)
-        code = compared.code_with(code)
+        code = compared.code_with(code, fail_on)
         lines += compared.lines
-        reasons = compared.worse or reasons
+        reasons = compared.worse or [*compared.lost, *reasons]
     lines += open_pages
     meaning = _meaning(record, code, fail_on)
     if open_pages and code is ExitCode.PASS:
@@ -155,7 +156,20 @@ def admitted(directory: Path) -> tuple[RunRecord, Policy]:
             f"Refused: the run in {directory} did not finish; run it again to gate it."
         )
     _refuse(directory, verify_run(directory))
+    _refuse_the_future(directory, record)
     return record, policy
+
+
+def _refuse_the_future(directory: Path, record: RunRecord) -> None:
+    """A start that is to come keeps waivers and baselines from ever being judged by their days."""
+    starts = [record.started_at, *(shard.started_at for shard in record.shards)]
+    latest = max(starts, key=moment)
+    # Clocks of two machines differ, by hours where one takes its local time for UTC.
+    if moment(latest) > datetime.now(UTC) + timedelta(days=1):
+        raise VerificationError(
+            f"Refused: the run in {directory} started on {latest}, which is to come; run it again "
+            "on a machine whose clock is right, or set the clock of this one."
+        )
 
 
 def unverified_pages(directory: Path, record: RunRecord, policy: Policy) -> list[str]:
@@ -207,12 +221,18 @@ class Compared:
     worse: list[str]
     """A sentence for each value that is worse beyond its tolerance."""
     comparable: bool
+    lost: list[str] = field(default_factory=list)
+    """A sentence for each value that the baseline has and the run has not."""
 
-    def code_with(self, code: ExitCode) -> ExitCode:
+    def code_with(self, code: ExitCode, fail_on: str) -> ExitCode:
         """Returns the exit code of a gate whose verdict alone would end with `code`."""
         if self.worse:
             return ExitCode.GATE_FAILED
-        return code if self.comparable or code is not ExitCode.PASS else ExitCode.BASELINE_MISSING
+        if code is not ExitCode.PASS:
+            return code
+        if not self.comparable:
+            return ExitCode.BASELINE_MISSING
+        return ExitCode.INCOMPLETE if self.lost and fail_on != "fail" else code
 
 
 def compare(record: RunRecord, policy: Policy, baseline: Baseline) -> Compared:
@@ -225,8 +245,12 @@ def compare(record: RunRecord, policy: Policy, baseline: Baseline) -> Compared:
         line = f"The {name} does not compare: {printable(found.reason)}."
         return Compared([line], [], comparable=False)
     worse = [printable(row.reason) for row in found.regressions]
+    lost = [printable(row.reason) for row in found.lost]
     head = f"Worse than {name}:" if worse else f"Not worse than {name}."
-    return Compared([head, *(f"  - {reason}" for reason in worse)], worse, comparable=True)
+    if lost and not worse:
+        head = f"Not shown to be as good as {name}:"
+    lines = [head, *(f"  - {reason}" for reason in (*worse, *lost))]
+    return Compared(lines, worse, comparable=True, lost=lost)
 
 
 def decide(record: RunRecord, fail_on: str) -> ExitCode:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from forge_harness.cli.gate import UnfinishedRunError, admitted
 from forge_harness.cli.options import load
 from forge_harness.cli.terminal import printable, shown
+from forge_harness.durable import read_plain
 from forge_harness.errors import NothingCollectedError, RunDirectoryError, VerificationError
 from forge_harness.paths import resolved_path
 from forge_harness.rundir import ITEMS, MANIFEST, POLICY, RUN
@@ -125,7 +126,7 @@ def is_run(directory: Path) -> bool:
 def _is_of_a_run(manifest: Path) -> bool:
     """Whether a manifest names the files of a run; that of a package names others."""
     try:
-        files = json.loads(manifest.read_bytes())["files"]
+        files = json.loads(read_plain(manifest))["files"]
         return any(entry["path"] in _OWN_FILES for entry in files)
     except (OSError, ValueError, RecursionError, LookupError, TypeError):
         return False

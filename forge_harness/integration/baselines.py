@@ -22,6 +22,7 @@ from forge_harness.canonical import read_canonical
 from forge_harness.durable import write_durably
 from forge_harness.errors import ConfigError
 from forge_harness.record import RunRecord, ScoreRecord
+from forge_harness.scoring import judged_on
 from forge_harness.types import Outcome, Verdict
 
 BASELINE_FILE = "forge-baseline.json"
@@ -254,7 +255,8 @@ def not_comparable(record: RunRecord, baseline: Baseline) -> str:
         return f"the baseline is {baseline.state}, not finished"
     accepted = baseline.acceptance
     # By the run's own day, so that the answer can be recomputed.
-    if accepted is not None and accepted.expires and record.started_at[:10] > accepted.expires:
+    day = judged_on(record.started_at, record.shards)
+    if accepted is not None and accepted.expires and day > accepted.expires:
         return f"the baseline expired on {accepted.expires}; accept a new one"
     return ""
 

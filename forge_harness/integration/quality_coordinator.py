@@ -71,6 +71,8 @@ class BaselineComparison:
     reason: str
     """Why the two runs do not compare; empty when they do."""
     rows: tuple[GateResult, ...] = ()
+    lost: tuple[GateResult, ...] = ()
+    """Rows that are not measured and that the baseline has a value of; times are left out."""
 
     @property
     def regressions(self) -> tuple[GateResult, ...]:
@@ -199,7 +201,14 @@ class QualityCoordinator:
             self._against(result, accepted.gates.get(result.gate))
             for result in self.evaluate(record)
         ]
-        return BaselineComparison(comparable=True, reason="", rows=tuple(rows))
+        lost = [
+            row
+            for row in rows
+            if row.outcome is Outcome.NOT_MEASURED
+            and row.gate in accepted.gates
+            and row.unit not in _TIMES
+        ]
+        return BaselineComparison(comparable=True, reason="", rows=tuple(rows), lost=tuple(lost))
 
     def baseline_of(self, record: RunRecord, acceptance: Acceptance | None = None) -> Baseline:
         """Returns what of a run later ones are held against.
@@ -229,6 +238,7 @@ class QualityCoordinator:
                 return Decision(verdict=Verdict.FAIL, reasons=(*lost, *reasons), record=again)
             if not comparison.comparable:
                 open_ends.append(f"the baseline does not compare: {comparison.reason}")
+            open_ends += [row.reason for row in comparison.lost]
         if open_ends and verdict in _PASSING:
             verdict = Verdict.INCOMPLETE
         return Decision(verdict=verdict, reasons=(*open_ends, *reasons), record=again)
@@ -295,8 +305,6 @@ class QualityCoordinator:
         """Judges one gate's value by the baseline's value instead of the threshold."""
         if then is None:
             return self._unmeasured(now.gate, f"the baseline has no value of {now.gate}")
-        if now.value is None:
-            return self._unmeasured(now.gate, f"{now.gate}, which the baseline has: {now.reason}")
         if now.unit in _TIMES:
             reason = f"{now.gate} is a time, and those of two runs differ by themselves: not judged"
             return replace(now, outcome=Outcome.NOT_MEASURED, limits=(), reason=reason)
@@ -307,6 +315,10 @@ class QualityCoordinator:
             GateLimit(direction=side.direction, limit=then + signs[side.direction] * room)
             for side in now.limits
         )
+        if now.value is None:
+            # A value that is none, or a check that broke, stays red: only silence is not measured.
+            reason = f"{now.gate} has no value, the baseline has {then:g}: {now.reason}"
+            return replace(now, limits=limits, reason=reason)
         missed = _missed(now.gate, now.value, now.unit, limits)
         reason = f"{missed}; the baseline has {then:g}" if missed else ""
         return GateResult(

@@ -101,7 +101,9 @@ class Recording:
         if self.disk_full is not None:
             state, reason = "aborted", self.disk_full
         files = {} if self.directory is None else left_files(self.directory.path)
-        self.context = replace(self.context, finished_at=utc_now(), files=files)
+        # A clock that was set back meanwhile must not make the record one that none believes.
+        finished_at = max(self.context.started_at, utc_now())
+        self.context = replace(self.context, finished_at=finished_at, files=files)
         record = assemble(
             self.policy,
             self.items,

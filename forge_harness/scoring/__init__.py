@@ -10,6 +10,7 @@ from forge_harness.scoring.assembly import (
     context_of,
     entries_in_scope,
     items_of,
+    judged_on,
     reassemble,
     score_of,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "exit_code_for",
     "gate_exit_code",
     "items_of",
+    "judged_on",
     "listed_changes",
     "only_in_manifest",
     "policy_changes",

@@ -22,6 +22,7 @@ from forge_harness.record import (
     SubjectRecord,
     SuiteRecord,
     Waiver,
+    moment,
 )
 from forge_harness.scoring.derived import derived_items, without_derived
 from forge_harness.scoring.rollup import RolledUp, roll_up, unique
@@ -90,12 +91,22 @@ class RunContext:
     seed: int = 0
     command: Sequence[str] = ()
     started_at: str
-    """ISO 8601; its date decides which waivers are live, so that a score can be recomputed."""
+    """ISO 8601; see `judged_on`."""
     finished_at: str | None = None
     shards: Sequence[ShardRecord] = ()
     """The runs it was merged from."""
     files: Mapping[str, str] | None = None
     """Path -> digest of what it left besides items and evidence; None where nobody noted it."""
+
+
+def judged_on(started_at: str, shards: Sequence[ShardRecord]) -> str:
+    """Returns the day, ISO 8601, that decides which waivers and baselines are live.
+
+    That of the start, so that a score can be recomputed; of a merged run that of the last shard,
+    or running one part again would be excused by the day of the others.
+    """
+    starts = [started_at, *(shard.started_at for shard in shards)]
+    return max(starts, key=moment)[:10]
 
 
 def entries_in_scope(policy: Policy, scope: ScopeLike) -> tuple[CatalogueEntry, ...]:
@@ -154,7 +165,7 @@ def assemble(
         is_selection=bool(scope.suites or scope.checks),
         state=state,
         state_reason=state_reason,
-        problems=waiver_problems(policy, waivers),
+        problems=[*waiver_problems(policy, waivers), *source_problems(context)],
     )
     return RunRecord(
         run_id=context.run_id,
@@ -186,6 +197,21 @@ def waiver_problems(policy: Policy, waivers: Sequence[Waiver]) -> list[str]:
     """Returns one sentence a waiver that names no check of the catalogue."""
     unknown = sorted({waiver.check for waiver in waivers if waiver.check not in policy.by_id})
     return [f"a waiver names check {name!r}, which the catalogue does not have" for name in unknown]
+
+
+def source_problems(context: RunContext) -> list[str]:
+    """Returns a sentence where the shards of a merged run may have measured different sources.
+
+    Equal commits say that they did not, unless files were changed since; without a commit the
+    subject's digest covers its own file only. The reference is known by the package's version.
+    """
+    commit, changed = (context.environment.get(key) for key in ("git_commit", "git_dirty"))
+    if not context.shards or (commit and changed is False):
+        return []
+    if commit is None and context.subject.spec == "reference":
+        return []
+    why = "files were changed since its commit" if commit else "no commit says what it was"
+    return [f"whether all shards measured the same source is not known: {why}"]
 
 
 def items_of(record: RunRecord) -> list[ItemRecord]:
@@ -261,7 +287,7 @@ def _checks(
     for item in items:
         by_check.setdefault(item.check, []).append(item)
     capabilities = frozenset(context.subject.capabilities)
-    today = context.started_at[:10]
+    today = judged_on(context.started_at, context.shards)
     return [
         _check_record(
             entry,

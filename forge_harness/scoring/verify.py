@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from forge_harness.canonical import canonical_json, file_sha256, read_canonical
+from forge_harness.durable import read_plain
 from forge_harness.errors import RunDirectoryError, UsageError, several
 from forge_harness.policy import Policy
 from forge_harness.record import ItemRecord, RunRecord
@@ -99,7 +100,7 @@ def _damage(path: Path) -> Iterator[Discrepancy]:
 
 def _read(path: Path, name: str, model: type[_Model]) -> tuple[_Model | None, list[Discrepancy]]:
     try:
-        raw = (path / name).read_bytes()
+        raw = read_plain(path / name)
     except OSError as error:
         return None, [Discrepancy(name, "cannot be read", "a file", str(error.strerror))]
     try:

@@ -6,7 +6,7 @@ import pytest
 
 from forge_harness.canonical import canonical_json, file_sha256
 from forge_harness.errors import ExitCode
-from forge_harness.rundir import RunDirectory, read_items, read_policy, read_record
+from forge_harness.rundir import RUN, RunDirectory, read_items, read_policy, read_record
 from forge_harness.scoring import assemble, context_of, verify_run
 
 GOOD = {}
@@ -344,3 +344,22 @@ def test_the_digest_of_a_baseline_directory_is_kept_beside_the_page(invoke, meas
     assert f"  with baseline r1 (run.json {digest}) as reports.json has them: report.md" in (
         invoke("verify", run).output
     )
+
+
+@pytest.mark.parametrize(
+    ("starts", "finishes", "sentence"),
+    [
+        ("9999-12-31T00:00:00Z", "9999-12-31T00:00:01Z", "started on 9999-12-31T00:00:00Z"),
+        ("2026-06-15T12:00:00Z", "2026-06-15T11:59:59Z", "is before started_at"),
+    ],
+)
+def test_times_that_cannot_be_are_refused(invoke, run_of, starts, finishes, sentence):
+    """The day of the start decides whether a waiver is live; in the year 9999 none was judged."""
+    path = run_of()
+    record = json.loads((path / RUN).read_bytes())
+    record |= {"started_at": starts, "finished_at": finishes}
+    (path / RUN).write_bytes(canonical_json(record))
+    RunDirectory.open_existing(path).seal()
+    result = invoke("gate", path)
+    assert result.exit_code == 8
+    assert sentence in result.stderr

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from forge_harness.errors import ConfigError
+from forge_harness.cli import gate
+from forge_harness.errors import ConfigError, ExitCode
 from forge_harness.integration.baselines import machine_class
 from forge_harness.integration.quality_coordinator import QualityCoordinator
 from forge_harness.policy import CatalogueEntry, Policy, load_policy
@@ -25,6 +26,7 @@ SPECIFIED = {
     "quantized_accuracy_ratio": (">=", 0.987, "1"),
     "compression_ratio": (">=", 4.2, "1"),
 }
+_DROP = "baseline.score_drop.at_most"
 MACHINE = {"os": "Linux", "machine": "x86_64", "cpu": "Xeon", "cpu_usable": 2}
 
 
@@ -241,6 +243,40 @@ class TestBaseline:
         assert row.outcome is Outcome.NOT_MEASURED
         assert "score" in [lost.gate for lost in comparison.regressions]
 
+    @pytest.mark.parametrize(
+        ("value", "outcome", "lost", "code"),
+        [
+            (None, Outcome.NOT_MEASURED, ["accuracy"], 7),
+            ("nan", Outcome.FAIL, [], 1),
+            ("many", Outcome.ERROR, [], 1),
+        ],
+    )
+    def test_a_value_that_only_the_baseline_has_is_never_green(self, value, outcome, lost, code):
+        """A gate of medium severity costs less than the points that the score may fall."""
+        policy = small_policy(thresholds=small_policy().thresholds | {_DROP: 100})
+        record, before = run_of(accuracy=value, policy=policy), run_of(policy=policy)
+        comparison = QualityCoordinator(policy).compare_baseline(record, before)
+        row = next(row for row in comparison.rows if row.gate == "accuracy")
+        assert row.outcome is outcome
+        assert "has no value, the baseline has 0.9" in row.reason
+        assert [side.limit for side in row.limits] == [0.9 * 0.98]
+        assert [row.gate for row in comparison.lost] == lost
+        compared = gate.compare(record, policy, QualityCoordinator(policy).baseline_of(before))
+        assert compared.code_with(ExitCode.PASS, "") == code
+        assert not compared.lines[0].startswith("Not worse")
+
+    def test_missing_values_can_be_accepted_and_red_ones_cannot(self):
+        policy = small_policy(thresholds=small_policy().thresholds | {_DROP: 100})
+        before = QualityCoordinator(policy).baseline_of(run_of(policy=policy))
+        for value, code in ((None, 0), ("nan", 1)):
+            compared = gate.compare(run_of(accuracy=value, policy=policy), policy, before)
+            assert compared.code_with(ExitCode.PASS, "fail") == code
+
+    def test_a_time_that_is_missing_is_not_judged_either(self):
+        comparison = self.compare(run_of(latency=None), run_of())
+        assert comparison.lost == ()
+        assert [row.gate for row in comparison.regressions] == ["score"]
+
     def test_a_value_the_baseline_lacks(self):
         comparison = self.compare(run_of(), run_of(latency=None))
         row = next(row for row in comparison.rows if row.gate == "latency")
@@ -308,6 +344,17 @@ class TestVerdict:
         decision = coordinator.verdict(run_of(accuracy=0.9))
         assert decision.verdict == "FAIL"
         assert decision.reasons[0].endswith("the baseline has 0.99")
+
+    def test_a_value_that_only_the_baseline_has_leaves_it_open(self):
+        low = {"severity": Severity.LOW}
+        policy = small_policy(
+            thresholds=small_policy().thresholds | {_DROP: 100},
+            catalogue=[entry.model_copy(update=low) for entry in small_policy().catalogue],
+        )
+        coordinator = QualityCoordinator(policy, baseline=run_of(policy=policy))
+        decision = coordinator.verdict(run_of(accuracy=None, policy=policy))
+        assert decision.verdict == "INCOMPLETE"
+        assert decision.reasons[0].startswith("accuracy has no value, the baseline has 0.9")
 
     def test_a_baseline_that_does_not_compare_leaves_it_open(self):
         other = run_of(environment={**MACHINE, "cpu": "EPYC"})

@@ -97,6 +97,67 @@ def test_a_part_that_ran_again_hides_nothing(make, shard_of, first, again, expec
     assert merged.checks[0].outcome is Outcome(expected)
 
 
+@pytest.mark.parametrize(
+    ("starts", "expected"),
+    [
+        (("2026-06-15T12:00:00Z",) * 2, "xfail"),
+        (("2026-06-14T23:00:00Z", "2026-06-16T00:00:00Z"), "fail"),
+    ],
+)
+def test_a_waiver_that_ended_between_two_shards_excuses_nothing(make, shard_of, starts, expected):
+    """It was live by the day of the first shard, and a red second one was run again beside it."""
+    waiver = Waiver(check="b.x", owner="ada", reason="known", issue="#1", expires="2026-06-15")
+    sources = [
+        shard_of(["a.x"], "1/2", waivers=[waiver], started_at=starts[0], finished_at=starts[0]),
+        shard_of(
+            ["b.x"],
+            "2/2",
+            items=[make.item("b.x", "fail")],
+            waivers=[waiver],
+            started_at=starts[1],
+            finished_at=starts[1],
+        ),
+    ]
+    merged = merge_records(make.policy(*CHECKS), sources)
+    outcomes = {check.id: check.outcome for check in merged.checks}
+    assert outcomes["b.x"] == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"git_commit": "1f", "git_dirty": False}, ""),
+        ({"git_commit": "1f", "git_dirty": True}, "files were changed since its commit"),
+        ({"git_commit": "1f", "git_dirty": None}, "files were changed since its commit"),
+        ({"git_commit": None, "git_dirty": None}, "no commit says what it was"),
+        ({}, "no commit says what it was"),
+    ],
+)
+def test_what_source_shards_measured_is_said_where_it_is_not_known(
+    make, shard_of, environment, said
+):
+    """Shards without git were of two sources, and the merge said nothing."""
+    fields = {
+        "environment": MACHINE | environment,
+        "subject": SubjectRecord(spec="mine.py:s", name="s", capabilities=[]),
+    }
+    names = [name for name, _ in CHECKS]
+    sources = [
+        shard_of(names[:2], "1/2", **fields),
+        shard_of(names[2:], "2/2", **fields),
+    ]
+    merged = merge_records(make.policy(*CHECKS), sources)
+    assert merged.verdict == ("PASS_WITH_WARNINGS" if said else "PASS")
+    assert [said in reason for reason in merged.verdict_reasons] == ([True] if said else [])
+    whole = assemble(
+        make.policy(*CHECKS),
+        [make.item(name) for name in names],
+        context=replace(make.context(), **fields),
+        scope=Scope(),
+    )
+    assert whole.verdict == "PASS"
+
+
 def test_what_no_shard_ran_is_not_measured(make, shard_of):
     merged = merge_records(make.policy(*CHECKS), [shard_of(["a.x", "a.y"], "1/2")])
     assert {c.id for c in merged.checks if c.outcome is Outcome.NOT_MEASURED} == {
