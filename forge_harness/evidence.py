@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,20 @@ _NON_FINITE = frozenset({"nan", "inf", "-inf"})
 def printable(text: str) -> str:
     """Returns a text with what no UTF-8 writer takes (lone surrogates) written as escapes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def largest(values: Iterable[float]) -> float:
+    """Returns the largest value; NaN, which satisfies no limit, where one is NaN or there is none.
+
+    Of Python's own, max(0.0, nan) is 0.0: what could not be computed would not be seen.
+    """
+    known = list(values)
+    return math.nan if not known or any(math.isnan(value) for value in known) else max(known)
+
+
+def smallest(values: Iterable[float]) -> float:
+    """Returns the smallest value; NaN where one is NaN or there is none, as `largest`."""
+    return -largest(-value for value in values)
 
 
 class EvidenceFailure(AssertionError):

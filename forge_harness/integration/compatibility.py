@@ -16,6 +16,7 @@ from typing import Any
 
 from forge_harness import oracles
 from forge_harness.errors import CheckpointError
+from forge_harness.evidence import largest
 from forge_harness.formats import Checkpoint, Detection, ReadOptions
 from forge_harness.formats.convert import convert
 from forge_harness.formats.detect import detect, open_checkpoint
@@ -166,7 +167,7 @@ def _against(case: CompatibilityCase, opened: Checkpoint) -> tuple[int, float]:
         )
     changed = sum(codes_sha256(opened.ternary(n)) != case.codes_sha256[n] for n in names)
     changes = [abs(float(opened.scales(n)[0]) / case.scales[n] - 1) for n in names]
-    return changed, max(changes)
+    return changed, largest(changes)
 
 
 def _against_oracle(opened: Checkpoint) -> tuple[int, float]:
@@ -176,5 +177,6 @@ def _against_oracle(opened: Checkpoint) -> tuple[int, float]:
         found, expected = opened.ternary(name), oracles.ternary(opened.master(name))
         wrong = oracles.int64(found.codes()) != expected.codes
         changed += int((wrong & (expected.margin > oracles.TERNARY_MARGIN)).sum())
-        change = max(change, abs(float(found.scales[0]) / float(expected.scale) - 1))
+        off = abs(float(found.scales[0]) / float(expected.scale) - 1)
+        change = largest((change, off))
     return changed, change

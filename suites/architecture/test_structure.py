@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from forge_harness.evidence import smallest
 from forge_harness.protocols import Batch, LoadsData
 
 from .support import RESPONSE, Count, Worst, built, expect_none, loss_of, observe
@@ -30,7 +31,7 @@ def test_causal_mask(subject, evidence):
         leak, least = Worst(), float("inf")
         for inputs, mode in _sequences(subject, part):
             part.model.train(mode)
-            least = min(least, _influence(subject, part, inputs, leak))
+            least = smallest((least, _influence(subject, part, inputs, leak)))
         evidence.at_most(
             f"{task}.leak",
             leak.value,
@@ -66,7 +67,7 @@ def _influence(subject, part, batch, leak):
         moved = (after - before).abs()
         kept, later = moved[:, : cut + 1], moved[:, cut + 1 :]
         leak.see(f"{inputs.shape[1]} tokens, after position {cut}", float(kept.max()) / scale)
-        least = min(least, float(later.max()) / scale)
+        least = smallest((least, float(later.max()) / scale))
     return least
 
 

@@ -9,6 +9,7 @@ import statistics
 import pytest
 
 from forge_harness.errors import several
+from forge_harness.evidence import largest, smallest
 from forge_harness.scoring.statistics import (
     clopper_pearson,
     paired_ratio_interval,
@@ -46,11 +47,11 @@ def test_quantized_accuracy(study, accuracy_tasks, evidence, limit):
                     samples=finite(per_seed),
                 )
         means[task] = mean_of(study, task, "ternary")
-        worst_seed = min((run.accuracy for run in study.arm(task, "ternary")), default=math.nan)
+        worst_seed = smallest(run.accuracy for run in study.arm(task, "ternary"))
         evidence.record(f"accuracy_worst_seed.{task}", worst_seed, reason="lowest of the seeds")
     evidence.at_least(
         "accuracy",
-        worst(means.values()),
+        smallest(means.values()),
         **limit("accuracy.at_least"),
         reason="share correct of the ternary model, mean over all seeds, lowest task",
     )
@@ -75,7 +76,7 @@ def test_quantized_over_full_precision(study, evidence, limit, policy):
         )
     evidence.at_least(
         "quantized_accuracy_ratio",
-        worst(found.low for found in intervals.values()),
+        smallest(found.low for found in intervals.values()),
         **limit("quantized_accuracy_ratio.at_least"),
         reason="ternary over full-precision accuracy: lower end of the 95 % interval, lowest task",
     )
@@ -192,12 +193,6 @@ def finite(values):
     return [value for value in values if math.isfinite(value)]
 
 
-def worst(values):
-    """The lowest value; NaN when one is NaN or there is none, which no limit lets through."""
-    values = list(values)
-    return math.nan if not values or any(math.isnan(v) for v in values) else min(values)
-
-
 @pytest.mark.forge_check("gates.training_stability")
 def test_share_of_converging_runs(study, evidence, limit):
     """How many of the ternary runs are finite and come near full precision."""
@@ -228,7 +223,7 @@ def test_peak_memory(study, evidence, limit):
         pytest.skip("no run of the study says its peak memory")
     evidence.at_most(
         "resource_use",
-        max(peaks),
+        largest(peaks),
         **limit("resource_use.at_most"),
         reason="highest peak resident memory of any training process",
         samples=peaks,
@@ -253,15 +248,17 @@ def test_package_size(study, evidence, limit):
     for task, of_task in ratios.items():
         package = max(run.package_bytes for run in study.arm(task, "ternary"))
         evidence.record(f"package_bytes.{task}", package, unit="bytes")
-        evidence.record(f"compression_ratio.{task}", min(of_task), samples=of_task)
+        evidence.record(f"compression_ratio.{task}", smallest(of_task), samples=of_task)
         halves = [run.bf16_bytes for run in study.arm(task, "ternary") if run.bf16_bytes]
         if halves:
             evidence.record(
-                f"bf16_ratio.{task}", min(halves) / package, reason="bf16 weights over the package"
+                f"bf16_ratio.{task}",
+                smallest(halves) / package,
+                reason="bf16 weights over the package",
             )
     evidence.at_least(
         "compression_ratio",
-        min(min(of_task) for of_task in ratios.values()),
+        smallest(map(smallest, ratios.values())),
         **limit("compression_ratio.at_least"),
         reason="bytes of the fp32 weights over bytes of the package on disk, lowest task",
     )
@@ -279,7 +276,7 @@ def test_parameter_count(subject, evidence, limit, forge_seed):
         evidence.record(f"parameters.{task}", totals[task], unit="parameters")
     evidence.at_most(
         "model_complexity",
-        max(totals.values()),
+        largest(totals.values()),
         **limit("model_complexity.at_most"),
         reason="parameters of the largest model, counted once each",
     )

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from forge_harness.benchmarks.timing import interleave, speedup
+from forge_harness.evidence import largest
 
 TOKENS = 128
 SEED = 0
@@ -47,7 +48,7 @@ def test_inference_speedup(subject, policy, evidence):
         torch.set_num_threads(threads)
     evidence.at_most(
         "difference",
-        max(
+        largest(
             float((answer - expected).abs().max() / expected.abs().max())
             for answer in (found, again)
         ),
@@ -103,7 +104,7 @@ def test_compression(subject, policy, evidence):
             # One in float64 would flatter the ratio.
             evidence.at_most(
                 "full_bytes_per_parameter",
-                max(p.element_size() for p in model.parameters()),
+                largest(p.element_size() for p in model.parameters()),
                 limit=4,
                 unit="B",
                 reason="the widest parameter of the full-precision twin, as it would be deployed",

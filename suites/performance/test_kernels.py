@@ -22,8 +22,9 @@ SHAPES = (
     (3, 300, 512),
 )
 """(M, N, K) around the sizes of blocks, registers and prompts; the last has codes beyond 2**16."""
-LONG = ((1, 4096), (2, 16384))
-"""(M, K) of the largest sums: int16 accumulators hold 258 products of 127."""
+LONG = ((1, 4096), (2, 16384), (3, 4096), (6, 4096), (17, 4096), (33, 4096))
+"""(M, K) of the largest sums: int16 accumulators hold 258 products of 127. Kernels have other code
+for several tokens than for one, and tiles from four or sixteen on."""
 LARGEST = ((127, 1), (127, -1), (-127, 1), (-128, 1), (-128, -1))
 """(activation, code) of the largest sums."""
 
@@ -37,7 +38,7 @@ def test_kernel_against_reference(subject, evidence):
     """
     generator = torch.Generator().manual_seed(7)
     wrong, refusals = 0, {}
-    names = list(subject.products())
+    names = _products(subject)
     for name in names:
         for m, n, k in SHAPES:
             q = torch.randint(-128, 128, (m, k), generator=generator).to(torch.int8)
@@ -88,7 +89,7 @@ def test_kernel_roofline(subject, policy, evidence):
         pytest.skip(f"no probe for {path!r} on this processor")
     tiles = path in TILE_PATHS
     m = 128 if tiles else 16
-    name = next(iter(subject.products()))
+    name = _products(subject)[0]
     codes = torch.randint(-1, 2, (2560, 2560), generator=torch.Generator().manual_seed(1))
     multiply = subject.prepare_product(name, codes.to(torch.int8))
     operands = torch.randint(-127, 128, (8, m, 2560)).to(torch.int8).unbind()
@@ -132,6 +133,13 @@ def test_kernel_roofline(subject, policy, evidence):
     )
 
 
+def _products(subject):
+    names = list(subject.products())
+    if not names:
+        pytest.skip("the subject names no kernel that runs here (products)")
+    return names
+
+
 def _differing(subject, name, q, codes, refusals):
     """Sums that differ: at once, again after another product, and of operands by columns.
 
@@ -157,6 +165,9 @@ def _sums(q, codes):
 
 
 def _wrong(found, expected):
-    if tuple(found.shape) != expected.shape:
+    """Sums that are not what is expected: all of them where they are no integers at all."""
+    dtype = found.dtype
+    is_integer = not (dtype.is_floating_point or dtype.is_complex or dtype is torch.bool)
+    if tuple(found.shape) != expected.shape or not is_integer:
         return expected.size
-    return int((found.cpu().numpy().astype(np.int64) != expected).sum())
+    return int((found.cpu().numpy() != expected).sum())

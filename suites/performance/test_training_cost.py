@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 
+from forge_harness.evidence import smallest
 from forge_harness.probes import memory
 from forge_harness.scoring import statistics
 from forge_harness.subject.protocols import TrainOptions
@@ -193,7 +194,7 @@ def test_peak_memory(subject, policy, evidence):
     ]
     full = _saved(subject, task, "full", {})
     evidence.record("full_precision_bytes", full, unit="B", reason=f"saved in one step, {task}")
-    evidence.record("ternary_bytes", min(settings), unit="B", reason="cheapest setting")
+    evidence.record("ternary_bytes", smallest(settings), unit="B", reason="cheapest setting")
     evidence.record(
         "peak_memory",
         memory.peak_resident_bytes(),
@@ -202,7 +203,7 @@ def test_peak_memory(subject, policy, evidence):
     )
     evidence.at_most(
         "saved_ratio",
-        min(settings) / full,
+        smallest(settings) / full,
         limit=policy.threshold("performance.saved_ratio.at_most"),
         reason="bytes saved for backward in one step over those of full precision",
     )

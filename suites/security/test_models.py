@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from forge_harness.errors import ForgeError
+from forge_harness.evidence import largest
 from forge_harness.paths import fixtures_dir
 
 from . import hostile
@@ -39,7 +40,7 @@ def test_hostile_model_refused(subject, evidence, tmp_path):
         before = _outside(tmp_path, path)
         started = time.monotonic()
         outcomes[name] = _outcome(subject, path)
-        slowest = max(slowest, time.monotonic() - started)
+        slowest = largest((slowest, time.monotonic() - started))
         if canary.exists():
             ran.append(name)
             canary.unlink()

@@ -118,7 +118,7 @@ def _plain(url):
 def _client_believes(url, ca):
     plan = LoadPlan(url=url, seed=0, phases=(), ca=str(ca))
     try:
-        server_of(plan).scrape()
+        server_of(plan).check()
     except LoadError:
         return False
     return True

@@ -3,6 +3,7 @@
 import pytest
 
 from forge_harness import oracles
+from forge_harness.evidence import largest
 from forge_harness.subject.protocols import TrainOptions
 
 from .dropout import comparable
@@ -131,8 +132,8 @@ def _against_autograd(subject, task, *, steps, batch_size, accumulation, clip_no
             off = gradient_difference(
                 watch.updates[-1].gradients, {name: g * factor for name, g in wanted.items()}
             )
-            difference = max(difference, off)
-            loss_difference = max(loss_difference, abs(record.loss - loss) / abs(loss))
+            difference = largest((difference, off))
+            loss_difference = largest((loss_difference, abs(record.loss - loss) / abs(loss)))
             records.append(record)
     return records, difference, loss_difference
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from forge_harness import oracles
+from forge_harness.evidence import largest
 from forge_harness.oracles import vectors
 from forge_harness.subject.protocols import BuildsModel, TrainOptions
 
@@ -150,7 +151,7 @@ def test_ste_weight_gradient(subject, evidence):
         if not error <= worst:
             worst, case_of = error, name
         sums = oracles.bias_gradient(upstream), oracles.bias_gradient(upstream.abs())
-        bias_worst = max(bias_worst, excess(grad_bias, *sums, tokens))
+        bias_worst = largest((bias_worst, excess(grad_bias, *sums, tokens)))
     evidence.at_most(
         "error",
         worst,

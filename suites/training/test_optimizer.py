@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from forge_harness import oracles
+from forge_harness.evidence import largest, smallest
 from forge_harness.subject.protocols import TrainOptions
 
 from .support import Watch, cheapest, norm, shown, steps, tasks
@@ -101,7 +102,7 @@ def test_clip_effective(subject, evidence):
     factors = [float(given[name].double().norm() / raw[name].double().norm()) for name in raw]
     evidence.at_most(
         "factor_spread",
-        max(factors) / min(factors) - 1,
+        largest(factors) / smallest(factors) - 1,
         limit=1e-5,
         reason="one factor for all gradients: the direction is kept",
     )
@@ -242,8 +243,8 @@ def _multiples(updates, expected):
         for name, rate in update.learning_rate.items():
             if now.learning_rate:
                 found.setdefault(name, []).append(rate / now.learning_rate)
-    drift = max(
-        (max(ratios) - min(ratios)) / max(abs(ratio) for ratio in ratios) if any(ratios) else 0.0
+    drift = largest(
+        (largest(ratios) - smallest(ratios)) / largest(map(abs, ratios)) if any(ratios) else 0.0
         for ratios in found.values()
     )
     return drift, ", ".join(sorted({f"{ratios[0]:.4g}" for ratios in found.values()}))
@@ -253,7 +254,7 @@ def _rates_error(rates, expected):
     """Largest relative error; a missing or left-over step is infinite."""
     if len(rates) != len(expected):
         return math.inf
-    return max(
+    return largest(
         abs(value - wanted) / max(abs(wanted), 1e-300) if value != wanted else 0.0
         for pair, both in zip(rates, expected, strict=True)
         for value, wanted in zip(pair, both, strict=True)
@@ -337,7 +338,7 @@ def test_decay_groups(subject, evidence):
             unit="parameters",
             reason=f"of {len(exempt)} norms, biases and embeddings; decayed: {shown(moved)}",
         )
-        error = max((_decay_error(update, name, rates) for name in latents), default=math.inf)
+        error = largest(_decay_error(update, name, rates) for name in latents)
         evidence.at_most(
             f"{task}.decay_error",
             error,

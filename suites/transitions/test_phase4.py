@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from forge_harness.canonical import tree_digest
+from forge_harness.evidence import largest
 from forge_harness.formats.detect import open_checkpoint
 from forge_harness.integration import phase4_connector as connector_module
 from forge_harness.protocols import TrainOptions
@@ -60,7 +61,8 @@ def _starts_there(connector, path, evidence):
             values = session.model.get_submodule(name.removesuffix(".weight")).effective_weight()
             differing += int((values.sign().to(torch.int8) != stored.codes()).sum())
             if stored.codes().any():
-                furthest = max(furthest, ulps(float(values.abs().max()), float(stored.scales[-1])))
+                found = float(values.abs().max())
+                furthest = largest((furthest, ulps(found, float(stored.scales[-1]))))
     evidence.equal(
         "codes_that_differ", differing, expected=0, reason="stored against the first forward's"
     )

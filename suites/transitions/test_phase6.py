@@ -10,6 +10,7 @@ import pytest
 
 from forge_harness.canonical import file_sha256, tree_digest
 from forge_harness.errors import CheckpointError
+from forge_harness.evidence import largest
 from forge_harness.formats.detect import open_checkpoint
 from forge_harness.integration import phase6_preparer as preparer_module
 from forge_harness.integration.fleet import export_fleet
@@ -72,7 +73,7 @@ def test_phase5_to_phase6(subject, evidence, tmp_path):
         "missing_fields", len(missing), expected=0, reason="; ".join(missing) or "all are there"
     )
     metrics = json.loads((package / "metrics.json").read_text(encoding="utf-8"))
-    distance = max(abs(metrics[k]["value"] - live[k]) for k in ("accuracy", "loss"))
+    distance = largest(abs(metrics[k]["value"] - live[k]) for k in ("accuracy", "loss"))
     evidence.at_most(
         "claimed_metrics",
         distance,

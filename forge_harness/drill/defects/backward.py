@@ -260,6 +260,18 @@ DEFECTS = (
         subtlety=3,
     ),
     Defect(
+        id="G10_bias_gradient_not_a_number",
+        title="No element of the bias gradient is a number",
+        stage=Stage.BACKWARD,
+        check=WEIGHT,
+        shows="bias_error is nan",
+        subject=lambda: Estimator(
+            bias_grad=lambda g: torch.full_like(g.flatten(0, -2).sum(0), torch.nan)
+        ),
+        alive=observe.linear,
+        subtlety=2,
+    ),
+    Defect(
         id="G01_loss_too_high",
         title="Without an estimator a short run ends with a loss above its band",
         stage=Stage.BACKWARD,

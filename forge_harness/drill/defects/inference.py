@@ -197,6 +197,17 @@ def _right_at_first(model: nn.Module, trained: Callable[[], nn.Module]) -> None:
     model.register_forward_hook(later)
 
 
+def _nothing_after_the_first(model: nn.Module, trained: Callable[[], nn.Module]) -> None:
+    """From the second answer on, no logit is a number."""
+    answered: list[bool] = []
+
+    def later(module: nn.Module, args: Any, found: Tensor) -> Tensor:
+        answered.append(True)
+        return found if len(answered) == 1 else torch.full_like(found, torch.nan)
+
+    model.register_forward_hook(later)
+
+
 def _wrong_from_four_rows(model: nn.Module, trained: Callable[[], nn.Module]) -> None:
     """Batches of four and more are answered with the row of a neighbour."""
     model.register_forward_hook(
@@ -262,6 +273,15 @@ DEFECTS = (
         alive=answered_again,
         source="ggml-org/ggml 37c4997a",
         subtlety=4,
+    ),
+    _packed(
+        id="K17_packed_not_a_number_later",
+        title="The first answer of a packed model is right, later ones are not numbers",
+        check="performance.inference_speedup",
+        shows="difference is nan",
+        subject=lambda: PackedDefect(_nothing_after_the_first),
+        alive=answered_again,
+        subtlety=3,
     ),
     _packed(
         id="full_twin_in_float64",

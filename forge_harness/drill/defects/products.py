@@ -227,6 +227,21 @@ def _negates_in_int8(sound: Product, codes: Tensor) -> Product:
     return product
 
 
+def _with_fractions(sound: Product, codes: Tensor) -> Product:
+    """Sums in float64, each just under one away from its integer: truncated they are right."""
+
+    def product(q: Tensor) -> Tensor:
+        true = sound(q).double()
+        return true + torch.where(true < 0, -0.9, 0.9)
+
+    return product
+
+
+def _in_int16_from_three_tokens(sound: Product, codes: Tensor) -> Product:
+    """The code for several tokens keeps sums in int16, that for one or two in int32."""
+    return lambda q: sound(q) if len(q) < 3 else sound(q).to(torch.int16).to(torch.int32)
+
+
 _kernel = partial(
     Defect,
     stage=Stage.KERNEL,
@@ -334,6 +349,18 @@ DEFECTS = (
         title="The kernel of one instruction set leaves out columns, the selected one does not",
         subject=lambda: ProductDefect(_whole_blocks_only, names=lambda names: names[-1:]),
         source="microsoft/BitNet#547",
+        subtlety=4,
+    ),
+    _kernel(
+        id="K14_fractions_in_sums",
+        title="Sums are no integers: truncated to them they would be right",
+        subject=lambda: ProductDefect(_with_fractions),
+        subtlety=4,
+    ),
+    _kernel(
+        id="K08_int16_for_several_tokens",
+        title="One and two tokens are summed in int32, three and more in int16",
+        subject=lambda: ProductDefect(_in_int16_from_three_tokens),
         subtlety=4,
     ),
     Defect(

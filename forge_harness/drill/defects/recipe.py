@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -136,6 +137,10 @@ def _a_tenth(plan: Plan) -> Plan:
     return [replace(step, learning_rate=step.learning_rate / 10) for step in plan]
 
 
+def _not_a_number_later(plan: Plan) -> Plan:
+    return [*plan[:1], *(replace(step, learning_rate=math.nan) for step in plan[1:])]
+
+
 _golden = partial(
     Defect,
     stage=Stage.CONFIGURATION,
@@ -179,6 +184,13 @@ DEFECTS = (
         shows="relative_error is",
         subject=lambda: PlansAnother(_decay_never_ends),
         subtlety=4,
+    ),
+    _golden(
+        id="T12_rates_not_a_number",
+        title="No learning rate but the first is a number",
+        shows="relative_error is nan",
+        subject=lambda: PlansAnother(_not_a_number_later),
+        subtlety=2,
     ),
     _golden(
         id="plan_one_step_short",

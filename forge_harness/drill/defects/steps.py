@@ -219,6 +219,16 @@ DEFECTS = (
         subtlety=4,
     ),
     Defect(
+        id="T03_loss_not_a_number",
+        title="The reported loss is not a number, and training goes on",
+        stage=Stage.TRAINING,
+        check=ACCUMULATION,
+        shows="loss_difference_1 is nan",
+        subject=lambda: SessionDefect(reports(loss=lambda loss: math.nan)),
+        alive=observe.trained,
+        subtlety=2,
+    ),
+    Defect(
         id="T05_clips_each_micro_batch",
         title="Each micro-batch is clipped, not their sum",
         stage=Stage.TRAINING,
