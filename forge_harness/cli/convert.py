@@ -33,8 +33,7 @@ FORMATS = ("hf-packed", "hf-online", "gguf-tq1_0", "gguf-tq2_0", "native")
 @click.option(
     "--hf-scale",
     type=click.Choice(["multiply", "divide"]),
-    default="multiply",
-    show_default=True,
+    show_default="multiply; divide where a ternary layer has a bias",
     help="hf-packed: autobitlinear (multiply) or bitlinear (divide).",
 )
 @click.option(

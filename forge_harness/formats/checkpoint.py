@@ -8,7 +8,7 @@ the weight, and its scales are part of it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -62,7 +62,8 @@ class WriteOptions:
     """Choices within a format.
 
     Attributes:
-        scale_convention: hf-packed: "multiply" (autobitlinear) or "divide" (bitlinear).
+        scale_convention: hf-packed: "multiply" (autobitlinear) or "divide" (bitlinear). None:
+            "multiply", unless a ternary layer has a bias, which autobitlinear would multiply too.
         gguf_scale: "block": d = fp16(scale) in every block, which any reader understands;
             "tensor": d = 1 and the exact scale in an F32 tensor `<name>.scale`, which llama.cpp's
             bitnet graph multiplies after the product.
@@ -70,7 +71,7 @@ class WriteOptions:
             rounding; "BF16" moves it by up to 2**-8). Stored masters are copied as they are.
     """
 
-    scale_convention: ScaleConvention = "multiply"
+    scale_convention: ScaleConvention | None = None
     gguf_scale: Literal["block", "tensor"] = "block"
     master_dtype: Literal["F32", "BF16"] = "F32"
 
@@ -157,6 +158,7 @@ class Checkpoint(ABC):
         quantization: Facts about codes and scales: `scale_convention`, `packing`, ...
         anomalies: What deserves a look.
         extras: Further JSON the format carries (step, targets, lineage).
+        unread: Names of files beside those that were read, which no conversion carries over.
     """
 
     format: str
@@ -168,6 +170,7 @@ class Checkpoint(ABC):
     quantization: Mapping[str, Any] = field(default_factory=dict)
     anomalies: list[Anomaly] = field(default_factory=list)
     extras: Mapping[str, Any] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
     @abstractmethod
     def ternary(self, name: str) -> TernaryTensor:
@@ -235,6 +238,26 @@ def master_of(ternary: TernaryTensor) -> Tensor:
         nonzero = int(part.count_nonzero())
         part *= scale * (part.numel() / nonzero) if nonzero else 0.0
     return master
+
+
+def biases_of(names: Container[str], weights: Iterable[str]) -> dict[str, str]:
+    """Returns weight -> bias for the layers that have one among `names`."""
+    found = {weight: weight.removesuffix("weight") + "bias" for weight in weights}
+    return {weight: bias for weight, bias in found.items() if bias in names}
+
+
+def refuse_layer_norms(checkpoint: Checkpoint, target: str) -> None:
+    """Refuses a model whose ternary layers normalise their own inputs where nothing would do so.
+
+    Raises:
+        CheckpointError: The checkpoint has `use_rms_norm`.
+    """
+    if checkpoint.quantization.get("use_rms_norm"):
+        raise CheckpointError(
+            f"{checkpoint.path} has use_rms_norm true: every ternary layer normalises its own "
+            f"input, and {target} has no such norm; use transformers, or convert to hf-packed or "
+            "hf-online."
+        )
 
 
 def unknown_format(path: Path, why: str) -> CheckpointError:

@@ -22,6 +22,8 @@ from .sizes import bytes_on_disk
 
 Writer = Callable[[Checkpoint, Path, WriteOptions], list[str]]
 
+_NAMED = 8
+"""Files a note names; a directory may hold any number."""
 _WRITERS: Mapping[str, Writer] = {
     "hf-packed": write_hf_packed,
     "hf-online": write_hf_online,
@@ -116,7 +118,22 @@ def convert(
             source_bytes=bytes_on_disk(source),
             destination_bytes=bytes_on_disk(target),
             comparison=comparison,
-            notes=tuple(notes),
+            notes=(*notes, *_unread_notes(opened)),
+        )
+
+
+def check_outside(source: Path, target: Path) -> None:
+    """Refuses a place whose making would change the source.
+
+    Raises:
+        CheckpointError: It is the source, or lies inside it.
+    """
+    if resolved_path(target) == resolved_path(source):
+        raise CheckpointError(f"{str(source)!r} is source and destination; name another one.")
+    if source.is_dir() and resolved_path(source) in resolved_path(target).parents:
+        raise CheckpointError(
+            f"{str(target)!r} lies inside the source {str(source)!r}, which is never changed; name "
+            "a place outside."
         )
 
 
@@ -146,13 +163,7 @@ def compared(source: Checkpoint, result: Checkpoint) -> Comparison:
 def _target(source: Path, destination: Path, to: str) -> Path:
     gguf = to.startswith("gguf-")
     target = destination / "model.gguf" if gguf and destination.is_dir() else destination
-    if resolved_path(target) == resolved_path(source):
-        raise CheckpointError(f"{str(source)!r} is source and destination; name another one.")
-    if source.is_dir() and resolved_path(source) in resolved_path(target).parents:
-        raise CheckpointError(
-            f"{str(destination)!r} lies inside the source; a conversion never changes its source. "
-            "Name a place outside."
-        )
+    check_outside(source, target)
     if gguf and target.exists():
         raise CheckpointError(f"{str(target)!r} exists; name a new file.")
     return target
@@ -165,7 +176,7 @@ def _written(
     try:
         with staged(target) as stage:
             notes = _WRITERS[to](source, stage, options)
-            return notes, _checked(source, stage) if compare else None
+            return notes, _checked(source, stage, target) if compare else None
     except FileExistsError as error:
         raise CheckpointError(
             f"{str(target)!r} exists and is not an empty directory; name a new one."
@@ -176,9 +187,26 @@ def _written(
         ) from error
 
 
-def _checked(source: Checkpoint, stage: Path) -> Comparison:
-    with open_checkpoint(stage) as result:
-        comparison = compared(source, result)
+def _unread_notes(source: Checkpoint) -> list[str]:
+    if not source.unread:
+        return []
+    names = ", ".join(map(repr, source.unread[:_NAMED]))
+    more = f" and {len(source.unread) - _NAMED} more" if len(source.unread) > _NAMED else ""
+    return [f"Not carried over from beside the model: {names}{more}."]
+
+
+def _checked(source: Checkpoint, stage: Path, target: Path) -> Comparison:
+    try:
+        with open_checkpoint(stage) as result:
+            comparison = compared(source, result)
+    except DamagedCheckpointError as error:
+        if not Path(error.path).is_relative_to(stage):
+            raise
+        # Named as the user did: the stage is gone when the sentence is read.
+        sentence = str(error).replace(str(stage), str(target))
+        raise CheckpointError(
+            f"The result would not be readable: {sentence} Nothing was written."
+        ) from error
     if comparison.codes_changed or comparison.plain_changed:
         raise DamagedCheckpointError(
             f"The result differs from the source: codes of {comparison.codes_changed} tensors, "

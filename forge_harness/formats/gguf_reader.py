@@ -30,7 +30,7 @@ from .gguf_arch import FAMILIES, OWN, own_name, rotated_heads, translated
 from .gguf_config import config_of, contradiction
 from .gguf_file import GgufFile, GgufTensor, damaged
 from .gguf_notes import Notes, read_notes
-from .gguf_rope import halved, interleaving, with_rows
+from .gguf_rope import halved, interleaving, obstacle, with_rows
 from .gguf_types import I2_S, TERNARY
 from .native_common import check_tensors
 from .tensors import TernaryTensor
@@ -225,6 +225,7 @@ def _opened(path: Path, file: GgufFile, options: ReadOptions) -> GgufCheckpoint:
         raise damaged(file.path, problem[1], problem[0])
     twin = transformers_model(model) if style is not None else None
     heads = {name: rotated_heads(architecture, raw, twin) for name, raw in names.items()}
+    _check_rows(file, infos, heads)
     facts: dict[str, object] = {
         "scale_convention": "multiply",
         "packing": next((t.type.name for t in stored.values() if t.type.id in TERNARY), "none"),
@@ -251,6 +252,14 @@ def _opened(path: Path, file: GgufFile, options: ReadOptions) -> GgufCheckpoint:
         heads=heads,
         i2s_layout=options.i2s_layout,
     )
+
+
+def _check_rows(file: GgufFile, infos: Mapping[str, TensorInfo], heads: Mapping[str, int]) -> None:
+    for name, count in heads.items():
+        if count and (problem := obstacle(infos[name].shape[0], count)):
+            raise damaged(
+                file.path, f"tensor {name!r} has no row order of llama.cpp: {problem}", name
+            )
 
 
 def _model(

@@ -11,14 +11,21 @@ from torch import Tensor
 from .tensors import RowBlockPacker, TernaryTensor, row_chunks
 
 
+def obstacle(rows: int, heads: int) -> str | None:
+    """Says why rows cannot be reordered over the heads, or None when they can."""
+    if heads < 1 or rows % (2 * heads):
+        return f"{rows} rows are no even number for each of {heads} heads"
+    return None
+
+
 def interleaving(rows: int, heads: int) -> Tensor:
     """Returns, for every row of llama.cpp's order, its row in transformers' order, int64 (rows,).
 
     Raises:
         ValueError: Rows are no even number a head.
     """
-    if heads < 1 or rows % (2 * heads):
-        raise ValueError(f"{rows} rows are no even number for each of {heads} heads")
+    if problem := obstacle(rows, heads):
+        raise ValueError(problem)
     return torch.arange(rows).reshape(heads, 2, -1).transpose(1, 2).reshape(-1)
 
 

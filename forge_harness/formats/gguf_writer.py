@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forge_harness.canonical import canonical_json
 from forge_harness.errors import CheckpointError, several
 
 from . import tq
-from .checkpoint import Checkpoint, TensorInfo, WriteOptions
+from .checkpoint import Checkpoint, TensorInfo, WriteOptions, refuse_layer_norms
 from .gguf_arch import Architecture, choose, gguf_names, rotated_heads
 from .gguf_config import keys_of
 from .gguf_file import DEFAULT_ALIGNMENT, MAX_NAME_BYTES
 from .gguf_notes import COLUMNS, COMPUTE, EXTRAS, MODEL, SCALES, TENSORS, TIED
-from .gguf_rope import interleaved, interleaving, with_rows
+from .gguf_rope import interleaved, interleaving, obstacle, with_rows
 from .gguf_types import TQ1_0, TQ2_0
+from .native_common import written_json
 from .tensors import TernaryTensor
 
 Target = Literal["gguf-tq1_0", "gguf-tq2_0"]
@@ -73,6 +73,7 @@ def write_gguf(source: Checkpoint, path: Path, to: Target, options: WriteOptions
         CheckpointError: The format cannot hold the source, or `gguf` is not installed.
         DamagedCheckpointError: The source does not hold what it claims to hold.
     """
+    refuse_layer_norms(source, "a GGUF file")
     gguf = _library()
     kind, file_type = _KINDS[to]
     stored = choose(source.model, list(source.infos))
@@ -90,7 +91,7 @@ def write_gguf(source: Checkpoint, path: Path, to: Target, options: WriteOptions
         _write_data(source, writer.fout[0].fileno(), start, pieces, offsets, kind, options)
     finally:
         writer.close()
-    return _notes(stored, pieces)
+    return [*_notes(stored, pieces), *_scale_notes(pieces, options)]
 
 
 def _library() -> Any:  # noqa: ANN401 - a module
@@ -131,6 +132,10 @@ def _check(pieces: list[_Piece], options: WriteOptions) -> None:
                 f"Tensor name {piece.name!r} is {len(piece.name.encode())} bytes long; ggml allows "
                 "63."
             )
+        if piece.heads and (problem := obstacle(piece.shape[0], piece.heads)):
+            raise CheckpointError(
+                f"Tensor {piece.name!r} cannot be put into llama.cpp's row order: {problem}."
+            )
         if 0 in piece.shape or not piece.shape:
             raise CheckpointError(
                 f"Tensor {piece.name!r} has shape {piece.shape}, which a GGUF file cannot hold."
@@ -158,10 +163,10 @@ def _add_keys(
             add(f"{stored.name}.{key}", value)
     writer.add_string("tokenizer.ggml.model", "none")
     model = {"family": source.model.family, "config": dict(source.model.config)}
-    writer.add_string(MODEL, canonical_json(model).decode())
-    writer.add_string(TIED, canonical_json(dict(source.tied)).decode())
+    writer.add_string(MODEL, written_json(model, "a GGUF file").decode())
+    writer.add_string(TIED, written_json(dict(source.tied), "a GGUF file").decode())
     if source.extras:
-        writer.add_string(EXTRAS, canonical_json(dict(source.extras)).decode())
+        writer.add_string(EXTRAS, written_json(dict(source.extras), "a GGUF file").decode())
     if compute := source.quantization.get("compute"):
         writer.add_string(COMPUTE, compute)
     ternary = [piece for piece in pieces if piece.scale is not None]
@@ -287,3 +292,17 @@ def _notes(stored: Architecture, pieces: list[_Piece]) -> list[str]:
             "Architecture 'bitnet-b1.58' (squared ReLU) runs in Microsoft's fork of llama.cpp only."
         )
     return found
+
+
+def _scale_notes(pieces: list[_Piece], options: WriteOptions) -> list[str]:
+    """This package reads `forge.scales`, so that its own comparison cannot show this change."""
+    if options.gguf_scale == "tensor":
+        return []
+    scales = [piece.scale for piece in pieces if piece.scale is not None]
+    moved = max((abs(float(np.float16(scale)) / scale - 1) for scale in scales), default=0.0)
+    if not moved:
+        return []
+    return [
+        f"Blocks hold scales in fp16, which moves them by up to {moved:.2g}; the exact ones are "
+        "recorded as forge.scales, which other readers do not use."
+    ]

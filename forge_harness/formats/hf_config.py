@@ -21,6 +21,8 @@ from .strict_json import read_object
 
 LINEAR_CLASSES = ("bitlinear", "autobitlinear")
 MODES = ("offline", "online")
+OWN_NORMS = ("use_rms_norm", "rms_norm_eps")
+"""Keys of norms in every ternary layer, carried from reader to writer."""
 NOTES = "forge_harness"
 """The one key of config.json under which this package records what the format has no place for."""
 _PATTERN = re.compile(r"[\w.*\\$^-]*")
@@ -48,6 +50,13 @@ class Quantization:
     def scale_convention(self) -> ScaleConvention:
         """What the stored `weight_scale` does."""
         return "divide" if self.linear_class == "bitlinear" else "multiply"
+
+    @property
+    def own_norms(self) -> dict[str, Any]:
+        """The two keys of norms in the layers; {} where they have none."""
+        if not self.use_rms_norm:
+            return {}
+        return dict(zip(OWN_NORMS, (True, self.rms_norm_eps), strict=True))
 
     def converts(self, module: str, *, head: bool = False) -> bool:
         """Whether transformers quantizes a linear module.

@@ -53,7 +53,7 @@ class TensorFiles:
 
     Args:
         files: Opened, in order.
-        unread: Files beside them that belong to no set.
+        unread: Names of the files beside them that are neither theirs nor their configuration.
 
     Raises:
         DamagedCheckpointError: Two files hold a tensor of the same name.
@@ -133,14 +133,14 @@ def open_files(path: Path) -> TensorFiles:
             )
         return _sharded(path)
     if (path / SINGLE).exists():
-        return _opened([inside(path, SINGLE, SINGLE)])
+        return _opened([inside(path, SINGLE, SINGLE)], _beside(path, {SINGLE}))
     found = sorted(entry.name for entry in path.glob("*.safetensors"))
     if len(found) != 1:
         raise CheckpointError(
             f"{str(path)!r} holds {len(found)} safetensors files ({', '.join(found[:4])}) and "
             f"neither {SINGLE} nor {INDEX}, which says how they belong together. Name one file."
         )
-    return _opened([inside(path, found[0], found[0])])
+    return _opened([inside(path, found[0], found[0])], _beside(path, {found[0]}))
 
 
 def inside(directory: Path, name: str, key: str) -> Path:
@@ -171,14 +171,19 @@ def inside(directory: Path, name: str, key: str) -> Path:
     return path
 
 
+def _beside(directory: Path, read: set[str]) -> tuple[str, ...]:
+    """Names of a directory's other files; hidden ones belong to whatever fetched it."""
+    names = {entry.name for entry in directory.iterdir() if not entry.is_dir()}
+    return tuple(sorted(n for n in names - {CONFIG, *read} if not n.startswith(".")))
+
+
 def _sharded(directory: Path) -> TensorFiles:
     index = read_object(inside(directory, INDEX, INDEX))
     shard_of = _weight_map(directory / INDEX, index)
     shards = sorted(set(shard_of.values()))
     keys = {shard: name for name, shard in reversed(shard_of.items())}
     paths = [inside(directory, shard, f"{INDEX}, key {keys[shard]!r},") for shard in shards]
-    others = {entry.name for entry in directory.glob("*.safetensors")} - set(shards)
-    files = _opened(paths, tuple(sorted(others)))
+    files = _opened(paths, _beside(directory, {INDEX, *shards}))
     try:
         _check_index(directory / INDEX, shard_of, files)
     except BaseException:

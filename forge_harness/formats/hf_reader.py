@@ -15,7 +15,7 @@ from torch import Tensor
 
 from forge_harness.errors import CheckpointError, DamagedCheckpointError, several
 
-from .architecture import HF_FAMILIES, PROJECTIONS, expected_tensors, role_of
+from .architecture import HF_FAMILIES, PROJECTIONS, role_of
 from .checkpoint import (
     Anomaly,
     Checkpoint,
@@ -24,14 +24,17 @@ from .checkpoint import (
     ReadOptions,
     ScaleConvention,
     TensorInfo,
+    biases_of,
 )
 from .hf_config import HfConfig, Quantization, find_config
 from .hf_files import CONFIG, TensorFiles, TensorSource, holds_safetensors, open_files
 from .legacy import FLOATS, Selection, masters, select, stored_weights
+from .native_common import check_tensors
 from .tensors import TernaryTensor
 from .weights import StoredWeight, absmean_scales, fake_scale, read_finite, read_weight
 
 SCALE = "_scale"
+_HEAD = "lm_head.weight"
 _HARMLESS = ("rotary_emb.inv_freq",)
 """Buffers old exporters wrote and every reader computes."""
 _QUESTION = (
@@ -47,6 +50,8 @@ class FloatCheckpoint(Checkpoint):
 
     source: TensorSource | None = None
     weights: Mapping[str, StoredWeight] = field(default_factory=dict)
+    factors: Mapping[str, float] = field(default_factory=dict)
+    """Plain tensor -> what multiplies its stored values."""
     _scales: dict[str, Tensor] = field(default_factory=dict)
 
     def ternary(self, name: str) -> TernaryTensor:
@@ -61,7 +66,9 @@ class FloatCheckpoint(Checkpoint):
 
     def plain(self, name: str) -> Tensor:
         """See `Checkpoint.plain`."""
-        return read_finite(self._source, name)
+        tensor = read_finite(self._source, name)
+        factor = self.factors.get(name)
+        return tensor if factor is None else tensor.float() * factor
 
     def master(self, name: str) -> Tensor:
         """See `Checkpoint.master`."""
@@ -191,20 +198,23 @@ def _opened(path: Path, found: _Found, options: ReadOptions) -> Checkpoint:
     quantization = found.config.quantization if found.config else None
     facts: dict[str, object] = {}
     weights = dict(found.weights)
+    factors: dict[str, float] = {}
     if found.selection is None:
         convention = _convention(path, quantization, options)
         weights = _coded(found, convention)
+        factors = _factors(found, weights, convention)
         facts = {"scale_convention": convention, "packing": _packing(found)}
     if quantization is not None:
         facts |= {
             "linear_class": quantization.linear_class,
             "quantization_mode": quantization.mode,
             "modules_to_not_convert": quantization.skipped and list(quantization.skipped),
+            **quantization.own_norms,
         }
     tied = _tied(found)
-    anomalies = _anomalies(found, weights)
-    infos = _infos(found, weights, _unread(found, tied, anomalies))
-    _check_against_config(found, infos, quantization)
+    anomalies = _anomalies(found, weights, factors)
+    infos = _infos(found, weights, _unread(found, weights, tied, anomalies), factors)
+    _check_against_config(found, infos, tied, quantization)
     notes = found.config.notes if found.config else None
     return FloatCheckpoint(
         format=found.detection.format,
@@ -215,8 +225,10 @@ def _opened(path: Path, found: _Found, options: ReadOptions) -> Checkpoint:
         quantization=facts,
         anomalies=anomalies,
         extras=notes.extras if notes else {},
+        unread=found.files.unread,
         source=found.files,
         weights=weights,
+        factors=factors,
     )
 
 
@@ -318,6 +330,16 @@ def _scale(found: _Found, name: str, convention: ScaleConvention) -> tuple[float
     return float(value), stored.nbytes
 
 
+def _factors(
+    found: _Found, weights: Mapping[str, StoredWeight], convention: ScaleConvention
+) -> dict[str, float]:
+    """AutoBitLinear computes (Wx + b) * weight_scale: the scale belongs to the bias as well."""
+    if convention == "divide":
+        return {}
+    biases = biases_of(found.files.tensors, weights)
+    return {bias: weights[name].scale or 1.0 for name, bias in biases.items()}
+
+
 def _tied(found: _Found) -> dict[str, str]:
     if found.config and found.config.notes.tied is not None:
         return dict(found.config.notes.tied)
@@ -327,21 +349,26 @@ def _tied(found: _Found) -> dict[str, str]:
     return {}
 
 
-def _anomalies(found: _Found, weights: Mapping[str, StoredWeight]) -> list[Anomaly]:
+def _anomalies(
+    found: _Found, weights: Mapping[str, StoredWeight], factors: Mapping[str, float]
+) -> list[Anomaly]:
     odd = [
-        Anomaly(f"file {name} belongs to no index and is not read") for name in found.files.unread
+        Anomaly(f"file {name!r} is no part of the model and is not read")
+        for name in found.files.unread
+        if name.endswith(".safetensors")
     ]
     quantization = found.config.quantization if found.config else None
-    if found.model.family in HF_FAMILIES and _converts_head(quantization):
-        odd.append(
-            Anomaly(
-                "modules_to_not_convert replaces transformers' own list and does not name lm_head, "
-                "so transformers makes a BitLinear of it",
-                "lm_head.weight",
-            )
-        )
+    if found.model.family in HF_FAMILIES and quantization is not None:
+        odd += _odd_head(quantization, stored=_HEAD in weights)
     if quantization is not None and quantization.use_rms_norm:
         odd.append(Anomaly("use_rms_norm: every quantized layer normalises its input by itself"))
+    if factors:
+        odd.append(
+            Anomaly(
+                f"{several(len(factors), 'bias', 'biases')} of ternary layers read times "
+                "weight_scale, by which AutoBitLinear multiplies them"
+            )
+        )
     if found.detection.format == "hf-online":
         odd += [
             Anomaly(
@@ -355,15 +382,34 @@ def _anomalies(found: _Found, weights: Mapping[str, StoredWeight]) -> list[Anoma
     return odd
 
 
-def _converts_head(quantization: Quantization | None) -> bool:
-    return quantization is not None and quantization.converts("lm_head", head=True)
+def _odd_head(quantization: Quantization, *, stored: bool) -> list[Anomaly]:
+    """What is odd where transformers and the files differ on whether the head is ternary."""
+    if quantization.converts("lm_head", head=True) == stored:
+        return []
+    what = (
+        "holds codes, and transformers spares lm_head unless modules_to_not_convert is a list "
+        "without it, so transformers refuses the files"
+        if stored
+        else "modules_to_not_convert replaces transformers' own list and does not name lm_head, so "
+        "transformers makes a BitLinear of it"
+    )
+    return [Anomaly(what, _HEAD)]
 
 
-def _unread(found: _Found, tied: Mapping[str, str], odd: list[Anomaly]) -> set[str]:
+def _unread(
+    found: _Found,
+    weights: Mapping[str, StoredWeight],
+    tied: Mapping[str, str],
+    odd: list[Anomaly],
+) -> set[str]:
     """Names that are stored and are no tensors of the model; notes why where that is odd."""
-    skipped = {n for n in found.files.tensors if n.endswith(".weight" + SCALE)}
+    skipped = set()
     for name in found.files.tensors:
-        if name.endswith(_HARMLESS):
+        if name.endswith(".weight" + SCALE):
+            if name.removesuffix(SCALE) not in weights:
+                raise _damaged(found, name, "is the scale of a weight that is stored as no codes")
+            skipped.add(name)
+        elif name.endswith(_HARMLESS):
             skipped.add(name)
             odd.append(Anomaly("a buffer every reader computes; not read", name))
         elif name in tied and tied[name] in found.files.tensors:
@@ -382,7 +428,10 @@ def _check_copy(found: _Found, alias: str, name: str) -> None:
 
 
 def _infos(
-    found: _Found, weights: Mapping[str, StoredWeight], unread: set[str]
+    found: _Found,
+    weights: Mapping[str, StoredWeight],
+    unread: set[str],
+    factors: Mapping[str, float],
 ) -> dict[str, TensorInfo]:
     infos = {}
     for name, stored in found.files.tensors.items():
@@ -391,7 +440,9 @@ def _infos(
         if name not in weights:
             if stored.dtype == "U8" and name.endswith(".weight"):
                 raise _damaged(found, name, "is packed and is not expected to be")
-            infos[name] = TensorInfo(name, "plain", stored.shape, stored.dtype, stored.nbytes)
+            # A product with an fp32 scale needs fp32, whatever the factor is stored in.
+            dtype = "F32" if name in factors else stored.dtype
+            infos[name] = TensorInfo(name, "plain", stored.shape, dtype, stored.nbytes)
             continue
         weight = weights[name]
         infos[name] = TensorInfo(
@@ -407,35 +458,43 @@ def _infos(
 
 
 def _check_against_config(
-    found: _Found, infos: Mapping[str, TensorInfo], quantization: Quantization | None
+    found: _Found,
+    infos: Mapping[str, TensorInfo],
+    tied: Mapping[str, str],
+    quantization: Quantization | None,
 ) -> None:
-    layers = found.model.config.get("num_hidden_layers")
-    if isinstance(layers, int) and layers > len(infos):
-        # Before the names are listed: a billion layers are more names than memory.
-        file = found.files.paths[0]
+    shapes = {name: info.shape for name, info in infos.items()}
+    if quantization is not None and quantization.use_rms_norm:
+        for name in _check_norms(found, infos):
+            del shapes[name]
+    if problem := check_tensors(found.model, shapes, tied):
+        name, what = problem
+        file = found.files.file_of(name) if name in found.files.tensors else found.files.paths[0]
         raise DamagedCheckpointError(
-            f"{file}: config.json has num_hidden_layers {layers}, and only {len(infos)} tensors "
-            "are stored. Get the files again.",
-            path=str(file),
+            f"{file}: {what}. Get the files again.", path=str(file), tensor=name
         )
-    expected = expected_tensors(found.model)
-    if expected is None:
-        return
-    own_norms = quantization is not None and quantization.use_rms_norm
-    for name in infos:
-        if name not in expected and not (own_norms and name.endswith(".rms_norm.weight")):
-            raise _damaged(found, name, f"is none of the {found.model.family} model in config.json")
-    for name, shape in expected.items():
+    if found.selection is None and quantization is not None and found.model.family in HF_FAMILIES:
+        for info in infos.values():
+            _check_kind(found, info, quantization)
+
+
+def _check_norms(found: _Found, infos: Mapping[str, TensorInfo]) -> list[str]:
+    """Names of the norms that `use_rms_norm` puts into ternary layers, which must be there."""
+    names = []
+    for info in infos.values():
+        if info.kind == "plain":
+            continue
+        name = info.name.removesuffix("weight") + "rms_norm.weight"
         if name not in infos:
-            raise _damaged(found, name, "is missing, and config.json calls for it")
-        if infos[name].shape != shape:
+            raise _damaged(found, name, "is missing, and use_rms_norm in config.json calls for it")
+        if infos[name].shape != info.shape[1:]:
             raise _damaged(
                 found,
                 name,
-                f"has shape {list(infos[name].shape)}; config.json calls for {list(shape)}",
+                f"has shape {list(infos[name].shape)}; expected {list(info.shape[1:])}",
             )
-        if found.selection is None and quantization is not None:
-            _check_kind(found, infos[name], quantization)
+        names.append(name)
+    return names
 
 
 def _check_kind(found: _Found, info: TensorInfo, quantization: Quantization) -> None:

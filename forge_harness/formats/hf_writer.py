@@ -22,8 +22,16 @@ from .architecture import (
     style_of,
     transformers_model,
 )
-from .checkpoint import Checkpoint, ModelDescription, TensorInfo, WriteOptions, master_of
-from .hf_config import NOTES, Notes
+from .checkpoint import (
+    Checkpoint,
+    ModelDescription,
+    ScaleConvention,
+    TensorInfo,
+    WriteOptions,
+    biases_of,
+    master_of,
+)
+from .hf_config import NOTES, OWN_NORMS, Notes
 from .hf_files import CONFIG, SINGLE
 from .safetensors_file import DTYPES, NAMES, SafetensorsWriter, TensorSpec
 from .tensors import TernaryTensor
@@ -79,7 +87,8 @@ def write_hf_packed(source: Checkpoint, directory: Path, options: WriteOptions) 
         DamagedCheckpointError: The source does not hold what it claims to hold.
     """
     plan = _plan(source)
-    divide = options.scale_convention == "divide"
+    convention, chosen = _convention(source, options)
+    divide = convention == "divide"
     quantization = {
         "quant_method": "bitnet",
         "linear_class": "bitlinear" if divide else "autobitlinear",
@@ -99,7 +108,7 @@ def write_hf_packed(source: Checkpoint, directory: Path, options: WriteOptions) 
         return torch.reciprocal(scale) if divide else scale
 
     _write_tensors(source, plan, directory, specs, tensor)
-    return [*_notes(plan), *_row_notes(plan, odd)]
+    return [*_notes(plan), *_row_notes(odd), *chosen]
 
 
 def write_hf_online(source: Checkpoint, directory: Path, options: WriteOptions) -> list[str]:
@@ -147,6 +156,24 @@ def write_hf_online(source: Checkpoint, directory: Path, options: WriteOptions) 
     return [*_notes(plan), *([note] if made else [])]
 
 
+def _convention(source: Checkpoint, options: WriteOptions) -> tuple[ScaleConvention, list[str]]:
+    """What weight_scale shall do, and the note that says why where nobody asked for it."""
+    biases = biases_of(source.infos, source.ternary_names())
+    if options.scale_convention == "divide" or not biases:
+        return options.scale_convention or "multiply", []
+    # AutoBitLinear computes (Wx + b) * weight_scale, BitLinear Wx / weight_scale + b.
+    if options.scale_convention == "multiply":
+        raise CheckpointError(
+            f"Tensor {next(iter(biases.values()))!r} is the bias of a ternary layer, and "
+            "autobitlinear multiplies it by weight_scale too; expected --hf-scale divide, which "
+            "leaves it alone."
+        )
+    return "divide", [
+        f"weight_scale divides (bitlinear), since autobitlinear would multiply "
+        f"{several(len(biases), 'bias', 'biases')} by it too."
+    ]
+
+
 def _plan(source: Checkpoint) -> _Plan:
     style = style_of(source.model.family)
     model = source.model if style is None else transformers_model(source.model)
@@ -161,7 +188,21 @@ def _plan(source: Checkpoint) -> _Plan:
         _spelled(alias, style == "byte-lm"): _spelled(name, style == "byte-lm")
         for alias, name in source.tied.items()
     }
-    return _Plan(model, tuple(pieces), plain, tied)
+    plan = _Plan(model, tuple(pieces), plain, tied)
+    if plan.runs:
+        _check_linears(plan)
+    return plan
+
+
+def _check_linears(plan: _Plan) -> None:
+    for piece in plan.pieces:
+        role = role_of(piece.name, "hf")
+        if role is None or role.kind not in (*PROJECTIONS, "head"):
+            raise CheckpointError(
+                f"Tensor {piece.source!r} is ternary and is no linear layer of a "
+                f"{plan.model.family} model, the only place where transformers has codes; leave it "
+                "out with --exclude."
+            )
 
 
 def _pieces(info: TensorInfo, byte_lm: bool) -> Iterator[_Piece]:
@@ -239,32 +280,40 @@ def _write_config(
     else:
         config["model_type"] = family
     spared = _spared(plan)
-    if spared:
+    if spared is not None:
         quantization = {**quantization, "modules_to_not_convert": spared}
+    kept = {key: source.quantization[key] for key in OWN_NORMS if key in source.quantization}
     notes = Notes(
         model=None if plan.runs else plan.model,
         rows=rows,
         tied=None if plan.runs else plan.tied,
         extras=source.extras,
     ).to_json()
-    document = {**config, "quantization_config": quantization, **({NOTES: notes} if notes else {})}
+    document = {
+        **config,
+        "quantization_config": quantization | kept,
+        **({NOTES: notes} if notes else {}),
+    }
     text = json.dumps(document, indent=2, ensure_ascii=False, sort_keys=True)
     (directory / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
-def _spared(plan: _Plan) -> list[str]:
-    """Modules to list as not converted; [] where transformers' own rule spares the same ones.
+def _spared(plan: _Plan) -> list[str] | None:
+    """Modules to list as not converted; None where transformers' own rule spares the same ones.
 
-    A list replaces that rule, so it names lm_head too.
+    A list replaces that rule, so it names lm_head too, unless that is ternary.
     """
     if not plan.runs:
-        return []
+        return None
     projections = [
         name.removesuffix(".weight")
         for name in plan.plain
         if (role := role_of(name, "hf")) and role.kind in PROJECTIONS and role.suffix == "weight"
     ]
-    return sorted({*projections, "lm_head"}) if projections else []
+    head = any(piece.name == "lm_head.weight" for piece in plan.pieces)
+    if not projections and not head:
+        return None
+    return sorted(projections if head else {*projections, "lm_head"})
 
 
 def _notes(plan: _Plan) -> list[str]:
@@ -276,7 +325,7 @@ def _notes(plan: _Plan) -> list[str]:
     ]
 
 
-def _row_notes(plan: _Plan, odd: Mapping[str, int]) -> list[str]:
+def _row_notes(odd: Mapping[str, int]) -> list[str]:
     if not odd:
         return []
     name, rows = next(iter(odd.items()))

@@ -64,7 +64,7 @@ def select(
         chosen = [name for name in matrices if _matches_any(name, options.quantize)]
         rule = f"you named {', '.join(options.quantize)}"
     elif family in HF_FAMILIES:
-        chosen = [name for name in matrices if _is_projection(name, quantization)]
+        chosen = [name for name in matrices if _is_ternary(name, quantization)]
         rule = f"the projections of a {family} model"
     elif family == "digits":
         chosen, rule = matrices, "every matrix of a digits model"
@@ -100,11 +100,14 @@ def stored_weights(source: TensorSource, names: Iterable[str]) -> dict[str, Stor
     return found
 
 
-def _is_projection(name: str, quantization: Quantization | None) -> bool:
-    role = role_of(name, "hf")
-    if role is None or role.kind not in PROJECTIONS:
+def _is_ternary(name: str, quantization: Quantization | None) -> bool:
+    role, module = role_of(name, "hf"), name.removesuffix(".weight")
+    if role is None:
         return False
-    return quantization is None or quantization.converts(name.removesuffix(".weight"))
+    if role.kind == "head":
+        # Full precision that names no quantization keeps its head, as BitNet models do.
+        return quantization is not None and quantization.converts(module, head=True)
+    return role.kind in PROJECTIONS and (quantization is None or quantization.converts(module))
 
 
 def _looks_spared(name: str) -> bool:

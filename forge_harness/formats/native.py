@@ -10,10 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forge_harness.canonical import canonical_json
 from forge_harness.errors import CheckpointError, DamagedCheckpointError
 
-from .checkpoint import Checkpoint, Detection, ReadOptions, TensorInfo, WriteOptions
+from .checkpoint import (
+    Checkpoint,
+    Detection,
+    ReadOptions,
+    TensorInfo,
+    WriteOptions,
+    refuse_layer_norms,
+)
 from .manifest import MANIFEST, Manifest, read_manifest, verify_manifest, write_manifest
 from .native_common import (
     check_fields,
@@ -24,6 +30,7 @@ from .native_common import (
     expect,
     model_of,
     read_scales,
+    written_json,
 )
 from .safetensors_file import DTYPES, NAMES, SafetensorsFile, SafetensorsWriter, TensorSpec
 from .strict_json import read_object
@@ -148,7 +155,7 @@ def write_native(
         DamagedCheckpointError: The source holds codes, scales or values that are none.
     """
     config = _config(source, source.extras if extras is None else extras, compute)
-    content = _content(config)
+    content = written_json(config, CONFIG)
     _check_writable(source)
     (directory / CONFIG).write_bytes(content)
     digest = _write_weights(source, directory / WEIGHTS)
@@ -262,17 +269,9 @@ def _config(source: Checkpoint, extras: Mapping[str, Any], compute: str) -> dict
     }
 
 
-def _content(config: Mapping[str, Any]) -> bytes:
-    try:
-        return canonical_json(config)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"The model's configuration or the extras cannot be written to {CONFIG}: {error}."
-        ) from error
-
-
 def _check_writable(source: Checkpoint) -> None:
     """What `open_native` would refuse must not be written."""
+    refuse_layer_norms(source, "a native package")
     scales = {name + SCALE for name in source.ternary_names()}
     for name, info in source.infos.items():
         if info.kind == "ternary" and not name.endswith(".weight"):

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from forge_harness.canonical import canonical_json
 from forge_harness.errors import CheckpointError, DamagedCheckpointError, NonTernaryCodeError
 
 from .architecture import expected_tensors, renamed, transformers_model
@@ -130,10 +131,23 @@ def check_tensors(
         if full[name] != shape:
             return name, f"tensor {name!r} has shape {full[name]}; the model has it with {shape}"
     for name in full:
-        # Where a configuration asks for a norm in every linear layer is not part of the model's.
-        if name not in expected and not name.endswith(".rms_norm.weight"):
+        if name not in expected:
             return name, f"tensor {name!r} is left over; no part of the model has that name"
     return None
+
+
+def written_json(value: Any, where: str) -> bytes:  # noqa: ANN401 - any JSON value
+    """Returns configuration, ties or extras of a source as canonical JSON.
+
+    Raises:
+        CheckpointError: They hold what canonical JSON has not, which `where` therefore cannot hold.
+    """
+    try:
+        return canonical_json(value)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"The model's configuration or the extras cannot be written to {where}: {error}."
+        ) from error
 
 
 def read_scales(file: SafetensorsFile, name: str, tensor: str, count: int) -> Tensor:

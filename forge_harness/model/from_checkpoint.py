@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from forge_harness.errors import CheckpointError, DamagedCheckpointError, unknown_choice
-from forge_harness.formats.checkpoint import Checkpoint
+from forge_harness.formats.checkpoint import Checkpoint, refuse_layer_norms
 from forge_harness.formats.tensors import TernaryTensor
 from forge_harness.quant import COMPUTES, Compute, TernaryLinearOp, absmean_ternary, dequantize
 from forge_harness.quant.bounds import WEIGHT_SCALE_RTOL
@@ -113,6 +113,7 @@ def empty_model(checkpoint: Checkpoint) -> DescribesItself:
         CheckpointError: The family or its configuration is not supported, or the checkpoint has
             ternary weights where the model has none.
     """
+    refuse_layer_norms(checkpoint, "a model of this package")
     family, config = checkpoint.model.family, checkpoint.model.config
     ternary = tuple(name.removesuffix(".weight") for name in checkpoint.ternary_names())
     if family in ("bitnet", "llama"):

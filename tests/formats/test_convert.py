@@ -22,6 +22,7 @@ from forge_harness.formats import FORMATS, WriteOptions
 from forge_harness.formats import convert as conversion
 from forge_harness.formats.convert import compared, convert
 from forge_harness.formats.detect import open_checkpoint
+from forge_harness.formats.hf_writer import write_hf_packed
 from forge_harness.formats.native import write_native
 
 from .memory import hf_checkpoint, memory_checkpoint, random_ternary
@@ -228,3 +229,21 @@ def test_the_command_says_what_it_did(tmp_path):
     missing = CliRunner().invoke(app, ["convert", "nowhere", str(tmp_path / "p"), "--to", "native"])
     assert missing.exit_code == 4
     assert "'nowhere' does not exist" in missing.stderr
+
+
+def test_a_result_that_cannot_be_read_is_named_as_the_user_named_it(tmp_path, monkeypatch):
+    def dangling(source, path, options):
+        return write_hf_packed(
+            memory_checkpoint(source.coded, source.others, tied={"c.weight": "nope"}), path, options
+        )
+
+    source = memory_checkpoint({"a.weight": random_ternary(8, 8)}, {})
+    monkeypatch.setitem(conversion._WRITERS, "hf-packed", dangling)
+    monkeypatch.setattr(conversion, "open_checkpoint", opener({"source": source}))
+    (tmp_path / "source").mkdir()
+    with pytest.raises(CheckpointError, match="The result would not be readable: ") as caught:
+        convert(tmp_path / "source", tmp_path / "out", "hf-packed")
+    assert not isinstance(caught.value, DamagedCheckpointError)
+    assert str(tmp_path / "out" / "model.safetensors") in str(caught.value)
+    assert ".partial" not in str(caught.value)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["source"]

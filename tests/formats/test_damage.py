@@ -119,7 +119,7 @@ def missing_tensor(w):
     entry = w.header.pop("model.norm.weight")
     w.header["unknown.weight"] = entry
     w.write()
-    return "unknown.weight"
+    return "model.norm.weight"
 
 
 def missing_scale(w):

@@ -6,8 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from forge_harness.errors import DamagedCheckpointError
+from forge_harness.formats.convert import convert
+from forge_harness.formats.detect import open_checkpoint
 from forge_harness.formats.hf_files import inside, open_files
 
 ROOT = Path(__file__).parents[2] / "fixtures" / "checkpoints"
@@ -86,3 +90,30 @@ def test_a_shard_that_links_to_itself_is_damage_of_the_index(tmp_path):
         open_files(copy)
     assert "key 'x', names 'loop.safetensors', a link that ends nowhere" in str(caught.value)
     assert caught.value.path == str(copy)
+
+
+@pytest.mark.parametrize("source", ["hf-packed-bitlinear-untied", "hf-packed-sharded"])
+def test_files_that_are_left_behind_are_named(source, tmp_path):
+    directory = tmp_path / "source"
+    shutil.copytree(ROOT / source, directory)
+    beside = ["adapter_model.safetensors", "generation_config.json", "tokenizer.json"]
+    save_file({"lora.weight": torch.ones(2, 2)}, directory / beside[0])
+    for name in (*beside[1:], ".gitattributes"):
+        (directory / name).write_text("{}")
+    known = set(open_files(ROOT / source).unread)
+    assert set(open_files(directory).unread) == {*known, *beside}
+    with open_checkpoint(directory) as opened:
+        odd = [anomaly.what for anomaly in opened.anomalies]
+    assert "file 'adapter_model.safetensors' is no part of the model and is not read" in odd
+    notes = convert(directory, tmp_path / "out", "hf-packed").notes
+    assert all(repr(name) in notes[-1] for name in beside)
+    assert ".gitattributes" not in notes[-1]
+
+
+def test_many_files_beside_a_model_are_counted(tmp_path):
+    directory = tmp_path / "source"
+    shutil.copytree(ROOT / "hf-packed-bitlinear-untied", directory)
+    for index in range(40):
+        (directory / f"zz{index:02}.txt").write_text("")
+    note = convert(directory, tmp_path / "out", "hf-packed").notes[-1]
+    assert note.endswith(f" and {len(open_files(directory).unread) - 8} more.")

@@ -158,7 +158,7 @@ def test_a_configuration_of_more_layers_than_tensors_is_refused_at_once(tmp_path
 @pytest.mark.parametrize(
     ("layers", "words"),
     [
-        (26, "config.json has num_hidden_layers 26, and only 25 tensors are stored"),
+        (26, "the model has num_hidden_layers 26, and only 25 tensors are stored"),
         # So many names can be listed, and the first that is missing is of more use.
         (25, "model.layers.2."),
         (3, "model.layers.2."),

@@ -1,0 +1,79 @@
+"""What a GGUF file cannot hold, or cannot hold exactly: said, not met by accident."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from forge_harness.errors import CheckpointError, DamagedCheckpointError
+from forge_harness.formats import WriteOptions
+from forge_harness.formats.convert import convert
+from forge_harness.formats.detect import open_checkpoint
+
+from .memory import hf_checkpoint, memory_checkpoint, random_ternary
+from .test_convert import written
+
+LLAMA = {"model_type": "llama", "hidden_act": "silu", "tie_word_embeddings": False}
+
+
+def test_heads_that_cannot_be_turned_are_refused_when_written(tmp_path):
+    odd = hf_checkpoint(**LLAMA, num_attention_heads=64, num_key_value_heads=64)
+    start = written(odd, tmp_path / "start")
+    with pytest.raises(CheckpointError, match=r"'blk\.0\.attn_[qk]\.weight' cannot .* 64 heads"):
+        convert(start, tmp_path / "out.gguf", "gguf-tq2_0")
+
+
+def test_heads_that_cannot_be_turned_are_damage_when_read(tmp_path):
+    width = 4
+    writer = gguf.GGUFWriter(tmp_path / "odd.gguf", "llama")
+    writer.add_context_length(8)
+    writer.add_embedding_length(width)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(width)
+    writer.add_head_count(width)
+    writer.add_layer_norm_rms_eps(1e-5)
+    matrices = [f"attn_{part}" for part in ("q", "k", "v", "output")]
+    matrices += [f"ffn_{part}" for part in ("gate", "up", "down")]
+    for name in ("token_embd.weight", *(f"blk.0.{matrix}.weight" for matrix in matrices)):
+        writer.add_tensor(name, np.ones((width, width), np.float32))
+    for name in ("output_norm.weight", "blk.0.attn_norm.weight", "blk.0.ffn_norm.weight"):
+        writer.add_tensor(name, np.ones(width, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(DamagedCheckpointError, match="4 rows are no even number for each of 4"):
+        open_checkpoint(tmp_path / "odd.gguf")
+
+
+def test_a_configuration_beyond_canonical_json_is_refused(tmp_path):
+    start = written(hf_checkpoint(), tmp_path / "start")
+    convert(start, tmp_path / "hf", "hf-packed")
+    file = tmp_path / "hf" / "config.json"
+    file.write_text(file.read_text().replace("{", f'{{"seed": {2**60}, ', 1))
+    with pytest.raises(CheckpointError, match=r"cannot be written to a GGUF file: .*1152921504606"):
+        convert(tmp_path / "hf", tmp_path / "out.gguf", "gguf-tq2_0")
+
+
+def source_of_scale(scale, directory):
+    coded = {"a.weight": random_ternary(8, 256, scales=(scale,))}
+    return written(memory_checkpoint(coded, {"b.weight": torch.ones(3)}), directory)
+
+
+def test_what_fp16_makes_of_a_scale_is_noted_for_other_readers(tmp_path):
+    start = source_of_scale(0.037, tmp_path / "start")
+    moved = abs(float(np.float16(np.float32(0.037))) / float(np.float32(0.037)) - 1)
+    report = convert(start, tmp_path / "out.gguf", "gguf-tq2_0")
+    assert report.comparison.scale_change == 0
+    assert any(f"by up to {moved:.2g}" in note for note in report.notes)
+    apart = convert(
+        start, tmp_path / "apart.gguf", "gguf-tq2_0", write=WriteOptions(gguf_scale="tensor")
+    )
+    assert not any("fp16" in note for note in apart.notes)
+
+
+def test_a_scale_that_fp16_holds_is_no_note(tmp_path):
+    report = convert(source_of_scale(0.25, tmp_path / "start"), tmp_path / "out.gguf", "gguf-tq2_0")
+    assert not any("fp16" in note for note in report.notes)
