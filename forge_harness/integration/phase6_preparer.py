@@ -14,7 +14,7 @@ from forge_harness.canonical import canonical_json, tree_digest
 from forge_harness.durable import staged_directory
 from forge_harness.errors import CheckpointError
 from forge_harness.formats import FORMATS, ReadOptions, WriteOptions
-from forge_harness.formats.convert import convert
+from forge_harness.formats.convert import check_outside, convert
 from forge_harness.formats.detect import open_checkpoint
 from forge_harness.formats.manifest import verify_manifest, write_manifest
 from forge_harness.formats.native import open_native, write_native
@@ -88,6 +88,8 @@ class Phase6Preparer:
     Args:
         evaluate: Held-out metrics of (task, package); None: the reference data.
         data: Digest of a task's data; None: of the reference data.
+        classes: Whether a task tells classes apart, which have a limit of accuracy; None: where the
+            package has labels.
         policy: Whose gates are the readiness criteria; None: the shipped one.
     """
 
@@ -96,10 +98,12 @@ class Phase6Preparer:
         *,
         evaluate: Evaluate | None = None,
         data: Callable[[str], str] | None = None,
+        classes: Callable[[str], bool] | None = None,
         policy: Policy | None = None,
     ) -> None:
         self._evaluate = evaluate or evaluate_shipped
         self._data = data or data_digest
+        self._classes = classes
         self._policy = policy
 
     def export(
@@ -126,10 +130,12 @@ class Phase6Preparer:
 
         Raises:
             NotReadyError: It is not ready. Nothing was written.
-            CheckpointError: The source cannot be read, or something is at the destination.
+            CheckpointError: The source cannot be read, something is at the destination, or that
+                lies inside the source.
             DamagedCheckpointError: The source does not hold what it claims to hold.
         """
-        origin = source / "package" if (source / "package" / "forge.json").exists() else source
+        origin = origin_of(source)
+        check_outside(origin, destination)
         unknown = [to for to in formats if to not in FORMATS]
         if unknown:
             raise CheckpointError(f"Unknown format {unknown[0]!r}; expected {', '.join(FORMATS)}.")
@@ -159,7 +165,7 @@ class Phase6Preparer:
 
     def assess(self, package: Path) -> Readiness:
         """Judges a package from its files alone; see `readiness.assess`."""
-        return assess(package, self._evaluate, self._policy)
+        return assess(package, self._evaluate, self._policy, classes=self._classes)
 
     def bake_manifest(self, packages: Sequence[Path], destination: Path) -> BakingManifest:
         """Writes the manifest of a fleet; see `baking_manifest.bake`."""
@@ -229,7 +235,7 @@ class Phase6Preparer:
         with open_checkpoint(source, read) as opened:
             write_native(opened, stage, WriteOptions(), extras=opened.extras)
             family, extras = opened.model.family, opened.extras
-        task = extras.get("task") or TASK_OF.get(family)
+        task = _task(source, extras, family)
         facts = {
             "source": source.name,
             "source_digest": tree_digest(source),
@@ -260,7 +266,9 @@ class Phase6Preparer:
     def _described(self, stage: Path, title: str, formats: Sequence[str]) -> Readiness:
         """Judges the package, writes its description and its manifest."""
         write_manifest(stage)
-        readiness = assess(stage, self._evaluate, self._policy, described=False)
+        readiness = assess(
+            stage, self._evaluate, self._policy, described=False, classes=self._classes
+        )
         with open_native(stage, ReadOptions()) as opened:
             sizes = sizes_of(stage, opened.infos.values())
             family = opened.model.family
@@ -287,6 +295,18 @@ class Phase6Preparer:
         _write(stage / DESCRIPTION, description)
         write_manifest(stage)
         return readiness
+
+
+def _task(source: Path, extras: Mapping[str, Any], family: str) -> str | None:
+    task = extras.get("task") or TASK_OF.get(family)
+    if not isinstance(task, str | None):
+        raise CheckpointError(f"{source} records task {task!r:.80}; expected a task's name.")
+    return task
+
+
+def origin_of(source: Path) -> Path:
+    """Returns the checkpoint an export reads: of a `train` directory, its package."""
+    return source / "package" if (source / "package" / "forge.json").exists() else source
 
 
 def evaluate_shipped(task: str, package: Path) -> Mapping[str, float]:

@@ -121,7 +121,12 @@ def judge(
 
 
 def assess(
-    package: Path, evaluate: Evaluate, policy: Policy | None = None, *, described: bool = True
+    package: Path,
+    evaluate: Evaluate,
+    policy: Policy | None = None,
+    *,
+    described: bool = True,
+    classes: Callable[[str], bool] | None = None,
 ) -> Readiness:
     """Judges a package from its files.
 
@@ -131,6 +136,8 @@ def assess(
         policy: Whose gate thresholds hold; None: the shipped one.
         described: Whether `package.json` is there already (it is written after the first
             assessment).
+        classes: Whether a task tells classes apart, which have a limit of accuracy; None: where the
+            package has labels.
 
     Raises:
         DamagedCheckpointError: The package does not hold what its manifest says.
@@ -146,8 +153,11 @@ def assess(
     measured, why = _measured(task, package, evaluate)
     accuracy = measured.get("accuracy")
     weights = sizes.ternary_weights + sizes.plain_weights
+    has_classes = (package / LABELS).exists()
+    if classes is not None and isinstance(task, str):
+        has_classes = classes(task)
     criteria = [
-        _gate(policy, "accuracy", accuracy, "1", why, classes=_classes(package)),
+        _gate(policy, "accuracy", accuracy, "1", why, classes=has_classes),
         _claims(fields[METRICS], measured, why),
         _gate(policy, "compression_ratio", compression(package, sizes), "1"),
         _gate(policy, "model_complexity", weights, "parameters"),
@@ -226,10 +236,6 @@ def _measured(task: object, package: Path, evaluate: Evaluate) -> tuple[Mapping[
         return evaluate(task, package), ""
     except (CheckpointError, KeyError, ValueError) as error:
         return {}, f"not measured: {error}"
-
-
-def _classes(package: Path) -> bool:
-    return (package / LABELS).exists()
 
 
 def _gate(

@@ -4,11 +4,11 @@ import pytest
 
 from forge_harness.formats.convert import convert
 from forge_harness.integration.metrics_sync import read_targets
+from forge_harness.integration.trained_export import SCALE_ULP, compare_with_trained
 from forge_harness.paths import fixtures_dir
 from forge_harness.protocols import BuildsModel, ExportsWeights, TrainOptions, Trains
 
 from .conftest import measured_row, settle
-from .own_export import SCALE_ULP, compare_with_trained
 
 
 @pytest.mark.forge_check("integration.compat_v1_0")

@@ -12,6 +12,7 @@ from forge_harness.integration.third_party import (
     read_with_llama_cpp,
     read_with_transformers,
 )
+from forge_harness.integration.trained_export import compare_with_trained
 from forge_harness.protocols import (
     BuildsModel,
     ExportsWeights,
@@ -19,8 +20,6 @@ from forge_harness.protocols import (
     TrainOptions,
     Trains,
 )
-
-from .own_export import compare_with_trained
 
 RUNNABLE = ("bitnet", "llama", "byte-lm")
 
@@ -52,19 +51,24 @@ def _source(subject, evidence, directory):
             session.step()
             subject.export_package(session, directory / "export")
             compare_with_trained(evidence, subject, session, directory / "export")
-            return directory / "export"
+            if _family(directory / "export") in RUNNABLE:
+                return directory / "export"
     if isinstance(subject, HoldsCheckpoint):
         own = directory / "own"
         own.mkdir()
         path = subject.provide_checkpoint(own)
-        with open_checkpoint(path) as opened:
-            if opened.model.family in RUNNABLE:
-                return path
+        if _family(path) in RUNNABLE:
+            return path
     pytest.skip(
         "the subject neither exports a causal model (BuildsModel, Trains, ExportsWeights) nor "
         "holds a checkpoint of a family that transformers has a model for "
-        f'({", ".join(RUNNABLE)}); if it has no such model, declare causal_models = "none"'
+        f'({", ".join(RUNNABLE)}); if it has no causal model, declare causal_models = "none"'
     )
+
+
+def _family(path):
+    with open_checkpoint(path) as opened:
+        return opened.model.family
 
 
 def _transformers(evidence, directory):

@@ -14,6 +14,7 @@ from forge_harness.evidence import largest
 from forge_harness.formats.detect import open_checkpoint
 from forge_harness.integration import phase6_preparer as preparer_module
 from forge_harness.integration.fleet import export_fleet
+from forge_harness.integration.trained_export import compare_with_trained, preparer
 from forge_harness.protocols import LoadsData, TrainOptions
 
 REQUIRED = {
@@ -34,30 +35,38 @@ SOURCE_STEPS = FLEET_STEPS = 200
 
 
 def source(subject, directory):
-    """A trained export of the subject, its task, and what the live session says of it."""
+    """A trained export of the subject, its task, and the live session."""
     task = next(iter(subject.tasks()))
     session = subject.session(task, TrainOptions(steps=SOURCE_STEPS))
     for _ in range(SOURCE_STEPS):
         session.step()
     subject.export_package(session, directory / "trained")
-    return directory / "trained", task, session.evaluate()
+    return directory / "trained", task, session
 
 
-def preparer(subject):
-    """The component under test, over the subject's own evaluation, and its data if it has any."""
-    data = subject.data_digest if isinstance(subject, LoadsData) else None
-    return preparer_module.Phase6Preparer(evaluate=subject.evaluate_package, data=data)
+def _others_hold_what_was_trained(subject, evidence, directory):
+    """After a step each: what is stored does not depend on how good it is."""
+    for task in list(subject.tasks())[1:]:
+        session = subject.session(task, TrainOptions(steps=1))
+        session.step()
+        subject.export_package(session, directory / task)
+        compare_with_trained(evidence, subject, session, directory / task, prefix=f"{task}.")
 
 
 @pytest.mark.forge_check("transitions.phase5_to_phase6")
 def test_phase5_to_phase6(subject, evidence, tmp_path):
     """The shipped package is what was trained, says what phase 6 needs, and arrives unchanged.
 
-    Oracles: the metric of the live session against the one recomputed from the shipped files
-    (3e-5); required fields by name, and what they say against the source, the subject's data and
-    the sizes of files and tensors; digests on both sides of the handoff.
+    Oracles: what the trained model's forward multiplies by against the codes and scales of the
+    export, for each task, as this package reads them and not as the subject does; the metric of
+    the live session against the one recomputed from the shipped files (3e-5); required fields by
+    name, and what they say against the source, the subject's data and the sizes of files and
+    tensors; digests on both sides of the handoff.
     """
-    path, task, live = source(subject, tmp_path)
+    path, task, session = source(subject, tmp_path)
+    compare_with_trained(evidence, subject, session, path)
+    live = session.evaluate()
+    _others_hold_what_was_trained(subject, evidence, tmp_path)
     component = preparer(subject)
     exported = component.export(path, tmp_path / "package")
     package = exported.path

@@ -13,8 +13,9 @@ import pytest
 from forge_harness import Phase6Preparer
 from forge_harness.canonical import tree_digest
 from forge_harness.errors import CheckpointError, DamagedCheckpointError
+from forge_harness.formats.convert import convert
 from forge_harness.formats.detect import open_checkpoint
-from forge_harness.formats.manifest import write_manifest
+from forge_harness.formats.manifest import MANIFEST, write_manifest
 from forge_harness.integration.baking_manifest import read_baking_manifest
 from forge_harness.integration.phase6_preparer import NotReadyError, evaluate_shipped
 from forge_harness.integration.readiness import judge
@@ -238,3 +239,41 @@ def test_a_claim_that_is_no_finite_number_is_not_ready(package, tmp_path, claim)
     with pytest.raises(NotReadyError):
         Phase6Preparer().hand_off(package, tmp_path / "inbox")
     assert not (tmp_path / "inbox").exists() or not list((tmp_path / "inbox").iterdir())
+
+
+def test_nothing_is_staged_inside_the_source_whose_digest_is_recorded(tmp_path):
+    """The digest was over the stage as well, whose name nobody knows afterwards."""
+    source = shutil.copytree(FROZEN, tmp_path / "source")
+    with pytest.raises(CheckpointError, match="lies inside the source"):
+        Phase6Preparer().export(source, source / "package")
+    assert tree_digest(source) == tree_digest(FROZEN)
+
+
+@pytest.mark.parametrize("task", [["x"], 5])
+def test_a_recorded_task_that_is_no_name_is_refused(task, tmp_path):
+    convert(FROZEN, tmp_path / "source", "hf-packed")
+    config = tmp_path / "source" / "config.json"
+    document = json.loads(config.read_text())
+    document["forge_harness"]["extras"]["task"] = task
+    config.write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match=r"records task .*; expected a task's name"):
+        Phase6Preparer().export(tmp_path / "source", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("classes", "status"),
+    [(None, "READY"), (lambda task: False, "READY"), (lambda task: True, "NOT_READY")],
+    ids=["unknown", "text", "classes"],
+)
+def test_a_task_of_classes_has_a_limit_of_accuracy_without_labels_too(package, classes, status):
+    """The package of a task that the reference does not have was ready whatever it got right."""
+    (package / "labels.json").unlink()
+    said = json.loads((package / "metrics.json").read_text(encoding="utf-8"))
+    metrics = {name: row["value"] for name, row in said.items()} | {"accuracy": 0.5}
+    said["accuracy"]["value"] = 0.5
+    (package / "metrics.json").write_text(json.dumps(said), encoding="utf-8")
+    (package / MANIFEST).unlink()
+    write_manifest(package)
+    found = Phase6Preparer(evaluate=lambda task, path: metrics, classes=classes).assess(package)
+    assert {c.name: c.met for c in found.criteria}["accuracy"] == (status == "READY")

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from forge_harness.drill.defects import defects_of
 from forge_harness.drill.defects.data import BENIGN as SOUND_DATA
@@ -93,3 +94,33 @@ def test_a_subject_without_data_is_no_error(run_check, name):
         name = "nothing"
 
     assert run_check(f"data.{name}", Nothing()).outcome == "not_measured"
+
+
+class _Ascii(ReferenceSubject):
+    """Text of 128 tokens, and a loss that looks up what it is given."""
+
+    def data_info(self, task):
+        info = super().data_info(task)
+        return replace(info, cardinality=128) if info.kind == "tokens" else info
+
+    def loss(self, model, batch):
+        if batch.inputs.dtype is torch.int64 and int(batch.inputs.max()) > 127:
+            raise IndexError("index out of range in self")
+        return super().loss(model, batch)
+
+
+def test_canaries_are_made_of_tokens_the_model_has(run_check):
+    """A sound model of ASCII was accused by an IndexError: canaries were of all bytes."""
+    run = run_check("data.leak_canary", _Ascii())
+    assert run.outcome == "pass", run.reason
+
+
+def test_too_few_tokens_for_a_canary_are_not_measured(run_check):
+    class Few(ReferenceSubject):
+        def data_info(self, task):
+            info = super().data_info(task)
+            return replace(info, cardinality=90) if info.kind == "tokens" else info
+
+    run = run_check("data.leak_canary", Few())
+    assert run.outcome == "not_measured"
+    assert "58 bytes from 32 on" in run.reason

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 import torch
 
+from forge_harness.canonical import canonical_json
 from forge_harness.drill.defects import all_defects
 from forge_harness.formats import gguf_writer, hf_config, hf_reader, hf_writer, native, native_v09
 from forge_harness.formats.checkpoint import Detection
+from forge_harness.formats.manifest import MANIFEST, write_manifest
 from forge_harness.integration import metrics_sync, phase4_connector
 from forge_harness.paths import fixtures_dir
 from forge_harness.subject.checkpoint import CheckpointSubject
@@ -69,6 +72,27 @@ def test_a_sound_checkpoint_passes(run_check, held, check):
 def test_the_reference_subject_passes(run_check, check):
     run = run_check(check, ReferenceSubject())
     assert (run.outcome, run.reason) == (Outcome.PASS, "")
+
+
+class OwnFamily(ReferenceSubject):
+    """Exports models of a family that only it knows."""
+
+    def export_package(self, session, path):
+        super().export_package(session, path)
+        file = path / "forge.json"
+        described = json.loads(file.read_text(encoding="utf-8"))
+        described["model"] |= {"family": "of-my-own", "config": {}}
+        described["tied"] = {}
+        file.write_bytes(canonical_json(described))
+        (path / MANIFEST).unlink()
+        write_manifest(path)
+
+
+def test_a_family_that_no_other_reader_has_is_not_measured(run_check):
+    """It was the KeyError of a name that models of Llama have."""
+    run = run_check("integration.third_party_readers", OwnFamily())
+    assert run.outcome is Outcome.NOT_MEASURED, run.reason
+    assert "bitnet, llama, byte-lm" in run.reason
 
 
 def off_scale(scales):

@@ -50,6 +50,46 @@ def test_a_run_that_does_not_recover_is_found(run_check, defect):
     assert defect.shows in found.reason
 
 
+class _OfItsOwn(ReferenceSubject):
+    """Tasks, data and errors that the harness does not know."""
+
+    def tasks(self):
+        return ("figures",)
+
+    def _known(self, task):
+        return "digits" if task == "figures" else task
+
+    def data_info(self, task):
+        return super().data_info(self._known(task))
+
+    def data_digest(self, task):
+        return super().data_digest(self._known(task))
+
+    def evaluate_package(self, task, path):
+        return super().evaluate_package(self._known(task), path)
+
+    def session(self, task, options):
+        return super().session(self._known(task), options)
+
+    def save_session(self, session, path):
+        try:
+            super().save_session(session, path)
+        except Exception as error:
+            raise RuntimeError(f"unexpected pos 64 vs 0: {error}") from error
+
+    def resume_session(self, task, options, path):
+        try:
+            return super().resume_session(self._known(task), options, path)
+        except Exception as error:
+            raise RuntimeError(f"failed reading zip archive: {error}") from error
+
+
+def test_a_subject_may_refuse_with_errors_of_its_own(run_check):
+    """The check was passed by subjects that raised our errors and had our tasks, and no others."""
+    found = run_check(CHECK, _OfItsOwn())
+    assert (found.outcome, found.reason) == (Outcome.PASS, "")
+
+
 def test_a_gate_that_lets_everything_through_is_found(run_check, monkeypatch):
     decide = quality_coordinator.QualityCoordinator.evaluate_gate
     monkeypatch.setattr(

@@ -1,5 +1,7 @@
 """Each training check goes red for a seeded defect, for its own reason, and only then."""
 
+import dataclasses
+
 import pytest
 
 from forge_harness.drill.defects import all_defects, defects_of
@@ -110,3 +112,35 @@ def test_an_undecided_cost_is_measured_once_more_and_then_said_to_be_open(monkey
 def test_the_planned_extension_decides(monkeypatch, run_check):
     settled = cost_of(monkeypatch, run_check, lambda i: 0.7 if i % 4 else 0.9)
     assert settled.outcome is Outcome.PASS, settled.reason
+
+
+class _EasyTask(ReferenceSubject):
+    """Both models have learned the task: what is left of their losses is next to nothing."""
+
+    left = 5.0
+
+    def data_info(self, task):
+        return dataclasses.replace(super().data_info(task), digest="sha256:another")
+
+    def session(self, task, options):
+        session = super().session(task, options)
+        step = session.step
+        left = self.left if options.precision == "ternary" else 1.0
+
+        def learned():
+            record = step()
+            return record if record.step == 0 else dataclasses.replace(record, loss=0.01 * left)
+
+        session.step = learned
+        return session
+
+
+def test_a_ratio_of_two_losses_next_to_nothing_says_nothing(run_check):
+    """A sound model with 0.06 nats left was accused, its twin having 0.015."""
+    run = run_check("training.loss_within_band", _EasyTask())
+    assert run.outcome == "pass", run.reason
+    hard = _EasyTask()
+    hard.left = 100.0
+    run = run_check("training.loss_within_band", hard)
+    assert run.outcome == "fail"
+    assert "ratio_to_full_precision is" in run.reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from forge_harness.drill.defects.sessions import (
     ternary_layers,
     with_digits_alone,
 )
+from forge_harness.formats.manifest import MANIFEST, write_manifest
 from forge_harness.protocols import TrainOptions
 from forge_harness.subject.reference import ReferenceSubject
 
@@ -89,6 +91,53 @@ class _KeepsTheFirstExport(ReferenceSubject):
     def export_package(self, session: Any, path: Path) -> None:
         if not path.exists():
             super().export_package(session, path)
+
+
+class _StoresOtherwise(ReferenceSubject):
+    """Packages whose tensors are stored in another way, which its own reader undoes.
+
+    Args:
+        change: Changes the stored tensors of a package in place; twice it changes nothing.
+    """
+
+    def __init__(self, change: Callable[[dict[str, Tensor]], None]) -> None:
+        self.change = change
+
+    def export_package(self, session: Any, path: Path) -> None:
+        super().export_package(session, path)
+        self._rewrite(path)
+
+    def evaluate_package(self, task: str, path: Path) -> Mapping[str, float]:
+        with tempfile.TemporaryDirectory() as folder:
+            own = Path(shutil.copytree(path, Path(folder) / path.name))
+            self._rewrite(own)
+            return super().evaluate_package(task, own)
+
+    def _rewrite(self, package: Path) -> None:
+        file = package / "model.safetensors"
+        tensors = load_file(file)
+        self.change(tensors)
+        save_file(tensors, file)
+        (package / MANIFEST).unlink()
+        write_manifest(package)
+
+
+def _keys_for_values(tensors: dict[str, Tensor]) -> None:
+    """Key and value projections have each other's names."""
+    for name in [name for name in tensors if ".k." in name]:
+        other = name.replace(".k.", ".v.")
+        tensors[name], tensors[other] = tensors[other], tensors[name]
+
+
+def _fields_reversed(tensors: dict[str, Tensor]) -> None:
+    """The first code of a byte is in its highest bits; rows that leave no padding, which tells."""
+    for name, tensor in tensors.items():
+        if tensor.dtype is torch.uint8 and name != "head.weight":
+            fields = [(tensor >> shift) & 3 for shift in (0, 2, 4, 6)]
+            tensors[name] = sum(
+                (field << shift for field, shift in zip(fields, (6, 4, 2, 0), strict=True)),
+                start=torch.zeros_like(tensor),
+            )
 
 
 class _QuantizesInPlace(ReferenceSubject):
@@ -218,6 +267,26 @@ DEFECTS = (
         subject=_CopiesTheScore,
         alive=observe.exported,
         subtlety=4,
+    ),
+    Defect(
+        id="P10_own_order_of_bits",
+        title="Codes are packed in an order of bits that only the exporter's own reader knows",
+        stage=Stage.EXPORT,
+        check="transitions.phase5_to_phase6",
+        shows="own_export_misread is",
+        subject=lambda: _StoresOtherwise(_fields_reversed),
+        alive=observe.exported,
+        subtlety=5,
+    ),
+    Defect(
+        id="E03_key_and_value_exchanged",
+        title="Keys and values of the text model have each other's names, also for its own reader",
+        stage=Stage.EXPORT,
+        check="transitions.phase5_to_phase6",
+        shows="bytes.own_export_misread is 4 modules",
+        subject=lambda: _StoresOtherwise(_keys_for_values),
+        alive=exported_text,
+        subtlety=5,
     ),
     Defect(
         id="E05_first_export_kept",

@@ -1,23 +1,53 @@
-"""What an export holds, against the trained model it was made of."""
+"""What an export holds, against the trained model it was made of; what the suites share of it."""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 import torch
 
+from forge_harness.evidence import Recorder
 from forge_harness.formats.detect import open_checkpoint
+from forge_harness.formats.tensors import TernaryTensor
+from forge_harness.integration import phase6_preparer
+from forge_harness.protocols import BuildsModel, ExportsWeights, LoadsData, TrainingSession
 
 SCALE_ULP = 2.0**-23
 """Relative spacing of fp32: 1 / (1 / s) moves a scale by one at most."""
 
 
-def compare_with_trained(evidence: Any, subject: Any, session: Any, path: Any) -> None:
+def preparer(subject: ExportsWeights) -> phase6_preparer.Phase6Preparer:
+    """Returns the component over the subject's own evaluation, and its data if it has any."""
+    if not isinstance(subject, LoadsData):
+        return phase6_preparer.Phase6Preparer(evaluate=subject.evaluate_package)
+    info = subject.data_info
+    return phase6_preparer.Phase6Preparer(
+        evaluate=subject.evaluate_package,
+        data=subject.data_digest,
+        classes=lambda task: info(task).kind == "classes",
+    )
+
+
+def compare_with_trained(
+    evidence: Recorder,
+    subject: BuildsModel,
+    session: TrainingSession,
+    path: Path,
+    *,
+    prefix: str = "",
+) -> None:
     """Records that codes, scales and other tensors of an export are those of the trained model.
 
     Oracle: what the subject's own forward multiplies by, and the state dict of its model. Codes
     and plain tensors are exact (plain ones in the type they are stored in), scales to one ulp. A
     plain tensor under a name the model does not know is counted, not compared.
+
+    Args:
+        evidence: Of the check.
+        subject: Offers `BuildsModel`.
+        session: Whose model was exported.
+        path: The export.
+        prefix: In front of the names of the evidence.
     """
     with open_checkpoint(path) as opened, torch.no_grad():
         effective = subject.effective_weights(session.model)
@@ -31,7 +61,7 @@ def compare_with_trained(evidence: Any, subject: Any, session: Any, path: Any) -
         others = [name for name in known if not _same(opened.plain(name), state[name])]
         unknown = len(opened.plain_names()) - len(known)
     evidence.equal(
-        "own_export_misread",
+        f"{prefix}own_export_misread",
         len(wrong),
         expected=0,
         unit="modules",
@@ -39,7 +69,7 @@ def compare_with_trained(evidence: Any, subject: Any, session: Any, path: Any) -
         f"forward; {'; '.join(wrong[:3]) or 'none'}",
     )
     evidence.equal(
-        "own_plain_tensors_differ",
+        f"{prefix}own_plain_tensors_differ",
         len(others),
         expected=0,
         unit="tensors",
@@ -48,15 +78,15 @@ def compare_with_trained(evidence: Any, subject: Any, session: Any, path: Any) -
     )
 
 
-def _is_held(found: Any, values: torch.Tensor) -> bool:
+def _is_held(found: TernaryTensor, values: torch.Tensor) -> bool:
     values = values.detach().float().cpu()
     if not torch.equal(found.codes().sign(), values.sign().to(torch.int8)):
         return False
     # A row of zeros says nothing of its scale.
-    largest = values.abs().amax(dim=1)
-    rows = largest > 0
+    most = values.abs().amax(dim=1)
+    rows = most > 0
     scales = found.row_scales().reshape(-1).float()[rows]
-    return torch.allclose(scales, largest[rows], rtol=SCALE_ULP, atol=0)
+    return torch.allclose(scales, most[rows], rtol=SCALE_ULP, atol=0)
 
 
 def _same(found: torch.Tensor, trained: torch.Tensor) -> bool:
