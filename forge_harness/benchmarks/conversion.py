@@ -24,7 +24,7 @@ from forge_harness.formats.native import write_native
 from forge_harness.formats.sizes import bytes_on_disk
 from forge_harness.formats.tensors import TernaryTensor
 
-from .timing import disturbed_of, interleave, samples_of, speedup
+from .timing import disturbed_of, interleave, samples_of, speedup, void_of
 
 SHAPES = ((4096, 4096), (11008, 4096), (4096, 11008))
 """Weights of one block of a 7B model: attention, up and down."""
@@ -46,6 +46,7 @@ class ConversionRow:
             few rounds.
         samples: "convert" and "copy" -> seconds of each round.
         disturbed: The same -> whether another process took the core.
+        void: Candidates and ratios of which too few rounds were undisturbed; see `timing.void_of`.
     """
 
     to: str
@@ -57,6 +58,7 @@ class ConversionRow:
     times: tuple[float, float, float] | None
     samples: dict[str, list[float]] = field(repr=False, default_factory=dict)
     disturbed: dict[str, list[bool]] = field(repr=False, default_factory=dict)
+    void: list[str] = field(default_factory=list)
 
 
 def measure(
@@ -122,6 +124,7 @@ def _row(folder: Path, source: Path, to: str, compared: bool, rounds: int) -> Co
         None if times is None else (times.estimate, times.low, times.high),
         samples_of(timed),
         disturbed_of(timed),
+        void_of(timed, [("convert", "copy")]),
     )
     _remove(target)
     _remove(folder / "copy")

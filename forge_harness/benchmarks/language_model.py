@@ -11,7 +11,9 @@ from forge_harness.model import ByteLM, ByteLMConfig
 from forge_harness.model.decoder import CachedDecoder
 from forge_harness.model.throughput import CONTENDERS, Contender, contender, decode_step, prefill
 
-from .timing import Call, disturbed_of, interleave, samples_of, speedup
+from .timing import Call, disturbed_of, interleave, samples_of, speedup, void_of
+
+BASELINE: Contender = "dense-bf16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,7 @@ class Phase:
         over_bf16: Packed contender -> (estimate, low, high) of times faster than dense bf16.
         samples: Contender -> seconds a call, one entry a round.
         disturbed: Contender -> whether another process took the core, one entry a round.
+        void: Candidates and ratios of which too few rounds were undisturbed; see `timing.void_of`.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Phase:
     over_bf16: dict[str, tuple[float, float, float]]
     samples: dict[str, list[float]] = field(repr=False, default_factory=dict)
     disturbed: dict[str, list[bool]] = field(repr=False, default_factory=dict)
+    void: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +119,7 @@ def _phase(
     tokens = 1 if name == "decode" else prompt
     over = {}
     for side in ("packed", "packed-bf16"):
-        if found := speedup(timed[side], timed["dense-bf16"]):
+        if found := speedup(timed[side], timed[BASELINE]):
             over[side] = (found.estimate, found.low, found.high)
     return Phase(
         name=name,
@@ -124,4 +128,5 @@ def _phase(
         over_bf16=over,
         samples=samples_of(timed),
         disturbed=disturbed_of(timed),
+        void=void_of(timed, [(BASELINE, side) for side in over]),
     )

@@ -24,12 +24,15 @@ from . import i2s as i2s_peer
 from .ggml import GgmlLibrary
 from .i2s import I2sLibrary
 from .inductor import frozen_call
-from .timing import Call, Timed, disturbed_of, interleave, samples_of, speedup
+from .timing import Call, Timed, disturbed_of, interleave, samples_of, speedup, void_of
 
 SHAPES = ((2560, 2560), (2560, 6912), (6912, 2560), (4096, 14336))
 """(N, K) of layers of BitNet b1.58 2B4T and of an 8B model."""
 TOKENS = (1, 16, 128)
 COLD_BYTES = 192 * 2**20
+MOST_COPIES = 4096
+"""Of one weight. Copies of less than 48 KiB would have to be more, and to make them takes longer
+than to time them."""
 PEERS = ("torch fp32", "torch bf16", "torch _int_mm")
 GGML = "ggml TQ2_0"
 I2S = "I2_S"
@@ -82,6 +85,7 @@ class Row:
             the path has no probe.
         samples: Candidate -> seconds a call, one entry a round.
         disturbed: Candidate -> whether another process took the core, one entry a round.
+        void: Candidates and ratios of which too few rounds were undisturbed; see `timing.void_of`.
     """
 
     case: Case
@@ -94,6 +98,7 @@ class Row:
     probe_multiplications: int = 0
     samples: dict[str, list[float]] = field(repr=False, default_factory=dict)
     disturbed: dict[str, list[bool]] = field(repr=False, default_factory=dict)
+    void: list[str] = field(default_factory=list)
 
     @property
     def gigaops(self) -> float:
@@ -127,7 +132,13 @@ def measure(
     Raises:
         BackendUnavailableError: The native kernels or the path cannot run here.
         UsageError: A library does not compute what its format defines.
+        ValueError: The case is cold and its weight too small for that; see `can_be_cold`.
     """
+    if case.cold and not can_be_cold(case.rows, case.columns):
+        raise ValueError(
+            f"A weight of {case.rows}x{case.columns} cannot be timed cold; expected "
+            f"{MOST_COPIES:,} copies of it to make {COLD_BYTES >> 20} MiB: time it hot."
+        )
     chosen = kernels.cpu_path(path)
     before = torch.get_num_threads()
     torch.set_num_threads(case.threads)
@@ -162,7 +173,7 @@ def _ours(case: Case, path: str) -> tuple[Call, int]:
     out = torch.empty(case.tokens, case.rows)
     copies = [packed]
     if case.cold:
-        count = -(-COLD_BYTES // packed.nbytes)
+        count = _copies(case, packed.nbytes)
         copies += [kernels.pack(codes, scale=0.02) for _ in range(count - 1)]
     weights = cycle(copies)
 
@@ -197,11 +208,11 @@ def _probes(case: Case, path: str, packed_bytes: int) -> Iterator[tuple[str, Cal
 def _peers(case: Case) -> Iterator[tuple[str, Call]]:
     x = torch.randn(case.tokens, case.columns)
     for name, dtype in (("torch fp32", torch.float32), ("torch bf16", torch.bfloat16)):
-        weights = _rotating(_codes(case).to(dtype), case.cold)
+        weights = _rotating(_codes(case).to(dtype), case)
         values = x.to(dtype)
         yield name, lambda values=values, weights=weights: F.linear(values, next(weights))  # type: ignore[misc]
     q = torch.randint(-127, 128, (case.tokens, case.columns), dtype=torch.int8)
-    transposed = _rotating(_codes(case), case.cold)
+    transposed = _rotating(_codes(case), case)
     yield "torch _int_mm", lambda: torch._int_mm(q, next(transposed).t())
 
 
@@ -209,9 +220,8 @@ def _ggml_call(case: Case, library: GgmlLibrary, stack: ExitStack) -> Call:
     weight, x = 0.02 * _codes(case).float(), torch.randn(case.tokens, case.columns)
     # 66 bytes a block of 256.
     size = case.rows * case.columns * 66 // 256
-    count = -(-COLD_BYTES // size) if case.cold else 1
     products = []
-    for _ in range(count):
+    for _ in range(_copies(case, size)):
         products.append(library.product(weight, x, case.threads))
         stack.callback(products[-1].close)
     ggml_peer.checked(products[0], weight, x)
@@ -222,8 +232,7 @@ def _ggml_call(case: Case, library: GgmlLibrary, stack: ExitStack) -> Call:
 def _i2s_call(case: Case, library: I2sLibrary) -> Call:
     codes = _codes(case)
     q = torch.randint(-127, 128, (case.tokens, case.columns), dtype=torch.int8)
-    count = -(-COLD_BYTES // (codes.numel() // 4)) if case.cold else 1
-    products = [library.product(codes, q) for _ in range(count)]
+    products = [library.product(codes, q) for _ in range(_copies(case, codes.numel() // 4))]
     i2s_peer.checked(products[0], codes, q)
     turns = cycle(products)
     return lambda: next(turns)()
@@ -233,9 +242,8 @@ def _inductor_call(case: Case) -> Call:
     """A linear layer compiled with its weights as constants: packed for oneDNN once."""
     x = torch.randn(case.tokens, case.columns, dtype=torch.bfloat16)
     weight = _codes(case).to(torch.bfloat16)
-    count = -(-COLD_BYTES // weight.nbytes) if case.cold else 1
     compiled = []
-    for _ in range(count):
+    for _ in range(_copies(case, weight.nbytes)):
         layer = torch.nn.Linear(case.columns, case.rows, bias=False, dtype=torch.bfloat16)
         layer.weight.data = weight.clone()
         compiled.append(frozen_call(layer.eval(), x))
@@ -243,9 +251,18 @@ def _inductor_call(case: Case) -> Call:
     return lambda: next(turns)()
 
 
-def _rotating(weight: Tensor, cold: bool) -> Iterator[Tensor]:
-    count = -(-COLD_BYTES // weight.nbytes) if cold else 1
+def _rotating(weight: Tensor, case: Case) -> Iterator[Tensor]:
+    count = _copies(case, weight.nbytes)
     return cycle([weight, *(weight.clone() for _ in range(count - 1))])
+
+
+def _copies(case: Case, nbytes: int) -> int:
+    return -(-COLD_BYTES // nbytes) if case.cold else 1
+
+
+def can_be_cold(rows: int, columns: int) -> bool:
+    """Returns whether `MOST_COPIES` of a weight, two bits each, are beyond any cache."""
+    return MOST_COPIES * rows * columns // 4 >= COLD_BYTES
 
 
 def _row(case: Case, path: str, timed: dict[str, Timed], packed_bytes: int) -> Row:
@@ -275,6 +292,7 @@ def _row(case: Case, path: str, timed: dict[str, Timed], packed_bytes: int) -> R
         probe_multiplications=done,
         samples=samples_of(timed),
         disturbed=disturbed_of(timed),
+        void=void_of(timed, [(name, "ours") for name in over]),
     )
 
 

@@ -7,17 +7,19 @@ import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from forge_harness import kernels
 from forge_harness.model.throughput import CONTENDERS
 
+from . import language_model, training
 from .conversion import ConversionRow
 from .language_model import Measured
 from .products import MOST_SHARE, OPTIONAL, PEERS, Row
 from .storage import StorageMeasured
+from .timing import ratio_name
 from .training import StepsMeasured
 
 SCHEMA = "forge-bench/1"
@@ -29,12 +31,16 @@ def table(rows: Sequence[Row]) -> str:
     head = ["product", "path", "us", "GOP/s", "ceiling", *(f"x {peer}" for peer in peers)]
     lines = [head]
     for row in rows:
-        over = [f"{row.over[p][0]:.1f}" if p in row.over else "-" for p in peers]
+        over = [
+            _marked(f"{row.over[p][0]:.1f}", row, ratio_name(p, "ours")) if p in row.over else "-"
+            for p in peers
+        ]
         share = "?" if row.roofline is None else f"{100 * row.roofline:.0f} %"
-        ceiling = f"{share} {row.bound}"
-        us = row.microseconds["ours"]
-        lines.append([row.case.label, row.path, f"{us:.1f}", f"{row.gigaops:.0f}", ceiling, *over])
-    text = _aligned(lines, left=2)
+        ceiling = _marked(f"{share} {row.bound}", row, "ours", f"{row.bound} probe")
+        us = _marked(f"{row.microseconds['ours']:.1f}", row, "ours")
+        rate = _marked(f"{row.gigaops:.0f}", row, "ours")
+        lines.append([row.case.label, row.path, us, rate, ceiling, *over])
+    text = _aligned(lines, left=2) + _meaning_of_marks(rows)
     if any(row.roofline is None for row in rows):
         text += (
             f"\n?: more than {100 * MOST_SHARE:.0f} % of the ceiling, so the ceiling's rounds were "
@@ -48,12 +54,15 @@ def language_model_table(found: Measured) -> str:
     head = ["phase", *CONTENDERS, "packed over bf16"]
     lines = [head]
     for phase in found.phases:
-        rates = [f"{phase.tokens_per_second[name]:.0f}" for name in CONTENDERS]
-        ratio = _bounded(phase.over_bf16.get("packed"))
+        rates = [
+            _marked(f"{phase.tokens_per_second[name]:.0f}", phase, name) for name in CONTENDERS
+        ]
+        over = phase.over_bf16.get("packed")
+        ratio = _marked(_bounded(over), phase, ratio_name(language_model.BASELINE, "packed"))
         lines.append([f"{phase.name} {phase.threads}T, tokens/s", *rates, ratio])
     return "\n".join(
         (
-            _aligned(lines, left=1),
+            _aligned(lines, left=1) + _meaning_of_marks(found.phases),
             f"{found.parameters:,} parameters; packed against the model it was packed from: "
             f"largest difference {found.difference:.1e} of the largest logit, same most likely "
             f"token at {100 * found.same_tokens:.1f} % of positions.",
@@ -66,19 +75,23 @@ def training_table(found: StepsMeasured) -> str:
     lines = [["step", "ms", "tokens/s", "over full", "x torchao", "first loss"]]
     for steps in found.steps:
         for name, milliseconds in steps.milliseconds.items():
+            over_full = _bounded(steps.over_full.get(name))
+            over_torchao = _bounded(steps.over_torchao.get(name))
+            # Of torchao's two arms the one that was compiled as this one was.
+            peers = [ratio_name(arm, name) for arm in steps.milliseconds if arm != name]
             lines.append(
                 [
                     f"{name} {steps.threads}T",
-                    f"{milliseconds:.1f}",
-                    f"{1e3 * found.tokens / milliseconds:.0f}",
-                    _bounded(steps.over_full.get(name)),
-                    _bounded(steps.over_torchao.get(name)),
+                    _marked(f"{milliseconds:.1f}", steps, name),
+                    _marked(f"{1e3 * found.tokens / milliseconds:.0f}", steps, name),
+                    _marked(over_full, steps, ratio_name(name, training.BASELINE)),
+                    _marked(over_torchao, steps, *peers),
                     f"{steps.first_loss[name]:.5f}",
                 ]
             )
     return "\n".join(
         (
-            _aligned(lines, left=1),
+            _aligned(lines, left=1) + _meaning_of_marks(found.steps),
             f"{found.parameters:,} parameters, {found.tokens:,} tokens a step: forward, backward, "
             "clipping and AdamW. over full: time over that of full-precision eager fp32; x: times "
             "faster than torchao, eager or compiled alike; medians of paired rounds.",
@@ -93,17 +106,17 @@ def storage_table(found: StorageMeasured) -> str:
         lines.append(
             [
                 row.name,
-                f"{row.rate:,.0f}",
+                _marked(f"{row.rate:,.0f}", row, "ours"),
                 row.unit,
                 row.baseline,
-                f"{row.baseline_rate:,.0f}",
-                _bounded(row.times),
+                _marked(f"{row.baseline_rate:,.0f}", row, "baseline"),
+                _marked(_bounded(row.times), row, ratio_name("ours", "baseline")),
             ]
         )
     seconds = sorted(found.open_seconds)
     return "\n".join(
         (
-            _aligned(lines, left=1),
+            _aligned(lines, left=1) + _meaning_of_marks(found.rows),
             f"A store of {found.states:,} states whose writer went away opens and lists in "
             f"{seconds[len(seconds) // 2]:.3f} s (slowest {seconds[-1]:.3f} s). Files in "
             f"{found.file_system}.",
@@ -122,14 +135,14 @@ def conversion_table(rows: Sequence[ConversionRow]) -> str:
                 "compared" if row.compared else "",
                 f"{row.read_bytes / 1e6:,.0f}",
                 f"{row.written_bytes / 1e6:,.0f}",
-                f"{both / row.seconds:,.0f}",
-                f"{both / row.copy_seconds:,.0f}",
-                _bounded(row.times),
+                _marked(f"{both / row.seconds:,.0f}", row, "convert"),
+                _marked(f"{both / row.copy_seconds:,.0f}", row, "copy"),
+                _marked(_bounded(row.times), row, ratio_name("convert", "copy")),
             ]
         )
     return "\n".join(
         (
-            _aligned(lines, left=2),
+            _aligned(lines, left=2) + _meaning_of_marks(rows),
             "copy: reading the source and writing as many bytes as the result, on disk at the end; "
             "MB/s of both.",
         )
@@ -138,6 +151,27 @@ def conversion_table(rows: Sequence[ConversionRow]) -> str:
 
 def _bounded(ratio: tuple[float, float, float] | None) -> str:
     return "-" if ratio is None else f"{ratio[0]:.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}]"
+
+
+class _Timed(Protocol):
+    """What was timed in rounds: a row, a phase."""
+
+    @property
+    def void(self) -> list[str]: ...
+
+
+def _marked(text: str, timed: _Timed, *names: str) -> str:
+    """Returns a figure, marked where it rests on something void: see `timing.void_of`."""
+    return f"~{text}" if text != "-" and not set(names).isdisjoint(timed.void) else text
+
+
+def _meaning_of_marks(rows: Sequence[_Timed]) -> str:
+    if not any(row.void for row in rows):
+        return ""
+    return (
+        "\n~: other processes took the core in so many rounds that disturbed ones count; not "
+        "measured, run it again on a quiet machine."
+    )
 
 
 def heading(benchmark: str, started: datetime) -> dict[str, Any]:
@@ -191,6 +225,7 @@ def document(rows: Sequence[Row], *, started: datetime, is_complete: bool = True
                 "probe_multiplications": row.probe_multiplications,
                 "seconds_a_call": row.samples,
                 "disturbed": row.disturbed,
+                "void": row.void,
             }
             for row in rows
         ],

@@ -25,7 +25,7 @@ from forge_harness.security.keys import Keyring
 from forge_harness.security.sealing import KeyringSealer
 from forge_harness.state import NewState, Store
 
-from .timing import Timed, disturbed_of, interleave, samples_of, speedup
+from .timing import Timed, disturbed_of, interleave, samples_of, speedup, void_of
 
 SMALL_BYTES = 1024
 GROUP = 64
@@ -47,6 +47,7 @@ class StorageRow:
         amounts: "ours" and "baseline" -> what a call does, in units of the rates.
         samples: The same -> seconds a call, one entry a round.
         disturbed: The same -> whether another process took the core, one entry a round.
+        void: Candidates and ratios of which too few rounds were undisturbed; see `timing.void_of`.
     """
 
     name: str
@@ -58,6 +59,7 @@ class StorageRow:
     amounts: dict[str, float] = field(repr=False, default_factory=dict)
     samples: dict[str, list[float]] = field(repr=False, default_factory=dict)
     disturbed: dict[str, list[bool]] = field(repr=False, default_factory=dict)
+    void: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,7 @@ def _row(
         {"ours": amount, "baseline": other},
         samples_of(timed),
         disturbed_of(timed),
+        void_of(timed, [("ours", "baseline")]),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from forge_harness.scoring.statistics import Interval, paired_median_bounds
@@ -13,6 +13,10 @@ from forge_harness.scoring.statistics import Interval, paired_median_bounds
 Call = Callable[[], object]
 ERROR = 0.025
 """One-sided error of the bounds of a ratio."""
+MEDIAN_ROUNDS = 3
+"""Undisturbed rounds of which a median leaves the others out."""
+RATIO_ROUNDS = 6
+"""Undisturbed pairs of which a ratio leaves the others out; of fewer there are no bounds."""
 
 
 @dataclass(slots=True)
@@ -33,9 +37,12 @@ class Timed:
 
     @property
     def median(self) -> float:
-        """Median seconds a call, over the undisturbed rounds where there are three or more."""
+        """Median seconds a call, over the undisturbed rounds where there are enough.
+
+        Otherwise over all, and void: see `void_of`.
+        """
         clean = [s for s, bad in zip(self.seconds, self.disturbed, strict=True) if not bad]
-        return statistics.median(clean if len(clean) >= 3 else self.seconds)
+        return statistics.median(clean if len(clean) >= MEDIAN_ROUNDS else self.seconds)
 
 
 def samples_of(timed: Mapping[str, Timed]) -> dict[str, list[float]]:
@@ -46,6 +53,33 @@ def samples_of(timed: Mapping[str, Timed]) -> dict[str, list[float]]:
 def disturbed_of(timed: Mapping[str, Timed]) -> dict[str, list[bool]]:
     """Returns which rounds of each candidate were disturbed: what medians and ratios leave out."""
     return {name: list(each.disturbed) for name, each in timed.items()}
+
+
+def void_of(timed: Mapping[str, Timed], ratios: Iterable[tuple[str, str]]) -> list[str]:
+    """Returns the figures for which too few rounds were undisturbed: they say little.
+
+    Args:
+        timed: Candidates.
+        ratios: Names (slower, faster) of those that were compared.
+
+    Returns:
+        Names of candidates whose median is of disturbed rounds, "slower / faster" of such ratios.
+    """
+    medians = [name for name, each in timed.items() if each.disturbed.count(False) < MEDIAN_ROUNDS]
+    return medians + [
+        ratio_name(slower, faster)
+        for slower, faster in ratios
+        if _clean_pairs(timed[faster], timed[slower]).count(True) < RATIO_ROUNDS
+    ]
+
+
+def ratio_name(slower: str, faster: str) -> str:
+    """Returns what `void_of` calls a ratio."""
+    return f"{slower} / {faster}"
+
+
+def _clean_pairs(a: Timed, b: Timed) -> list[bool]:
+    return [not (x or y) for x, y in zip(a.disturbed, b.disturbed, strict=True)]
 
 
 def interleave(
@@ -80,13 +114,13 @@ def interleave(
 def speedup(faster: Timed, slower: Timed) -> Interval | None:
     """Returns how many times faster one is, with order-statistic bounds over the rounds.
 
-    Rounds in which either was disturbed are left out while six or more stay; None below six.
+    Rounds in which either was disturbed are left out while six or more stay (otherwise the ratio is
+    void: see `void_of`); None below six.
     """
     pairs = list(zip(slower.seconds, faster.seconds, strict=True))
-    bad = [a or b for a, b in zip(slower.disturbed, faster.disturbed, strict=True)]
-    clean = [pair for pair, disturbed in zip(pairs, bad, strict=True) if not disturbed]
-    chosen: Sequence[tuple[float, float]] = clean if len(clean) >= 6 else pairs
-    if len(chosen) < 6:
+    clean = [p for p, ok in zip(pairs, _clean_pairs(faster, slower), strict=True) if ok]
+    chosen: Sequence[tuple[float, float]] = clean if len(clean) >= RATIO_ROUNDS else pairs
+    if len(chosen) < RATIO_ROUNDS:
         return None
     return paired_median_bounds([a for a, _ in chosen], [b for _, b in chosen], error=ERROR)
 

@@ -17,7 +17,7 @@ from forge_harness.training import QATSession
 from forge_harness.training.randomness import RandomState
 
 from . import torchao
-from .timing import disturbed_of, interleave, samples_of, speedup
+from .timing import disturbed_of, interleave, samples_of, speedup, void_of
 
 BASELINE = "full"
 CONTEXT = 128
@@ -72,6 +72,7 @@ class Steps:
             weights: what differs is the arithmetic.
         samples: Arm -> seconds of a step, one entry a round.
         disturbed: Arm -> whether another process took the core, one entry a round.
+        void: Candidates and ratios of which too few rounds were undisturbed; see `timing.void_of`.
     """
 
     threads: int
@@ -81,6 +82,7 @@ class Steps:
     first_loss: dict[str, float]
     samples: dict[str, list[float]] = field(repr=False, default_factory=dict)
     disturbed: dict[str, list[bool]] = field(repr=False, default_factory=dict)
+    void: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,7 @@ def _steps(arms: list[Arm], config: ByteLMConfig, batch: int, rounds: int, threa
     for arm in arms:
         if arm.name != BASELINE and (found := speedup(timed[BASELINE], timed[arm.name])):
             over[arm.name] = (found.estimate, found.low, found.high)
+    ratios = [(name, BASELINE) for name in over]
     over_torchao = {}
     for arm in arms:
         peer = TORCHAO.compiled() if "compile" in arm.extra else TORCHAO
@@ -164,6 +167,7 @@ def _steps(arms: list[Arm], config: ByteLMConfig, batch: int, rounds: int, threa
             continue
         if found := speedup(timed[arm.name], timed[peer.name]):
             over_torchao[arm.name] = (found.estimate, found.low, found.high)
+            ratios.append((peer.name, arm.name))
     return Steps(
         threads=threads,
         milliseconds={name: 1e3 * each.median for name, each in timed.items()},
@@ -172,6 +176,7 @@ def _steps(arms: list[Arm], config: ByteLMConfig, batch: int, rounds: int, threa
         first_loss={name: record.loss for name, record in first.items()},
         samples=samples_of(timed),
         disturbed=disturbed_of(timed),
+        void=void_of(timed, ratios),
     )
 
 

@@ -85,7 +85,8 @@ def kernels_command(
 
     Ceilings (the path's multiply-add on registers, and reading the packed bytes) and peers (torch
     fp32, bf16, int8) take turns with ours in the same process; ratios are medians over paired
-    rounds. "cold" rotates through copies of the weights that no cache holds.
+    rounds. "cold" rotates through copies of the weights that no cache holds; small weights are
+    timed hot only.
     """
     from forge_harness.benchmarks import products
     from forge_harness.benchmarks.ggml import GgmlLibrary
@@ -98,6 +99,8 @@ def kernels_command(
     counts = tokens or products.TOKENS
     cores = threads or tuple(range(1, min(2, os.cpu_count() or 1) + 1))
     cases = _cases(sizes, counts, cores)
+    if 1 in counts:
+        _say_hot_only(sizes)
     for target in (json_file, plot_file):
         check_target(target)
     started = datetime.now(UTC)
@@ -387,7 +390,7 @@ def _check_model(width: int, layers: int) -> None:
 def _cases(
     sizes: list[tuple[int, int]], tokens: tuple[int, ...], threads: tuple[int, ...]
 ) -> list[Case]:
-    from forge_harness.benchmarks.products import Case
+    from forge_harness.benchmarks.products import Case, can_be_cold
 
     widest, most = max(max(size) for size in sizes), max(tokens)
     if most * widest > _MAX_WEIGHTS:
@@ -401,8 +404,16 @@ def _cases(
         for m in tokens
         for n, k in sizes
         # More tokens than one are bound by arithmetic wherever the weights are.
-        for cold in ((True, False) if m == 1 else (False,))
+        for cold in ((True, False) if m == 1 and can_be_cold(n, k) else (False,))
     ]
+
+
+def _say_hot_only(sizes: list[tuple[int, int]]) -> None:
+    from forge_harness.benchmarks.products import can_be_cold
+
+    for rows, columns in sizes:
+        if not can_be_cold(rows, columns):
+            say(f"{rows}x{columns} is timed hot only: thousands of copies of it fit in caches.")
 
 
 def _shape(text: str) -> tuple[int, int]:

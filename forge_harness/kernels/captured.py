@@ -48,3 +48,15 @@ def _shape(
     path: str | None,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], rows))
+
+
+def without_gradient(
+    x: Tensor, packed: PackedTernary, bias: Tensor | None, backend: Backend, path: str | None
+) -> Tensor:
+    """The operator as the eager product is: no gradient flows, so that none is asked of it."""
+    addend = None if bias is None else bias.detach()
+    size = packed.rows, packed.columns
+    y: Tensor = ternary_linear(
+        x.detach(), packed.data, packed.scale.detach(), addend, *size, backend, path
+    )
+    return y

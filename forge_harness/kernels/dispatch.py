@@ -66,11 +66,11 @@ def native_linear(
     y = x.new_empty((*x.shape[:-1], packed.rows)) if out is None else out
     addend = None if bias is None else readable(bias.detach().to(torch.float32))
     # Null, as wrappers around other tensors have it, would mean none.
-    bias_address = 0 if addend is None else addend.data_ptr() or _refuse_bias()
+    bias_address = 0 if addend is None else address(addend, "the bias")
     columns = packed.columns
     extension.linear(
         product_path(path),
-        x.data_ptr(),
+        address(x, "x"),
         code,
         x.numel() // columns,
         columns,
@@ -95,7 +95,7 @@ def native_activation_codes(x: Tensor, path: str | None) -> tuple[Tensor, Tensor
     scales = values.new_empty((*values.shape[:-1], 1), dtype=torch.float32)
     native().quantize(
         product_path(path),
-        values.data_ptr(),
+        address(values, "x"),
         DTYPES[values.dtype],
         scales.numel(),
         values.shape[-1],
@@ -106,11 +106,22 @@ def native_activation_codes(x: Tensor, path: str | None) -> tuple[Tensor, Tensor
     return codes, scales
 
 
-def _refuse_bias() -> int:
-    raise ValueError(
-        "the bias has no memory of its own; expected a plain tensor on the CPU, not one that wraps "
-        "others."
-    )
+def address(tensor: Tensor, what: str) -> int:
+    """Returns where the values of a tensor of the CPU are.
+
+    Raises:
+        ValueError: Nowhere: it wraps others.
+    """
+    try:
+        found: int = tensor.data_ptr()
+    except RuntimeError:  # of torch, within a transform
+        found = 0
+    if not found and tensor.numel():
+        raise ValueError(
+            f"{what} has no memory of its own; expected a plain tensor on the CPU, not one that "
+            "wraps others: choose backend='reference' under torch.vmap and the like."
+        )
+    return found
 
 
 def _other_linear(chosen: str, x: Tensor, packed: PackedTernary, bias: Tensor | None) -> Tensor:

@@ -11,6 +11,7 @@ from . import captured
 from .backends import Backend, native, native_if_loaded, product_path, which
 from .captured import dispatch_modes, is_compiling
 from .dispatch import (
+    address,
     gpu_module,
     native_activation_codes,
     native_linear,
@@ -87,8 +88,7 @@ def ternary_linear(
     # Spelled out: decoding calls this a few hundred times a token, and a call takes 50 ns. Under
     # torch.jit.trace sizes are tensors.
     if type(last) is not int or is_compiling() or dispatch_modes():
-        weight = packed.data, packed.scale
-        y = captured.ternary_linear(x, *weight, bias, packed.rows, packed.columns, backend, path)
+        y = captured.without_gradient(x, packed, bias, backend, path)
         return y if out is None else out.copy_(y)
     if not on_cpu and x.is_meta and packed.data.is_meta:  # no values, so nothing to multiply
         y = x.new_empty((*shape[:-1], packed.rows))
@@ -137,7 +137,7 @@ def ternary_matmul(
         acc = q.new_empty((q.shape[0], packed.rows), dtype=torch.int32)
         native().multiply(
             product_path(path),
-            q.data_ptr(),
+            address(q, "q"),
             q.shape[0],
             packed.columns,
             packed.data.data_ptr(),

@@ -233,6 +233,16 @@ def _scales(scale: Tensor | float, rows: int, like: Tensor) -> Tensor:
             f"scale has shape {tuple(given.shape)}; expected one entry, or one for each of the "
             f"{rows} rows: repeat the scale of a part over its rows."
         )
+    scales = checked_scales(given)
+    return scales.reshape(-1).clone() if scales.numel() > 1 else scales.clone().reshape(())
+
+
+def checked_scales(given: Tensor) -> Tensor:
+    """Returns scales in fp32.
+
+    Raises:
+        ScaleError: One is not finite in fp32, or neither 0 nor normal.
+    """
     scales = given.to(torch.float32)
     wrong = ~scales.isfinite() | ((scales.abs() < _SMALLEST_SCALE) & (given != 0))
     if bool(wrong.any()):
@@ -242,7 +252,7 @@ def _scales(scale: Tensor | float, rows: int, like: Tensor) -> Tensor:
             f"numbers of fp32, {_SMALLEST_SCALE:.3g} to {torch.finfo(torch.float32).max:.3g}: "
             "check the weight it was made from."
         )
-    return scales.reshape(-1).clone() if scales.numel() > 1 else scales.clone().reshape(())
+    return scales
 
 
 def _kind(scale: object) -> str:

@@ -103,14 +103,19 @@ def linear_of_codes(
 
     Returns:
         (..., N), or None where the kernels have no such product: codes that are not ternary, other
-        dtypes or shapes, no values at all, rows that are too long.
+        dtypes, shapes that do not agree, no values at all, rows that are too long.
     """
+    if codes.dim() != 2:
+        return None
     rows, columns = codes.shape
     tokens = activation_scale.numel()
     if (
         (q.dtype, codes.dtype) != (torch.int8, torch.int8)
         or (activation_scale.dtype, weight_scale.dtype) != (torch.float32, torch.float32)
         or activation_scale.shape != (*q.shape[:-1], 1)
+        or q.shape[-1:] != (columns,)
+        or weight_scale.numel() not in (1, rows)
+        or (bias is not None and bias.shape != (rows,))
         or not (tokens and rows and 0 < columns <= MAX_COLUMNS)
     ):
         return None

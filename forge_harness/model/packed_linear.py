@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import fields, replace
 from typing import Self, cast
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from forge_harness.kernels import Backend, PackedTernary, pack, ternary_linear, unpack, which
+from forge_harness.kernels.packed import checked_scales
 from forge_harness.quant import TernaryLinearOp, absmax_int8
 from forge_harness.quant.ste import weight_scales
 from forge_harness.quant.ternary import check_parts
@@ -150,12 +151,22 @@ class PackedLinear(nn.Module):
         self._link()
         return self
 
+    def get_extra_state(self) -> Tensor:
+        """Returns (N, K), which the blocks of the codes do not tell; a state dict keeps it."""
+        return torch.tensor(self._packed.shape, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Does nothing: the shape of a state dict was compared before its weight was taken."""
+
     def _load_from_state_dict(
-        self, state_dict: Mapping[str, Tensor], prefix: str, *args: object
+        self, state_dict: MutableMapping[str, Tensor], prefix: str, *args: object
     ) -> None:
-        # Before anything is taken over: the fast kernels do not look at either again. Each alone,
-        # since a shard may bring one without the other.
-        for name, check in (("data", self._check_codes), ("scale", _check_scale)):
+        # Before anything is taken over: the fast kernels do not look at any of it again. Each
+        # alone, since a shard may bring one without the others, and old states have no shape.
+        shape = state_dict.setdefault(prefix + "_extra_state", self.get_extra_state())
+        if not shape.is_meta:
+            self._check_shape(tuple(shape.tolist()))
+        for name, check in (("data", self._check_codes), ("scale", checked_scales)):
             given = state_dict.get(prefix + name)
             # Another shape is a mismatch that torch reports; meta has no values.
             if given is not None and given.shape == self._buffers[name].shape and not given.is_meta:  # type: ignore[union-attr]
@@ -163,10 +174,18 @@ class PackedLinear(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._link()
 
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        if shape != self._packed.shape:
+            raise ValueError(
+                f"The packed weight has shape {shape}; expected {self._packed.shape}: it is that "
+                "of another layer."
+            )
+
     def _check_codes(self, data: Tensor) -> None:
         """Raises unless the data are codes of this layer's N x K."""
         rows, columns = self._packed.shape
-        given = PackedTernary(data, rows, columns, torch.ones((), device=data.device))
+        scale = torch.ones((), dtype=torch.float32, device=data.device)
+        given = PackedTernary(data, rows, columns, scale)
         if not torch.equal(pack(unpack(given), scale=1.0).data, data):
             raise ValueError(
                 f"The packed weight holds codes beyond {rows} x {columns}; expected one of that "
@@ -177,16 +196,6 @@ class PackedLinear(nn.Module):
         """Lets the packed weight be the buffers, after something replaced them."""
         tensors = {name: self._buffers[name] for name in _tensor_names(self._packed)}
         self._packed = replace(self._packed, **tensors)  # type: ignore[arg-type]
-
-
-def _check_scale(scale: Tensor) -> None:
-    scale = scale.float()  # as it will be kept
-    wrong = scale[~scale.isfinite()]
-    if wrong.numel():
-        raise ValueError(
-            f"The packed weight has the scale {float(wrong.reshape(-1)[0])}; expected finite "
-            "numbers: it is damaged, or was made from a damaged weight."
-        )
 
 
 def copied_norm(norm: RMSNorm, dtype: torch.dtype | None = None) -> RMSNorm:

@@ -17,24 +17,28 @@ _CUDA_MIN_ROWS = 17
 def int8_matmul(q: Tensor, codes: Tensor) -> Tensor:
     """Returns q @ codes.T exactly, by `torch._int_mm`.
 
-    Operands are padded with zeros, which add nothing to an integer sum, where the function needs
-    it: on CPU K = 1 is padded to 2, because torch 2.13 returns wrong sums for it without an error;
-    on CUDA every size goes to what cuBLASLt takes (more than 16 rows, K and N multiples of 8).
+    On CUDA operands are padded with zeros, which add nothing to an integer sum, to what cuBLASLt
+    takes: more than 16 rows, K and N multiples of 8.
 
     Args:
-        q: int8 (M, K).
+        q: int8 (M, K), of any strides.
         codes: int8 (N, K), K <= `INT32_MAX_K`.
 
     Returns:
         int32 (M, N).
 
     Raises:
-        ValueError: K is so large that int32 could overflow.
+        ValueError: The operands have rows of different lengths, or K is so large that int32 could
+            overflow.
     """
+    _check_rows(q, codes)
     check_k(q.shape[1], INT32_MAX_K, "int32 accumulators", "split the layer along K")
-    sizes = _cuda_sizes if q.device.type == "cuda" else _cpu_sizes
-    rows, columns, outputs = sizes(q.shape[0], q.shape[1], codes.shape[0])
-    product = torch._int_mm(_pad(q, rows, columns), _pad(codes, outputs, columns).t())
+    rows, columns, outputs = q.shape[0], q.shape[1], codes.shape[0]
+    if q.device.type == "cuda":
+        rows, columns, outputs = _cuda_sizes(rows, columns, outputs)
+    product = torch._int_mm(
+        _padded(q, rows, columns), _transposed(_padded(codes, outputs, columns))
+    )
     return product[: q.shape[0], : codes.shape[0]]
 
 
@@ -42,8 +46,9 @@ def fp32_matmul(q: Tensor, codes: Tensor) -> Tensor:
     """Returns q @ codes.T as integer-valued fp32 (M, N), exactly, for K <= `FP32_EXACT_MAX_K`.
 
     Raises:
-        ValueError: K is so large that fp32 could round a partial sum.
+        ValueError: As `int8_matmul`, K being so large that fp32 could round a partial sum.
     """
+    _check_rows(q, codes)
     check_k(q.shape[1], FP32_EXACT_MAX_K, "exact fp32 sums", 'use compute="int8"')
     return q.float() @ codes.float().t()
 
@@ -80,18 +85,32 @@ def integer_linear(
     return accumulators.reshape(*x.shape[:-1], codes.shape[0]), factor
 
 
-def _cpu_sizes(rows: int, columns: int, outputs: int) -> tuple[int, int, int]:
-    return rows, 2 if columns == 1 else columns, outputs
-
-
 def _cuda_sizes(rows: int, columns: int, outputs: int) -> tuple[int, int, int]:
     return max(rows, _CUDA_MIN_ROWS), columns + -columns % 8, outputs + -outputs % 8
 
 
-def _pad(matrix: Tensor, rows: int, columns: int) -> Tensor:
-    if matrix.shape == (rows, columns):
-        return matrix.contiguous()
-    return F.pad(matrix, (0, columns - matrix.shape[1], 0, rows - matrix.shape[0]))
+def _padded(matrix: Tensor, rows: int, columns: int) -> Tensor:
+    """Returns the matrix with zeros up to a size, row by row in memory."""
+    if matrix.shape != (rows, columns):
+        return F.pad(matrix, (0, columns - matrix.shape[1], 0, rows - matrix.shape[0]))
+    # Not contiguous(): the stride of a dimension of one entry may then be any, and _int_mm takes
+    # it for the length of a row (torch 2.13: wrong sums, no error).
+    if matrix.stride() == (columns, 1):
+        return matrix
+    return matrix.new_empty((rows, columns)).copy_(matrix)
+
+
+def _transposed(matrix: Tensor) -> Tensor:
+    # A column turned has the strides (1, 1); see `_padded`.
+    return matrix.reshape(1, -1) if matrix.shape[1] == 1 else matrix.t()
+
+
+def _check_rows(q: Tensor, codes: Tensor) -> None:
+    if q.shape[1] != codes.shape[1]:
+        raise ValueError(
+            f"Operands have shapes {tuple(q.shape)} and {tuple(codes.shape)}; expected (M, K) and "
+            "(N, K): the last dimension of both is the input features."
+        )
 
 
 def check_k(k: int, limit: int, what: str, remedy: str) -> None:

@@ -76,7 +76,8 @@ class TernaryLinearOp:
 
         Raises:
             TypeError: `x` or `w` is not floating.
-            ValueError: The shapes do not fit, or K exceeds the limit of the compute mode.
+            ValueError: The shapes do not fit, a quantizer returns codes of another shape than its
+                values, or K exceeds the limit of the compute mode.
         """
         _check_shapes(x, w, bias)
         for name, tensor in (("x", x), ("the weight", w)):
@@ -89,6 +90,7 @@ class TernaryLinearOp:
                 return self._fake(x, w, bias)
             codes, weight_scale = self._weight(w.detach())
             q, activation_scale = self._activation(x.detach())
+            _check_codes(q, x, codes, w)
             beta = weight_scales(weight_scale, codes.shape[0])
             return _ternary_linear(x, w, bias, q, activation_scale, codes, beta, self.compute)
 
@@ -113,6 +115,7 @@ class TernaryLinearOp:
     def _fake(self, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
         values = fake_quantize_activation(x.float(), self.quantize_activation)
         weight = fake_quantize_weight(w.float(), self.quantize_weight)
+        _check_codes(values, x, weight, w)
         return F.linear(values, weight, None if bias is None else bias.float()).to(x.dtype)
 
 
@@ -180,7 +183,8 @@ _ternary_linear: Callable[..., Tensor] = _TernaryLinear.apply
 
 def _no_autocast(device: str) -> AbstractContextManager[object]:
     # Entering autocast's own context takes as long as a small operation, and is seldom needed.
-    if not torch.is_autocast_enabled(device):
+    # meta has none, and raises when it is asked whether it is enabled.
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return nullcontext()
     return torch.autocast(device, enabled=False)
 
@@ -204,6 +208,15 @@ def _check_shapes(x: Tensor, w: Tensor, bias: Tensor | None) -> None:
         raise ValueError(
             f"bias has shape {tuple(bias.shape)}; expected ({w.shape[0]},): one entry an output."
         )
+
+
+def _check_codes(q: Tensor, x: Tensor, codes: Tensor, w: Tensor) -> None:
+    for name, found, given in (("quantize_activation", q, x), ("quantize_weight", codes, w)):
+        if found.shape != given.shape:
+            raise ValueError(
+                f"{name} returned codes of shape {tuple(found.shape)}; expected "
+                f"{tuple(given.shape)}: one code a value."
+            )
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
+import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
 
@@ -117,6 +119,53 @@ def test_storage(tmp_path):
         )
         scaled = ratio(ours, theirs) * amounts["baseline"] / amounts["ours"]
         assert row["times"][0] == pytest.approx(scaled)
+
+
+@pytest.fixture
+def all_disturbed(monkeypatch):
+    """A machine on which another process took the core in every round."""
+    monkeypatch.setattr(sys.modules[__name__], "DISTURBED", range(ROUNDS))
+
+
+CASE = products.Case(tokens=2, rows=100, columns=50, cold=False, threads=1)
+BENCHMARKS = {
+    "kernels": lambda place: report.table([products.measure(CASE, rounds=ROUNDS)]),
+    "lm": lambda place: report.language_model_table(
+        language_model.measure(width=64, layers=1, prompt=4, threads=(1,), rounds=ROUNDS)
+    ),
+    "train": lambda place: report.training_table(
+        training.measure(width=64, layers=1, batch=2, threads=(1,), rounds=ROUNDS)
+    ),
+    "convert": lambda place: report.conversion_table(
+        conversion.measure(place, targets=("gguf-tq1_0",), blocks=1, rounds=ROUNDS)
+    ),
+    "store": lambda place: report.storage_table(
+        storage.measure(place, blob_bytes=1 << 20, states=10, rounds=ROUNDS)
+    ),
+}
+MARKED = {"kernels": 6, "lm": 2 * 5, "train": 4 * 2 + 3, "convert": 2 * 3, "store": 5 * 3}
+"""Figures in the rows of each: for products time, rate, ceiling and three peers."""
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_figures_of_disturbed_rounds_are_marked(name, tmp_path, monkeypatch, request):
+    monkeypatch.setattr(conversion, "SHAPES", ((256, 512),))
+    quiet = BENCHMARKS[name](tmp_path)
+    assert "~" not in quiet
+    request.getfixturevalue("all_disturbed")
+    *lines, meaning = re.split("\n~: ", BENCHMARKS[name](tmp_path))
+    assert lines[0].count("~") == MARKED[name]
+    assert "not measured, run it again on a quiet machine" in meaning
+
+
+def test_documents_say_what_is_void(all_disturbed):
+    row = products.measure(CASE, rounds=ROUNDS)
+    (entry,) = report.document([row], started=datetime.now(UTC))["rows"]
+    ratios = [f"{peer} / ours" for peer in products.PEERS]
+    assert entry["void"] == [*entry["seconds_a_call"], *ratios]
+    found = training.measure(width=64, layers=1, batch=2, threads=(1,), rounds=ROUNDS)
+    (steps,) = asdict(found)["steps"]
+    assert steps["void"] == [*steps["samples"], *(f"{arm} / full" for arm in steps["over_full"])]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

@@ -58,6 +58,15 @@ def test_cold_calls_rotate_and_still_compute(monkeypatch):
     assert seen[:3] == seen[3:]
 
 
+def test_a_cold_case_never_asks_for_more_copies_than_can_be_made():
+    for rows, columns in ((443, 444), (1, 196_608), (2560, 2560)):
+        assert products.can_be_cold(rows, columns)
+        case = Case(1, rows, columns, cold=True, threads=1)
+        assert products._copies(case, rows * columns // 4) <= products.MOST_COPIES
+    with pytest.raises(ValueError, match=r"442x442 cannot be timed cold.*time it hot"):
+        products.measure(Case(1, 442, 442, cold=True, threads=1))
+
+
 def test_the_number_of_threads_is_put_back():
     before = torch.get_num_threads()
     products.measure(Case(1, 64, 16, False, threads=2), peers=False, rounds=6)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from forge_harness.benchmarks.timing import Timed, interleave, speedup
+from forge_harness.benchmarks.timing import Timed, interleave, speedup, void_of
 
 
 def test_candidates_take_turns_in_rotating_order():
@@ -33,6 +33,20 @@ def test_disturbed_rounds_are_left_out_while_enough_stay():
     assert speedup(fast, slow).estimate == 2.0
     assert fast.median == 1.0
     assert Timed("few", 1, [1.0, 9.0, 9.0], [False, True, True]).median == 9.0
+
+
+def test_figures_of_disturbed_rounds_are_void():
+    def each(undisturbed):
+        return Timed("", 1, [1.0] * 9, [False] * undisturbed + [True] * (9 - undisturbed))
+
+    timed = {"quiet": each(9), "some": each(6), "few": each(5), "fewest": each(2)}
+    ratios = [("quiet", name) for name in timed] + [("fewest", "quiet")]
+    assert void_of(timed, ratios) == [
+        "fewest",
+        "quiet / few",
+        "quiet / fewest",
+        "fewest / quiet",
+    ]
 
 
 def test_too_few_rounds_give_no_ratio():

@@ -42,6 +42,17 @@ def test_a_shape_no_kernel_takes_is_named(shape, invoke):
     assert shape in result.stderr
 
 
+def test_a_small_weight_is_timed_hot_only(tmp_path, invoke):
+    """Copies of 1x1 that no cache holds took gigabytes and minutes."""
+    json_file = tmp_path / "b.json"
+    command = ["kernels", "--shape", "1x1", "--tokens", "1", "--threads", "1", "--rounds", "6"]
+    result = invoke("bench", *command, "--json", str(json_file))
+    assert result.exit_code == 0
+    assert "1x1 is timed hot only" in result.stderr
+    rows = json.loads(json_file.read_bytes())["rows"]
+    assert [(row["columns"], row["cold"]) for row in rows] == [(1, False)]
+
+
 @pytest.mark.parametrize("threads", ["20000", "100000"])
 @pytest.mark.parametrize("what", ["kernels", "lm"])
 def test_threads_the_machine_cannot_start_are_refused(threads, what, invoke):

@@ -67,6 +67,44 @@ def test_modes_that_watch_change_nothing(packed):
     assert torch.equal(out, wanted)
 
 
+def gradient_beside(layer, run):
+    """Gradient of a trainable layer in front of a packed one and of a path around it."""
+    torch.manual_seed(3)
+    front = torch.nn.Linear(K, K)
+
+    def forward(x):
+        hidden = front(x)
+        return hidden.sum() + layer(hidden).sum()
+
+    run(forward, draw(5, K)).backward()
+    return front.weight.grad
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_packed_layer_among_trainable_ones_compiles(layer, backend):
+    def compiled(forward, x):
+        return torch.compile(forward, fullgraph=True, backend=backend)(x)
+
+    found = gradient_beside(layer, compiled)
+    torch.testing.assert_close(found, gradient_beside(layer, lambda forward, x: forward(x)))
+
+
+def test_modes_that_watch_may_train_beside_a_packed_layer(layer):
+    def watched(forward, x):
+        with FlopCounterMode(display=False):
+            return forward(x)
+
+    found = gradient_beside(layer, watched)
+    assert torch.equal(found, gradient_beside(layer, lambda forward, x: forward(x)))
+
+
+def test_no_gradient_flows_to_scale_or_bias_when_watched(packed):
+    scale, bias = packed.scale.clone().requires_grad_(), draw(N).requires_grad_()
+    learned = kernels.PackedTernary(packed.data, N, K, scale)
+    with FlopCounterMode(display=False):
+        assert not kernels.ternary_linear(draw(5, K), learned, bias).requires_grad
+
+
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_compiled_product_writes_to_out(packed, backend):
     def product(x, out):
@@ -102,6 +140,26 @@ def test_wrappers_without_memory_are_refused(packed):
     bias = draw(N)
     with pytest.raises(ValueError, match="the bias has no memory of its own"):
         kernels.ternary_linear(x, packed, TwoTensor(bias, bias))
+
+
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [
+        (lambda packed, x: kernels.ternary_linear(x, packed), "x"),
+        (
+            lambda packed, x: kernels.ternary_linear(torch.ones(K), packed, x.new_ones(N) + x[0]),
+            "the bias",
+        ),
+        (lambda packed, x: kernels.quantize_activations(x)[0], "x"),
+        (lambda packed, x: kernels.ternary_matmul(x[None].to(torch.int8), packed), "q"),
+    ],
+)
+def test_vmap_is_refused_with_a_remedy(packed, call, what):
+    def mapped(x):
+        return call(packed, x)
+
+    with pytest.raises(ValueError, match=f"{what} has no memory of its own.*vmap"):
+        torch.vmap(mapped)(draw(5, K))
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])

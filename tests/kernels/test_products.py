@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -266,6 +268,31 @@ def test_a_forked_child_has_threads_of_its_own():
     torch.set_num_threads(1)
     assert os.waitstatus_to_exitcode(status) == 0
     assert torch.equal(kernels.ternary_linear(x, packed, backend="native"), expected)
+
+
+CHILD_OF_TORCH = """
+import os, signal, sys, torch
+torch.set_num_threads(2)
+codes, x = torch.zeros(2048, 2048, dtype=torch.int8), torch.ones(16, 2048)
+torch.randn(4096, 4096).exp().sum()  # starts torch's threads, which a child does not have
+from forge_harness import kernels
+if sys.argv[1] == "loaded":
+    kernels.native_version()
+if (child := os.fork()) == 0:
+    signal.alarm(10)
+    packed = kernels.pack(codes, scale=1.0)
+    y = kernels.ternary_linear(x, packed, backend="native")
+    os._exit(int(y.numpy().any()))
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("extension", ["loaded", "not loaded"])
+def test_the_first_product_may_be_that_of_a_child_whose_parent_used_torch_s_threads(extension):
+    command = [sys.executable, "-W", "ignore", "-c", CHILD_OF_TORCH, extension]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert said.strip() == "0"
 
 
 def test_many_python_threads_share_the_pool():

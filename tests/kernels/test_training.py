@@ -122,8 +122,8 @@ def test_what_the_kernels_have_no_product_for_is_left_to_torch(path):
     q, s, beta = torch.ones(2, 8, dtype=torch.int8), torch.ones(2, 1), torch.ones(1)
     codes = torch.ones(3, 8, dtype=torch.int8)
 
-    def product(q=q, s=s, codes=codes, beta=beta):
-        return training.linear_of_codes(q, s, codes, beta, None, torch.float32)
+    def product(q=q, s=s, codes=codes, beta=beta, bias=None):
+        return training.linear_of_codes(q, s, codes, beta, bias, torch.float32)
 
     assert product() is not None
     wide = torch.zeros(1, kernels.MAX_COLUMNS + 1, dtype=torch.int8)
@@ -138,6 +138,13 @@ def test_what_the_kernels_have_no_product_for_is_left_to_torch(path):
     assert product(s=s[:1]) is None
     assert product(s=s[:, 0]) is None
     assert product(q=wide, s=s[:1], codes=wide) is None
+    # Sizes that do not agree: the kernels would read beyond the smaller one.
+    assert product(q=q[:, :1]) is None
+    assert product(codes=codes[:, :7]) is None
+    assert product(codes=codes[0]) is None
+    assert product(beta=torch.ones(2)) is None
+    assert product(bias=torch.ones(2)) is None
+    assert product(bias=torch.ones(3)) is not None
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (5, 7), (130, 33), (70, 1000)])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forge_harness import kernels
-from forge_harness.errors import BackendUnavailableError, NonTernaryCodeError
+from forge_harness.errors import BackendUnavailableError, NonTernaryCodeError, ScaleError
 from forge_harness.model import BitLinear, PackedLinear, RMSNorm
 from forge_harness.model.from_checkpoint import StoredCodes
 from forge_harness.quant import TernaryLinearOp, absmax_int8
@@ -117,6 +117,7 @@ def test_nothing_is_shared_with_the_layer():
 def test_latents_are_gone_and_bytes_are_counted():
     packed = PackedLinear.from_bitlinear(layer(256, 128, bias=True, sub_norm=True))
     state = packed.state_dict()
+    assert state.pop("_extra_state").tolist() == [128, 256]
     assert set(state) == {"data", "scale", "bias", "norm.weight"}
     assert packed.nbytes == sum(tensor.nbytes for tensor in state.values())
     assert state["data"].nbytes == 256 * 128 // 4
@@ -243,9 +244,49 @@ def test_a_weight_of_another_shape_with_as_many_blocks_is_refused_and_nothing_ch
         layer = PackedLinear.from_bitlinear(BitLinear(k, n))
         before = layer.state_dict()["data"].clone()
         other = PackedLinear.from_bitlinear(BitLinear(wrong_k, wrong_n)).state_dict()
+        with pytest.raises(ValueError, match=rf"\({wrong_n}, {wrong_k}\); expected \({n}, {k}\)"):
+            layer.load_state_dict(other)
+        del other["_extra_state"]  # a file of before it was kept
         with pytest.raises(ValueError, match=f"codes beyond {n} x {k}"):
             layer.load_state_dict(other)
         assert torch.equal(layer.state_dict()["data"], before)
+
+
+def test_a_smaller_weight_with_as_many_blocks_is_refused():
+    """Its codes would fit: the outputs it does not have would be zeros."""
+    small = PackedLinear.from_bitlinear(BitLinear(33, 65)).state_dict()
+    with pytest.raises(ValueError, match=r"\(65, 33\); expected \(70, 40\)"):
+        PackedLinear.from_bitlinear(BitLinear(40, 70)).load_state_dict(small)
+
+
+def test_a_state_without_the_shape_is_taken_as_it_was_before_it_was_kept():
+    model = torch.nn.Sequential(PackedLinear.from_bitlinear(layer()))
+    other = torch.nn.Sequential(PackedLinear.from_bitlinear(layer(seed=1)))
+    state = other.state_dict()
+    del state["0._extra_state"]
+    keys = model.load_state_dict(state)
+    assert not keys.missing_keys
+    assert torch.equal(model(draw(3, 24)), other(draw(3, 24)))
+
+
+def test_a_state_is_loaded_under_any_default_dtype():
+    state = PackedLinear.from_bitlinear(layer()).state_dict()
+    other = PackedLinear.from_bitlinear(layer(seed=1))
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        other.load_state_dict(state)
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(other.data, state["data"])
+
+
+@pytest.mark.parametrize("bad", [1e-40, 1e-300])
+def test_a_scale_that_pack_refuses_is_refused_in_a_state_too(bad):
+    packed = PackedLinear.from_bitlinear(layer())
+    state = {**packed.state_dict(), "scale": torch.tensor(bad, dtype=torch.float64)}
+    with pytest.raises(ScaleError, match="expected 0 or normal"):
+        packed.load_state_dict(state)
 
 
 def test_a_damaged_load_leaves_the_layer_as_it_was():
@@ -258,7 +299,7 @@ def test_a_damaged_load_leaves_the_layer_as_it_was():
         layer.load_state_dict(damaged)
     assert torch.equal(layer(x), before)
     damaged = {**layer.state_dict(), "scale": torch.tensor(float("nan"))}
-    with pytest.raises(ValueError, match="expected finite numbers"):
+    with pytest.raises(ValueError, match="expected 0 or normal numbers"):
         layer.load_state_dict(damaged)
     assert torch.equal(layer(x), before)
 
@@ -273,10 +314,10 @@ def test_each_piece_of_a_load_is_checked_by_itself(fill):
     bad = {"data": torch.full_like(source["data"], 0xFF), "scale": torch.tensor(float("nan"))}
     with pytest.raises(NonTernaryCodeError):
         layer.load_state_dict({"data": bad["data"]}, strict=False)
-    with pytest.raises(ValueError, match="scale nan; expected finite numbers"):
+    with pytest.raises(ValueError, match="scale nan of row 0; expected 0"):
         layer.load_state_dict({"scale": bad["scale"]}, strict=False)
     too_large = torch.tensor(1e300, dtype=torch.float64)  # finite, but not in fp32
-    with pytest.raises(ValueError, match="scale inf; expected finite numbers"):
+    with pytest.raises(ValueError, match=r"scale 1e\+300 of row 0; expected 0"):
         layer.load_state_dict({"scale": too_large}, strict=False)
     assert torch.equal(layer(x), before)
     layer.data.fill_(fill)

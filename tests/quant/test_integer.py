@@ -71,10 +71,35 @@ def test_int32_refuses_what_could_overflow():
 @pytest.mark.parametrize("k", [1, 2, 3, 8, 9])
 @pytest.mark.parametrize("outputs", [1, 2, 8, 15])
 def test_small_products_are_exact(rows, k, outputs):
-    # K = 1 without padding gives sums in the millions here.
     q = torch.randint(-128, 128, (rows, k), dtype=torch.int8)
     codes = torch.randint(-1, 2, (outputs, k), dtype=torch.int8)
     assert torch.equal(int8_matmul(q, codes).long(), q.long() @ codes.long().t())
+
+
+def by_columns(*shape: int) -> torch.Tensor:
+    """Stored by columns; with one row or column torch calls that contiguous."""
+    return torch.randint(-1, 2, shape[::-1], dtype=torch.int8).t()
+
+
+def sliced(*shape: int) -> torch.Tensor:
+    rows, columns = shape
+    return torch.randint(-1, 2, (rows, 2 * columns), dtype=torch.int8)[:, :columns]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 17])
+@pytest.mark.parametrize("k", [0, 1, 3, 8])
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("make", [by_columns, sliced])
+def test_products_of_any_strides_are_exact(rows, k, outputs, make):
+    q, codes = make(rows, k), make(outputs, k)
+    assert torch.equal(int8_matmul(q, codes).long(), q.long() @ codes.long().t())
+
+
+@pytest.mark.parametrize("product", [integer.int8_matmul, integer.fp32_matmul])
+def test_rows_of_different_lengths_are_refused(product):
+    q, codes = torch.ones(2, 3, dtype=torch.int8), torch.ones(4, 5, dtype=torch.int8)
+    with pytest.raises(ValueError, match=r"\(2, 3\).*\(4, 5\)"):
+        product(q, codes)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +111,7 @@ def test_the_sizes_for_cuda_are_those_cublaslt_takes_and_keep_the_sums(rows, k, 
     m, columns, n = integer._cuda_sizes(rows, k, outputs)
     assert m > 16
     assert columns % 8 == n % 8 == 0
-    padded = integer._pad(q, m, columns), integer._pad(codes, n, columns)
+    padded = integer._padded(q, m, columns), integer._padded(codes, n, columns)
     result = torch._int_mm(padded[0], padded[1].t())[:rows, :outputs]
     assert torch.equal(result, int8_matmul(q, codes))
 

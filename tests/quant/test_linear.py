@@ -208,6 +208,15 @@ def test_autocast_changes_nothing(compute):
 
 
 @pytest.mark.parametrize("compute", COMPUTES)
+def test_shapes_are_inferred_on_meta(compute):
+    x, w, bias = (t.detach().to("meta").requires_grad_() for t in case(2, 9, 32))
+    y = TernaryLinearOp(compute=compute)(x, w, bias)
+    assert (y.shape, y.device.type) == ((2, 9, 11), "meta")
+    y.sum().backward()
+    assert [t.grad.shape for t in (x, w, bias)] == [x.shape, w.shape, bias.shape]
+
+
+@pytest.mark.parametrize("compute", COMPUTES)
 def test_low_precision_parameters_keep_their_dtype(compute):
     x, w, bias = (t.detach().bfloat16().requires_grad_() for t in case(9, 32))
     y = TernaryLinearOp(compute=compute)(x, w, bias)
@@ -257,6 +266,27 @@ def test_wrong_arguments_are_named():
         TernaryLinearOp()(x[:, :7], w)
     with pytest.raises(ValueError, match=r"bias has shape \(10,\)"):
         TernaryLinearOp()(x, w, bias[:10])
+
+
+@pytest.mark.parametrize("compute", COMPUTES)
+def test_quantizers_of_another_shape_are_refused(compute):
+    """The kernels go by the shape: they would read beyond fewer codes, and beyond the bias."""
+    x, w, bias = case(3, 8)
+
+    def narrow(values: Tensor) -> tuple[Tensor, Tensor]:
+        codes, scale = absmax_int8(values)
+        return codes[..., :1], scale
+
+    def doubled(values: Tensor) -> tuple[Tensor, Tensor]:
+        codes, scale = absmean_ternary(values)
+        return torch.cat([codes, codes]), scale
+
+    op = TernaryLinearOp(quantize_activation=narrow, compute=compute)
+    with pytest.raises(ValueError, match=r"quantize_activation.*\(3, 1\).*expected \(3, 8\)"):
+        op(x, w, bias)
+    op = TernaryLinearOp(quantize_weight=doubled, compute=compute)
+    with pytest.raises(ValueError, match=r"quantize_weight.*\(22, 8\).*expected \(11, 8\)"):
+        op(x, w, bias)
 
 
 def test_the_op_can_be_pickled_for_worker_processes():

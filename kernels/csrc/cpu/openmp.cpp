@@ -1,6 +1,7 @@
 #include "openmp.h"
 
 #include <atomic>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
@@ -56,21 +57,42 @@ Parallel find_parallel() {
   return found;
 }
 
-// A thread that calls the library gets a team of its own, so only one does.
-pthread_t owner;
-std::atomic<int> state{0};  // 0 not looked, 1 usable, 2 not
+// Whether this process comes from a fork that no exec followed: torch may have used the library
+// before it, whose threads the child does not have but waits for. Asked of the kernel, as such a
+// fork may be older than this module.
+bool is_forked() {
+  std::FILE* file = std::fopen("/proc/self/stat", "r");
+  if (file == nullptr) return false;
+  char line[512];
+  const std::size_t read = std::fread(line, 1, sizeof line - 1, file);
+  std::fclose(file);
+  line[read] = 0;
+  const char* rest = std::strrchr(line, ')');  // the name before it may hold anything
+  unsigned flags = 0;  // proc_pid_stat(5): the ninth field
+  if (rest == nullptr || std::sscanf(rest, ") %*c %*d %*d %*d %*d %*d %u", &flags) != 1) {
+    return false;
+  }
+  constexpr unsigned kForkedWithoutExec = 0x40;  // PF_FORKNOEXEC of linux/sched.h
+  return (flags & kForkedWithoutExec) != 0;
+}
 
-void give_up() { state.store(2); }
+// A thread that calls the library gets a team of its own, so only one does. The callers take turns
+// (`busy` in threads.cpp), so that plain variables do; the guard of a static one would stay taken
+// in the child of a fork in the midst of it.
+pthread_t owner;
+Parallel found = nullptr;
+bool looked = false;
+
+void give_up() { found = nullptr; }
 
 Parallel parallel_of_this_thread() {
-  static const Parallel found = [] {
+  if (!looked) {
     owner = pthread_self();
     pthread_atfork(nullptr, nullptr, &give_up);
-    const Parallel parallel = find_parallel();
-    state.store(parallel != nullptr ? 1 : 2);
-    return parallel;
-  }();
-  return state.load() == 1 && pthread_equal(owner, pthread_self()) ? found : nullptr;
+    found = is_forked() ? nullptr : find_parallel();
+    looked = true;
+  }
+  return pthread_equal(owner, pthread_self()) ? found : nullptr;
 }
 
 }  // namespace
