@@ -49,6 +49,16 @@ def read_canonical(data: bytes | str) -> Any:  # noqa: ANN401 - any JSON value
     )
 
 
+def read_strict(text: str) -> Any:  # noqa: ANN401 - any JSON value
+    """Returns the value of a JSON text, without what Python's reader takes beyond JSON.
+
+    Raises:
+        ValueError: It is no JSON, has a key twice, or NaN or an infinity.
+        RecursionError: It is nested too deeply.
+    """
+    return _STRICT.decode(text)
+
+
 def _number(text: str) -> int | float:
     value = int(text)
     return value if abs(value) <= _SAFE_INTEGER else _finite(text)
@@ -72,6 +82,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"key {key!r} is there twice")
         values[key] = value
     return values
+
+
+# Made once: json.loads with arguments makes one every time.
+_STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refused)
 
 
 def sha256_hex(data: bytes) -> str:

@@ -14,6 +14,7 @@ import click
 
 from forge_harness import __version__
 from forge_harness.errors import ExitCode, ForgeError, unknown_choice
+from forge_harness.integration.stops import interrupted_like_sigint
 from forge_harness.paths import is_utf8
 from forge_harness.probes.masking import Masker
 
@@ -131,7 +132,8 @@ class LazyGroup(click.Group):
 
 def _run(call: Any) -> int:  # noqa: ANN401 - a callable of no arguments
     try:
-        returned = call()
+        with interrupted_like_sigint():
+            returned = call()
     except click.exceptions.Abort:
         return _say("Interrupted.", ExitCode.INTERRUPTED)
     except click.ClickException as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,8 +79,11 @@ def export_command(
                 "rename it."
             )
     targets = _targets(sources, out)
-    from forge_harness.integration.phase6_preparer import NotReadyError, Phase6Preparer
+    from forge_harness.formats.convert import check_outside
+    from forge_harness.integration.phase6_preparer import NotReadyError, Phase6Preparer, origin_of
 
+    for source, target in product(sources, targets):
+        check_outside(origin_of(source), target)
     preparer = Phase6Preparer()
     try:
         if fleet:

@@ -84,7 +84,7 @@ def _target_options(command: _Command) -> _Command:
             default=5.0,
             show_default=True,
             metavar="SECONDS",
-            type=FiniteRange(min=0, min_open=True),
+            type=FiniteRange(min=0, min_open=True, max=86_400),
             help="For a whole answer; also sent as X-Deadline-Ms.",
         ),
         click.option(
@@ -96,7 +96,12 @@ def _target_options(command: _Command) -> _Command:
             help="Requests in flight at which the generator gives up, and says INVALID.",
         ),
         click.option(
-            "--seed", default=0, type=WholeNumber(min=0), metavar="N", help="Of the schedule."
+            "--seed",
+            default=0,
+            # Probes add their number to it, and a digest takes integers under 2**53.
+            type=WholeNumber(min=0, max=2**52),
+            metavar="N",
+            help="Of the schedule.",
         ),
         click.option("-q", "--quiet", is_flag=True, help="No progress."),
     )
@@ -266,7 +271,7 @@ def _find_peak(
     from forge_harness.load.driver import GENERATOR_LOG, find_peak, fresh_directory
     from forge_harness.load.session import Generator, server_of
 
-    server_of(template).scrape()
+    server_of(template).check()
     fresh_directory(directory)
     with Generator(directory / GENERATOR_LOG) as generator:
         return find_peak(

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from forge_harness.cli.options import FiniteRange, WholeNumber, examples, keys_option
+from forge_harness.cli.places import audit_places, check_apart, given, keys_place
 from forge_harness.errors import UsageError
 
 _path = click.Path(path_type=Path)
@@ -117,6 +118,8 @@ def serve_command(
         raise UsageError("--no-auth and --tokens exclude each other; drop one.")
     if replicas is not None and engine != "ray":
         raise UsageError("--replicas is for --engine ray; drop it, or choose that engine.")
+    others = given(package=package, tokens=tokens, tls_cert=tls_cert, tls_key=tls_key)
+    check_apart(audit_places(audit), [*others, *keys_place(keys)])
     from forge_harness.serving.guard import GuardSpec
     from forge_harness.serving.package import load_served
     from forge_harness.serving.server import ready_line, serve

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from forge_harness.cli.options import examples
+from forge_harness.cli.places import Place, check_apart, given, keys_place
 from forge_harness.cli.terminal import several
 from forge_harness.errors import ExitCode
 
@@ -61,18 +62,21 @@ def sign_command(
     from forge_harness.security.key_sources import load_keyring
     from forge_harness.security.keys import Purpose
     from forge_harness.security.openssf import export_signature
-    from forge_harness.security.signing import digests, sign_package
+    from forge_harness.security.signing import sign_package, signature_beside
 
     if (openssf is None) != (openssf_key is None):
         raise UsageError("--openssf and --openssf-key go together; give both or neither.")
+    target = signature or signature_beside(package)
+    check_apart(
+        given(signature=target, public=public, openssf=openssf),
+        [Place("DIR", package), *keys_place(keys), *given(openssf_key=openssf_key)],
+    )
     seed = load_keyring(keys).active(Purpose.SIGN)
     key = Ed25519PrivateKey.from_private_bytes(seed).public_key()
-    target = sign_package(package, [seed], signature=signature)
+    signed = sign_package(package, [seed], signature=target)
     if openssf is not None and openssf_key is not None:
         export_signature(package, openssf_key.read_bytes(), openssf)
     if public is not None:
         write_durably(public, public_key_to_pem(key))
-    click.echo(
-        f"{target}: {several(len(digests(package)), 'file')} signed by key {key_id(key)[:16]}."
-    )
+    click.echo(f"{target}: {several(signed.files, 'file')} signed by key {key_id(key)[:16]}.")
     return ExitCode.PASS

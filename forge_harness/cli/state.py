@@ -19,6 +19,7 @@ from forge_harness.cli.options import (
     json_option,
     keys_option,
 )
+from forge_harness.cli.places import audit_places, check_apart, given, keys_place
 from forge_harness.cli.terminal import echo_json, several, table
 from forge_harness.errors import ExitCode, StateError, UsageError
 
@@ -89,6 +90,7 @@ class _Opener:
             raise UsageError(
                 f"--audit {str(self.audit)!r} needs --keys, which chain and sign its records."
             )
+        check_apart(audit_places(self.audit), [*given(root=self.root), *keys_place(self.keys)])
         if self.keys is None:
             with self._manager(create=create, reads=reads) as manager:
                 yield manager
@@ -236,14 +238,19 @@ def get_command(store: _Opener, phase: str, name: str, out: Path, generation: in
 @_root_option
 @json_option
 def verify_command(store: _Opener, shallow: bool, as_json: bool) -> int:
-    """Recompute every digest; exit code 8 when something is not what was acknowledged."""
+    """Recompute every digest; exit code 8 when something is not what was acknowledged.
+
+    Exit code 7 when nothing is wrong and sealed contents were not opened, for want of --keys.
+    """
     with store(reads=True) as manager:
         report = manager.verify(deep=not shallow)
     if as_json:
         echo_json(asdict(report))
     else:
         click.echo(_verified(report))
-    return ExitCode.VERIFICATION_FAILED if report.problems else ExitCode.PASS
+    if report.problems:
+        return ExitCode.VERIFICATION_FAILED
+    return ExitCode.PASS if report.ok else ExitCode.INCOMPLETE
 
 
 def _verified(report: VerifyReport) -> str:
@@ -251,10 +258,29 @@ def _verified(report: VerifyReport) -> str:
         f"{several(report.generations, 'generation')}, {several(report.states, 'state')}, "
         f"{several(report.contents, 'content')}"
     )
-    if not report.problems:
-        return f"Verified: {counted}; nothing is wrong."
     found = [f"{problem.where}: {problem.what}" for problem in report.problems]
-    return "\n".join([f"{counted}; {several(len(found), 'problem')}:", *found])
+    if found:
+        lines = [f"{counted}; {several(len(found), 'problem')}:", *found]
+    elif report.ok:
+        lines = [f"Verified: {counted}; nothing is wrong."]
+    else:
+        lines = [f"Incomplete: {counted}; nothing is wrong with what could be looked at."]
+    return "\n".join([*lines, *_not_looked_at(report), *_foreign(report)])
+
+
+def _foreign(report: VerifyReport) -> Iterator[str]:
+    for path in report.foreign:
+        yield f"Not of the store: {path}; move it elsewhere."
+
+
+def _not_looked_at(report: VerifyReport) -> Iterator[str]:
+    if report.unopened:
+        yield (
+            f"Not opened: {several(report.unopened, 'sealed content')}, which may be lost all the "
+            "same; give --keys."
+        )
+    if report.unread:
+        yield f"Not read: {several(report.unread, 'content')}; leave --shallow out to read them."
 
 
 @state_group.command(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from forge_harness.cli.options import FiniteRange, examples, json_option, keys_option
+from forge_harness.cli.places import Place, audit_places, check_apart, keys_place
 from forge_harness.cli.terminal import echo_json, say, table
 from forge_harness.errors import ExitCode, UsageError
 
@@ -69,6 +70,7 @@ def issue_command(
         raise UsageError(
             f"--name is {name!r}; expected the name of who will hold the token, in one line."
         )
+    _check_apart(path, keys, audit)
     store, keyring = _opened(path, keys)
 
     def record(token: Token) -> None:
@@ -92,6 +94,7 @@ def issue_command(
 def revoke_command(path: Path, token_id: str, keys: str, audit: Path | None) -> int:
     """End the token ID now; a running server refuses it from its next request on."""
     _existing(path)
+    _check_apart(path, keys, audit)
     store, keyring = _opened(path, keys)
 
     def record(token: Token) -> None:
@@ -131,6 +134,10 @@ def _existing(path: Path) -> None:
     """A wrong name must not look like a file without tokens; only `issue` makes one."""
     if not path.exists():
         raise UsageError(f"There is no token file {path}; `forge-harness tokens issue` makes one.")
+
+
+def _check_apart(path: Path, keys: str, audit: Path | None) -> None:
+    check_apart([Place("FILE", path), *audit_places(audit)], keys_place(keys))
 
 
 def _opened(path: Path, keys: str) -> tuple[TokenStore, Keyring]:

@@ -13,7 +13,7 @@ Tracking and registry are MLflow's, over SQLite, so its own interface shows them
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -95,12 +95,20 @@ class MLOpsCoordinator:
         root: Directory of database and artifacts; made when it is not there.
         quality: Decides what may be promoted, from the metrics of the version; None: the caller
             does.
+        required: Gates without whose metric nothing is promoted; whatever they are, one gate at
+            least must have been measured.
     """
 
-    def __init__(self, root: Path | str, *, quality: QualityCoordinator | None = None) -> None:
+    def __init__(
+        self,
+        root: Path | str,
+        *,
+        quality: QualityCoordinator | None = None,
+        required: Iterable[str] = ("accuracy",),
+    ) -> None:
         self.root = Path(root)
         self._tracker = Tracker(self.root)
-        self._quality = quality
+        self._quality, self._required = quality, frozenset(required)
 
     def __enter__(self) -> MLOpsCoordinator:
         return self
@@ -232,24 +240,38 @@ class MLOpsCoordinator:
         )
 
     def promote(self, name: str, version: int, *, alias: str = "champion") -> RegisteredVersion:
-        """Points an alias to a version, if it passes the gates its metrics speak to.
+        """Points an alias to a version, if it passes the required gates and all it has a metric of.
 
         Raises:
-            RegistryError: There is no such version, a gate fails or has another unit than the
-                metric, or the alias is no name; the alias stays where it is.
+            RegistryError: There is no such version, a gate fails, is not measured or has another
+                unit than the metric, or the alias is no name; the alias stays where it is.
+            ConfigError: The policy does not have a required gate.
         """
         chosen = self.version(name, version)
-        if self._quality is not None:
-            for metric in sorted(set(self._quality.gates()) & chosen.metrics.keys()):
-                unit = chosen.units.get(metric, "1")
-                decided = self._quality.evaluate_gate(metric, chosen.metrics[metric], unit)
-                if not decided.passed:
-                    raise RegistryError(
-                        f"Version {version} of {name!r} is not promoted to {alias!r}: gate "
-                        f"{metric}: {decided.reason or 'not passed'}."
-                    )
+        missed = None if self._quality is None else self._missed(self._quality, chosen)
+        if missed:
+            raise RegistryError(
+                f"Version {version} of {name!r} is not promoted to {alias!r}: {missed}."
+            )
         self._tracker.point(name, alias, chosen.version)
         return self.version(name, version)
+
+    def _missed(self, quality: QualityCoordinator, chosen: RegisteredVersion) -> str:
+        """Returns why a version passes no gate or misses one, "" when it passes."""
+        stated = ", ".join(sorted(chosen.metrics))
+        gates = self._required | (set(quality.gates()) & chosen.metrics.keys())
+        if not gates:
+            known = ", ".join(quality.gates())
+            return f"none of its metrics ({stated}) is one of the gates ({known})"
+        for gate in sorted(gates):
+            decided = quality.evaluate_gate(
+                gate, chosen.metrics.get(gate), chosen.units.get(gate, "1")
+            )
+            if gate not in chosen.metrics:
+                return f"gate {gate} is not measured: its metrics are {stated}; export it with it"
+            if not decided.passed:
+                return f"gate {gate}: {decided.reason or 'not passed'}"
+        return ""
 
     def fetch(self, name: str, which: str | int, destination: Path) -> RegisteredVersion:
         """Copies a version's files into a new directory, verified; all of them or none.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from forge_harness.durable import staged_directory
 from forge_harness.errors import ConflictError, StateError, UnknownStateError, unknown_choice
+from forge_harness.paths import resolved_path
 from forge_harness.security.audit_events import AuditEvent, Decision
 from forge_harness.state import CollectReport, Generation, NewState, State, Store, VerifyReport
 from forge_harness.state.records import file_names_problem
@@ -204,8 +205,10 @@ class StateManager:
         """Writes a state's files into a new directory, verified; all of them or none.
 
         Raises:
-            StateError: The state is unknown or damaged, or the target is in use.
+            StateError: The state is unknown or damaged, or the target is in use, or inside the
+                store.
         """
+        self._check_outside(target)
         state = self.get(phase=phase, name=name, generation=generation)
         if (problem := file_names_problem(state.files)) is not None:
             raise StateError(f"{problem} The store was not written by this harness; do not use it.")
@@ -218,6 +221,14 @@ class StateManager:
                     self._store.copy_to(state, file, stage / file)
         except FileExistsError as error:
             raise StateError(f"{error}; give a new one.") from error
+
+    def _check_outside(self, target: Path) -> None:
+        root, place = resolved_path(self.root), resolved_path(target)
+        # What is sealed in the store would lie open in it.
+        if place == root or root in place.parents:
+            raise StateError(
+                f"{str(target)!r} lies inside the store {str(self.root)!r}; name a place outside."
+            )
 
     def list(self, *, phase: str | int | None = None, kind: str | None = None) -> tuple[State, ...]:
         """Returns the states, by phase and name; named checkpoints are not among them."""

@@ -117,16 +117,26 @@ def _encode_path(path: Path) -> EncodedValue:
             f"There is no file or directory {str(path)!r} to save; give an existing path, or the "
             "content as bytes."
         )
-    links = [entry for entry in path.rglob("*") if entry.is_symlink()]
-    if links:
-        raise StateError(
-            f"{str(links[0])!r} is a symbolic link, which a state cannot hold; replace it by what "
-            "it points to."
-        )
-    files = {p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if p.is_file()}
+    entries = sorted(path.rglob("*"))
+    for entry in entries:
+        if reason := _why_not_kept(entry):
+            raise StateError(f"{str(entry)!r} is {reason}.")
+    files = {p.relative_to(path).as_posix(): p for p in entries if p.is_file()}
     if not files:
         raise StateError(f"{str(path)!r} holds no file to save; give a directory with content.")
     return EncodedValue("directory", files)
+
+
+def _why_not_kept(entry: Path) -> str:
+    """Returns what an entry of a directory is that would be lost, with the remedy; "" otherwise."""
+    if entry.is_symlink():
+        return "a symbolic link, which a state cannot hold; replace it by what it points to"
+    if entry.is_dir():
+        if next(entry.iterdir(), None) is None:
+            return "an empty directory, which a state cannot hold; remove it, or put a file in it"
+    elif not entry.is_file():
+        return "no plain file, which is all a state can hold; remove it"
+    return ""
 
 
 def _down(value: object, leaves: _Leaves, where: str, depth: int) -> Any:  # noqa: ANN401 - JSON

@@ -1,4 +1,4 @@
-"""Requests to stop a run: the first ends its checks, none ends the writing of its record.
+"""Requests to stop: the first ends the checks of a run, none the writing of its record.
 
 A CI system cancels a job by one signal after the other, seconds apart, and a closed terminal
 sends one too; by then the run may be writing what it measured.
@@ -7,9 +7,10 @@ sends one too; by then the run may be writing what it measured.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 
 STOPS = tuple(
@@ -49,14 +50,37 @@ def uninterrupted() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def interrupted_like_sigint() -> Iterator[None]:
+    """Makes a KeyboardInterrupt of the first stop signal that would end the process unheard.
+
+    So that what the block has begun is cleaned up. A second one ends the process at once, and so
+    does the first in a child of fork. Signals that somebody handles are left to them.
+    """
+    unhandled = [number for number in STOPS if signal.getsignal(number) is signal.SIG_DFL]
+    owner = os.getpid()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for each in unhandled:
+            signal.signal(each, signal.SIG_DFL)
+        if os.getpid() != owner:
+            os.kill(os.getpid(), number)
+        raise KeyboardInterrupt
+
+    with _handled_by(interrupt, unhandled):
+        yield
+
+
+@contextlib.contextmanager
+def _handled_by(
+    handler: Callable[[int, FrameType | None], None], numbers: Iterable[signal.Signals] = STOPS
+) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     # A signal that is ignored stays so: nohup, and a shell's background jobs, mean it.
     before = {
         number: signal.getsignal(number)
-        for number in STOPS
+        for number in numbers
         if signal.getsignal(number) is not signal.SIG_IGN
     }
     try:

@@ -12,14 +12,15 @@ from typing import Any, TypeVar
 from forge_harness.errors import LoadError, several
 
 from .gates import gates, recovers
-from .metrics import answers_by_code, parse, unexplained
+from .metrics import Sample, answers_by_code, labels_of, parse, refusal, unexplained
 from .percentiles import encoded_histogram, summary
 from .plan import PLAN, LoadPlan, read_plan
 from .records import Account, Fate, Record, account, read_records
 from .recovery import Recovery, recovery, windows, worst
 from .report import LoadReport, PhaseReport, Reconciliation, peak_from_json
 from .schedule import Phase, arrivals, choices, phase_starts
-from .traffic import Request, requests_of
+from .session import REFUSED
+from .traffic import Request, requests_of, route_of
 from .validity import Cpu, cpu_share, lateness_p99, phase_problems
 
 PEAK = "peak.json"
@@ -195,8 +196,8 @@ def _reconcile(
     own = Counter(r.status for r in ended if r.status is not None)
     sent = sum(r.sent is not None for r in books.records)
     locust = _taken(directory, "locust.json", _counts)
-    paths = frozenset(request.path for request in requests)
-    server, lost = _server_codes(directory, paths)
+    routes = frozenset(route_of(request.path) for request in requests)
+    server, lost = _server_codes(directory, routes)
     unknown = None if server is None else unexplained(own, server, sent - own.total())
     return Reconciliation(
         scheduled=len(books.records),
@@ -254,23 +255,32 @@ def _book_problems(
     return problems
 
 
-def _server_codes(directory: Path, paths: frozenset[str]) -> tuple[Counter[int] | None, bool]:
-    """What the server counted between the two scrapes, and whether only the second is missing."""
-    before, after = directory / "server-before.prom", directory / "server-after.prom"
-    if not before.exists():
-        return None, False
-    earlier = _codes(before, paths)
-    found = _codes(after, paths) if after.exists() else None
+def _server_codes(directory: Path, routes: frozenset[str]) -> tuple[Counter[int] | None, str]:
+    """What the server counted between the two scrapes, and why that is not known though it counts.
+
+    "" when it is known, or the server offers no counters at all.
+    """
+    status = _taken(directory, REFUSED, lambda content: int(content["status"]))
+    if status is not None:
+        return None, refusal(status)
+    earlier, later = (_scrape(directory / f"server-{when}.prom") for when in ("before", "after"))
+    if earlier is None:
+        return None, ""
+    # The second scrape names every route that was asked for; the first need not.
+    labels = labels_of(later or (), routes)
+    before = answers_by_code(earlier, labels)
+    found = None if later is None else answers_by_code(later, labels)
     if found is None:
         # Before the first request a counter may have no sample; it does not lose one later.
-        return None, not after.exists() or earlier is not None
-    found.subtract(earlier or Counter())
-    return Counter({code: count for code, count in found.items() if count}), False
+        is_lost = later is None or before is not None
+        return None, "the server's counters could not be read at the end" if is_lost else ""
+    found.subtract(before or Counter())
+    return Counter({code: count for code, count in found.items() if count}), ""
 
 
-def _codes(path: Path, paths: frozenset[str]) -> Counter[int] | None:
+def _scrape(path: Path) -> tuple[Sample, ...] | None:
     try:
-        return answers_by_code(parse(path.read_text(encoding="utf-8")), paths)
+        return parse(path.read_text(encoding="utf-8")) if path.exists() else None
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from error
 

@@ -195,7 +195,7 @@ def measure(
     """
     base = base or Base()
     # Before anything is written: a second try must find its directory as the first did.
-    server_of(template).scrape()
+    server_of(template).check()
     fresh_directory(directory)
     try:
         with Generator(directory / GENERATOR_LOG) as generator:

@@ -28,7 +28,7 @@ def gates(
     recovery: Recovery | None,
     memory: Sequence[tuple[float, float]],
     peak: Peak | None,
-    counters_lost: bool = False,
+    counters_lost: str = "",
 ) -> tuple[Gate, ...]:
     """Returns every gate of a run, in the order of the phases."""
     found: list[Gate] = []
@@ -63,7 +63,7 @@ def gates(
                 limit=0,
                 direction="at_most",
                 unit="requests",
-                reason="the server's counters could not be read at the end",
+                reason=counters_lost,
             )
         )
     return tuple(found)

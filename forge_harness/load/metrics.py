@@ -17,6 +17,9 @@ from forge_harness.errors import LoadError
 REQUESTS = "forge_requests_total"
 IN_FLIGHT = "forge_requests_in_flight"
 MEMORY = "process_resident_memory_bytes"
+UNMATCHED = "unmatched"
+"""Label of requests for what is no route."""
+_NOT_OFFERED = (404, 405)
 _SAMPLE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)")
 _LABEL = re.compile(r'([A-Za-z_]\w*)="((?:[^"\\]|\\.)*)"')
 _TIMEOUT_S = 5.0
@@ -51,6 +54,32 @@ def total(samples: Iterable[Sample], name: str) -> float | None:
     """Returns the sum over all labels of a metric; None when there is none of that name."""
     values = [sample.value for sample in samples if sample.name == name]
     return sum(values) if values else None
+
+
+class CountersRefusedError(LoadError):
+    """The server is there, and its counters cannot be read.
+
+    Args:
+        status: What it answers instead.
+    """
+
+    def __init__(self, status: int) -> None:
+        super().__init__(refusal(status).capitalize() + ".")
+        self.status = status
+
+
+def refusal(status: int) -> str:
+    """Returns in a clause why there are no counters, and what to do."""
+    remedy = "look at its log"
+    if status in (401, 403):
+        remedy = "use a token whose role has metrics:read, as engineer has"
+    return f"the server's counters could not be read (/metrics answers {status}): {remedy}"
+
+
+def labels_of(samples: Iterable[Sample], routes: Iterable[str]) -> frozenset[str]:
+    """Returns what the server counts requests under, those for none of its routes included."""
+    known = {dict(sample.labels).get("route") for sample in samples if sample.name == REQUESTS}
+    return frozenset(route if route in known else UNMATCHED for route in routes)
 
 
 def answers_by_code(samples: Iterable[Sample], paths: frozenset[str]) -> Counter[int] | None:
@@ -109,8 +138,16 @@ class Server:
                 "`forge-harness serve`, and give --ca for a certificate of your own."
             ) from error
 
+    def check(self) -> None:
+        """Returns when something answers, whatever it says.
+
+        Raises:
+            LoadError: Nothing does.
+        """
+        self.get("/metrics")
+
     def scrape(self, *, at_rest: bool = False, patience_s: float = 2.0) -> str | None:
-        """Returns /metrics as text; None when the server offers none.
+        """Returns /metrics as text; None when the server has none.
 
         Args:
             at_rest: Wait until the server says that nothing is in flight.
@@ -118,12 +155,15 @@ class Server:
 
         Raises:
             LoadError: Nothing answers there.
+            CountersRefusedError: The server has them and does not give them.
         """
         until = time.monotonic() + patience_s
         while True:
             status, body = self.get("/metrics")
-            if status != 200:
+            if status in _NOT_OFFERED:
                 return None
+            if status != 200:
+                raise CountersRefusedError(status)
             text = body.decode("utf-8", "replace")
             busy = total(parse(text), IN_FLIGHT) or 0
             # The scrape itself may be counted as the one in flight.

@@ -174,6 +174,11 @@ def check_address(url: str) -> None:
     # urlsplit drops line breaks, and takes what no request line can hold.
     if not known or not _is_graphic(url):
         raise LoadError(f"{url!r} is no address; expected http://host:port or https://host:port.")
+    if "?" in url or "#" in url:
+        raise LoadError(
+            f"{url!r} has a query or a fragment, which no request would be sent with; expected "
+            "http://host:port, and the query in the paths of --requests."
+        )
 
 
 def bearer_token(plan: LoadPlan) -> str:

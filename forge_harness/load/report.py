@@ -91,15 +91,15 @@ class Reconciliation:
     """None when the server offers no counters."""
     unexplained: int | None
     """Requests that our count and the server's cannot both be right about."""
-    counters_lost: bool
-    """Whether the server offered counters before the run and none after it."""
+    counters_lost: str
+    """Why the counters that the server has were not read, in a clause; "" otherwise."""
     problems: tuple[str, ...]
 
     @property
     def server_text(self) -> str:
         """How the server's counters compare, in a clause."""
         if self.counters_lost:
-            return "not compared with the server: its counters could not be read at the end"
+            return f"not compared: {self.counters_lost}"
         if self.server_codes is None:
             return "not compared with the server: it offers no forge_requests_total"
         return f"the server's counters leave {self.unexplained} unexplained"

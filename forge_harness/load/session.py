@@ -18,11 +18,13 @@ from typing import IO, Any
 from forge_harness.errors import GeneratorError, LoadError
 from forge_harness.paths import resolved_path
 
-from .metrics import MEMORY, Server, parse, total
+from .metrics import MEMORY, CountersRefusedError, Server, parse, total
 from .plan import SIGN, LoadPlan, bearer_token
 
 _SIGN = SIGN.encode()
 LOCUSTFILE = Path(__file__).parent / "generator" / "locustfile.py"
+REFUSED = "server-refused.json"
+"""The status that was answered in place of the server's counters."""
 _START_S = 60.0
 """Importing locust takes 1 s on an idle core, and much longer on a busy machine."""
 _GRACE_S = 30.0
@@ -91,8 +93,8 @@ class Generator:
         """Runs a plan and leaves its files in a directory.
 
         Writes plan.json with its requests, the server's counters before and after (before only,
-        when it does not outlive the load), memory.json when it has them, and what the generator
-        wrote: records-0.jsonl, generator-0.json, locust.json.
+        when it does not outlive the load; server-refused.json when it refuses), memory.json when it
+        has them, and what the generator wrote: records-0.jsonl, generator-0.json, locust.json.
 
         Raises:
             LoadError: Nothing answers at the plan's address.
@@ -188,9 +190,10 @@ class _Watch:
         self._last_t = 0.0
         self._sampled = 0.0
         self._offered = False
+        self._refused: int | None = None
 
     def before(self) -> None:
-        text = self._server.scrape()
+        text = self._scraped()
         self._offered = text is not None
         self._keep("server-before.prom", text)
 
@@ -208,10 +211,19 @@ class _Watch:
         if self._offered:
             # A server that did not outlive the load has no counters left; the report says so.
             with contextlib.suppress(LoadError):
-                text = self._server.scrape(at_rest=True)
+                text = self._scraped(at_rest=True)
         self._keep("server-after.prom", text)
+        refused = None if self._refused is None else json.dumps({"status": self._refused})
+        self._keep(REFUSED, refused)
         self._remember(self._last_t, text)
         self._keep("memory.json", json.dumps(self._memory) if self._memory else None)
+
+    def _scraped(self, *, at_rest: bool = False) -> str | None:
+        try:
+            return self._server.scrape(at_rest=at_rest)
+        except CountersRefusedError as error:
+            self._refused = error.status
+            return None
 
     def _sample(self, t: float) -> None:
         # An overloaded server may not answer; then there is no reading at that time.

@@ -6,7 +6,8 @@ A request file holds a JSON object a line:
 
 `method` is POST unless given. `expect` may hold `labels`, `tokens` (ids of the first choice),
 `text_sha256` (of its text), and `json` (a part the answer must contain). Without `expect` only
-form is checked: that the answer is whole and carries the id of the request it answers.
+form is checked: that the answer is whole and carries the id of the request it answers. /metrics is
+no request: reading the server's counters is counted too.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
-from forge_harness.canonical import sha256_hex
+from forge_harness.canonical import read_strict, sha256_hex
 from forge_harness.errors import LoadError
 
 from .plan import PLAN, LoadPlan, read_file
@@ -29,6 +32,10 @@ _FIELDS = frozenset({"path", "body", "method", "expect"})
 _EXPECTED = frozenset({"labels", "tokens", "text_sha256", "json"})
 _INPUTS = 64
 """Features of a digit, the input of the reference classifier."""
+_METHOD = re.compile(r"[A-Z][A-Z-]*")
+_COUNTERS = "/metrics"
+_OTHER_FORM = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
+"""What taking an answer apart raises when it is JSON and none of ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +77,7 @@ def read_requests(path: Path, *, sha256: str | None = None) -> tuple[Request, ..
         text = content.decode()
     except UnicodeDecodeError as error:
         raise LoadError(f"The request file {path} cannot be read: {error}.") from error
-    lines = [(n, line) for n, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not lines:
         raise LoadError(f"The request file {path} holds no request; expected a JSON object a line.")
     return tuple(_request(line, f"{path}, line {n}") for n, line in lines)
@@ -78,11 +85,20 @@ def read_requests(path: Path, *, sha256: str | None = None) -> tuple[Request, ..
 
 def _request(line: str, where: str) -> Request:
     try:
-        content = json.loads(line)
+        content = read_strict(line)
+        body = content.get("body") if isinstance(content, dict) else None
+        sent = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
     except ValueError as error:
         raise LoadError(f"{where} is no JSON: {error}.") from error
+    except RecursionError as error:
+        raise LoadError(f"{where} nests too deep; send fewer levels.") from error
     if not isinstance(content, dict) or not _is_path(content.get("path")):
         raise LoadError(f'{where} is no request; expected {{"path": "/...", "body": {{...}}}}.')
+    if route_of(content["path"]) == _COUNTERS:
+        raise LoadError(
+            f"{where}: {_COUNTERS} is read by the load itself, and would be counted twice; send "
+            "other requests."
+        )
     expect = content.get("expect", {})
     if not isinstance(expect, dict):
         raise LoadError(f"{where}: expect is no object; expected some of {sorted(_EXPECTED)}.")
@@ -92,14 +108,25 @@ def _request(line: str, where: str) -> Request:
             f"{where}: unknown {sorted(strange)}; expected {sorted(_FIELDS)}, and in "
             f"expect {sorted(_EXPECTED)}."
         )
-    body = content.get("body")
     return Request(
         path=content["path"],
-        body=b"" if body is None else json.dumps(body, separators=(",", ":")).encode(),
-        method=str(content.get("method", "POST")).upper(),
+        body=sent,
+        method=_method(content.get("method", "POST"), where),
         streamed=isinstance(body, dict) and body.get("stream") is True,
         expect=expect,
     )
+
+
+def _method(value: Any, where: str) -> str:  # noqa: ANN401 - any JSON value
+    method = value.upper() if isinstance(value, str) else ""
+    if not _METHOD.fullmatch(method):
+        raise LoadError(f"{where}: method {str(value)[:40]!r} is none; expected GET, POST, ...")
+    return method
+
+
+def route_of(path: str) -> str:
+    """Returns what a server finds the route of a request by: no query, no percent-encoding."""
+    return unquote(re.split("[?#]", path, maxsplit=1)[0])
 
 
 def _is_path(value: Any) -> bool:  # noqa: ANN401 - any JSON value
@@ -166,13 +193,21 @@ def judge(
     if echoed != sent_id:
         return Verdict(Fate.ERROR, "answer to another request (X-Request-Id)")
     try:
-        answer = _stream(body) if request.streamed else json.loads(body)
-    except Truncated as error:
-        return Verdict(Fate.ERROR, f"truncated stream: {error}")
-    except ValueError:
-        return Verdict(Fate.ERROR, "answer is no JSON")
-    problem = _mismatch(request.expect, answer, sent_id)
+        problem = _problem(request, body, sent_id)
+    except _OTHER_FORM:
+        problem = "answer has another form"
     return Verdict(Fate.ERROR, problem) if problem else Verdict(Fate.OK)
+
+
+def _problem(request: Request, body: bytes, sent_id: str) -> str:
+    """Returns what is wrong with the body of an answer, "" for nothing; raises _OTHER_FORM."""
+    try:
+        answer = _stream(body) if request.streamed else read_strict(body.decode())
+    except Truncated as error:
+        return f"truncated stream: {error}"
+    except ValueError:
+        return "answer is no JSON"
+    return _mismatch(request.expect, answer, sent_id)
 
 
 class Truncated(ValueError):
@@ -186,13 +221,14 @@ def _stream(body: bytes) -> dict[str, Any]:
         Truncated: The terminal event, its usage or `[DONE]` is missing, or tokens are.
         ValueError: An event is no JSON.
     """
-    if not body.endswith(b"\n\n"):
+    if not body.endswith((b"\n\n", b"\r\n\r\n", b"\r\r")):
         raise Truncated("it stops in the middle of an event")
-    lines = body.decode("utf-8").splitlines()
+    # The three line ends of the standard, and no other: a text may hold those.
+    lines = re.split("\r\n|\n|\r", body.decode("utf-8"))
     events = [line.removeprefix("data:").strip() for line in lines if line.startswith("data:")]
     if not events or events[-1] != "[DONE]":
         raise Truncated("no [DONE]")
-    parts = [json.loads(event) for event in events[:-1]]
+    parts = [read_strict(event) for event in events[:-1]]
     if not parts or "finish_reason" not in parts[-1] or "usage" not in parts[-1]:
         raise Truncated("no terminal event with finish_reason and usage")
     tokens = [part["token"] for part in parts[:-1] if "token" in part]

@@ -8,12 +8,14 @@ a server at what the disk does (93 a second measured against 4050 in groups of 1
 from __future__ import annotations
 
 import hmac
+import logging
 import queue
 import threading
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -34,6 +36,8 @@ GROUP_S = 0.010
 GROUP_EVENTS = 256
 HEAD_S = 1.0
 """Requests get a new head at most this often; control actions get one each."""
+
+_log = logging.getLogger(__name__)
 
 
 class AuditLog:
@@ -76,8 +80,14 @@ class AuditLog:
         self._why_not = "is closed"
         self._is_open = True
         """Whether the file may be used; read and changed with `_appending` held."""
-        self._headed_at = 0.0
+        self._headed_at = self._tried_at = 0.0
+        """When a head was written, and when the idle log last tried to."""
         self._headed_number = self._last_number = -1
+        self._lacks_head = False
+        """Whether the newest try to write a head failed; until one succeeds nothing is recorded."""
+        self._refused: list[AuditEvent] = []
+        """What is on record and was refused all the same, which is not on record yet."""
+        self._trouble = ""
         tell_of_forks(self)
 
     @classmethod
@@ -107,10 +117,10 @@ class AuditLog:
         """Records a control action; returns once record and head are on disk.
 
         Raises:
-            AuditError: They are not; the action must not be done.
+            AuditError: They are not; the action must not be done. A record without its head is
+                followed by one that says so, with the decision `error`.
         """
-        (record,) = self._append([event])
-        self._add_head(record)
+        (record,) = self._recorded([event], with_head=True)
         return record
 
     def submit(self, event: AuditEvent) -> Future[AuditRecord]:
@@ -150,10 +160,7 @@ class AuditLog:
             self._queue.put(None)
             thread.join()
         try:
-            with self._appending:
-                last = self._file.last()
-            if last is not None and last.number != self._headed_number:
-                self._add_head(last)
+            self._head_newest()
         finally:
             # Not under the feet of another thread: SQLite would execute on freed memory.
             with self._appending:
@@ -201,21 +208,30 @@ class AuditLog:
         """
         while self._headed_number < self._last_number:
             try:
-                left = self._headed_at + HEAD_S - time.monotonic()
+                left = max(self._headed_at, self._tried_at) + HEAD_S - time.monotonic()
                 return self._queue.get(timeout=max(0.0, left))
             except queue.Empty:
-                self._head_newest()
+                self._catch_up()
         return self._queue.get()
 
-    def _head_newest(self) -> None:
+    def _catch_up(self) -> None:
+        self._tried_at = time.monotonic()
         try:
-            with self._appending:
-                last = self._file.last()
-            if last is not None:
-                self._add_head(last)
-        except (AuditError, OSError):
-            # As long as the disk refuses; what is recorded meanwhile is refused by `_commit`.
-            self._headed_at = time.monotonic()
+            self._head_newest()
+        except (AuditError, OSError) as error:
+            self._tell(str(error))
+        else:
+            self._tell("")
+
+    def _tell(self, trouble: str) -> None:
+        """Logs what is wrong with requests' records, and that it is over: once each."""
+        if trouble == self._trouble:
+            return
+        self._trouble = trouble
+        if trouble:
+            _log.error("No request is recorded: %s", trouble)
+        else:
+            _log.warning("Requests are recorded again.")
 
     def _commit(self, group: Sequence[tuple[AuditEvent, Future[AuditRecord]]]) -> None:
         if not group:
@@ -223,17 +239,53 @@ class AuditLog:
         # Who gave up waiting still did what is recorded; a future cannot be cancelled from here on.
         waiting = [future.set_running_or_notify_cancel() for _, future in group]
         try:
-            records = self._append([event for event, _ in group])
-            if time.monotonic() - self._headed_at >= HEAD_S:
-                self._add_head(records[-1])
+            is_due = time.monotonic() - self._headed_at >= HEAD_S
+            records = self._recorded([event for event, _ in group], with_head=is_due)
         except Exception as error:
+            self._tell(str(error))
             for (_, future), waits in zip(group, waiting, strict=True):
                 if waits:
                     future.set_exception(error)
             return
+        self._tell("")
         for (_, future), waits, record in zip(group, waiting, records, strict=True):
             if waits:
                 future.set_result(record)
+
+    def _recorded(self, events: Sequence[AuditEvent], *, with_head: bool) -> Sequence[AuditRecord]:
+        # A head that failed comes first: nobody would vouch for what is recorded without one.
+        if self._lacks_head:
+            self._head_newest()
+        records = self._append(events)
+        if with_head:
+            try:
+                self._add_head(records[-1])
+            except BaseException as error:
+                self._call_off(events, error)
+                raise
+        return records
+
+    def _call_off(self, events: Sequence[AuditEvent], error: BaseException) -> None:
+        """Says of what is on record that it was refused: now, or before the next head."""
+        why = f"{type(error).__name__}: {error}"
+        with self._lock:
+            self._refused += [
+                replace(e, decision=Decision.ERROR, detail={**e.detail, "error": why}, time="")
+                for e in events
+            ]
+        with suppress(AuditError):
+            self._record_refused()
+
+    def _record_refused(self) -> None:
+        with self._lock:
+            refused, self._refused = self._refused, []
+        try:
+            if refused:
+                self._append(refused)
+        except BaseException:
+            with self._lock:
+                self._refused += refused
+            raise
 
     def _append(self, events: Sequence[AuditEvent]) -> Sequence[AuditRecord]:
         def follow(last: AuditRecord | None) -> list[AuditRecord]:
@@ -253,8 +305,21 @@ class AuditLog:
         self._last_number = appended[-1].number
         return appended
 
+    def _head_newest(self) -> None:
+        self._record_refused()
+        with self._appending:
+            self._check_open()
+            last = self._file.last()
+        if last is not None and (self._lacks_head or last.number != self._headed_number):
+            self._add_head(last)
+
     def _add_head(self, record: AuditRecord) -> None:
-        self._heads.add(self._log_id, record.number, record.mac, self._signing_key)
+        try:
+            self._heads.add(self._log_id, record.number, record.mac, self._signing_key)
+        except BaseException:
+            self._lacks_head = True
+            raise
+        self._lacks_head = False
         self._headed_at, self._headed_number = time.monotonic(), record.number
 
 

@@ -33,11 +33,16 @@ def load_keyring(source: str, environ: MutableMapping[str, str] | None = None) -
         SecurityError: It is readable by others, or is no keyring.
     """
     kind, _, rest = source.partition(":")
+    if (path := keyring_path(source)) is not None:
+        return keyring_from_file(path)
     if kind == "env":
         return keyring_from_environment(rest, os.environ if environ is None else environ)
-    if kind == "command":
-        return keyring_from_command(shlex.split(rest))
-    return keyring_from_file(Path(source))
+    return keyring_from_command(shlex.split(rest))
+
+
+def keyring_path(source: str) -> Path | None:
+    """Returns the file that a word as `load_keyring` takes it names; None where it names none."""
+    return None if source.partition(":")[0] in ("env", "command") else Path(source)
 
 
 def keyring_from_file(path: Path) -> Keyring:

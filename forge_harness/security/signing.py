@@ -24,6 +24,19 @@ _SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
+class Signature:
+    """A signature that is on disk.
+
+    Attributes:
+        path: Where.
+        files: How many files of the package it is over.
+    """
+
+    path: Path
+    files: int
+
+
+@dataclass(frozen=True, slots=True)
 class SignedPackage:
     """A package whose signature holds and whose files are the ones that were signed.
 
@@ -58,8 +71,8 @@ def sign_package(
     *,
     signature: Path | None = None,
     claim: Mapping[str, Any] | None = None,
-) -> Path:
-    """Signs every file of a directory; returns the signature's path once it is on disk.
+) -> Signature:
+    """Signs every file of a directory; returns once the signature is on disk.
 
     Args:
         directory: Must not change any more.
@@ -79,8 +92,9 @@ def sign_package(
         raise SecurityError(
             f"The signature {str(target)!r} would lie within what it signs; put it beside."
         )
+    found = digests(directory)
     statement = dsse.Statement(
-        digests(directory),
+        found,
         PREDICATE_TYPE,
         {
             "name": resolved_path(directory).name,
@@ -90,7 +104,7 @@ def sign_package(
     )
     private = [Ed25519PrivateKey.from_private_bytes(key) for key in keys]
     write_durably(target, dsse.sign(statement, private))
-    return target
+    return Signature(target, len(found))
 
 
 def verify_package(

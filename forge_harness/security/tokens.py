@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hmac
 import json
+import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -111,7 +114,8 @@ class TokenStore:
             record: Told of the token before it is on disk; what it raises, there is no token.
 
         Raises:
-            SecurityError: A role is unknown, or the time is none; nothing was recorded.
+            SecurityError: A role is unknown, the time is none, or what is at the path is no plain
+                file; nothing was recorded.
             OSError: The file system refused; there is no new token.
         """
         chosen = tuple(sorted(self.access.check_roles(roles)))
@@ -131,8 +135,7 @@ class TokenStore:
             created_at=now.isoformat(timespec="seconds"),
             expires_at=(now + timedelta(days=days)).isoformat(timespec="seconds"),
         )
-        with exclusive(self.path):
-            tokens = self.tokens()
+        with self._changing() as tokens:
             if record is not None:
                 record(token)
             self._write([*tokens, token])
@@ -147,9 +150,9 @@ class TokenStore:
 
         Raises:
             TokenError: There is none of that id; nothing was recorded.
+            SecurityError: What is at the path is no plain file.
         """
-        with exclusive(self.path):
-            tokens = self.tokens()
+        with self._changing() as tokens:
             found = next((token for token in tokens if token.id == token_id), None)
             if found is None:
                 raise TokenError(
@@ -168,7 +171,8 @@ class TokenStore:
         Raises:
             SecurityError: The file is no token file.
         """
-        self._refresh()
+        if not self._refresh():
+            return []
         return list(self._by_hash.values())
 
     def authenticate(self, secret: str, *, audience: str, now: datetime | None = None) -> Principal:
@@ -182,12 +186,14 @@ class TokenStore:
         Raises:
             TokenError: It is malformed, unknown, revoked, expired or for another service. The
                 message has no part of it.
+            SecurityError: The file is missing, or no token file.
         """
         if not _FORM.fullmatch(secret):
             raise TokenError(
                 f"The token is malformed; expected {PREFIX!r} and 43 letters, digits, '-' or '_'."
             )
-        self._refresh()
+        if not self._refresh():
+            raise self._unreadable("there is no such file")
         # The look-up is by a keyed hash, so its time says nothing about a token.
         found = (self._by_hash.get(_hash(key, secret)) for key in self._keys)
         token = next((each for each in found if each is not None), None)
@@ -204,12 +210,26 @@ class TokenStore:
             )
         return Principal(token.name, frozenset(token.roles))
 
-    def _refresh(self) -> None:
+    @contextmanager
+    def _changing(self) -> Iterator[list[Token]]:
+        """Yields the tokens, which nobody else changes until the block ends."""
+        # Before the lock, which would stay behind beside it.
+        if self.path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self.path))
+        if self.path.exists() and not self.path.is_file():
+            raise SecurityError(
+                f"{str(self.path)!r} is no plain file; expected a file of tokens, or a new name."
+            )
+        with exclusive(self.path):
+            yield self.tokens()
+
+    def _refresh(self) -> bool:
+        """Reads the file if it changed; returns whether there is one."""
         try:
             status = self.path.stat()
         except FileNotFoundError:
             self._stamp, self._damage, self._by_hash = None, "", {}
-            return
+            return False
         stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
         if stamp != self._stamp:
             self._stamp, self._by_hash = None, {}
@@ -223,6 +243,7 @@ class TokenStore:
                 self._stamp = stamp
         if self._damage:
             raise self._unreadable(self._damage)
+        return True
 
     def _take(self, content: bytes) -> None:
         self._damage = ""

@@ -49,6 +49,8 @@ class LimitedProtocol(HttpToolsProtocol):
     settings: ClassVar[Settings]
     metrics: ClassVar[Metrics]
     _is_in_headers, _is_in_body = True, False
+    _has_ended = False
+    """Whether a message ended in what is being parsed."""
     _header_bytes = 0
     _owed: str | None = None
     _until = 0.0
@@ -78,8 +80,10 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parses, and gives up on headers that do not end."""
+        self._has_ended = False
         super().data_received(data)
-        if self._is_in_headers:
+        # What came with the end of a message is not all of it headers; the next read is.
+        if self._is_in_headers and not self._has_ended:
             self._header_bytes += len(data)
             if self._header_bytes > MAX_HEADER_BYTES:
                 self._give_up()
@@ -99,7 +103,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Stops waiting for a body, whether or not somebody reads it."""
         super().on_message_complete()
-        self._is_in_body = False
+        self._is_in_body, self._has_ended = False, True
         self._wait_as_needed()
 
     def on_response_complete(self) -> None:

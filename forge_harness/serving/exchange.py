@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from starlette.types import Receive, Scope, Send
 
+from forge_harness.canonical import read_strict
 from forge_harness.security.access import ANONYMOUS, Principal
 
 from .problems import (
@@ -317,7 +318,7 @@ def json_body(raw: bytes) -> dict[str, Any]:
         Problem: MALFORMED: not UTF-8, not JSON, NaN or infinity, a key twice, or no object.
     """
     try:
-        value = _DECODER.decode(raw.decode())
+        value = read_strict(raw.decode())
     except UnicodeDecodeError as error:
         raise Problem(MALFORMED, f"The body is not UTF-8 at byte {error.start}.") from error
     except json.JSONDecodeError as error:
@@ -333,22 +334,10 @@ def json_body(raw: bytes) -> dict[str, Any]:
     return value
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key is there twice")
-    return found
-
-
-def _no_constant(text: str) -> None:
-    raise ValueError(f"{text} is no JSON number")
-
-
 def dump(value: dict[str, Any]) -> bytes:
     """Returns JSON as it is sent; refuses NaN and infinity."""
     return _ENCODER.encode(value).encode()
 
 
-# Made once: json.loads and json.dumps with arguments make one every time.
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+# Made once: json.dumps with arguments makes one every time.
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import io
 import os
+import re
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from .fs import Fs, write_all
 from .hashing import CHUNK_BYTES, StreamDigest, ThreadedDigest
 from .sealer import Sealer
 
+_NAME = re.compile(r"[0-9a-f]{64}")
 CONTEXT = b"forge-harness state content"
 """Bound into every sealed content. Which content it is follows from its digest."""
 
@@ -208,9 +210,24 @@ class Blobs:
         return digest.hexdigest
 
     def names(self) -> Iterator[str]:
-        """Yields the name of every file below objects/."""
-        for directory in self.fs.names(self.objects):
-            yield from self.fs.names(self.objects / directory)
+        """Yields the name of every file of a content, needed or not."""
+        return (path.name for path in self._entries() if self._is_of_content(path))
+
+    def foreign(self) -> Iterator[Path]:
+        """Yields what lies below objects/ and no store ever put there."""
+        return (path for path in self._entries() if not self._is_of_content(path))
+
+    def _entries(self) -> Iterator[Path]:
+        for name in self.fs.names(self.objects):
+            try:
+                below = self.fs.names(self.objects / name)
+            except NotADirectoryError:
+                yield self.objects / name
+            else:
+                yield from (self.objects / name / each for each in below)
+
+    def _is_of_content(self, path: Path) -> bool:
+        return bool(_NAME.fullmatch(path.name)) and path == self.path(path.name)
 
     # Setting aside
 

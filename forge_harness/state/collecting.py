@@ -162,6 +162,8 @@ class Sweep:
             fs.unlink(path)
         except FileNotFoundError:  # Its writer gave it up or took it.
             return
+        except IsADirectoryError:  # No store made it.
+            return
         self.files_removed += 1
         self.bytes_freed += size
 

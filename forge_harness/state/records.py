@@ -99,7 +99,7 @@ class VerifyReport:
     """What a verification looked at and what it found."""
 
     deep: bool
-    """Whether every content was read and hashed, not only looked for."""
+    """Whether every content was to be read and hashed, not only looked for."""
     generations: int
     states: int
     """Distinct states over all generations."""
@@ -109,16 +109,23 @@ class VerifyReport:
     """Bytes of them, sealed or not, as they lie on disk."""
     collected: int
     """Contents that only generations no longer retained had; gone on purpose."""
+    unread: int
+    """Contents that are there and were not read: only a deep verification does."""
+    unopened: int
+    """Sealed contents that lie as they were written, and may be lost all the same: without a key,
+    neither the head that the key opens nor what comes out could be looked at."""
     orphans: int
     """Files no generation has: left by a kill, swept by `Store.collect`."""
     quarantined: int
     """Damaged contents kept aside."""
+    foreign: tuple[str, ...]
+    """Paths below objects/ that no store wrote; nothing reads or removes them."""
     problems: tuple[Problem, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.problems
+        """Whether nothing is wrong, and nothing that was to be opened stayed sealed."""
+        return not self.problems and not self.unopened
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

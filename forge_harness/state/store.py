@@ -345,7 +345,7 @@ class Store:
 
         Args:
             deep: Whether contents are read and hashed, not only looked for. Sealed ones are hashed
-                as they lie when the store was opened without a key.
+                as they lie when the store was opened without a key, and counted as unopened.
             quarantine: Whether damaged contents are moved aside. Nothing else is ever changed.
 
         Raises:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from forge_harness.errors import DamagedStateError, ForgeError
 
@@ -30,14 +32,14 @@ def verify(contents: Contents, root: Path, *, deep: bool, quarantine: bool) -> V
         known = {}
     current = set(history.view().values())
     wanted = _wanted(history)
-    collected = 0
+    found: Counter[str] = Counter()
     for ref, (where, ids) in wanted.items():
         stored = known.get(ref.digest)
         if stored is not None and stored.collected_at is not None and not ids & current:
-            collected += 1
+            found["collected"] += 1
             continue
         try:
-            _check(contents, ref, stored, deep=deep, quarantine=quarantine)
+            found[_check(contents, ref, stored, deep=deep, quarantine=quarantine)] += 1
         except ForgeError as error:
             problems.append(Problem(where, str(error)))
         except OSError as error:
@@ -48,12 +50,15 @@ def verify(contents: Contents, root: Path, *, deep: bool, quarantine: bool) -> V
         deep=deep,
         generations=len(history.generations()),
         states=len(history.states),
-        contents=len(wanted) - collected,
+        contents=len(wanted) - found["collected"],
         content_bytes=_stored_bytes(known, wanted),
-        collected=collected,
+        collected=found["collected"],
+        unread=found["unread"],
+        unopened=found["unopened"],
         orphans=sum(name not in present for name in blobs.names())
         + len(blobs.fs.names(blobs.temporary)),
         quarantined=len(blobs.fs.names(blobs.quarantined)),
+        foreign=tuple(str(path.relative_to(root)) for path in blobs.foreign()),
         problems=tuple(problems),
     )
 
@@ -70,12 +75,13 @@ def _wanted(history: History) -> Mapping[BlobRef, tuple[str, set[str]]]:
 
 def _check(
     contents: Contents, ref: BlobRef, stored: StoredObject | None, *, deep: bool, quarantine: bool
-) -> None:
+) -> Literal["verified", "unopened", "unread"]:
+    """Raises ForgeError or OSError unless a content is good, as far as that can be seen."""
     if stored is None:
         stored = contents.locate(ref)
     if deep and not (stored.sealed and contents.blobs.sealer is None):
         contents.verify(ref, quarantine=quarantine)
-        return
+        return "verified"
     if deep:
         found = contents.index.object(ref.digest)
         good = found is not None and contents.stored_is_good(found)
@@ -88,6 +94,7 @@ def _check(
         raise DamagedStateError(
             f"content {ref.digest} is missing or not what was written", digest=ref.digest
         )
+    return "unopened" if deep else "unread"
 
 
 def _stored_bytes(

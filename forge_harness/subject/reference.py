@@ -347,7 +347,7 @@ class ReferenceSubject:
 
     def sign_package(self, directory: Path) -> Path:
         """See `SignsPackages.sign_package`."""
-        return signing.sign_package(directory, [self._keys().active(Purpose.SIGN)])
+        return signing.sign_package(directory, [self._keys().active(Purpose.SIGN)]).path
 
     def check_package(self, directory: Path, signature: Path) -> None:
         """See `SignsPackages.check_package`."""

@@ -275,9 +275,12 @@ class StateCheckpoints:
                     for sentence in damaged:
                         on_damaged(f"{sentence} The run goes on from {state.name}.")
                     return target
-        reason = f": {damaged[0]}" if damaged else ""
+        kept = f"The store {str(self.root)!r} has no"
+        if damaged:
+            raise CheckpointError(f"{kept} sound checkpoint of run {self.run!r}: {damaged[0]}")
         raise CheckpointError(
-            f"The store {str(self.root)!r} has no sound checkpoint of run {self.run!r}{reason}"
+            f"{kept} checkpoint of run {self.run!r}: a run ends without one when it is stopped "
+            "before its first; start it again in a new directory."
         )
 
     def _open(self, *, create: bool = True) -> Store:

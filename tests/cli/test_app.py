@@ -13,6 +13,7 @@ from forge_harness import __version__
 from forge_harness.cli import app
 from forge_harness.cli.app import COMMANDS
 from forge_harness.errors import ConfigError, ExitCode, VerificationError
+from forge_harness.paths import fixtures_dir
 
 HEAVY = ("torch", "numpy", "locust", "gevent", "mlflow", "matplotlib", "pydantic", "rich", "pytest")
 
@@ -197,6 +198,32 @@ def test_interrupting_is_2(invoke, broken):
     result = invoke("doctor")
     assert result.exit_code == ExitCode.INTERRUPTED
     assert result.stderr.strip() == "Interrupted."
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        ("SIGTERM", ("convert", "{model}", "{out}", "--to", "native")),
+        ("SIGHUP", ("convert", "{model}", "{out}", "--to", "native")),
+        ("SIGTERM", ("export", "{model}", "--out", "{out}")),
+    ],
+)
+def test_a_stop_signal_leaves_no_stage_behind(tmp_path, number, words):
+    """A command that handles no signals itself died where it was, half of its output on disk."""
+    model, out = fixtures_dir() / "models" / "v1.0", tmp_path / "out"
+    program = (
+        "import os, signal, sys; from forge_harness import durable\n"
+        f"signal.signal(signal.{number}, signal.SIG_DFL)\n"
+        f"durable.sync_tree = lambda stage: os.kill(os.getpid(), signal.{number})\n"
+        "from forge_harness.cli import main; main(sys.argv[1:])"
+    )
+    given = [word.format(model=model, out=out) for word in words]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *given], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == ExitCode.INTERRUPTED, done.stderr
+    assert done.stderr.strip() == "Interrupted."
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("code", [ExitCode.PASS, ExitCode.GATE_FAILED, ExitCode.INCOMPLETE])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from click.testing import CliRunner
 
+from forge_harness.canonical import tree_digest
 from forge_harness.cli import app
 from forge_harness.formats import FORMATS
 from forge_harness.paths import fixtures_dir
@@ -112,3 +114,20 @@ def test_the_matrix_is_printed():
     text = CliRunner().invoke(app, ["inspect", "--matrix"])
     assert "Auto-detect" in text.stdout
     assert CliRunner().invoke(app, ["inspect"]).exit_code == 4
+
+
+@pytest.mark.parametrize("inside", [".", "x", "deeper/x"])
+def test_a_package_inside_its_source_is_refused_and_the_source_unchanged(tmp_path, inside):
+    source = shutil.copytree(MODELS / "v1.0", tmp_path / "source")
+    before = tree_digest(source)
+    result = run(source, "--out", source / inside)
+    assert result.exit_code == 4, result.output
+    assert "name a place outside" in result.stderr or "is source and destination" in result.stderr
+    assert tree_digest(source) == before
+
+
+def test_no_package_lies_inside_the_source_of_another(tmp_path):
+    source = shutil.copytree(MODELS / "v1.0", tmp_path / "source")
+    before = tree_digest(source)
+    result = run(MODELS / "custom", source, "--out", source)
+    assert (result.exit_code, tree_digest(source)) == (4, before), result.output

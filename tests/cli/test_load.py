@@ -169,6 +169,9 @@ def test_a_dry_run_writes_a_plan_for_locust(invoke, tmp_path):
         (("--capacity", "-3"), "'-3' is no rate"),
         (("--dry-run",), "give --rate"),
         (("--rate", "0"), "not in the range"),
+        (("--url", "http://127.0.0.1:1/?a=1"), "a query or a fragment"),
+        (("--seed", "99999999999999999999999"), "not in the range"),
+        (("--timeout", "2000000"), "not in the range"),
         ((), "Nothing answers at http://127.0.0.1:1"),
     ],
 )

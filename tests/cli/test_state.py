@@ -12,6 +12,7 @@ from forge_harness.errors import ForgeError, UsageError
 from forge_harness.security.audit_file import AuditFile
 from forge_harness.security.key_sources import write_keyring
 from forge_harness.security.keys import Keyring
+from forge_harness.security.sealing import KeyringSealer
 
 
 @pytest.fixture
@@ -108,3 +109,78 @@ def test_an_audit_log_without_keys_is_refused(root: Path, tmp_path: Path) -> Non
     assert isinstance(done.exception, UsageError)
     assert "needs --keys" in str(done.exception)
     assert not (tmp_path / "audit.db").exists()
+
+
+@pytest.fixture
+def sealed(tmp_path: Path) -> Path:
+    """A sealed store with one content in a file and one in the index; its keys are beside it."""
+    keyring = Keyring.new()
+    write_keyring(tmp_path / "keys.json", keyring)
+    with StateManager(tmp_path / "sealed", sealer=KeyringSealer(keyring)) as manager:
+        manager.save(phase=5, kind="model", name="large", data=b"w" * 100_000)
+        manager.save(phase=5, kind="model", name="small", data=b"w")
+    return tmp_path / "sealed"
+
+
+def test_what_is_sealed_and_was_not_opened_is_not_verified(sealed: Path) -> None:
+    keys = ("--keys", str(sealed.with_name("keys.json")))
+    result = run(sealed, "verify")
+    assert result.return_value == 7
+    assert "Incomplete: 2 generations, 2 states, 2 contents; nothing is wrong with" in result.output
+    assert "Not opened: 2 sealed contents" in result.output
+    report = json.loads(run(sealed, "verify", "--json").output)
+    assert (report["unopened"], report["unread"], report["problems"]) == (2, 0, [])
+    assert run(sealed, "verify", *keys).return_value == 0
+    assert json.loads(run(sealed, "verify", "--json", *keys).output)["unopened"] == 0
+
+
+def test_a_head_that_no_key_opens_any_more_is_seen_with_the_keys_alone(sealed: Path) -> None:
+    keys = ("--keys", str(sealed.with_name("keys.json")))
+    (file,) = (path for path in (sealed / "objects").rglob("*") if path.is_file())
+    content = bytearray(file.read_bytes())
+    content[20] ^= 4
+    file.chmod(0o600)
+    file.write_bytes(content)
+    assert run(sealed, "verify").return_value == 7
+    assert run(sealed, "verify", *keys).return_value == 8
+
+
+def test_a_problem_counts_for_more_than_what_was_not_opened(sealed: Path) -> None:
+    (file,) = (path for path in (sealed / "objects").rglob("*") if path.is_file())
+    file.unlink()
+    result = run(sealed, "verify")
+    assert result.return_value == 8
+    assert "Not opened: 1 sealed content," in result.output
+
+
+def test_a_shallow_verification_says_what_it_did_not_read(root: Path) -> None:
+    result = run(root, "verify", "--shallow")
+    assert result.return_value == 0
+    assert "Not read: 2 contents" in result.output
+    assert json.loads(run(root, "verify", "--shallow", "--json").output)["unread"] == 2
+    assert "Not read" not in run(root, "verify").output
+
+
+def test_what_no_store_wrote_is_named_and_stays(root: Path) -> None:
+    (root / "objects" / "junk").write_text("x")
+    (root / "objects" / "ab").mkdir(exist_ok=True)
+    (root / "objects" / "ab" / "notes.txt").write_text("x")
+    (root / "tmp" / "folder").mkdir()
+    result = run(root, "verify")
+    assert result.return_value == 0, result.output
+    assert "Not of the store: objects/ab/notes.txt;" in result.output
+    report = json.loads(run(root, "verify", "--json").output)
+    assert report["foreign"] == ["objects/ab/notes.txt", "objects/junk"]
+    assert run(root, "gc", "--grace", "0").return_value == 0
+    assert (root / "objects" / "junk").exists()
+    assert (root / "objects" / "ab" / "notes.txt").exists()
+
+
+def test_nothing_is_written_out_into_the_store_itself(sealed: Path) -> None:
+    keys = ("--keys", str(sealed.with_name("keys.json")))
+    before = sorted(sealed.rglob("*"))
+    for inside in ("inside", "objects/inside", "."):
+        result = run(sealed, "get", "5", "large", "--out", str(sealed / inside), *keys)
+        assert isinstance(result.exception, UsageError)
+        assert "name a place outside" in str(result.exception)
+    assert sorted(sealed.rglob("*")) == before

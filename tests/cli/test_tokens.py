@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -94,3 +95,14 @@ def test_what_is_refused_is_not_recorded_as_done(invoke, keys, tmp_path):
     unknown = invoke("tokens", "revoke", path, "0" * 16, *keys, "--audit", log)
     assert unknown.exit_code == ExitCode.USAGE
     assert recorded(invoke, log) == []
+
+
+def test_what_is_no_plain_file_is_refused_and_gets_no_lock_beside_it(invoke, keys, tmp_path):
+    (tmp_path / "null").symlink_to(os.devnull)
+    (tmp_path / "folder").mkdir()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for name, said in (("null", "null' is no plain file"), ("folder", "folder: Is a directory")):
+        result = issue(invoke, keys, tmp_path / name)
+        assert result.exit_code == ExitCode.USAGE, result.output
+        assert said in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == before

@@ -165,6 +165,32 @@ def test_what_misses_a_gate_is_not_promoted(empty, package, tmp_path) -> None:
         assert coordinator.version("digits", "champion").version == 1
 
 
+def test_what_no_gate_was_asked_of_is_not_promoted(empty, package, tmp_path) -> None:
+    """`acuracy` 0.05 was promoted: only metrics named as a gate were looked at."""
+    misspelt = shutil.copytree(package, tmp_path / "misspelt")
+    entries = {"acuracy": {"value": 0.05, "unit": "1"}, "loss": {"value": 1.0, "unit": "1"}}
+    (misspelt / "metrics.json").write_text(json.dumps(entries))
+    (misspelt / "manifest.json").unlink()
+    write_manifest(misspelt)
+    quality = QualityCoordinator(load_policy())
+    root = shutil.copytree(empty, tmp_path / "mlops")
+    with MLOpsCoordinator(root, quality=quality) as coordinator:
+        coordinator.register(misspelt, name="digits")
+        coordinator.register(package, name="digits")
+        with pytest.raises(RegistryError, match=r"gate accuracy is not measured.*acuracy, loss"):
+            coordinator.promote("digits", 1)
+        assert coordinator.version("digits", 1).aliases == ()
+    with (
+        MLOpsCoordinator(root, quality=quality, required=("latency",)) as coordinator,
+        pytest.raises(RegistryError, match="gate latency is not measured"),
+    ):
+        coordinator.promote("digits", 2)
+    with MLOpsCoordinator(root, quality=quality, required=()) as coordinator:
+        with pytest.raises(RegistryError, match=r"none of its metrics .* is one of the gates"):
+            coordinator.promote("digits", 1)
+        assert coordinator.promote("digits", 2).aliases == ("champion",)
+
+
 def test_what_is_not_there_is_named(coordinator, package, tmp_path) -> None:
     coordinator.register(package, name="digits")
     with pytest.raises(RegistryError, match="digits"):

@@ -212,7 +212,8 @@ def test_a_sealed_store_changes_its_key_without_rewriting_contents(tmp_path: Pat
         assert manager.load(phase=5, name="big") == big
         assert manager.load(phase=5, name="small") == small
     with StateManager(root) as manager:  # no key: everything is checked as it lies on disk
-        assert manager.verify().ok
+        report = manager.verify()
+        assert (report.problems, report.unopened, report.ok) == ((), 2, False)
 
 
 def test_without_or_with_another_key_nothing_is_read_or_written(tmp_path: Path) -> None:
@@ -318,6 +319,26 @@ def test_what_cannot_be_recorded_is_not_done(audited) -> None:
         with pytest.raises(AuditError):
             act()
     assert manager.summary() == before
+
+
+def test_what_no_head_vouches_for_is_not_done_and_recorded_as_an_error(
+    audited, tmp_path: Path
+) -> None:
+    manager, log = audited
+    manager.save(phase=4, kind="config", name="c", data={"a": 1})
+    heads = tmp_path / "audit.db.heads"
+    heads.rename(tmp_path / "kept")
+    heads.mkdir()
+    before = manager.summary()
+    with pytest.raises(AuditError):
+        manager.save(phase=4, kind="config", name="d", data={"a": 2})
+    heads.rmdir()
+    (tmp_path / "kept").rename(heads)
+    assert manager.summary() == before
+    assert recorded(log)[1:] == [
+        ("state.save", "phase4/d", "allow"),
+        ("state.save", "phase4/d", "error"),
+    ]
 
 
 @pytest.mark.parametrize("name", ["../pwned", "{tmp}/pwned", "sub/../../pwned"])

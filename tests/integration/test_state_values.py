@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,15 @@ def test_what_cannot_be_held_is_refused_with_its_place(tmp_path: Path) -> None:
         encode(tmp_path / "missing")
     with pytest.raises(StateError, match="holds no file"):
         encode(tmp_path)
+    (tmp_path / "a").write_bytes(b"a")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StateError, match="empty' is an empty directory"):
+        encode(tmp_path)
+    (tmp_path / "empty").rmdir()
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(StateError, match="fifo' is no plain file"):
+        encode(tmp_path)
+    (tmp_path / "fifo").unlink()
     (tmp_path / "link").symlink_to("/etc/hostname")
     with pytest.raises(StateError, match="symbolic link"):
         encode(tmp_path)

@@ -8,7 +8,12 @@ import threading
 
 import pytest
 
-from forge_harness.integration.stops import STOPS, interrupted_once, uninterrupted
+from forge_harness.integration.stops import (
+    STOPS,
+    interrupted_like_sigint,
+    interrupted_once,
+    uninterrupted,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -98,3 +103,68 @@ def test_another_thread_sets_no_handlers(block, handlers):
     thread.start()
     thread.join()
     assert seen == [handlers] * len(STOPS)
+
+
+def ended_by(code):
+    """What ends a process of its own that runs `code`: its exit code, and what it said."""
+    head = (
+        "import os, signal\nfrom forge_harness.integration.stops import interrupted_like_sigint\n"
+    )
+    head += "stop = lambda number: os.kill(os.getpid(), number)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", head + code],
+        capture_output=True,
+        text=True,
+        check=False,
+        # Of a parent that ignores it, as nohup does, a child inherits that.
+        preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in STOPS],
+    )
+    return done.returncode, done.stdout
+
+
+INTERRUPTED = """
+try:
+    with interrupted_like_sigint():
+        try:
+            stop(signal.{first})
+            print("went on")
+        finally:
+            print("cleaned", flush=True)
+            {then}
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+stop(signal.SIGTERM)
+"""
+
+
+@pytest.mark.parametrize("first", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_nobody_handles_interrupts_and_ends_the_process_afterwards(first):
+    code = INTERRUPTED.format(first=first, then="pass")
+    assert ended_by(code) == (-signal.SIGTERM, "cleaned\ninterrupted\n")
+
+
+@pytest.mark.parametrize("first", ["SIGTERM", "SIGHUP"])
+def test_a_second_signal_ends_the_process_at_once(first):
+    code = INTERRUPTED.format(first=first, then="stop(signal.SIGHUP); print('went on')")
+    assert ended_by(code) == (-signal.SIGHUP, "cleaned\n")
+
+
+def test_a_child_of_fork_ends_as_if_nothing_were_handled():
+    code = """
+with interrupted_like_sigint():
+    if (child := os.fork()) == 0:
+        try:
+            stop(signal.SIGTERM)
+        finally:
+            os._exit(5)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert ended_by(code) == (0, f"{-signal.SIGTERM}\n")
+
+
+def test_a_signal_that_somebody_handles_or_ignores_is_left_to_them(handlers):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with interrupted_like_sigint():
+        assert signal.getsignal(signal.SIGTERM) is handlers
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    assert signal.getsignal(signal.SIGTERM) is handlers

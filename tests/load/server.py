@@ -47,7 +47,7 @@ class Service:
                 for (r, c), n in self.codes.items()
             ]
             lines += ["forge_requests_in_flight 0", "process_resident_memory_bytes 50000000"]
-            return 200, "\n".join(lines).encode(), {} if not o.no_metrics else None
+            return o.metrics_status, "\n".join(lines).encode(), {} if not o.no_metrics else None
         if o.token and headers.get("authorization") != f"Bearer {o.token}":
             return self.count(path, 401, b"{}", {})
         now = time.monotonic()
@@ -142,6 +142,7 @@ if __name__ == "__main__":
     parser.add_argument("--stall-s", type=float, default=0.0)
     parser.add_argument("--refuse-at", type=float, default=0.0)
     parser.add_argument("--exit-at", type=float, default=0.0)
+    parser.add_argument("--metrics-status", type=int, default=200)
     parser.add_argument("--token", default="")
     parser.add_argument("--queue", type=int, default=10**9)
     for share in ("drop", "stale", "truncate", "cut", "fail", "undercount"):

@@ -120,13 +120,48 @@ def test_a_server_that_lost_its_counters_is_said_and_not_passed(tmp_path):
     (directory / "server-after.prom").unlink()
     report = analyse(directory)
     assert (report.verdict, report.exit_code) == ("INCOMPLETE", ExitCode.INCOMPLETE)
-    assert "not compared with the server: its counters could not be read at the end" in (
-        table(report)
-    )
+    assert "not compared: the server's counters could not be read at the end" in table(report)
     assert "offers no forge_requests_total" not in table(report)
     (directory / "server-after.prom").write_text("up 1")
     (directory / "server-before.prom").write_text(support.counters(RECORDS))
     assert analyse(directory).reconciliation.counters_lost
+
+
+def test_counters_that_were_refused_are_not_passed(tmp_path):
+    """A token of role client has no metrics:read: the run passed, with "offers none"."""
+    directory = support.write_run(tmp_path, PLAN, RECORDS, server=False)
+    (directory / "server-refused.json").write_text('{"status": 403}')
+    report = analyse(directory)
+    assert report.verdict == "INCOMPLETE"
+    (gate,) = [gate for gate in report.gates if gate.name == "unexplained requests"]
+    assert gate.state == "not_measured"
+    assert "answers 403): use a token whose role has metrics:read" in gate.reason
+    assert "offers no forge_requests_total" not in table(report)
+
+
+@pytest.mark.parametrize(
+    ("path", "route"),
+    [
+        ("/v1/predict?trace=1", "/v1/predict"),
+        ("/v1/%70redict#x", "/v1/predict"),
+        ("/v1/predictt", "unmatched"),
+    ],
+)
+def test_a_path_is_compared_with_the_route_it_is_counted_under(tmp_path, path, route):
+    file = tmp_path / "mine.jsonl"
+    file.write_text(json.dumps({"path": path}) + "\n")
+    plan = support.plan_of(requests=str(file))
+    records = support.served(plan, kinds=1)
+    directory = support.write_run(tmp_path / "run", plan, records)
+    plan = read_plan(directory / "plan.json")
+    generator = json.loads((directory / "generator-0.json").read_text())
+    generator["plan_digest"] = plan.digest
+    (directory / "generator-0.json").write_text(json.dumps(generator))
+    for when, counted in (("before", []), ("after", records)):
+        text = support.counters(counted, route) + '\nforge_requests_total{route="/x",code="200"} 3'
+        (directory / f"server-{when}.prom").write_text(text)
+    assert analyse(directory).reconciliation.unexplained == 0
+    assert analyse(directory).verdict == "PASS"
 
 
 def test_a_server_that_died_fails_and_is_not_the_generators_fault(tmp_path):

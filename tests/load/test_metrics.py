@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forge_harness.errors import LoadError
-from forge_harness.load.metrics import Server, answers_by_code, parse, total, unexplained
+from forge_harness.load.metrics import (
+    CountersRefusedError,
+    Server,
+    answers_by_code,
+    labels_of,
+    parse,
+    total,
+    unexplained,
+)
 
 from . import support
 
@@ -42,6 +50,11 @@ def test_answers_are_counted_for_the_routes_that_were_used():
     both = frozenset({"/v1/predict", "/v1/completions"})
     assert answers_by_code(parse(TEXT), both) == {200: 17, 503: 2}
     assert answers_by_code(parse("x 1"), both) is None
+
+
+def test_what_is_no_route_is_counted_as_unmatched():
+    asked = frozenset({"/v1/predict", "/v1/predictt"})
+    assert labels_of(parse(TEXT), asked) == {"/v1/predict", "unmatched"}
 
 
 @given(codes, st.integers(0, 50), st.integers(0, 50))
@@ -88,6 +101,15 @@ def test_what_is_no_http_is_nothing_that_answers():
         with pytest.raises(LoadError, match=r"Nothing answers .*220 mail ready"):
             Server(url=f"http://127.0.0.1:{listening.getsockname()[1]}").scrape()
         thread.join()
+
+
+@pytest.mark.parametrize(("status", "remedy"), [(403, "metrics:read"), (503, "its log")])
+def test_counters_that_are_refused_are_not_taken_for_none(status, remedy):
+    with support.serving("--metrics-status", status) as url:
+        Server(url=url).check()
+        with pytest.raises(CountersRefusedError, match=f"answers {status}.*{remedy}") as caught:
+            Server(url=url).scrape()
+    assert caught.value.status == status
 
 
 def test_a_server_without_counters_has_none():

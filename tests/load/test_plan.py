@@ -105,6 +105,12 @@ def test_an_address_that_is_none_is_refused(url):
         check_plan(support.plan_of(url=url))
 
 
+@pytest.mark.parametrize("url", ["http://h:80?a=1", "http://h:80/#x", "http://h:80/b?"])
+def test_an_address_with_what_would_not_be_sent_is_refused(url):
+    with pytest.raises(LoadError, match="a query or a fragment"):
+        check_plan(support.plan_of(url=url))
+
+
 @pytest.mark.parametrize("url", ["http://ada:s3cret@h:80", "http://s3cret@h"])
 def test_an_address_with_a_password_is_refused_without_it(url):
     with pytest.raises(LoadError, match="a token by --token-env") as caught:

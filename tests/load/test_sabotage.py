@@ -71,6 +71,13 @@ def test_a_sound_server_is_valid_and_every_count_agrees(loaded):
     assert report.memory[0][1] == 5e7
 
 
+def test_counters_that_are_refused_are_not_measured(loaded):
+    report = loaded("--metrics-status", 403, shape=((1, 1.5),))
+    assert states(report)["unexplained requests"] == "not_measured"
+    assert (report.problems, report.memory) == ((), ())
+    assert report.reconciliation.server_text.startswith("not compared: the server's counters")
+
+
 def test_a_stall_meets_the_requests_that_were_due_in_it(loaded):
     report = loaded("--service-ms", 5, "--stall-at", 1, "--stall-s", 2, shape=((1, 6),), base=50)
     by_share = {p.share: p for p in report.phases[0].response}

@@ -81,7 +81,7 @@ def test_a_server_that_does_not_outlive_the_load_fails_and_is_not_compared(gener
     assert not (tmp_path / "server-after.prom").exists()
     report = analyse(tmp_path)
     assert (report.problems, report.verdict) == ((), "FAIL")
-    assert "its counters could not be read at the end" in report.reconciliation.server_text
+    assert "server's counters could not be read at the end" in report.reconciliation.server_text
 
 
 def test_a_generator_whose_plan_is_stopped_ends_at_once_and_leaves_its_records(tmp_path):

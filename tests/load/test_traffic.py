@@ -48,6 +48,13 @@ def test_a_right_answer_is_ok():
         (b"<html>", "no JSON"),
         (b"", "no JSON"),
         ({"labels": [3], "request_id": "r2"}, "another request (request_id)"),
+        (b'{"labels": [3], "logits": [NaN, -Infinity]}', "no JSON"),
+        (b'{"labels": [4], "labels": [3]}', "no JSON"),
+        (b"[" * 100_000 + b"]" * 100_000, "another form"),
+        ({"choices": ["x"]}, "another form"),
+        ({"choices": [3]}, "another form"),
+        ({"choices": [{"text": "\ud800"}]}, "another form"),
+        (b'\xff\xfe{"labels": [3]}', "no JSON"),
     ],
 )
 def test_a_wrong_answer_is_an_error(body, said):
@@ -113,6 +120,40 @@ def test_streams_are_wrong_in_these_ways(body, said):
     assert said in found.detail
 
 
+END = {"finish_reason": "length", "usage": {}}
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [{"token": 1, "text": "a"}, {"finish_reason": "length", "usage": None}],
+        [{"token": 1, "text": None}, END],
+        [5, END],
+        [None, END],
+        [END, 5],
+        [{"token": 1}, {"finish_reason": "length", "usage": [1]}],
+    ],
+)
+def test_events_of_another_form_are_an_error_and_end_nothing(events):
+    """What raised here ended the request without a record, and the run was INVALID."""
+    body = b"".join(b"data: %s\n\n" % json.dumps(event).encode() for event in events)
+    for request in (STREAM, Request(path="/", streamed=True)):
+        assert judged(request, body + b"data: [DONE]\n\n").fate is Fate.ERROR
+
+
+def test_lines_of_a_stream_end_as_the_standard_says_and_nowhere_else():
+    whole = stream([5, 6, 7])
+    for end in (b"\r\n", b"\r"):
+        assert judged(STREAM, whole.replace(b"\n", end)).fate is Fate.OK
+        assert "in the middle" in judged(STREAM, whole.replace(b"\n", end)[: -len(end)]).detail
+    text = "a\u2028b\x85"
+    parts = [{"token": 1, "text": text}, END]
+    body = "".join(f"data: {json.dumps(part, ensure_ascii=False)}\n\n" for part in parts)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    request = Request(path="/", streamed=True, expect={"text_sha256": digest})
+    assert judged(request, body.encode() + b"data: [DONE]\n\n").fate is Fate.OK
+
+
 def test_a_part_of_the_answer_may_be_expected():
     request = Request(path="/", expect={"json": {"usage": {"prompt_tokens": 3}}})
     assert judged(request, {"usage": {"prompt_tokens": 3, "x": 1}, "y": 2}).fate is Fate.OK
@@ -146,6 +187,12 @@ def test_a_request_file_is_read(tmp_path):
         ('{"path": "/a", "expects": {}}', "unknown ['expects']"),
         ('{"path": "/a", "expect": {"label": 1}}', "unknown ['label']"),
         ('{"path": "/a", "expect": 3}', "expect is no object"),
+        ('{"path": "/a", "body": NaN}', "line 1 is no JSON: NaN"),
+        ('{"path": "/a", "path": "/b"}', "line 1 is no JSON: key 'path' is there twice"),
+        ('{"path": "/a", "body": ' + "[" * 100_000 + "]" * 100_000 + "}", "line 1 nests too deep"),
+        ('{"path": "/a", "method": "GET / HTTP/1.1\\r\\nX: y"}', "is none; expected GET"),
+        ('{"path": "/a", "method": 3}', "method '3' is none"),
+        ('{"path": "/%6detrics?x"}', "/metrics is read by the load itself"),
     ],
 )
 def test_a_bad_request_file_is_said_with_its_line(tmp_path, text, said):
@@ -154,6 +201,14 @@ def test_a_bad_request_file_is_said_with_its_line(tmp_path, text, said):
     with pytest.raises(LoadError) as caught:
         read_requests(file)
     assert said in str(caught.value)
+
+
+def test_a_line_ends_at_a_line_feed_only(tmp_path):
+    file = tmp_path / "requests.jsonl"
+    lines = ['{"path": "/a", "body": "x\u2028y\x85"}', '{"path": "/b"}']
+    file.write_bytes("\r\n".join(lines).encode())
+    first, second = read_requests(file)
+    assert (json.loads(first.body), second.path) == ("x\u2028y\x85", "/b")
 
 
 def test_a_missing_request_file_is_said(tmp_path):

@@ -370,6 +370,94 @@ def test_a_head_that_cannot_be_written_while_idle_is_written_later(tmp_path, mon
     assert checked(path) == AuditReport(3, checked(path).heads, 3, ())
 
 
+def without_heads(path: Path) -> Path:
+    """Puts a directory where the heads are; returns where they went."""
+    heads, kept = path.with_name("audit.db.heads"), path.with_name("kept")
+    if heads.exists():
+        heads.rename(kept)
+    heads.mkdir()
+    return kept
+
+
+def with_heads(path: Path) -> None:
+    heads, kept = path.with_name("audit.db.heads"), path.with_name("kept")
+    heads.rmdir()
+    if kept.exists():
+        kept.rename(heads)
+
+
+def decisions(log: AuditLog) -> list[str]:
+    return [str(record.event.decision) for record in log.tail(99)]
+
+
+def test_what_no_head_vouches_for_is_refused_until_one_does(tmp_path, monkeypatch, caplog) -> None:
+    """A server went on answering 200, with records that could be cut off without a trace."""
+    monkeypatch.setattr("forge_harness.security.audit.HEAD_S", 0.2)
+    path = tmp_path / "audit.db"
+    with opened(path) as log:
+        log.submit(event(0)).result(10)
+        without_heads(path)
+        refused = []
+        for number in range(12):
+            refused.append(log.submit(event(number)).exception(10) is not None)
+            time.sleep(0.05)
+        assert all(refused[6:]), refused
+        assert sum(refused) == 12 - refused.index(True), refused
+        recorded = decisions(log)
+        with_heads(path)
+        log.submit(event(99)).result(10)
+        # Of each that was refused after it was recorded a second record says so.
+        late = recorded.count("error")
+        assert len(recorded) == 1 + refused.index(True) + 2 * late
+        assert decisions(log)[len(recorded) :] == ["allow"]
+    report = checked(path)
+    assert (report.covered, report.problems) == (report.records, ())
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2, said
+    assert "cannot be kept in" in said[0]
+    assert said[1] == "Requests are recorded again."
+
+
+def test_an_action_that_was_refused_for_want_of_a_head_is_recorded_as_such(tmp_path) -> None:
+    path = tmp_path / "audit.db"
+    without_heads(path)
+    with opened(path) as log:
+        for _ in range(3):
+            with pytest.raises(AuditError, match="The head of the audit log cannot be kept"):
+                log.record(event(1, detail={"steps": 3}))
+        assert decisions(log) == ["allow", "error"]
+        said = log.tail(1)[0].event
+        assert (said.resource, said.detail["steps"]) == ("phase5/m1", 3)
+        assert "cannot be kept in" in said.detail["error"]
+        with_heads(path)
+        assert log.record(event(2)).number == 3
+    assert checked(path) == AuditReport(3, 2, 3, ())
+
+
+def test_a_refusal_that_cannot_be_recorded_is_once_it_can(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "audit.db"
+    without_heads(path)
+    with opened(path) as log:
+        append = log._append
+
+        def full(events):
+            if events[0].decision is Decision.ERROR:
+                raise AuditError("full")
+            return append(events)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(log, "_append", full)
+            with pytest.raises(AuditError, match="cannot be kept"):
+                log.record(event(1))
+            with pytest.raises(AuditError, match="full"):
+                log.record(event(2))
+            assert decisions(log) == ["allow"]
+        with_heads(path)
+        log.record(event(3))
+        assert decisions(log) == ["allow", "error", "allow"]
+    assert checked(path).problems == ()
+
+
 def test_who_stops_waiting_stops_no_record(tmp_path: Path) -> None:
     path = tmp_path / "audit.db"
     with opened(path) as log:

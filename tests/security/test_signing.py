@@ -39,8 +39,8 @@ def package(tmp_path: Path) -> Path:
 
 
 def test_what_was_signed_verifies(package: Path) -> None:
-    target = sign_package(package, SEEDS[:1], claim={"quality": 0.98})
-    assert target == signature_beside(package)
+    signed = sign_package(package, SEEDS[:1], claim={"quality": 0.98})
+    assert (signed.path, signed.files) == (signature_beside(package), 3)
     found = verify_package(package, KEYS)
     assert (found.files, found.claim) == (3, {"quality": 0.98})
     assert found.signers == (dsse.key_id(KEYS[0]),)
@@ -176,7 +176,7 @@ def test_pre_authentication_encoding_of_the_specification() -> None:
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 def test_openssl_and_sha256sum_agree(package: Path, tmp_path: Path) -> None:
     """Independent of every module here: the envelope by hand, the signature by openssl."""
-    document = json.loads(sign_package(package, SEEDS[:1]).read_bytes())
+    document = json.loads(sign_package(package, SEEDS[:1]).path.read_bytes())
     payload = base64.b64decode(document["payload"])
     kind = document["payloadType"].encode()
     (tmp_path / "signed").write_bytes(

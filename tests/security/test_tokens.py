@@ -110,6 +110,18 @@ def test_a_damaged_file_lets_nobody_in(store: TokenStore, content: bytes) -> Non
         store.authenticate(secret, audience="serve")
 
 
+def test_without_its_file_nobody_is_let_in_and_none_is_listed(store: TokenStore) -> None:
+    """A missing file said of every token that it is unknown."""
+    secret, _ = store.issue("ci", ["client"], audience="serve")
+    store.path.unlink()
+    with pytest.raises(SecurityError, match="there is no such file") as caught:
+        store.authenticate(secret, audience="serve")
+    assert not isinstance(caught.value, TokenError)
+    assert store.tokens() == []
+    another, _ = store.issue("ci", ["client"], audience="serve")
+    assert store.authenticate(another, audience="serve").name == "ci"
+
+
 @pytest.fixture
 def reads(store: TokenStore, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Every reading of the file."""

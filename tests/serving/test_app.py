@@ -223,7 +223,11 @@ def test_tokens_that_cannot_be_read_let_nobody_in_and_are_logged_once(tmp_path, 
     app, _ = app_of(Guard(tokens=tokens, audit=None), route)
     headers = {"authorization": f"Bearer {token}"}
     whole = path.read_bytes()
-    for damage in (lambda: path.write_bytes(whole[:50]), lambda: _replace_by_directory(path)):
+    for damage in (
+        lambda: path.write_bytes(whole[:50]),
+        path.unlink,
+        path.mkdir,
+    ):
         damage()
         caplog.clear()
         for _ in range(3):
@@ -236,11 +240,6 @@ def test_tokens_that_cannot_be_read_let_nobody_in_and_are_logged_once(tmp_path, 
     path.write_bytes(whole)
     assert ask(app, "POST", "/p", headers=headers).status_code == 200
     assert app.refuse(scope_of("POST", "/p", **headers)) is None
-
-
-def _replace_by_directory(path):
-    path.unlink()
-    path.mkdir()
 
 
 def test_a_refusal_that_fails_takes_the_way_that_says_so():

@@ -128,11 +128,15 @@ class Client:
 
     def __init__(self):
         self.is_closed = self.is_aborted = False
+        self.written = b""
 
     def get_extra_info(self, name):
         return None
 
     def write(self, data):
+        self.written += data
+
+    def pause_reading(self):
         pass
 
     def resume_reading(self):
@@ -176,3 +180,50 @@ def test_a_client_that_does_not_read_its_last_answer_does_not_hold_its_connectio
 
     client = asyncio.run(serve())
     assert (client.is_closed, client.is_aborted) == (True, True)
+
+
+def fed(*pieces):
+    """Returns the transport of a connection after these reads, each once what was is answered."""
+
+    async def app(scope, receive, send):
+        while (await receive()).get("more_body"):
+            pass
+        await send({"type": "http.response.start", "status": 204})
+        await send({"type": "http.response.body"})
+
+    async def serve():
+        kind = limited_protocol(Settings(max_body=1 << 20), Metrics())
+        config = uvicorn.Config(app, http=kind, log_config=None, lifespan="off")
+        protocol, client = kind(config, ServerState(), {}), Client()
+        protocol.connection_made(client)
+        for piece in pieces:
+            if not client.is_aborted:
+                protocol.data_received(piece)
+            if not client.is_aborted:
+                await asyncio.wait_for(asyncio.gather(*protocol.tasks), LATE_S)
+        return client
+
+    return asyncio.run(serve())
+
+
+BODY = b"x" * 70_000
+WITH_BODY = PREDICT + b"Host: x\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY
+
+
+def test_a_body_that_comes_with_the_next_head_is_not_taken_for_headers():
+    cut = len(WITH_BODY) + 20
+    both = WITH_BODY + WITH_BODY
+    client = fed(both[:cut], both[cut:])
+    assert not client.is_aborted
+    assert client.written.count(b"HTTP/1.1 204 ") == 2
+
+
+@pytest.mark.parametrize("before", [b"", WITH_BODY], ids=["first", "second"])
+@pytest.mark.parametrize("size", [70_000, 7_000], ids=["at once", "in pieces"])
+def test_headers_that_do_not_end_are_cut_off(before, size):
+    """What came with the end of a message does not count, and everything after it does."""
+    endless = b"X-A: " + b"a" * 1000 + b"\r\n"
+    head = before + b"GET /healthz HTTP/1.1\r\n"
+    lines = [endless * (size // len(endless) + 1)] * (75_000 // size + 1)
+    assert fed(head, *lines).is_aborted
+    assert not fed(head, endless * 60, b"\r\n").is_aborted

@@ -15,6 +15,7 @@ from forge_harness.security.sealing import KeyringSealer
 from forge_harness.state import NewState, Store
 from forge_harness.training import CheckpointError, train_to_directory
 from forge_harness.training.checkpoint import read_checkpoint
+from forge_harness.training.keeping import StateCheckpoints
 from forge_harness.training.run_directory import TrainingDirectory
 
 OPTIONS = TrainOptions(steps=6, batch_size=16)
@@ -90,6 +91,15 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> Non
     assert keeper.newest().name == "step-3.safetensors"
     damage(states, "run/step-3")
     with pytest.raises(CheckpointError, match="no sound checkpoint of run 'run'"):
+        keeper.newest()
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_is_told_from_a_damaged_one(
+    tmp_path: Path,
+) -> None:
+    keeper = StateCheckpoints(tmp_path / "states", "run", tmp_path / "scratch")
+    keeper.begin()
+    with pytest.raises(CheckpointError, match=r"no checkpoint of run 'run'.*in a new directory"):
         keeper.newest()
 
 
