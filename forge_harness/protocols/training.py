@@ -93,7 +93,11 @@ class TrainingSession(Protocol):
     """Optimizer steps made so far."""
 
     def step(self) -> StepRecord:
-        """Makes one optimizer step. Raises when the loss or a gradient is not finite."""
+        """Makes one optimizer step.
+
+        Raises, or reports it, when the loss or a gradient is not finite; nothing is updated then,
+        and the next step is one like any other.
+        """
         ...
 
     def evaluate(self) -> Mapping[str, float]:
@@ -102,6 +106,7 @@ class TrainingSession(Protocol):
         The weights are those `model` holds and `export_package` writes, and the loss is the mean
         of `BuildsModel.loss` over every target: both are recomputed. Averaged weights (EMA) that
         are evaluated are therefore those of `model`, with the ones that are trained elsewhere.
+        Training goes on as if it had not been evaluated, bit for bit.
         """
         ...
 
@@ -135,7 +140,10 @@ class Checkpoints(Protocol):
     """Interrupts and resumes training bit-identically."""
 
     def save_session(self, session: TrainingSession, path: Path) -> None:
-        """Writes all a resumed run needs; returns once the file is durable."""
+        """Writes all a resumed run needs to the file `path`; returns once it is durable.
+
+        The name says nothing of the format: it has no suffix that means one.
+        """
         ...
 
     def resume_session(self, task: str, options: TrainOptions, path: Path) -> TrainingSession:

@@ -40,14 +40,18 @@ class Outcome:
 
 def outcome(session: Any, records: Sequence[Any]) -> Outcome:
     """Returns what came of a run so far."""
-    facts = [
+    return Outcome(facts(records), digests(session.state_tensors()), metrics(session))
+
+
+def facts(records: Sequence[Any]) -> list[Any]:
+    """Returns all that steps report, but their durations, as plain numbers."""
+    return [
         [
             *(int(r.step), float(r.loss), float(r.learning_rate), float(r.weight_decay)),
             *(float(r.grad_norm), [int(index) for index in r.sample_ids]),
         ]
         for r in records
     ]
-    return Outcome(facts, digests(session.state_tensors()), metrics(session))
 
 
 def metrics(session: Any) -> dict[str, float]:

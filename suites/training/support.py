@@ -27,8 +27,20 @@ _LARGE_DATA = 20_000
 
 
 def cheapest(subject: Any) -> str:
-    """Returns the task most checks train: the first the subject names."""
+    """Returns the task that checks train for longer: the first the subject names."""
     return tasks(subject)[0]
+
+
+def others(subject: Any) -> Sequence[str]:
+    """Returns the tasks that are not the cheapest: they are trained for a few steps."""
+    return tasks(subject)[1:]
+
+
+def only_cheapest(subject: Any, evidence: Any) -> str:
+    """Returns the cheapest task, and says which tasks that leaves out."""
+    task, *left_out = tasks(subject)
+    evidence.record("task", task, reason=f"the only one looked at; left out: {shown(left_out)}")
+    return task
 
 
 def tasks(subject: Any) -> Sequence[str]:

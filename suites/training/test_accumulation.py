@@ -3,6 +3,7 @@
 import pytest
 
 from forge_harness import oracles
+from forge_harness.errors import several
 from forge_harness.evidence import largest
 from forge_harness.subject.protocols import TrainOptions
 
@@ -13,6 +14,8 @@ from .support import (
     gradient_difference,
     independent_gradients,
     norm,
+    only_cheapest,
+    others,
     train_size,
 )
 
@@ -29,24 +32,13 @@ def test_accumulation_equivalence(subject, evidence):
     Tolerance: two fp32 sums in different order (`oracles.mean_gradient_limit`); accumulating in
     bf16 is ten times, a mean of unequal means a thousand times larger. Once under a clip norm far
     below the gradient's: it clips the whole sum once, not each micro-batch (1.1). Where the model
-    has dropout, both sides keep every element.
+    has dropout, both sides keep every element. Every task but the cheapest: one step of four.
     """
     task = cheapest(subject)
     for accumulation in (1, 4, 5):
-        _, difference, loss_difference = _against_autograd(
-            subject, task, steps=2, batch_size=22, accumulation=accumulation
-        )
-        evidence.at_most(
-            f"gradient_difference_{accumulation}",
-            difference,
-            limit=oracles.mean_gradient_limit(22),
-            reason=f"relative L2 over two steps, {accumulation} micro-batches a step",
-        )
-        evidence.at_most(
-            f"loss_difference_{accumulation}",
-            loss_difference,
-            limit=oracles.mean_gradient_limit(22),
-            reason="reported loss against the mean over the samples reported",
+        _expect_whole(
+            *(subject, evidence, task, "", f"_{accumulation}"),
+            **{"steps": 2, "batch_size": 22, "accumulation": accumulation},
         )
     _, difference, _ = _against_autograd(
         subject, task, steps=2, batch_size=22, accumulation=4, clip_norm=_SMALL_NORM
@@ -54,9 +46,39 @@ def test_accumulation_equivalence(subject, evidence):
     evidence.at_most(
         "clipped_difference",
         difference,
-        limit=oracles.mean_gradient_limit(22),
+        limit=_limit(subject, task, 22),
         reason=f"relative L2 to the whole gradient clipped to {_SMALL_NORM}, 4 micro-batches",
     )
+    for other in others(subject):
+        _expect_whole(
+            *(subject, evidence, other, f"{other}.", ""),
+            **{"steps": 1, "batch_size": 6, "accumulation": 4},
+        )
+
+
+def _expect_whole(subject, evidence, task, prefix, suffix, **options):
+    """Holds gradient and loss of a few steps to those of whole batches."""
+    _, difference, loss_difference = _against_autograd(subject, task, **options)
+    limit = _limit(subject, task, options["batch_size"])
+    evidence.at_most(
+        f"{prefix}gradient_difference{suffix}",
+        difference,
+        limit=limit,
+        reason=f"relative L2 over {several(options['steps'], 'step')} of "
+        + several(options["accumulation"], "micro-batch", "micro-batches"),
+    )
+    evidence.at_most(
+        f"{prefix}loss_difference{suffix}",
+        loss_difference,
+        limit=limit,
+        reason="reported loss against the mean over the samples reported",
+    )
+
+
+def _limit(subject, task, samples):
+    """Over targets, of which a sample of text has many."""
+    targets = subject.batch(task, "train", range(samples)).targets.numel()
+    return oracles.mean_gradient_limit(targets)
 
 
 @pytest.mark.forge_check("training.partial_window")
@@ -68,7 +90,7 @@ def test_partial_window(subject, evidence):
     that fills the window from the next epoch, or drops it, is held to the samples it reports; one
     that drops it begins an epoch with each full window.
     """
-    task = cheapest(subject)
+    task = only_cheapest(subject, evidence)
     size = train_size(subject, task)
     if size > 20_000:
         pytest.skip(f"an epoch of {size} samples is too long for one step")

@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,8 +12,20 @@ import torch
 from forge_harness.errors import several
 from forge_harness.subject.protocols import TrainOptions
 
+from .comparison import compare
 from .dropout import WithoutDropout
-from .support import cheapest, differing, digests, norm, short_epochs, shown, steps, tasks
+from .rerun import outcome
+from .support import (
+    cheapest,
+    differing,
+    digests,
+    norm,
+    only_cheapest,
+    others,
+    short_epochs,
+    shown,
+    steps,
+)
 
 SAMPLES = 32
 """Validation samples read at a time: logits of 128 tokens and 256 classes are 4 MB."""
@@ -31,18 +44,29 @@ def test_eval_is_quantized(subject, evidence, tmp_path):
     Unquantized activations or one scale a batch make it 2e-4 (smallest of 12 runs: 4e-5), gains
     left out of a package 2e-4, a mean of batch means 3e-3, the train split 1e-2, a lost batch 2e-2:
     the limit is 3e-5. Summing the split in other batches costs 3e-8 (fp32 means, measured). Medians
-    over three seeds for the cheapest task, one seed for the others. Evaluating leaves state and
-    training mode of every module as they were, and does not depend on gradient accumulation. An
-    export into the place of an older one is refused, or is the newer model.
+    over three seeds for the cheapest task, one seed for the others. Each of these models was looked
+    at in evaluation mode five steps before: the cheapest by `evaluate`, the others by one batch.
+    Evaluating leaves state and training mode of every module as they were, exporting the state.
+    The metric does not depend on gradient accumulation. A run with an evaluation in it goes on as
+    one without, bit for bit, where two runs without one agree. An export into the place of an older
+    one is refused, or is the newer model.
     """
     task = cheapest(subject)
-    _expect_equal(evidence, "", [_evaluations(subject, task, seed, tmp_path) for seed in range(3)])
+    _expect_equal(
+        evidence,
+        "",
+        [
+            _evaluations(subject, task, seed, tmp_path, lambda session: session.evaluate())
+            for seed in range(3)
+        ],
+    )
     _expect_nothing_changed(subject, task, evidence)
+    _expect_gone_on(subject, task, evidence)
     _expect_exported_anew(subject, task, evidence, tmp_path / "twice")
-    for other in tasks(subject):
-        if other != task:
-            found = _evaluations(subject, other, 0, tmp_path)
-            _expect_equal(evidence, f"{other}.", [found])
+    for other in others(subject):
+        look = partial(_evaluate_a_batch, subject, other)
+        found = _evaluations(subject, other, 0, tmp_path, look)
+        _expect_equal(evidence, f"{other}.", [found])
 
 
 def _expect_nothing_changed(subject, task, evidence):
@@ -80,6 +104,28 @@ def _expect_nothing_changed(subject, task, evidence):
     )
 
 
+def _expect_gone_on(subject, task, evidence):
+    """Holds a run with an evaluation in it to one without."""
+    plain, evaluated = (_run(subject, task, evaluations) for evaluations in (0, 1))
+    if plain != evaluated and plain != _run(subject, task, 0):
+        evidence.record(
+            "after_evaluating",
+            "not compared: two runs of one seed differ",
+            reason="what training.repeat_bit_identical holds; only then does a difference say that "
+            "it comes of evaluating",
+        )
+        return
+    compare(evidence, evaluated, plain, "after_evaluating.")
+
+
+def _run(subject, task, evaluations):
+    session = subject.session(task, TrainOptions(steps=12))
+    records = steps(session, 3)
+    for _ in range(evaluations):
+        session.evaluate()
+    return outcome(session, records + steps(session, 8))
+
+
 def _expect_exported_anew(subject, task, evidence, path):
     session = subject.session(task, TrainOptions(steps=12))
     steps(session, 4)
@@ -102,6 +148,14 @@ def _expect_exported_anew(subject, task, evidence, path):
 
 def _expect_equal(evidence, prefix, found):
     """Records how far the loop's metrics are from those of the package and of the split."""
+    changed = sorted({name for run in found for name in run["changed"]})
+    evidence.equal(
+        f"{prefix}changed_by_exporting",
+        len(changed),
+        expected=0,
+        unit="tensors",
+        reason=f"exporting only reads the state: {shown(changed)}",
+    )
     for other, name, reason in (
         ("package", "difference", "in the loop against the package, same validation split"),
         ("split", "off_the_split", "in the loop against every validation sample once"),
@@ -122,16 +176,33 @@ def _difference(metric, one, two):
     return abs(one[metric] - two[metric]) / scale
 
 
-def _evaluations(subject, task, seed, directory):
-    """Trains eight steps and evaluates in the loop, from the package and sample by sample."""
+def _evaluations(subject, task, seed, directory, look):
+    """Trains eight steps and evaluates in the loop, from the package and sample by sample.
+
+    `look` has the session after three of them: what an evaluation keeps is old by the end. The
+    package is written before the last evaluation, which would refresh it.
+    """
     session = subject.session(task, TrainOptions(steps=12, seed=seed))
-    steps(session, 8)
-    inside = session.evaluate()
+    steps(session, 3)
+    look(session)
+    steps(session, 5)
     path = directory / f"{task}-{seed}"
+    state = digests(session.state_tensors())
     subject.export_package(session, path)
-    outside = subject.evaluate_package(task, path)
-    # Last: it leaves the model in evaluation mode.
-    return {"loop": inside, "package": outside, "split": _whole_split(subject, session, task)}
+    return {
+        "changed": differing(state, digests(session.state_tensors())),
+        "loop": session.evaluate(),
+        "package": subject.evaluate_package(task, path),
+        # Last: it leaves the model in evaluation mode.
+        "split": _whole_split(subject, session, task),
+    }
+
+
+@torch.no_grad()
+def _evaluate_a_batch(subject, task, session):
+    """One batch in evaluation mode: an evaluation of a large split costs seconds."""
+    subject.loss(session.model.eval(), subject.batch(task, "validation", range(2)))
+    session.model.train()
 
 
 def _whole_split(subject, session, task):
@@ -184,7 +255,7 @@ def test_distributed_equivalence(subject, evidence):
     ranks draw other masks: then both are held to the run without it (1.01 times as far; other draws
     of one process 0.95 to 1.03; each rank on its own half of the batch 1.85).
     """
-    task = cheapest(subject)
+    task = only_cheapest(subject, evidence)
     options = short_epochs(subject, task, steps=10, accumulation=2, seed=2)
     # Odd: the micro-batches are of unequal size.
     options = replace(options, batch_size=(options.batch_size or 15) | 1)

@@ -8,7 +8,7 @@ import torch
 from forge_harness.subject.protocols import TrainOptions
 
 from .outputs import changed_tensors
-from .support import cheapest, differing, digests, shown, steps
+from .support import cheapest, differing, digests, others, shown, steps
 
 
 class Fault:
@@ -72,45 +72,75 @@ def test_non_finite_stops(subject, evidence):
     Faults injected: in one gradient, in the model's output, and in the output for the first of two
     micro-batches only, after two ordinary steps. A fault counts where it was put in: the hook saw a
     tensor. Oracle: weights and optimizer state are bit for bit those before the step; the step
-    raised, or reported a non-finite loss or norm; with the fault gone the next step is finite.
+    raised, or reported a non-finite loss or norm; with the fault gone the next step is finite, loss
+    and norm, and changes weights. One fault for every task but the cheapest.
     """
     task = cheapest(subject)
-    for name, (change, place, accumulation) in FAULTS.items():
-        session = subject.session(task, TrainOptions(steps=6, accumulation=accumulation))
-        steps(session, 2)
-        before = _weights_and_moments(session)
-        fault = Fault(change, at=place)
-        handle = fault.inject(session)
-        loud = _is_loud(session)
-        handle.remove()
-        evidence.at_least(
-            f"{name}.injected",
-            fault.applied,
-            limit=1,
-            unit="times",
-            level="warn",
-            reason="torch's hooks reached a tensor of the step; otherwise nothing was tested",
-        )
-        if not fault.applied:
-            continue
-        changed = differing(before, _weights_and_moments(session))
-        evidence.equal(
-            f"{name}.changed",
-            len(changed),
-            expected=0,
-            unit="tensors",
-            reason=f"weights and optimizer state as before the step; changed: {shown(changed)}",
-        )
-        evidence.equal(
-            f"{name}.reported",
-            loud,
-            expected=True,
-            reason="the step raises, or reports the non-finite loss or norm",
-        )
-        record = session.step()
-        evidence.record(
-            f"{name}.loss_after", record.loss, unit="nats", reason="training goes on without it"
-        )
+    for name in FAULTS:
+        _expect_stopped(subject, evidence, task, name, name)
+    for other in others(subject):
+        name = "nan_in_one_gradient"
+        _expect_stopped(subject, evidence, other, name, f"{other}.{name}")
+
+
+def _expect_stopped(subject, evidence, task, fault_name, prefix):
+    """Puts one fault into the third step of a session, and looks at the fourth as well."""
+    change, place, accumulation = FAULTS[fault_name]
+    session = subject.session(task, TrainOptions(steps=6, accumulation=accumulation))
+    steps(session, 2)
+    before = _weights_and_moments(session)
+    fault = Fault(change, at=place)
+    handle = fault.inject(session)
+    loud = _is_loud(session)
+    handle.remove()
+    evidence.at_least(
+        f"{prefix}.injected",
+        fault.applied,
+        limit=1,
+        unit="times",
+        level="warn",
+        reason="torch's hooks reached a tensor of the step; otherwise nothing was tested",
+    )
+    if not fault.applied:
+        return
+    changed = differing(before, _weights_and_moments(session))
+    evidence.equal(
+        f"{prefix}.changed",
+        len(changed),
+        expected=0,
+        unit="tensors",
+        reason=f"weights and optimizer state as before the step; changed: {shown(changed)}",
+    )
+    evidence.equal(
+        f"{prefix}.reported",
+        loud,
+        expected=True,
+        reason="the step raises, or reports the non-finite loss or norm",
+    )
+    _expect_going_on(session, evidence, prefix)
+
+
+def _expect_going_on(session, evidence, prefix):
+    """Makes a step with the fault gone, which is one like any other."""
+    before = digests(dict(session.model.named_parameters()))
+    record = session.step()
+    evidence.record(
+        f"{prefix}.loss_after", record.loss, unit="nats", reason="training goes on without it"
+    )
+    evidence.equal(
+        f"{prefix}.finite_after",
+        math.isfinite(record.loss) and math.isfinite(record.grad_norm),
+        expected=True,
+        reason=f"loss {record.loss:.4g} and norm {record.grad_norm:.4g} of the next step: nothing "
+        "of the fault is left",
+    )
+    evidence.at_least(
+        f"{prefix}.moved_after",
+        len(differing(before, digests(dict(session.model.named_parameters())))),
+        limit=1,
+        unit="tensors",
+        reason="weights that the next step changes: training goes on",
+    )
 
 
 def _is_loud(session):

@@ -16,7 +16,7 @@ from forge_harness.scoring.statistics import clopper_pearson
 from forge_harness.subject.protocols import ExportsWeights, TrainOptions
 from forge_harness.subject.study import unpacked
 
-from .support import cheapest, steps
+from .support import only_cheapest, steps
 
 BAND_SEEDS = 6
 BAND_STEPS = 46
@@ -44,7 +44,7 @@ def test_overfit_one_batch(subject, evidence):
     Oracle: the loss falls to a twentieth of its start. A lost estimator, frozen layers or shuffled
     labels stay above half; the reference is below a thousandth.
     """
-    task = cheapest(subject)
+    task = only_cheapest(subject, evidence)
     ids = tuple(range(16))
     session = subject.session(task, TrainOptions(steps=60, fixed_batch=ids))
     records = steps(session, 60)
@@ -75,7 +75,7 @@ def test_loss_within_band(subject, evidence):
     full precision, same seeds, where losses are not both next to nothing. Two-sided, because a lost
     estimator or a leak makes the loss fall.
     """
-    task = cheapest(subject)
+    task = only_cheapest(subject, evidence)
     ternary, full = (
         [tail_loss(subject, task, seed, precision) for seed in range(BAND_SEEDS)]
         for precision in ("ternary", "full")
@@ -152,7 +152,7 @@ def test_throughput_recorded(subject, evidence):
     Oracle: the wall clock around the same 20 steps. Reported seconds are at most that, and at
     least half: the rest of a step call is bookkeeping.
     """
-    task = cheapest(subject)
+    task = only_cheapest(subject, evidence)
     session = subject.session(task, TrainOptions(steps=24))
     steps(session, 4)
     start = time.perf_counter()

@@ -9,7 +9,7 @@ from forge_harness import oracles
 from forge_harness.evidence import largest, smallest
 from forge_harness.subject.protocols import TrainOptions
 
-from .support import Watch, cheapest, norm, shown, steps, tasks
+from .support import Watch, cheapest, norm, others, shown, steps, tasks
 
 
 @pytest.mark.forge_check("training.parameters_move")
@@ -19,19 +19,11 @@ def test_parameters_move(subject, evidence):
     Oracle: identity of parameter objects; movement left after adding lr * decay * w back, against
     8 roundings of the weight (2 for the update, the rest for products). At a hundredth of the peak
     rate, where a run ends, nine in ten elements with a gradient above the median still move: in
-    bf16 such updates round away.
+    bf16 such updates round away. Of tasks but the cheapest, who owns what.
     """
     task = cheapest(subject)
     session = subject.session(task, TrainOptions(steps=4))
-    owned = [id(p) for group in session.optimizer.param_groups for p in group["params"]]
-    live = [id(p) for p in session.model.parameters() if p.requires_grad]
-    evidence.equal(
-        "parameters_not_owned",
-        len(set(live) ^ set(owned)) + len(owned) - len(set(owned)),
-        expected=0,
-        unit="parameters",
-        reason=f"the optimizer holds each of the {len(live)} live parameters once",
-    )
+    _expect_owned(session, evidence, "")
     with Watch(session) as watch:
         steps(session, 4)
     still = [name for name in watch.updates[0].learning_rate if _only_decays(watch.updates, name)]
@@ -48,6 +40,20 @@ def test_parameters_move(subject, evidence):
         _moved_share(subject, task, peak / 100),
         limit=0.9,
         reason="share of elements with a gradient above the median that move",
+    )
+    for other in others(subject):
+        _expect_owned(subject.session(other, TrainOptions(steps=4)), evidence, f"{other}.")
+
+
+def _expect_owned(session, evidence, prefix):
+    owned = [id(p) for group in session.optimizer.param_groups for p in group["params"]]
+    live = [id(p) for p in session.model.parameters() if p.requires_grad]
+    evidence.equal(
+        f"{prefix}parameters_not_owned",
+        len(set(live) ^ set(owned)) + len(owned) - len(set(owned)),
+        expected=0,
+        unit="parameters",
+        reason=f"the optimizer holds each of the {len(live)} live parameters once",
     )
 
 
@@ -83,30 +89,12 @@ def test_clip_effective(subject, evidence):
     Fault injected: one parameter's gradient times 1e6, by a tensor hook. Oracle: L2 norm over all
     parameters at the optimizer at most the limit (1e-3 for fp32 norms and the usual 1e-6 in the
     denominator), every gradient scaled by the same factor (1e-5), the norm before clipping
-    reported, and no change at all under a limit that is not reached.
+    reported, and no change at all under a limit that is not reached; that last is held for the
+    cheapest task.
     """
-    task = cheapest(subject)
-    raw, record, update = _spiked_step(subject, task, clip_norm=0.5, spike=1e6)
-    given = {name: g for name, g in update.gradients.items() if g is not None}
-    before, after = norm(raw), norm(given)
-    evidence.at_most(
-        "norm_at_optimizer", after, limit=0.5 * 1.001, reason="clip norm 0.5, spike of 1e6"
-    )
-    evidence.at_least("norm_kept", after, limit=0.5 * 0.99, reason="clipped to the limit, not away")
-    evidence.at_most(
-        "reported_norm_error",
-        abs(record.grad_norm - before) / before,
-        limit=1e-4,
-        reason="grad_norm is the norm over all gradients before clipping",
-    )
-    factors = [float(given[name].double().norm() / raw[name].double().norm()) for name in raw]
-    evidence.at_most(
-        "factor_spread",
-        largest(factors) / smallest(factors) - 1,
-        limit=1e-5,
-        reason="one factor for all gradients: the direction is kept",
-    )
-    raw, _, update = _spiked_step(subject, task, clip_norm=1e9, spike=1.0)
+    for task in tasks(subject):
+        _expect_clipped(subject, evidence, task, "" if task == cheapest(subject) else f"{task}.")
+    raw, _, update = _spiked_step(subject, cheapest(subject), clip_norm=1e9, spike=1.0)
     changed = [name for name, g in raw.items() if not torch.equal(g, update.gradients[name])]
     evidence.equal(
         "changed_below_limit",
@@ -114,6 +102,31 @@ def test_clip_effective(subject, evidence):
         expected=0,
         unit="gradients",
         reason=f"a norm under the limit is left alone; changed: {shown(changed)}",
+    )
+
+
+def _expect_clipped(subject, evidence, task, prefix):
+    raw, record, update = _spiked_step(subject, task, clip_norm=0.5, spike=1e6)
+    given = {name: g for name, g in update.gradients.items() if g is not None}
+    before, after = norm(raw), norm(given)
+    evidence.at_most(
+        f"{prefix}norm_at_optimizer", after, limit=0.5 * 1.001, reason="clip norm 0.5, spike of 1e6"
+    )
+    evidence.at_least(
+        f"{prefix}norm_kept", after, limit=0.5 * 0.99, reason="clipped to the limit, not away"
+    )
+    evidence.at_most(
+        f"{prefix}reported_norm_error",
+        abs(record.grad_norm - before) / before,
+        limit=1e-4,
+        reason="grad_norm is the norm over all gradients before clipping",
+    )
+    factors = [float(given[name].double().norm() / raw[name].double().norm()) for name in raw]
+    evidence.at_most(
+        f"{prefix}factor_spread",
+        largest(factors) / smallest(factors) - 1,
+        limit=1e-5,
+        reason="one factor for all gradients: the direction is kept",
     )
 
 

@@ -279,7 +279,11 @@ def test_fingerprints_do_not_change_with_reason_time_or_line(run_record):
         for item in support.items_of_all(support.FAILING)
     ]
     other = support.record(
-        items, waivers=support.WAIVERS, run_id="x", started_at="2026-02-02T00:00:00Z"
+        items,
+        waivers=support.WAIVERS,
+        run_id="x",
+        started_at="2026-02-02T00:00:00Z",
+        finished_at="2026-02-02T00:00:01Z",
     )
     before = prints(run_record("fail"))
     assert prints(other) == before

@@ -89,7 +89,7 @@ def test_the_run_itself_is_not_one_before_it():
 
 def test_times_are_compared_as_times_and_not_as_text():
     """09:00 in New York is later than 12:00 in Greenwich."""
-    record = support.kept_record(5, started_at="2026-01-05T12:00:00Z")
+    record = support.kept_record(5, started_at="2026-01-05T12:00:00Z", finished_at=None)
     later = support.kept_record(4, started_at="2026-01-05T09:00:00-05:00", finished_at=None)
     assert ids(up_to(record, later)) == ["run-5"]
 

@@ -70,6 +70,13 @@ def test_every_check_has_a_defect():
     assert {defect.check for defect in DEFECTS} | studied == set(CHECKS)
 
 
+def test_a_check_of_one_task_says_which_it_leaves_out(run_check):
+    result = run_check("training.optimizer_state_exact", ReferenceSubject())
+    (entry,) = [e for item in result.items for e in item.evidence if e.name == "task"]
+    assert entry.value == "digits"
+    assert "left out: bytes" in entry.reason
+
+
 def test_slow_training_is_over_its_limit(run_check):
     defect = all_defects()["slow_ternary_step"]
     result = run_check(defect.check, defect.subject())

@@ -32,6 +32,7 @@ MODULES = (
     "checkpoints",
     "checkpoints_kept",
     "evaluation",
+    "evaluated_runs",
     "exports",
     "data",
     "delivered",

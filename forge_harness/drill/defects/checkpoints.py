@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from forge_harness.drill import observe
-from forge_harness.drill.defect import Defect, Stage
+from forge_harness.drill.defect import Benign, Defect, Stage
 from forge_harness.drill.defects.sessions import (
     SessionDefect,
+    of_text,
     round_to_bf16,
     ternary_layers,
 )
@@ -37,6 +38,10 @@ def _restarts_epoch(session: Any) -> None:
 
 def _skips_a_sample(session: Any) -> None:
     session.position.advance(1)
+
+
+def _restarts_data(session: Any) -> None:
+    session.position.epoch = session.position.offset = 0
 
 
 def _repeats_warmup(session: Any) -> None:
@@ -107,6 +112,26 @@ class _UntiesText(ReferenceSubject):
         return session
 
 
+class _SavedByTorch(ReferenceSubject):
+    """Checkpoints by torch.save and torch.load, which choose the format by the suffix."""
+
+    def save_session(self, session: Any, path: Path) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            inner = Path(folder) / "checkpoint"
+            super().save_session(session, inner)
+            torch.save(
+                {"session": torch.frombuffer(bytearray(inner.read_bytes()), dtype=torch.uint8)},
+                path,
+            )
+
+    def resume_session(self, task: str, options: TrainOptions, path: Path) -> Any:
+        saved = torch.load(path, weights_only=True)["session"]
+        with tempfile.TemporaryDirectory() as folder:
+            inner = Path(folder) / "checkpoint"
+            inner.write_bytes(saved.numpy().tobytes())
+            return super().resume_session(task, options, inner)
+
+
 # What is kept of a run, beside `observe.resumed`
 
 
@@ -152,6 +177,18 @@ def tied_after_resuming(subject: Any) -> object:
     return [model.get_parameter(one) is model.get_parameter(two) for one, two in pairs]
 
 
+def text_resumed(subject: Any) -> object:
+    """The state of the text task's session that was taken up again, and its next samples."""
+    options = TrainOptions(steps=4, batch_size=2)
+    session = subject.session("bytes", options)
+    session.step()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "checkpoint"
+        subject.save_session(session, path)
+        again = subject.resume_session("bytes", options, path)
+        return dict(again.state_tensors()), list(again.step().sample_ids)
+
+
 def changed_by_saving(subject: Any) -> object:
     """A session after it was saved."""
     session = subject.session("digits", TrainOptions(steps=4))
@@ -172,6 +209,28 @@ DEFECTS = (
         alive=observe.resumed,
         source="huggingface/nanotron 013a153c",
         subtlety=3,
+    ),
+    Defect(
+        id="C01_moments_of_text_dropped",
+        title="The optimizer's moments of the text task alone are not restored",
+        stage=Stage.CHECKPOINT,
+        check=RESUME,
+        shows="bytes.first_different_step is",
+        subject=lambda: SessionDefect(resumed=of_text(_drops_moments)),
+        alive=text_resumed,
+        source="huggingface/nanotron 013a153c",
+        subtlety=4,
+    ),
+    Defect(
+        id="C04_text_restarted",
+        title="A resumed text run begins its epoch again",
+        stage=Stage.CHECKPOINT,
+        check=RESUME,
+        shows="bytes.sample_ids is",
+        subject=lambda: SessionDefect(resumed=of_text(_restarts_data)),
+        alive=text_resumed,
+        source="huggingface/accelerate#4071",
+        subtlety=4,
     ),
     Defect(
         id="C04_epoch_restarted",
@@ -337,5 +396,14 @@ DEFECTS = (
         alive=resumed_later,
         source="pytorch/torchtitan#602",
         subtlety=5,
+    ),
+)
+
+BENIGN = (
+    Benign(
+        id="saved_by_torch",
+        title="Checkpoints are files of torch.save, whatever they are called",
+        subject=_SavedByTorch,
+        checks=(RESUME, TWICE, OPTIMIZER, SAVED),
     ),
 )

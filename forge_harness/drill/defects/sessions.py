@@ -71,6 +71,16 @@ def with_digits_alone(subject: SubjectT) -> SubjectT:
     return subject
 
 
+def of_text(patch: Patch) -> Patch:
+    """Returns a patch of sessions of the text task alone, where the cheapest shows nothing."""
+
+    def patch_text(session: Any) -> None:
+        if session.task == "bytes":
+            patch(session)
+
+    return patch_text
+
+
 def before_each_step(change: Patch) -> Patch:
     """Returns a patch that changes the session before each step of its optimizer."""
 
@@ -160,6 +170,13 @@ def clock(subject: Any) -> bool:
     return bool(statistics.median(shares[3:]) > 1.5)
 
 
+def text_trained(subject: Any, **options: Any) -> object:
+    """Two steps of the text task, and the state after them."""
+    session = subject.session("bytes", TrainOptions(steps=4, batch_size=6, **options))
+    losses = [session.step().loss for _ in range(2)]
+    return losses, dict(session.state_tensors())
+
+
 def plan(subject: Any) -> object:
     """The planned schedule of a run."""
     steps = subject.planned_schedule("digits", TrainOptions(steps=40))
@@ -181,7 +198,9 @@ def moves_without_rate(subject: Any) -> bool:
     return any(not torch.equal(before[name], after[name]) for name in before)
 
 
-def after_infinity(subject: Any, *, place: str, accumulation: int = 1) -> object:
+def after_infinity(
+    subject: Any, *, place: str, accumulation: int = 1, task: str = "digits"
+) -> object:
     """What the third step says, and which weights it moves, with an infinity put in.
 
     Only counts are returned: models with other names do not differ by them.
@@ -190,8 +209,9 @@ def after_infinity(subject: Any, *, place: str, accumulation: int = 1) -> object
         subject: The subject.
         place: "gradient": of the last parameter; "inputs": of the first batch that is read.
         accumulation: Micro-batches a step.
+        task: What is trained.
     """
-    session = subject.session("digits", TrainOptions(steps=4, accumulation=accumulation))
+    session = subject.session(task, TrainOptions(steps=4, accumulation=accumulation))
     session.step(), session.step()
     before = copies(session.model)
     if place == "gradient":

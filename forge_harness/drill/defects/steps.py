@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from forge_harness.drill import observe
 from forge_harness.drill.defect import Defect, Stage
-from forge_harness.drill.defects.sessions import SessionDefect, as_kind, before_each_step, reports
+from forge_harness.drill.defects.sessions import (
+    SessionDefect,
+    as_kind,
+    before_each_step,
+    of_text,
+    reports,
+    text_trained,
+)
 from forge_harness.training import QATSession
 from forge_harness.training.optimize import clip_gradients, gradient_norm
 
@@ -142,6 +149,17 @@ DEFECTS = (
         subtlety=2,
     ),
     Defect(
+        id="T01_undivided_for_text",
+        title="In the text task alone the sum over micro-batches is not divided by their number",
+        stage=Stage.TRAINING,
+        check=ACCUMULATION,
+        shows="bytes.gradient_difference is",
+        subject=lambda: SessionDefect(of_text(as_kind(_Undivided))),
+        alive=partial(text_trained, accumulation=4),
+        source="huggingface/transformers#34191",
+        subtlety=4,
+    ),
+    Defect(
         id="T01_mean_of_means",
         title="Micro-batches of unequal size count alike",
         stage=Stage.TRAINING,
@@ -259,6 +277,17 @@ DEFECTS = (
         alive=observe.trained,
         source="awslabs/graphstorm#1366",
         subtlety=3,
+    ),
+    Defect(
+        id="T04_text_never_clipped",
+        title="Gradients of the text task alone reach the optimizer as they are",
+        stage=Stage.TRAINING,
+        check=CLIPPING,
+        shows="bytes.norm_at_optimizer is",
+        subject=lambda: SessionDefect(of_text(_never_clips)),
+        alive=partial(text_trained, clip_norm=0.1),
+        source="awslabs/graphstorm#1366",
+        subtlety=4,
     ),
     Defect(
         id="T19_clips_by_parameter",

@@ -18,10 +18,13 @@ from forge_harness.drill.defects.sessions import (
     SessionDefect,
     after_infinity,
     as_kind,
+    copies,
+    largest,
+    of_text,
 )
 from forge_harness.drill.defects.steps import Accumulates
 from forge_harness.errors import NonFiniteError
-from forge_harness.protocols import Batch, ModelSpec, TrainOptions
+from forge_harness.protocols import Batch, ModelSpec, StepRecord, TrainOptions
 from forge_harness.subject.reference import ReferenceSubject
 
 NON_FINITE = "training.non_finite_stops"
@@ -62,6 +65,58 @@ def _skips_in_silence(session: Any) -> None:
         return last[0]
 
     session.step = step
+
+
+def _clears_after_updates_only(session: Any) -> None:
+    """A step that is not finite is skipped aloud; its gradients stay, and spoil all later ones."""
+    stepping, clear = session.step, session.optimizer.zero_grad
+    session.optimizer.zero_grad = lambda set_to_none=True: None
+
+    def step() -> Any:
+        try:
+            record = stepping()
+        except NonFiniteError:
+            return StepRecord(
+                step=session.step_index,
+                loss=0.0,
+                learning_rate=0.0,
+                weight_decay=0.0,
+                grad_norm=math.nan,
+                sample_ids=(0,),
+                seconds=1e-3,
+            )
+        clear(set_to_none=True)
+        return record
+
+    session.step = step
+
+
+def _never_updates_again(session: Any) -> None:
+    """The flag of a step that is not finite is set and never reset: all later ones are skipped."""
+    stepping = session.step
+
+    def step() -> Any:
+        try:
+            return stepping()
+        except NonFiniteError:
+            session.optimizer.step = lambda closure=None: None
+            raise
+
+    session.step = step
+
+
+def after_nan(subject: Any) -> object:
+    """Whether the step after one with an infinite gradient is finite, and how many weights move."""
+    session = subject.session("digits", TrainOptions(steps=4))
+    weight: Any = largest(session)
+    handle = weight.register_hook(lambda gradient: gradient + math.inf)
+    with suppress(NonFiniteError):
+        session.step()
+    handle.remove()
+    before = copies(session.model)
+    finite = math.isfinite(session.step().grad_norm)
+    after = copies(session.model)
+    return finite, sum(not torch.equal(before[name], after[name]) for name in before)
 
 
 class _Pair(nn.Module):
@@ -137,6 +192,16 @@ DEFECTS = (
         subtlety=2,
     ),
     Defect(
+        id="no_guard_for_text",
+        title="Nothing looks at what is not finite in the text task: a NaN reaches its weights",
+        stage=Stage.TRAINING,
+        check=NON_FINITE,
+        shows="bytes.nan_in_one_gradient.changed is",
+        subject=lambda: SessionDefect(of_text(_unguarded)),
+        alive=partial(infinite_gradient, task="bytes"),
+        subtlety=4,
+    ),
+    Defect(
         id="guard_on_loss_only",
         title="The guard looks at the loss and not at the gradients",
         stage=Stage.TRAINING,
@@ -175,6 +240,26 @@ DEFECTS = (
         subject=_SkipsBadLosses,
         alive=infinite_loss,
         subtlety=3,
+    ),
+    Defect(
+        id="stuck_after_nan",
+        title="Gradients are cleared after an update only: one NaN stays in them for ever",
+        stage=Stage.TRAINING,
+        check=NON_FINITE,
+        shows="nan_in_one_gradient.finite_after is",
+        subject=lambda: SessionDefect(_clears_after_updates_only),
+        alive=after_nan,
+        subtlety=4,
+    ),
+    Defect(
+        id="never_updates_again",
+        title="The flag that skips a step that is not finite is never reset: no later one updates",
+        stage=Stage.TRAINING,
+        check=NON_FINITE,
+        shows="nan_in_one_gradient.moved_after is 0",
+        subject=lambda: SessionDefect(_never_updates_again),
+        alive=after_nan,
+        subtlety=4,
     ),
 )
 

@@ -17,8 +17,10 @@ from forge_harness.drill.defects.sessions import (
     as_kind,
     before_each_step,
     largest,
+    of_text,
     round_to_bf16,
     ternary_layers,
+    text_trained,
 )
 from forge_harness.protocols import Batch, ModelSpec, StepRecord
 from forge_harness.subject.reference import ReferenceSubject
@@ -46,6 +48,11 @@ def _replaces_parameter(session: Any) -> None:
 
 def _forgets_parameter(session: Any) -> None:
     session.optimizer.param_groups[-1]["params"].pop()
+
+
+def _forgets_vectors(session: Any) -> None:
+    for group in session.optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if p.dim() > 1]
 
 
 def _only_decay_moves_it(session: Any) -> None:
@@ -224,6 +231,16 @@ DEFECTS = (
         subject=lambda: SessionDefect(_forgets_parameter),
         alive=observe.trained,
         subtlety=3,
+    ),
+    Defect(
+        id="vectors_of_text_forgotten",
+        title="The optimizer of the text task was not given the norms",
+        stage=Stage.TRAINING,
+        check=MOVES,
+        shows="bytes.parameters_not_owned is",
+        subject=lambda: SessionDefect(of_text(_forgets_vectors)),
+        alive=text_trained,
+        subtlety=4,
     ),
     Defect(
         id="only_decay",
