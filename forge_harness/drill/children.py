@@ -75,6 +75,20 @@ def writer(root: Path, opener: str, **options: object) -> list[str]:
     return program("storage_writer", root, opener, *flags)
 
 
+def cached_in(command: Sequence[str], directory: Path) -> list[str]:
+    """Returns a program's command line with a byte code cache that no other process writes to.
+
+    Where a module has no byte code, an interpreter opens one more file; another process that
+    imports the module meanwhile changes that from one run of the program to the next.
+    """
+    return [command[0], "-X", f"pycache_prefix={directory}", *command[1:]]
+
+
+def fill_cache(command: Sequence[str]) -> None:
+    """Runs a program of `cached_in` once, so that its modules' byte code is there."""
+    run([part for part in command if part != "-B"])
+
+
 def environment() -> dict[str, str]:
     """Returns the variables of a child: it imports what this process imports."""
     package = str(Path(forge_harness.__file__).resolve().parents[1])

@@ -12,11 +12,12 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from forge_harness.canonical import file_sha256
 from forge_harness.drill import children, scenes, strace, workload
-from forge_harness.drill.strace import Fault
+from forge_harness.drill.strace import Call, Fault
 from forge_harness.drill.syscalls import sample
 from forge_harness.drill.tally import Finding, NotMeasured, Result, Tally
 from forge_harness.drill.target import open_store
@@ -82,11 +83,11 @@ def migrate_all(
     strace.require()
     with scenes.workspace() as workspace:
         root, trace = workspace / "store", workspace / "trace"
-        command = children.program("storage_opener", root, opener)
+        opened = children.program("storage_opener", root, opener)
+        command = children.cached_in(opened, workspace / "byte code")
         trials = []
         for old in stores:
-            scenes.fresh(old.root, root)
-            points = strace.points_of(strace.record(command, trace), root)
+            points = _points(command, old, root, trace)
             tally.add(_look(opener, root, old), where=f"{old.name}, not struck")
             tally.points += len(points) * len(faults)
             trials += [(old, point, fault) for point in points for fault in faults]
@@ -94,12 +95,26 @@ def migrate_all(
         tally.points_tried = len(chosen)
         for index, (old, point, fault) in enumerate(chosen):
             where = f"{old.name}, {fault.name} at {point.name} #{point.nth}"
-            scenes.fresh(old.root, root)
-            if strace.strike(command, point, fault, trace) is None:
+            strike = partial(_strike, command, old, root, trace, fault)
+            if strace.aimed(point, strike, partial(_points, command, old, root, trace)) is None:
                 tally.miss(where)
             else:
                 tally.add(_look(opener, root, old), where=where)
             tell(index + 1, len(chosen), where)
+
+
+def _points(command: Sequence[str], old: OldStore, root: Path, trace: Path) -> list[Call]:
+    scenes.fresh(old.root, root)
+    children.fill_cache(command)
+    scenes.fresh(old.root, root)
+    return strace.points_of(strace.record(command, trace), root)
+
+
+def _strike(
+    command: Sequence[str], old: OldStore, root: Path, trace: Path, fault: Fault, point: Call
+) -> bytes | None:
+    scenes.fresh(old.root, root)
+    return strace.strike(command, point, fault, trace, root)
 
 
 def refuse_newer(tally: Tally, opener: str, *, tell: Step) -> None:

@@ -111,5 +111,4 @@ def _stops(calls: Sequence[Call], root: Path) -> list[int]:
 
     What was printed counts from the next call on, so a cut just after an acknowledgement is one.
     """
-    inside = {id(call) for call in strace.points_of(calls, root)}
-    return [*(i for i, call in enumerate(calls) if id(call) in inside), len(calls)]
+    return [*strace.positions_of(calls, root), len(calls)]

@@ -1,8 +1,10 @@
 """Enumerating and failing system calls with strace.
 
 A first, clean run lists every call that changes something under the store's root. Each of them is a
-*point*: named by the call and by how many calls of that name came before it, which is what strace
-counts, so that a second run can be struck at exactly that place.
+*point*: named by the call, by how many calls of that name came before it, which is what strace
+counts, and by how many of those were on the store. A second run is struck by the first number and
+held to the other: what an interpreter opens before it reaches the store differs from run to run,
+with the byte code that others cached meanwhile and with the directories they wrote to.
 """
 
 from __future__ import annotations
@@ -11,10 +13,11 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 from forge_harness.drill import children
 from forge_harness.drill.tally import NotMeasured
@@ -30,6 +33,8 @@ WRITE_CLASS = (*OPENS, *FD_CALLS, *RESIZE_CALLS, *COPY_CALLS, *PATH_CALLS, *AT_C
 
 _LINE = re.compile(r"(\d+)\s+(\w+)\((.*)\)\s+=\s+(-?\d+|\?)(.*)")
 _TEXT = re.compile(r"(?:\\x[0-9a-f]{2})*")
+_T = TypeVar("_T")
+_TRIES = 5
 _DATA_LIMIT = 1 << 23
 """Bytes of one write that are kept; more than any campaign writes at once."""
 
@@ -61,6 +66,10 @@ class Call:
     arguments: tuple[str, ...]
     returned: int
     failed: bool
+    struck: bool = False
+    """Whether strace made it fail, or killed the process in it."""
+    order: int = 0
+    """Of a point: 1 for the first of that name that changes something in the store."""
 
     def text(self, index: int) -> str:
         """Returns a string argument, decoded."""
@@ -156,24 +165,54 @@ def record_output(
     return parse(trace.read_text(encoding="ascii")), out
 
 
-def strike(command: Sequence[str], call: Call, fault: Fault, trace: Path) -> bytes | None:
-    """Runs a command with a fault at one call.
+def aimed(
+    point: Call, strike_at: Callable[[Call], _T | None], points: Callable[[], Sequence[Call]]
+) -> _T | None:
+    """Strikes a point; where another call was struck, counts the program's calls again and retries.
+
+    Args:
+        point: One of `points_of`.
+        strike_at: Runs the program with a fault at a point; None when the point was not struck.
+        points: Runs it without, and returns its points.
 
     Returns:
-        What it printed; None when it made no such call, so that nothing was struck.
+        What `strike_at` did; None when the point was struck in none of five runs.
+    """
+    for _ in range(_TRIES - 1):
+        if (found := strike_at(point)) is not None:
+            return found
+        same = [p for p in points() if (p.name, p.order) == (point.name, point.order)]
+        if not same:
+            return None
+        (point,) = same
+    return strike_at(point)
+
+
+def strike(
+    command: Sequence[str], point: Call, fault: Fault, trace: Path, root: Path
+) -> bytes | None:
+    """Runs a command with a fault at one point.
+
+    Returns:
+        What it printed; None when another call was struck, or none.
 
     Raises:
         TimeoutError: It hangs.
     """
-    tracing = ["-e", f"trace={call.name}", "-e", f"inject={rule_of(call, fault)}", "-s", "0"]
-    output = children.run([*_strace(trace), *tracing, *command])[1]
-    return output if struck(trace) else None
+    tracing = ["-e", f"trace={point.name}", "-e", f"inject={rule_of(point, fault)}"]
+    output = children.run([*_strace(trace), "-y", "-xx", "-s", "0", *tracing, *command])[1]
+    calls = parse(trace.read_text(encoding="ascii"))
+    return output if is_struck(calls, point, root) else None
 
 
-def struck(trace: Path) -> bool:
-    """Returns whether a trace shows that a fault was put in."""
-    text = trace.read_text(encoding="ascii", errors="replace")
-    return "(INJECTED)" in text or "+++ killed by SIGKILL +++" in text
+def is_struck(calls: Sequence[Call], point: Call, root: Path) -> bool:
+    """Returns whether the first call that was struck is the point."""
+    first = next((index for index, call in enumerate(calls) if call.struck), None)
+    if first is None:
+        return False
+    of_that_name = [call for call in calls[: first + 1] if call.name == point.name]
+    points = points_of(of_that_name, root)
+    return bool(points) and points[-1].struck and points[-1].order == point.order
 
 
 def rule_of(call: Call, fault: Fault) -> str:
@@ -182,9 +221,19 @@ def rule_of(call: Call, fault: Fault) -> str:
 
 
 def points_of(calls: Sequence[Call], root: Path) -> list[Call]:
-    """Returns the calls that change something at or below `root`."""
+    """Returns the calls that change something at or below `root`, each with its order."""
+    counts: Counter[str] = Counter()
+    points = []
+    for index in positions_of(calls, root):
+        counts[calls[index].name] += 1
+        points.append(replace(calls[index], order=counts[calls[index].name]))
+    return points
+
+
+def positions_of(calls: Sequence[Call], root: Path) -> list[int]:
+    """Returns where in a trace the calls are that change something at or below `root`."""
     real = os.path.realpath(root)
-    return [call for call in calls if _below(call.target(), real)]
+    return [index for index, call in enumerate(calls) if _below(call.target(), real)]
 
 
 def parse(text: str) -> list[Call]:
@@ -208,7 +257,8 @@ def parse(text: str) -> list[Call]:
                 nth=counts[process, name],
                 arguments=tuple(arguments.split(", ")),
                 returned=-1 if returned == "?" else int(returned),
-                failed=returned == "?" or returned.startswith("-") or "(INJECTED)" in rest,
+                failed=returned == "?" or returned.startswith("-"),
+                struck=returned == "?" or "(INJECTED)" in rest,
             )
         )
     return calls

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from forge_harness.drill import replay, scenes, strace
+from forge_harness.drill import children, replay, scenes, strace
 from forge_harness.drill.children import session_of
 from forge_harness.drill.judge import judge
 from forge_harness.drill.scenes import Scene
@@ -23,9 +24,16 @@ def enumerate_points(
     scene: Scene, template: Path, workspace: Path, opener: str, seed: int
 ) -> list[Call]:
     """Returns every call of the scene that changes something in the store."""
+    command = _command(scene, workspace, opener, seed)
+    scenes.fresh(template, workspace / "store")
+    children.fill_cache(command)
     root = scenes.fresh(template, workspace / "store")
-    calls = strace.record(scene.command(root, opener, seed), workspace / "trace")
-    return strace.points_of(calls, root)
+    return strace.points_of(strace.record(command, workspace / "trace"), root)
+
+
+def _command(scene: Scene, workspace: Path, opener: str, seed: int) -> list[str]:
+    command = scene.command(workspace / "store", opener, seed)
+    return children.cached_in(command, workspace / "byte code")
 
 
 def strike_all(
@@ -68,8 +76,11 @@ def strike_all(
         tally.points_tried += len(chosen)
         for index, (scene, template, point, fault) in enumerate(chosen):
             where = f"{scene.name}, {fault.name} at {point.name} #{point.nth}"
-            root = scenes.fresh(template, workspace / "store")
-            finding = _strike(scene, template, root, opener, point, fault, tally.seed)
+            finding = strace.aimed(
+                point,
+                partial(_strike, scene, template, workspace, opener, fault, tally.seed),
+                partial(enumerate_points, scene, template, workspace, opener, tally.seed),
+            )
             if finding is None:
                 tally.miss(where)
             else:
@@ -78,13 +89,20 @@ def strike_all(
 
 
 def _strike(
-    scene: Scene, template: Path, root: Path, opener: str, point: Call, fault: Fault, seed: int
+    scene: Scene,
+    template: Path,
+    workspace: Path,
+    opener: str,
+    fault: Fault,
+    seed: int,
+    point: Call,
 ) -> Finding | None:
-    command = scene.command(root, opener, seed)
+    root = scenes.fresh(template, workspace / "store")
+    command = _command(scene, workspace, opener, seed)
     if _is_failed_sync(point, fault):
         return _failed_sync(scene, template, root, command, opener, point, seed)
     try:
-        output = strace.strike(command, point, fault, root.parent / "trace")
+        output = strace.strike(command, point, fault, root.parent / "trace", root)
     except TimeoutError as error:
         return Finding(result=Result.UNRECOVERABLE, message=str(error))
     if output is None:
@@ -112,7 +130,7 @@ def _failed_sync(
     trace = root.parent / "trace"
     rule = strace.rule_of(point, strace.EIO)
     calls, output = strace.record_output(command, trace, rules=[rule])
-    if not strace.struck(trace):
+    if not strace.is_struck(calls, point, root):
         return None
     session = session_of(output, base=scene.base)
     found = judge(opener, root, session, seed=seed, shape=scene.shape)
