@@ -408,6 +408,30 @@ def test_paths_in_the_file_are_beside_the_file_and_others_in_the_current_directo
     assert loaded.path("run.run_dir") is None
 
 
+@pytest.mark.parametrize(
+    ("spec", "seen"),
+    [
+        ("own.py:Subject", "../own.py:Subject"),
+        ("package", "../package"),
+        ("{root}/own.py:Subject", "{root}/own.py:Subject"),
+        ("own_module:subject", "own_module:subject"),
+        ("acme-tiny", "acme-tiny"),
+        ("", ""),
+    ],
+)
+def test_a_subject_of_the_file_is_beside_the_file(tmp_path, monkeypatch, spec, seen):
+    (tmp_path / "own.py").touch()
+    for name in ("package", "below"):
+        (tmp_path / name).mkdir()
+    spec, seen = spec.format(root=tmp_path), seen.format(root=tmp_path)
+    (tmp_path / "forge.toml").write_text(f"[run]\nsubject = {spec!r}\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_config().subject == spec
+    monkeypatch.chdir(tmp_path / "below")
+    assert load_config().subject == seen
+    assert load_config(flags={"run.subject": "own.py:Subject"}).subject == "own.py:Subject"
+
+
 def test_the_digest_follows_values_only(tmp_path):
     first = load(tmp_path, "[run]\nseed = 1\nworkers = 2\n[train]\nsteps = 400\n")
     second = load(tmp_path, "[train]\nsteps=400 # comment\n\n[run]\nworkers = 2\nseed = 1\n")

@@ -1,11 +1,15 @@
 """The policy: shipped catalogue, digest, overlays and errors."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from forge_harness.errors import ConfigError
 from forge_harness.policy import load_policy
 from forge_harness.types import Profile
 
+ROOT = Path(__file__).parents[1]
 SPECIFIED = {
     "environment": 12,
     "dependencies": 8,
@@ -171,3 +175,10 @@ def test_a_changed_copy_has_a_digest_of_its_own():
     before = policy.digest
     changed = policy.model_copy(update={"thresholds": {}})
     assert changed.digest != before == policy.digest
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/cli.md", "docs/ci.md"])
+def test_what_pages_print_is_of_the_policy_that_ships(page):
+    """A reader who pins the digest a page shows must not be refused."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert set(re.findall(r"^Policy: (sha256:\w+)", text, re.M)) == {load_policy().digest}

@@ -95,6 +95,21 @@ class LoadedConfig:
         """Returns run.suite_paths made absolute, as `path` does."""
         return self.paths("run.suite_paths")
 
+    @property
+    def subject(self) -> str:
+        """run.subject, to be loaded from the current directory; "" for the reference pipeline.
+
+        A path in the file is relative to the file. It stays relative, as it names the subject in
+        runs and baselines of other machines too.
+        """
+        text = self.config.run.subject
+        location, colon, attribute = text.rpartition(":")
+        for path, rest in ((text, ""), (location, colon + attribute)):
+            found = self._absolute("run.subject", path) if path else None
+            if found is not None and found != Path(path).absolute() and found.exists():
+                return os.path.relpath(found) + rest
+        return text
+
     def _absolute(self, key: str, text: str) -> Path:
         beside_file = self.file is not None and self.origin(key) == "file"
         base = self.file.parent if self.file is not None and beside_file else Path()

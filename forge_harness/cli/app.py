@@ -33,7 +33,7 @@ COMMANDS = {
     "verify": ("verify:verify_command", "Recompute what a run claims, or a signature."),
     "train": ("train:train_command", "Train a reference model."),
     "bench": ("bench:bench_group", "Measure speed against ceilings and peers."),
-    "drill": ("drill:drill_group", "Put faults in on purpose: crash a state store."),
+    "drill": ("drill:drill_group", "Put faults in on purpose: seed defects, crash a state store."),
     "load": ("load:load_group", "Load a server, find its peak, watch it recover."),
     "inspect": ("inspect:inspect_command", "Say what a checkpoint is and whether it is sound."),
     "export": ("export:export_command", "Write packages for phase 6, judged from their files."),

@@ -35,17 +35,25 @@ if TYPE_CHECKING:
 def doctor_command(config_file: Path | None, subject: str | None, as_json: bool) -> int:
     """Show this environment, the native module, and which checks the subject's capabilities open.
 
-    Exits 7 when something that checks need is missing, else 0.
+    Exits 7 when something that checks need is missing: the native module, a capability, or a
+    program, library or accelerator that some check calls. Else 0.
     """
+    from forge_harness.cli.needs import missing
     from forge_harness.cli.subject_child import offer_of
     from forge_harness.subject.loader import REFERENCE_SPEC
 
     loaded = load(config_file, {"run.subject": subject})
     policy = policy_in_force(loaded)
     environment = {**_environment(), **_torch(), "native_module": _native()}
-    found = offer_of(loaded.config.run.subject or REFERENCE_SPEC)
+    found = offer_of(loaded.subject or REFERENCE_SPEC)
     capabilities = capability_rows(found, policy)
-    problems = [*_environment_problems(environment), *_capability_problems(found, capabilities)]
+    closed = {check for row in capabilities if not row["offered"] for check in row["checks"]}
+    opened = {entry.id for entry in policy.catalogue} - closed
+    problems = [
+        *_environment_problems(environment),
+        *(need.problem() for need in missing(loaded.config.declared, opened)),
+        *_capability_problems(found, capabilities),
+    ]
     if as_json:
         echo_json(
             {

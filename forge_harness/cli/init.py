@@ -21,11 +21,15 @@ EXAMPLE_CHECK = '''\
 import pytest
 
 
-@pytest.mark.forge_check("mine.loss_falls", title="The loss falls", severity="high")
-def test_loss_falls(evidence):
-    losses = [2.0, 1.1, 0.6]  # replace by the losses of a short training run
+@pytest.mark.forge_check("mine.fits_flash", title="The model fits the flash chip", severity="high")
+def test_fits_flash(subject, evidence):
+    spec = subject.model_spec(subject.tasks()[0])
     evidence.at_most(
-        "loss_ratio", losses[-1] / losses[0], limit=0.5, reason="halves in three steps"
+        "parameters",
+        spec.parameters,
+        limit=500_000,  # replace by what your device holds
+        unit="parameters",
+        reason="1 MiB of flash at 2 bits a weight",
     )
 '''
 
@@ -42,11 +46,21 @@ permissions:
 jobs:
   validate:
     runs-on: ubuntu-24.04
+    env:
+      # This runner has none. Without the line, checks of an accelerator are not measured: exit 7.
+      FORGE_HARNESS_DECLARED_ACCELERATOR: none
     steps:
       - uses: actions/checkout@v4
       - uses: actions/setup-python@v5
         with: { python-version: "3.11" }
-      - run: pip install bitnet-forge-harness --extra-index-url https://download.pytorch.org/whl/cpu
+      # What some checks call; without it they are not measured.
+      - run: sudo apt-get update -qq && sudo apt-get install -y -qq strace
+      - run: >-
+          pip install 'bitnet-forge-harness[checks]'
+          --extra-index-url https://download.pytorch.org/whl/cpu
+      # And your own package, once forge.toml names your subject:
+      # - run: pip install .
+      - run: forge-harness doctor || true
       # `run` measures; its exit code is the gate's business.
       - run: forge-harness run --run-dir forge-run || true
       - uses: actions/upload-artifact@v4

@@ -70,10 +70,15 @@ _FLAGS: tuple[Callable[..., Any], ...] = (
         "suites",
         multiple=True,
         metavar="NAME",
-        help="Only this suite (repeatable); the verdict is then PARTIAL at best.",
+        help="Only this suite (repeatable), and what --check names; the verdict is then PARTIAL at "
+        "best.",
     ),
     click.option(
-        "--check", "checks", multiple=True, metavar="ID", help="Only this check (repeatable)."
+        "--check",
+        "checks",
+        multiple=True,
+        metavar="ID",
+        help="Only this check (repeatable), and the suites that --suite names.",
     ),
     click.option(
         "--shard",
@@ -275,7 +280,7 @@ def make_validator(loaded: LoadedConfig, selection: Selection, in_force: Path) -
         existing(path, "Suite directory")
     return PipelineValidator(
         build_policy(policy_file),
-        run.subject or None,
+        loaded.subject or None,
         profile=run.profile,
         suites=selection.suites,
         checks=selection.checks,

@@ -26,7 +26,7 @@ _SHOWN = 20
     + "\n\n\b\nExit codes: 0 all clean, 1 something found, 7 something not scanned.",
 )
 @click.argument(
-    "root", metavar="PATH", type=click.Path(path_type=Path), required=False, default=Path()
+    "root", metavar="[PATH]", type=click.Path(path_type=Path), required=False, default=Path()
 )
 @click.option(
     "--advisories",

@@ -64,6 +64,12 @@ class ReferenceSubject:
     name = "reference"
     _keyring: Keyring | None = None
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # A report that calls somebody else's model the reference misleads who reads its title.
+        if cls.name == ReferenceSubject.name:
+            cls.name = cls.__name__
+
     def __deepcopy__(self, memo: dict[int, object]) -> ReferenceSubject:
         # Models may hold bound methods of the subject; copying a model must not copy it.
         return self

@@ -1,9 +1,12 @@
 """doctor: what is here, what the subject offers, which checks that opens."""
 
 import json
+import sys
+from importlib import util
 
 import pytest
 
+from forge_harness.cli import needs
 from forge_harness.errors import ExitCode
 from forge_harness.policy import load_policy
 from forge_harness.protocols import CAPABILITIES
@@ -23,13 +26,58 @@ def toy(tmp_path):
     return f"{tmp_path / 'toy.py'}:Toy"
 
 
-def test_the_reference_offers_everything(invoke):
+def test_the_reference_offers_everything(invoke, monkeypatch):
+    monkeypatch.setattr(needs, "NEEDS", ())
+    monkeypatch.setenv("FORGE_HARNESS_DECLARED_ACCELERATOR", "none")
     result = invoke("doctor")
     assert result.exit_code == ExitCode.PASS, result.output
     for name in CAPABILITIES:
         line = next(line for line in result.output.splitlines() if line.startswith(name + " "))
         assert line.split()[1] == "offered"
     assert "Nothing is missing." in result.output
+
+
+def test_every_need_is_of_checks_that_there_are():
+    known = {entry.id for entry in load_policy().catalogue}
+    named = {check for need in (*needs.NEEDS, needs.ACCELERATOR) for check in need.checks}
+    assert named
+    assert named <= known
+
+
+@pytest.mark.parametrize(
+    ("hidden", "sentence"),
+    [
+        ("ruff", "ruff is not here, so security.power_of_ten is not measured; pip install"),
+        ("gguf", "gguf is not here, so integration.third_party_readers is not measured; pip"),
+        ("strace", "strace is not here, so state.commit_atomic and state.io_errors and"),
+    ],
+)
+def test_what_a_check_calls_and_is_not_here_is_7_with_the_remedy(monkeypatch, hidden, sentence):
+    found = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda name: None if name == hidden else found(name))
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    problems = [
+        need.problem() for need in needs.missing({}, {e.id for e in load_policy().catalogue})
+    ]
+    assert any(problem.startswith(sentence) for problem in problems)
+
+
+def test_an_accelerator_is_missed_until_it_is_declared_that_none_is_meant(invoke, monkeypatch):
+    monkeypatch.setattr(needs, "NEEDS", ())
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    result = invoke("doctor")
+    assert result.exit_code == ExitCode.INCOMPLETE
+    assert "An accelerator is not here, so environment.accelerator is not measured" in result.output
+    monkeypatch.setenv("FORGE_HARNESS_DECLARED_ACCELERATOR", "none")
+    assert invoke("doctor").exit_code == ExitCode.PASS
+
+
+def test_what_no_open_check_calls_is_not_missed(invoke, toy, monkeypatch):
+    gone = needs.Need("x", lambda: False, ("training.parameters_move",), "install it")
+    monkeypatch.setattr(needs, "NEEDS", (gone,))
+    assert "x is not here" not in invoke("doctor", "--subject", toy).output
+    assert "x is not here" in invoke("doctor").output
 
 
 def test_a_partial_subject_is_7_with_what_it_lacks(invoke, toy):

@@ -1,9 +1,13 @@
 """init: files that work as written, and never over existing ones."""
 
 import tomllib
+from pathlib import Path
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
 
+from forge_harness.cli import needs
 from forge_harness.config import load_config
 from forge_harness.errors import ExitCode
 
@@ -33,6 +37,24 @@ def test_the_workflow_always_gates(project):
     assert "if: always()" in gate
     assert "forge-harness gate forge-run" in gate
     assert "|| true" not in gate
+
+
+def test_the_workflow_installs_what_checks_call(project):
+    """Every pull request ended with 7 for want of transformers, pip-audit and a declaration."""
+    text = (project / ".github" / "workflows" / "forge.yml").read_text()
+    job = yaml.safe_load(text)["jobs"]["validate"]
+    assert job["env"]["FORGE_HARNESS_DECLARED_ACCELERATOR"] == "none"
+    installed = " ".join(step.get("run", "") for step in job["steps"])
+    assert "'bitnet-forge-harness[checks]'" in installed
+    assert "strace" in installed
+
+
+def test_the_extra_brings_every_package_that_checks_call():
+    project = Path(__file__).parents[2] / "pyproject.toml"
+    extras = tomllib.loads(project.read_text())["project"]["optional-dependencies"]
+    brought = {Requirement(text).name for name in ("checks", "hf") for text in extras[name]}
+    assert {need.name for need in needs.NEEDS if need.remedy == needs.EXTRA} <= brought
+    assert {"bitnet-forge-harness", "pip-audit"} <= brought
 
 
 @pytest.mark.parametrize(

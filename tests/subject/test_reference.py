@@ -103,3 +103,17 @@ def test_an_override_reaches_the_ranks_of_a_distributed_run():
         session.step()
     found = Doubled().train_distributed("digits", options, ranks=2)
     assert all(torch.equal(found[k], v) for k, v in session.model.state_dict().items())
+
+
+def test_a_subclass_is_not_called_the_reference():
+    class Own(ReferenceSubject):
+        pass
+
+    class Named(ReferenceSubject):
+        name = "acme"
+
+    class Later(Named):
+        pass
+
+    assert (Own().name, Named().name, Later().name) == ("Own", "acme", "acme")
+    assert ReferenceSubject().name == "reference"

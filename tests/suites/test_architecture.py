@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
 
 from forge_harness.drill.defects import all_benign, all_defects, defects_of
 from forge_harness.policy import load_policy
@@ -98,3 +99,18 @@ def test_only_a_quantizer_that_answers_bf16_in_fp32_is_held_to_it(run_check, kin
 def test_declaring_rows_hides_nothing(run_check):
     undeclared = all_defects()["Q10_scale_per_row"]
     assert run_check(undeclared.check, undeclared.subject()).outcome is Outcome.FAIL
+
+
+def test_a_packer_of_another_shape_is_told_so(run_check):
+    """It was an error of numpy's about operands."""
+
+    class Plain(ReferenceSubject):
+        def pack(self, codes):
+            return codes.to(torch.uint8)
+
+        def unpack(self, packed, rows):
+            return packed.to(torch.int8)
+
+    result = run_check("architecture.bits_per_weight", Plain())
+    assert result.outcome is Outcome.FAIL
+    assert "wrong_sizes is" in result.reason

@@ -44,7 +44,18 @@ def test_sources_without_code_fail(run_check, tmp_path):
     assert check(run_check, tmp_path).outcome is Outcome.FAIL
 
 
-def test_a_missing_tool_lowers_the_score_and_is_named(run_check, tmp_path, monkeypatch):
-    (tmp_path / "a.py").write_text(SPAGHETTI)
+def test_where_a_tool_is_missing_nothing_is_measured(run_check, tmp_path, monkeypatch):
+    """A user without ruff was told of bad code that nobody had looked at."""
+    (tmp_path / "a.py").write_text('"""Fine."""\n')
     monkeypatch.setattr(assessment, "find_tool", lambda name: None)
-    assert "not installed: ruff" in check(run_check, tmp_path).reason
+    run = check(run_check, tmp_path)
+    assert run.outcome is Outcome.NOT_MEASURED
+    assert "not counted by ruff (not installed); pip install" in run.reason
+
+
+def test_where_a_tool_refuses_nothing_is_measured(run_check, tmp_path):
+    (tmp_path / "a.py").write_text('"""Fine."""\n')
+    (tmp_path / "ruff.toml").write_text("no-such-key = 1\n")
+    run = check(run_check, tmp_path)
+    assert run.outcome is Outcome.NOT_MEASURED
+    assert "not counted by ruff (" in run.reason
