@@ -112,14 +112,21 @@ def suite_table(suites: Sequence[SuiteRecord]) -> str:
         (
             suite.name,
             suite.weight,
-            str(suite.low) if suite.low == suite.high else f"{suite.low}-{suite.high}",
-            percent(suite.coverage),
+            *_score_and_measured(suite),
             *(sum(suite.counts.get(o, 0) for o in outcomes) or "" for _, outcomes in shown),
             f"{suite.duration_s:.1f} s",
         )
         for suite in suites
     ]
     return table(headers, rows)
+
+
+def _score_and_measured(suite: SuiteRecord) -> tuple[str, str]:
+    """Returns the two cells; of a suite without a check that applies, neither is a number."""
+    if not sum(suite.counts.values()) - suite.counts.get(Outcome.NOT_APPLICABLE, 0):
+        return "n/a", "n/a"
+    score = str(suite.low) if suite.low == suite.high else f"{suite.low}-{suite.high}"
+    return score, percent(suite.coverage)
 
 
 def python_warning_lines(record: RunRecord) -> list[str]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from forge_harness.cli.summary import MEANINGS, percent, score_sentence, summary
+from forge_harness.cli.summary import MEANINGS, percent, score_sentence, suite_table, summary
 from forge_harness.errors import ExitCode
 from forge_harness.rundir import read_policy, read_record
 
@@ -75,3 +75,12 @@ def test_the_score_is_an_interval(run_of):
     assert score_sentence(read_record(run_of())) == (
         "Integration score 100 (at most 100), 100 % measured"
     )
+
+
+def test_a_suite_without_a_check_that_applies_has_no_number(run_of):
+    (suite,) = read_record(run_of()).suites[:1]
+    none = suite.model_copy(update={"counts": {"not_applicable": 2}, "low": 0, "high": 0})
+    row = suite_table([none]).splitlines()[-1].split()
+    assert row[:4] == [suite.name, str(suite.weight), "n/a", "n/a"]
+    some = suite.model_copy(update={"counts": {"not_applicable": 2, "pass": 1}})
+    assert suite_table([some]).splitlines()[-1].split()[2:4] == ["100", "100"]
