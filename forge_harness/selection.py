@@ -80,17 +80,32 @@ def with_catalogues(policy: Policy, files: Sequence[Path]) -> Policy:
     """Returns the policy with the entries of catalogue files it does not have yet.
 
     Raises:
-        ConfigError: A file is missing or does not fit the schema, two checks share an id, or a file
-            says of a check or shipped suite something else than the policy does.
+        ConfigError: A file is missing or does not fit the schema, two checks share an id, a file
+            says of a check or shipped suite something else than the policy does, or two files of
+            a suite.
     """
     rows: list[dict[str, Any]] = []
-    weights: dict[str, int] = {}
+    weights: dict[str, tuple[int, Path]] = {}
     for file in files:
         entries, stated = _read_catalogue(file)
         _refuse_contradictions(policy, file, entries, stated)
         rows += [row for row in entries if row["id"] not in policy.by_id]
-        weights |= stated
-    return _extended(policy, rows, weights, "Catalogue") if rows or weights else policy
+        for suite, weight in stated.items():
+            _refuse_another_weight(file, suite, weight, weights.get(suite))
+            weights[suite] = (weight, file)
+    own = {suite: weight for suite, (weight, _) in weights.items()}
+    return _extended(policy, rows, own, "Catalogue") if rows or own else policy
+
+
+def _refuse_another_weight(
+    file: Path, suite: str, weight: int, earlier: tuple[int, Path] | None
+) -> None:
+    if earlier is not None and earlier[0] != weight:
+        raise ConfigError(
+            f"{file}: suite {suite!r} weighs {weight}, and {earlier[0]} in {earlier[1]}; state one "
+            "weight.",
+            key=f"suite_weights.{suite}",
+        )
 
 
 def _refuse_contradictions(
@@ -105,7 +120,9 @@ def _refuse_contradictions(
                 "of its own, or leave out the policy that has it.",
                 key=row["id"],
             )
-    for suite in sorted(weights.keys() & load_policy().suite_weights.keys()):
+    # A whole policy of another release may lack a suite that ships now: then it is the file's.
+    shipped = load_policy().suite_weights.keys() & policy.suite_weights.keys()
+    for suite in sorted(weights.keys() & shipped):
         known_weight = policy.suite_weights[suite]
         if weights[suite] != known_weight:
             raise ConfigError(

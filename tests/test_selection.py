@@ -73,6 +73,43 @@ def test_a_catalogue_that_contradicts_the_policy_is_refused(own, tmp_path):
         build_policy(None, [file])
 
 
+def test_a_whole_policy_without_a_shipped_suite_takes_a_catalogues_weight_of_it(own, tmp_path):
+    """The policy.json of a release before the suite: it was an internal error, KeyError."""
+    shipped = load_policy()
+    weights = {name: w for name, w in shipped.suite_weights.items() if name != "security"}
+    checks = tuple(
+        entry
+        for entry in shipped.catalogue
+        if "security" not in (entry.suite, entry.measures_suite)
+    )
+    older = shipped.model_copy(update={"suite_weights": weights, "catalogue": checks})
+    whole = tmp_path / "policy.json"
+    whole.write_text(older.model_dump_json(), encoding="utf-8")
+    entry = ENTRY.replace('"mine', '"security')
+    (own / "catalogue.toml").write_text("[suite_weights]\nsecurity = 8\n" + entry)
+    policy = build_policy(whole, [own / "catalogue.toml"])
+    assert (policy.suite_weights["security"], "security.a" in policy.by_id) == (8, True)
+    assert build_policy(whole).digest == older.digest
+
+
+def test_two_catalogues_that_weigh_a_suite_differently_are_refused(tmp_path):
+    """The one whose path came last won, and nothing said so."""
+    files = []
+    for name, weight in (("one", 5), ("same", 5), ("two", 50)):
+        files.append(tmp_path / name / "catalogue.toml")
+        files[-1].parent.mkdir()
+        entry = ENTRY.replace("mine.a", f"mine.{name}")
+        files[-1].write_text(f"[suite_weights]\nmine = {weight}\n{entry}", encoding="utf-8")
+    assert build_policy(None, files[:2]).suite_weights["mine"] == 5
+    for order in (files, files[::-1]):
+        with pytest.raises(ConfigError) as caught:
+            build_policy(None, order)
+        said = str(caught.value)
+        assert "suite 'mine' weighs" in said
+        assert "state one weight" in said
+        assert str(files[2]) in said
+
+
 def test_inline_checks_join_once_and_in_any_order():
     checks = [InlineCheck("b.x", "X", "low"), InlineCheck("a.y", "Y", "critical")]
     policy = build_policy(inline=checks)

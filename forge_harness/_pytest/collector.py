@@ -32,6 +32,7 @@ class Collector:
         self._attempts: dict[_Turn, Attempt] = {}
         self._retries: dict[_Turn, int] = {}
         self._retried: set[_Turn] = set()
+        self._retried_calls: dict[_Turn, int] = {}
         self._checks: dict[str, str] = {}
         self._masker = Masker()
         self.records: dict[str, list[ItemRecord]] = {}
@@ -54,7 +55,8 @@ class Collector:
         if self._is_being_retried(report):
             return
         turn = _turn(report)
-        attempt = self._attempts.setdefault(turn, Attempt())
+        earlier = self._retried_calls.get(turn, 0)
+        attempt = self._attempts.setdefault(turn, Attempt(earlier_calls=earlier))
         attempt.add(report)
         if report.when == "teardown":
             self._finish(turn, attempt)
@@ -70,6 +72,7 @@ class Collector:
         if report.outcome == "rerun" and turn not in self._retried:  # type: ignore[comparison-overlap]
             self._retried.add(turn)
             self._retries[turn] = self._retries.get(turn, 0) + 1
+            self._retried_calls[turn] = getattr(report, "forge_calls", 0)
             self._attempts.pop(turn, None)
         return turn in self._retried
 

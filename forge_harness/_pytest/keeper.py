@@ -98,7 +98,13 @@ class Keeper:
         shipped = resolved_path(suites_dir())
         given = [str(argument).partition("::")[0] for argument in config.args]
         paths = [resolved_path(config.invocation_params.dir / path) for path in given]
-        return any(path == shipped or path in shipped.parents for path in paths)
+        is_given = any(path == shipped or path in shipped.parents for path in paths)
+        return is_given and not any(map(self._is_ignored, _files_and_directories(shipped)))
+
+    def _is_ignored(self, path: Path) -> bool:
+        """Asks whom pytest asks: `--ignore`, `--ignore-glob`, `collect_ignore` and plugins."""
+        config = self._state.config
+        return bool(config.hook.pytest_ignore_collect(collection_path=path, config=config))
 
     def _subject(self) -> SubjectRecord:
         known = self._state.published_subject()
@@ -110,6 +116,13 @@ class Keeper:
                 return SubjectRecord(spec=self._state.subject_spec, name="", capabilities=[])
             known = self._state.published_subject()
         return SubjectRecord.model_validate(known)
+
+
+def _files_and_directories(suites: Path) -> set[Path]:
+    """Returns the test files below a directory, and the directories that lead to them."""
+    files = set(suites.rglob("test_*.py"))
+    parents = {parent for file in files for parent in file.parents}
+    return files | {path for path in parents if path.is_relative_to(suites)}
 
 
 def shown(path: Path) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from forge_harness.paths import resolved_path, suites_dir
 from forge_harness.types import UNKNOWN_CHECK
 
 MARKER = "forge_check"
@@ -40,6 +43,8 @@ class CheckMark:
     not measured."""
     timeout_s: float | None = None
     """Time limit of the test's own `timeout` marker, which beats the catalogue's."""
+    is_shipped: bool = False
+    """Whether the test is one of the shipped suites."""
 
     @property
     def is_inline(self) -> bool:
@@ -64,12 +69,20 @@ def read_mark(item: pytest.Item) -> CheckMark | None:
     marks = list(item.iter_markers(MARKER))
     if not marks:
         return None
-    read = replace(_bind(*marks[0].args, **marks[0].kwargs), timeout_s=own_limit(item))
+    read = replace(
+        _bind(*marks[0].args, **marks[0].kwargs),
+        timeout_s=own_limit(item),
+        is_shipped=_is_shipped(item.path),
+    )
     if len(marks) > 1 and read.problem is None:
         return read.with_problem(
             f"{item.name} carries {len(marks)} forge_check markers; an item belongs to one check."
         )
     return read
+
+
+def _is_shipped(file: Path) -> bool:
+    return resolved_path(file).is_relative_to(resolved_path(suites_dir()))
 
 
 def own_limit(item: pytest.Item) -> float | None:
@@ -134,22 +147,35 @@ def _unusable(problem: str, check: str = UNKNOWN_CHECK) -> CheckMark:
     return CheckMark(check, problem=problem)
 
 
-def resolve(marks: dict[str, CheckMark], known: dict[str, tuple[str, str]]) -> dict[str, CheckMark]:
+def resolve(
+    marks: dict[str, CheckMark], known: dict[str, tuple[str, str]], shipped: Collection[str]
+) -> dict[str, CheckMark]:
     """Returns the marks with what can only be seen together: unknown and conflicting ids.
 
     Args:
         marks: Node id -> mark, in collection order.
         known: Check id -> (title, severity) of the catalogues.
+        shipped: Which of them are checks of the shipped suites.
     """
     inline: dict[str, tuple[str, str]] = {}
     resolved: dict[str, CheckMark] = {}
     for nodeid, mark in marks.items():
-        resolved[nodeid] = _resolve_one(mark, known, inline)
+        resolved[nodeid] = _resolve_one(_at_home(mark, shipped), known, inline)
     # A bare marker may stand above the one that defines its check.
     for nodeid, mark in resolved.items():
         if mark.problem is None and mark.check not in known and mark.check not in inline:
             resolved[nodeid] = mark.with_problem(_unknown(mark.check, {*known, *inline}))
     return resolved
+
+
+def _at_home(mark: CheckMark, shipped: Collection[str]) -> CheckMark:
+    """A user's test would dilute a shipped check, or stand for it, under the shipped policy."""
+    if mark.problem is not None or mark.is_shipped or mark.check not in shipped:
+        return mark
+    return mark.with_problem(
+        f"{mark.check!r} is a shipped check, which the shipped suites alone measure; choose an id "
+        "of your own."
+    )
 
 
 def _resolve_one(

@@ -110,6 +110,8 @@ class Attempt:
     duration_s: float = 0.0
     calls: int = 1
     """How often the item was called up to the last phase."""
+    earlier_calls: int = 0
+    """Those of attempts that were reported by themselves (pytest-rerunfailures)."""
     evidence: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     """Python warnings up to the last phase, a line each."""
@@ -143,7 +145,8 @@ class Attempt:
         the last: there the number of calls tells.
         """
         outcome = self.outcomes.get(phase)
-        if outcome not in ("passed", "skipped") or self.calls > 1:
+        is_retried_within = self.calls - self.earlier_calls > 1
+        if outcome not in ("passed", "skipped") or is_retried_within:
             return outcome == "failed"
         return self.raised.get(phase, ("", ""))[0] in _FAILURES
 

@@ -105,7 +105,11 @@ class ForgeState:
     @cached_property
     def subject_spec(self) -> str:
         """What `load_subject` is given."""
-        return self.options.subject or self.harness_config.run.subject or "reference"
+        if self.options.subject:
+            return self.options.subject
+        handed = self.handover is not None and self.handover.config is not None
+        configured = self.harness_config.run.subject if handed else self._loaded_config.subject
+        return configured or "reference"
 
     @cached_property
     def policy_file(self) -> Path | None:
@@ -185,12 +189,13 @@ class ForgeState:
 
     def set_collected(self, marks: dict[str, CheckMark], catalogues: tuple[Path, ...]) -> None:
         """Takes what collection found and checks each mark against the catalogues."""
+        from forge_harness.policy import load_policy
         from forge_harness.selection import build_policy
 
         self.catalogues = catalogues
         entries = build_policy(self.policy_file, catalogues).by_id.values()
         known = {entry.id: (entry.title, entry.severity.value) for entry in entries}
-        self.marks = resolve(marks, known)
+        self.marks = resolve(marks, known, load_policy().by_id)
         self._defining = {
             nodeid: mark
             for nodeid, mark in self.marks.items()

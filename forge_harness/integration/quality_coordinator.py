@@ -7,6 +7,7 @@ missing is not measured, and nothing else than PASS is green.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -198,7 +199,9 @@ class QualityCoordinator:
             return BaselineComparison(comparable=False, reason=refusal)
         rows = [self._score_row(record, accepted)]
         rows += [
-            self._against(result, accepted.gates.get(result.gate))
+            self._against(
+                self._as_accepted(result, record, accepted), accepted.gates.get(result.gate)
+            )
             for result in self.evaluate(record)
         ]
         lost = [
@@ -272,7 +275,7 @@ class QualityCoordinator:
     def _worst(self, name: str, rows: Sequence[tuple[object, str]]) -> GateResult:
         results = [self.evaluate_gate(name, value, unit) for value, unit in rows]
         results = results or [self.evaluate_gate(name, None)]
-        return min(results, key=lambda result: _WORST_FIRST.index(result.outcome))
+        return min(results, key=lambda r: (_WORST_FIRST.index(r.outcome), _room(r)))
 
     def _unmeasured(self, name: str, reason: str) -> GateResult:
         return GateResult(
@@ -301,6 +304,16 @@ class QualityCoordinator:
             reason=reason if dropped else "",
         )
 
+    def _as_accepted(self, result: GateResult, record: RunRecord, baseline: Baseline) -> GateResult:
+        """Returns a gate by its value alone where its check is waived, or ended so before."""
+        name = f"{GATE_SUITE}.{result.gate}"
+        now = next((check.outcome for check in record.checks if check.id == name), None)
+        then = baseline.checks.get(name)
+        is_accepted = now is Outcome.XFAIL or (then is not None and then.outcome is now)
+        if result.value is None or not is_accepted:
+            return result
+        return self.evaluate_gate(result.gate, result.value, result.unit)
+
     def _against(self, now: GateResult, then: float | None) -> GateResult:
         """Judges one gate's value by the baseline's value instead of the threshold."""
         if then is None:
@@ -319,6 +332,9 @@ class QualityCoordinator:
             # A value that is none, or a check that broke, stays red: only silence is not measured.
             reason = f"{now.gate} has no value, the baseline has {then:g}: {now.reason}"
             return replace(now, limits=limits, reason=reason)
+        if now.outcome is not self.evaluate_gate(now.gate, now.value, now.unit).outcome:
+            # Of its check, which ended worse than the value says: a good value excuses nothing.
+            return replace(now, limits=limits, reason=f"{now.reason}; the baseline has {then:g}")
         missed = _missed(now.gate, now.value, now.unit, limits)
         reason = f"{missed}; the baseline has {then:g}" if missed else ""
         return GateResult(
@@ -342,9 +358,20 @@ def _by_gate(evidence: Sequence[EvidenceRecord]) -> dict[str, list[tuple[object,
     return rows
 
 
+def _room(result: GateResult) -> float:
+    """Returns how far a value is on the good side of its limits; negative past one of them."""
+    if result.value is None:
+        return -math.inf
+    signs = {Direction.AT_LEAST: 1, Direction.AT_MOST: -1}
+    return min(signs[side.direction] * (result.value - side.limit) for side in result.limits)
+
+
 def _no_greener_than(check: CheckRecord, result: GateResult) -> GateResult:
-    """Keeps a gate from passing whose check did not."""
-    if result.outcome is not Outcome.PASS or check.outcome in (Outcome.PASS, Outcome.WARN):
+    """Keeps a gate from passing whose check did not, and one that broke from being silent."""
+    broke = check.outcome in (Outcome.FAIL, Outcome.ERROR)
+    is_green = result.outcome is Outcome.PASS
+    is_silent = result.outcome is Outcome.NOT_MEASURED
+    if check.outcome in (Outcome.PASS, Outcome.WARN) or not (is_green or (is_silent and broke)):
         return result
     red = check.outcome not in (Outcome.NOT_MEASURED, Outcome.FLAKY)
     return GateResult(

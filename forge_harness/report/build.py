@@ -22,7 +22,7 @@ from forge_harness.report.scores import component_rows, loss_rows, suite_rows
 from forge_harness.report.specification import specification_sections
 from forge_harness.report.text import clean, percent
 from forge_harness.report.trend import trend_of
-from forge_harness.scoring import listed_changes, policy_changes, waterfall
+from forge_harness.scoring import judged_on, listed_changes, policy_changes, waterfall
 from forge_harness.types import Verdict
 
 MEANINGS = {
@@ -169,7 +169,7 @@ def _waiver_row(waiver: Waiver, record: RunRecord) -> WaiverRow:
         issue=clean(waiver.issue),
         expires=waiver.expires,
         # The date of the run, not of the reader: a report must not change with the calendar.
-        live=waiver.expires >= record.started_at[:10],
+        live=waiver.expires >= judged_on(record.started_at, record.shards),
         outcome=outcome,
     )
 

@@ -206,12 +206,19 @@ def source_problems(context: RunContext) -> list[str]:
     subject's digest covers its own file only. The reference is known by the package's version.
     """
     commit, changed = (context.environment.get(key) for key in ("git_commit", "git_dirty"))
-    if not context.shards or (commit and changed is False):
+    if len(context.shards) < 2 or (commit and changed is False):
         return []
     if commit is None and context.subject.spec == "reference":
         return []
-    why = "files were changed since its commit" if commit else "no commit says what it was"
-    return [f"whether all shards measured the same source is not known: {why}"]
+    return [f"whether all shards measured the same source is not known: {_doubt(commit, changed)}"]
+
+
+def _doubt(commit: str | None, changed: bool | None) -> str:
+    if not commit:
+        return "no commit says what it was"
+    if changed is None:
+        return "git did not say whether files were changed since its commit"
+    return "files were changed since its commit"
 
 
 def items_of(record: RunRecord) -> list[ItemRecord]:

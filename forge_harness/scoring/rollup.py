@@ -5,7 +5,8 @@ Credits are a pair (low, high): what is proved, and what it could be at most.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -41,6 +42,9 @@ _RANK = {
     Outcome.FAIL: 5,
 }
 """Which outcome a check shows when its items differ: the one with the highest rank."""
+
+_ALSO = re.compile(r" \(also [a-z_]+\)$")
+"""What is added to the node id of an item's other results; pytest's own end with no such words."""
 
 NOT_RUN = "no test of this check ran"
 
@@ -127,42 +131,93 @@ def roll_up(
         today: ISO date that decides whether a waiver is live; its last day counts.
     """
     settled = tuple(
-        settle(item, entry.severity, ruled_out=ruled_out is not None) for item in unique(items)
+        unique(settle(item, entry.severity, ruled_out=ruled_out is not None) for item in items)
     )
     if ruled_out is not None:
         return _rolled(Outcome.NOT_APPLICABLE, ruled_out, settled)
     if not settled:
         return _waived(_rolled(Outcome.NOT_MEASURED, NOT_RUN, settled), waivers, today)
     worst = max(settled, key=lambda item: _RANK[item.outcome])
-    same = sum(item.outcome is worst.outcome for item in settled)
-    reason = worst.reason
-    if worst.outcome is not Outcome.PASS and same > 1:
-        reason += f" (and {same - 1} more like it of {len(settled)} items)"
-    lows, highs = zip(*(CREDITS[item.outcome] for item in settled), strict=True)
+    lows, highs = zip(*_credits(settled), strict=True)
     low, high = (
         (min(lows), min(highs))
         if entry.severity in SEVERE
         else (sum(lows) / Fraction(len(lows)), sum(highs) / Fraction(len(highs)))
     )
-    rolled = RolledUp(outcome=worst.outcome, reason=reason, low=low, high=high, items=settled)
+    rolled = RolledUp(
+        outcome=worst.outcome,
+        reason=_reason(worst, settled),
+        low=low,
+        high=high,
+        items=settled,
+    )
     return _waived(rolled, waivers, today)
 
 
-def unique(items: Iterable[ItemRecord]) -> list[ItemRecord]:
-    """Returns the items by node id; of two records of one item (shards that overlap) the worse.
+def _credits(items: Sequence[ItemRecord]) -> list[tuple[Fraction, Fraction]]:
+    """Returns the credits of each item, of several results of one the smaller ends."""
+    ends: dict[str, tuple[Fraction, Fraction]] = {}
+    for item in items:
+        nodeid = _ran(item)
+        low, high = CREDITS[item.outcome]
+        other = ends.get(nodeid, (low, high))
+        ends[nodeid] = (min(low, other[0]), min(high, other[1]))
+    return list(ends.values())
 
+
+def _reason(worst: ItemRecord, items: Sequence[ItemRecord]) -> str:
+    same = sum(item.outcome is worst.outcome for item in items)
+    reason = worst.reason
+    if worst.outcome is not Outcome.PASS and same > 1:
+        reason += f" (and {same - 1} more like it of {len(items)} items)"
+    for item in items:
+        if item is not worst and _ran(item) == _ran(worst):
+            reason += f" (also {item.outcome}: {item.reason})"
+    return reason
+
+
+def unique(items: Iterable[ItemRecord]) -> list[ItemRecord]:
+    """Returns the items by node id; several results of one (shards that overlap) the worst first.
+
+    A failure stands for all of them. One that was not measured does not: it says nothing of what
+    another run saw, so that each other outcome but a pass is kept beside it, named "(also flaky)".
     Ties are broken by the records' text, so that the order of shards has no influence.
     """
-    kept: dict[str, ItemRecord] = {}
+    results: dict[str, dict[Outcome, ItemRecord]] = {}
     for item in items:
-        other = kept.get(item.nodeid)
-        if other is None or _badness(item) > _badness(other):
-            kept[item.nodeid] = item
-    return [kept[nodeid] for nodeid in sorted(kept)]
+        kept = results.setdefault(_ran(item), {})
+        plain = _named(item, _ran(item))
+        other = kept.get(item.outcome)
+        if other is None or plain.model_dump_json() > other.model_dump_json():
+            kept[item.outcome] = plain
+    return [item for nodeid in sorted(results) for item in _worst_first(results[nodeid])]
+
+
+def _worst_first(results: Mapping[Outcome, ItemRecord]) -> list[ItemRecord]:
+    worst, *others = sorted(results.values(), key=_badness, reverse=True)
+    if not CREDITS[worst.outcome][1]:
+        return [worst]
+    return [worst] + [
+        _named(item, f"{item.nodeid} (also {item.outcome})")
+        for item in others
+        if item.outcome is not Outcome.PASS
+    ]
 
 
 def _badness(item: ItemRecord) -> tuple[int, str]:
-    return _RANK.get(item.outcome, 3), item.model_dump_json()
+    return _RANK.get(item.outcome, 3), item.outcome
+
+
+def _ran(item: ItemRecord) -> str:
+    """Returns the node id pytest knows an item by."""
+    return _ALSO.sub("", item.nodeid)
+
+
+def _named(item: ItemRecord, nodeid: str) -> ItemRecord:
+    if item.nodeid == nodeid:
+        return item
+    own = [evidence.model_copy(update={"item": nodeid}) for evidence in item.evidence]
+    return item.model_copy(update={"nodeid": nodeid, "evidence": own})
 
 
 def _rolled(outcome: Outcome, reason: str, items: tuple[ItemRecord, ...]) -> RolledUp:

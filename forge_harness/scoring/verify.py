@@ -176,11 +176,12 @@ def _items(path: Path, record: RunRecord, policy: Policy) -> Iterator[Discrepanc
     against run.json after the same rules.
     """
     try:
-        reported = unique(read_items(path))
+        reported = read_items(path)
     except (OSError, ValueError, RecursionError) as error:
         yield Discrepancy(ITEMS, "cannot be read", "one item a line", str(error).splitlines()[0])
         return
-    lines = {item.nodeid: _settled(item, record, policy) for item in reported}
+    settled = unique(_settled(item, record, policy) for item in reported)
+    lines = {item.nodeid: item for item in settled}
     told = {item.nodeid: item for item in without_derived(items_of(record))}
     for nodeid in sorted({*lines, *told}):
         line, item = lines.get(nodeid), told.get(nodeid)

@@ -13,8 +13,8 @@ def test_power_of_ten(forge_config, policy, evidence):
     """The ten rules hold over the sources: the harness's own, or those `paths.sources` names.
 
     A rule is 1 - broken / opportunities, a category of the compliance table the mean of its rules.
-    A file that cannot be parsed scores zero. Where a tool is not installed, or refuses, nobody looked
-    at the code: the check is not measured.
+    A file that cannot be parsed scores zero. Where a tool is not installed, or refuses, nobody
+    looked at the code: the check is not measured.
     """
     roots = tuple(Path(text) for text in forge_config.paths.sources) or own_sources()
     found = assess(roots)

@@ -17,7 +17,11 @@ import pytest
 def test_holds(evidence):
     evidence.record("x", 1)
 
-@pytest.mark.forge_check("gates.non_finite_fails")
+@pytest.mark.forge_check("environment.python_version")
+def test_of_a_shipped_check(evidence):
+    evidence.record("x", 1)
+
+@pytest.mark.forge_check("also.two", title="Both hold", severity="high")
 @pytest.mark.parametrize("n", [1, 2])
 def test_two(evidence, n):
     evidence.record("x", n)
@@ -67,13 +71,14 @@ def test_checks_are_the_catalogue_and_the_users_own(invoke, project):
     rows = json.loads(invoke("list", "checks", "--json").output)
     by_id = {row["id"]: row for row in rows}
     catalogue = load_policy().by_id
-    assert set(by_id) == {*catalogue, "mine.holds", "mine.unwritten"}
+    assert set(by_id) == {*catalogue, "mine.holds", "also.two", "mine.unwritten"}
     for name, entry in catalogue.items():
         for field in ("title", "suite", "severity", "component"):
             assert by_id[name][field] == getattr(entry, field)
         assert by_id[name]["profiles"] == [str(profile) for profile in entry.profiles]
     assert (by_id["mine.holds"]["collected"], by_id["mine.holds"]["tests"]) == (True, 1)
-    assert by_id["gates.non_finite_fails"]["tests"] >= 2
+    assert by_id["also.two"]["tests"] == 2
+    assert by_id["environment.python_version"]["tests"] == 1, "another test is none of it"
     unbuilt = by_id["mine.unwritten"]
     assert (unbuilt["collected"], unbuilt["tests"]) == (False, 0)
 

@@ -413,8 +413,11 @@ def test_a_pytest_that_breaks_while_collecting_is_named(project):
 
 
 def test_a_suite_path_whose_checks_are_all_nightly_is_not_empty(project):
-    source = "@pytest.mark.forge_check('state.power_loss')\ndef test_a(evidence): pass\n"
+    source = "@pytest.mark.forge_check('night.a')\ndef test_a(evidence): pass\n"
     write_checks(project, source)
+    entry = "[[check]]\nid = 'night.a'\ntitle = 'A'\nsuite = 'night'\nseverity = 'low'\n"
+    entry += "component = 'user'\nprofiles = ['nightly']\n"
+    (project / "checks" / "catalogue.toml").write_text(entry)
     assert make(project, suites=("environment",)).plan().entries
 
 

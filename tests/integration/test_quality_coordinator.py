@@ -177,6 +177,14 @@ class TestEvaluate:
         assert self.outcomes(rows)["accuracy"] == "fail"
         assert self.outcomes(rows[::2])["accuracy"] == "pass"
 
+    @pytest.mark.parametrize("order", [1, -1])
+    def test_of_several_that_end_alike_the_one_nearest_to_the_limit_counts(self, order):
+        for values, worst in (((0.99, 0.86, 0.9), 0.86), ((0.1, 0.8, 0.2), 0.1)):
+            given = values[::order]
+            rows = [v for value in given for v in item("gates.accuracy", value).evidence]
+            (found,) = (r for r in QualityCoordinator(small_policy()).evaluate(rows) if r.value)
+            assert found.value == worst
+
     def test_nan_does_not_average_away(self):
         rows = [v for value in (0.99, "nan") for v in item("gates.accuracy", value).evidence]
         assert self.outcomes(rows)["accuracy"] == "fail"
@@ -193,6 +201,9 @@ class TestEvaluate:
             item("gates.latency", 0.1, unit="s", outcome="not_measured"),
         ]
         record = coordinator.assemble(items, context=context())
+        assert self.outcomes(record) == {"accuracy": "fail", "latency": "not_measured"}
+        broke = [item("gates.accuracy", outcome="error"), item("gates.latency", outcome="flaky")]
+        record = coordinator.assemble(broke, context=context())
         assert self.outcomes(record) == {"accuracy": "fail", "latency": "not_measured"}
 
     def test_evidence_of_another_policy_is_stale(self):
@@ -264,6 +275,59 @@ class TestBaseline:
         compared = gate.compare(record, policy, QualityCoordinator(policy).baseline_of(before))
         assert compared.code_with(ExitCode.PASS, "") == code
         assert not compared.lines[0].startswith("Not worse")
+
+    @pytest.mark.parametrize(
+        ("outcome", "value", "ended", "code"),
+        [
+            ("error", 0.9, Outcome.FAIL, 1),
+            ("error", None, Outcome.FAIL, 1),
+            ("fail", 0.9, Outcome.FAIL, 1),
+            ("flaky", 0.9, Outcome.NOT_MEASURED, 7),
+            ("not_measured", 0.9, Outcome.NOT_MEASURED, 7),
+            ("pass", 0.9, Outcome.PASS, 0),
+        ],
+    )
+    def test_a_check_that_broke_beside_its_value_is_worse(self, outcome, value, ended, code):
+        """One that broke after it was "Not worse", and one that broke before it ended with 7."""
+        policy = small_policy(thresholds=small_policy().thresholds | {_DROP: 100})
+        coordinator = QualityCoordinator(policy)
+        items = [item("gates.accuracy", value, outcome=outcome)]
+        items += [item("gates.latency", 0.05, unit="s")]
+        record = coordinator.assemble(items, context=context())
+        before = coordinator.baseline_of(run_of(policy=policy))
+        (row,) = (
+            r for r in coordinator.compare_baseline(record, before).rows if r.gate in items[0].check
+        )
+        assert row.outcome is ended
+        assert ("the baseline has 0.9" in row.reason) is (code != 0)
+        compared = gate.compare(record, policy, before)
+        assert compared.code_with(ExitCode.PASS, "") == code
+        again = gate.compare(record, policy, coordinator.baseline_of(record))
+        assert again.code_with(ExitCode.PASS, "") == 0, "a run is not worse than itself"
+
+    def test_a_waived_check_is_held_against_the_baseline_by_its_value(self):
+        policy = small_policy(thresholds=small_policy().thresholds | {_DROP: 100})
+        waiver = Waiver(
+            check="gates.accuracy", owner="ann", reason="known", issue="#7", expires="2026-12-31"
+        )
+        coordinator = QualityCoordinator(policy, [waiver])
+        for value, code in ((0.9, 0), (0.8, 1)):
+            items = [item("gates.accuracy", value, outcome="error")]
+            record = coordinator.assemble(items, context=context())
+            assert record.checks[0].outcome is Outcome.XFAIL
+            compared = gate.compare(record, policy, coordinator.baseline_of(run_of(policy=policy)))
+            assert compared.code_with(ExitCode.PASS, "fail") == code
+
+    @pytest.mark.parametrize("values", [(0.99, 0.9), (0.9, 0.99)])
+    def test_of_two_passing_values_the_worse_is_held_against_the_baseline(self, values):
+        policy = small_policy()
+        items = [item("gates.accuracy", value) for value in values]
+        items = [each.model_copy(update={"nodeid": f"t::{n}"}) for n, each in enumerate(items)]
+        record = QualityCoordinator(policy).assemble(items, context=context())
+        (row,) = (
+            row for row in self.compare(record, run_of(0.99)).regressions if row.gate == "accuracy"
+        )
+        assert row.value == 0.9
 
     def test_missing_values_can_be_accepted_and_red_ones_cannot(self):
         policy = small_policy(thresholds=small_policy().thresholds | {_DROP: 100})

@@ -44,9 +44,25 @@ def test_warns(evidence): evidence.at_most("x", 3, limit=2, reason="r", level="w
 @mine("skips")
 def test_skips(evidence): pytest.skip("nothing here")
 
-@pytest.mark.forge_check("training.ste_input_gradient")
+@pytest.mark.forge_check("mine.needs")
 def test_needs_more(evidence, subject): evidence.record("x", 1)
 """
+
+
+NEEDS = """
+[[check]]
+id = "mine.needs"
+title = "It"
+suite = "mine"
+severity = "critical"
+component = "user"
+requires = ["Quantizes"]
+"""
+
+
+@pytest.fixture
+def catalogued(pytester):
+    (pytester.path / "catalogue.toml").write_text(NEEDS, encoding="utf-8")
 
 
 def normalised(record):
@@ -63,6 +79,7 @@ def normalised(record):
     return values
 
 
+@pytest.mark.usefixtures("catalogued")
 def test_shards_are_merged_to_what_one_session_measures(session, pytester):
     for name, options in (
         ("whole", ()),
@@ -85,6 +102,7 @@ def test_shards_are_merged_to_what_one_session_measures(session, pytester):
     assert "--forge-shard" not in command
 
 
+@pytest.mark.usefixtures("catalogued")
 def test_a_run_is_the_same_with_and_without_xdist(session, pytester):
     files = {}
     for name, options in (("plain", ()), ("two", ("-n", "2"))):
@@ -107,7 +125,7 @@ def test_a_run_is_the_same_with_and_without_xdist(session, pytester):
         "mine.raises": "error",
         "mine.warns": "warn",
         "mine.skips": "not_measured",
-        "training.ste_input_gradient": "not_measured",
+        "mine.needs": "not_measured",
     }
 
 
@@ -329,3 +347,48 @@ def test_of_a_check_that_ran_twice_the_worse_result_counts(session, pytester, op
     outcomes = {check.id: check.outcome for check in record.checks if check.suite == "mine"}
     assert outcomes == {"mine.a": "fail", "mine.b": "pass"}
     assert verify_run(path) == []
+
+
+def test_a_test_of_ones_own_neither_dilutes_nor_stands_for_a_shipped_check(session, pytester):
+    """99 tests that pass lifted a failing check of medium severity from 0 to 99."""
+    mark = '@pytest.mark.forge_check("environment.text_encoding")\n'
+    many = '@pytest.mark.parametrize("i", range(3))\n'
+    source = f"{mark}{many}def test_more(evidence, i): evidence.record('x', i)"
+    (shipped,) = shipped_files(["environment.text_encoding"])
+    options = ("--forge-check", "environment.text_encoding", "--forge-run-dir")
+    for name, files in (("beside", [str(shipped), "test_it.py"]), ("alone", ["test_it.py"])):
+        session(source, *options, name, *files)
+        (check,) = read_record(pytester.path / name).checks
+        ended = [item.outcome for item in check.items if "test_more" in item.nodeid]
+        assert ended == ["error"] * 3
+        assert check.outcome == "error"
+        assert len(check.items) == len(ended) + (name == "beside")
+
+
+def test_a_linked_suite_directory_holds_the_shipped_checks(session, pytester):
+    (pytester.path / "linked").symlink_to(suites_dir())
+    (shipped,) = shipped_files(["environment.python_version"])
+    options = ("--forge-check", "environment.python_version", "--forge-run-dir", "run")
+    session("", *options, str("linked" / shipped.relative_to(suites_dir())))
+    (check,) = read_record(pytester.path / "run").checks
+    assert check.outcome == "pass", check.reason
+
+
+@pytest.mark.parametrize(
+    ("options", "covered"),
+    [
+        ((), True),
+        (("--ignore", "{suites}/environment/test_files.py"), False),
+        (("--ignore-glob", "{suites}/*/test_files.py"), False),
+        (("--ignore", "{suites}/security"), False),
+        (("--ignore", "elsewhere"), True),
+    ],
+)
+def test_suites_of_which_a_file_is_ignored_are_a_selection(session, pytester, options, covered):
+    suites = str(suites_dir())
+    given = [option.format(suites=suites) for option in options]
+    # What is left is not run: the scope is decided by what was given.
+    collect = ("--collect-only", "--forge-run-dir", "run", "-k", "text_encoding")
+    session("", *collect, *given, suites, "test_it.py")
+    scope = read_record(pytester.path / "run").scope
+    assert (not scope.suites) is covered

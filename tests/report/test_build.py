@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
+import forge_harness
+from forge_harness.record import ScopeRecord, ShardRecord, Waiver
 from forge_harness.report import build_report
 from forge_harness.report.build import linked
 from forge_harness.report.model import Span
-from forge_harness.scoring import waterfall
+from forge_harness.scoring import assemble, waterfall
 
 from . import support
+
+
+@pytest.fixture
+def make_shard():
+    """Makes what a merged run keeps of a shard that started then."""
+
+    def make(started_at):
+        scope = {"profile": "full", "suites": [], "checks": [], "in_scope": 1, "total": 1}
+        return ShardRecord(
+            file="shards/1/run.json",
+            digest="sha256:1",
+            run_id=f"r{started_at}",
+            scope=ScopeRecord(**scope, shard="1/2"),
+            state="finished",
+            command=[],
+            environment={},
+            started_at=started_at,
+            finished_at=started_at,
+        )
+
+    return make
 
 
 def anchors(report):
@@ -130,6 +155,33 @@ def test_what_the_policy_says_is_shown_as_it_is():
 def test_waivers_are_live_or_expired_on_the_day_of_the_run(report_of):
     live = {row.check: (row.live, row.outcome) for row in report_of("fail").waivers}
     assert live == {"state.io_errors": (True, "xfail"), "data.balance": (False, "fail")}
+
+
+def test_a_waiver_that_ended_between_two_shards_is_shown_as_the_verdict_has_it(make_shard):
+    """The page called it live, by the day of the first shard; the verdict said expired."""
+    waiver = Waiver(check="data.balance", owner="ada", reason="r", issue="#1", expires="2026-01-02")
+    for day, live, outcome in (("02", True, "xfail"), ("03", False, "fail")):
+        shards = [make_shard("2026-01-02T23:59:00Z"), make_shard(f"2026-01-{day}T00:01:00Z")]
+        record = assemble(
+            support.POLICY,
+            [support.item("data.balance", "fail")],
+            waivers=[waiver],
+            scope=support.FULL,
+            context=support.context(
+                started_at="2026-01-02T23:59:00Z", finished_at=None, shards=shards
+            ),
+        )
+        (row,) = build_report(record, support.POLICY).waivers
+        assert (row.live, row.outcome) == (live, outcome)
+
+
+def test_one_function_says_by_which_day_a_run_is_judged():
+    """A start without its time is the day of one shard, and other code must not decide by it."""
+    package = Path(forge_harness.__file__).parent
+    texts = {path: path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
+    cut = re.compile(r"(started_at|starts?)\b[^\n]{0,30}(\[:10\]|partition\(.T.\)|split\(.T.\))")
+    found = [path.name for path, text in texts.items() if cut.search(text)]
+    assert found == ["assembly.py"], "use scoring.judged_on"
 
 
 def test_changes_against_a_baseline(run_record):

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forge_harness.errors import UsageError
+from forge_harness.errors import ExitCode, UsageError
 from forge_harness.record import RunRecord, SubjectRecord, Waiver
-from forge_harness.scoring import Scope, assemble
+from forge_harness.scoring import Scope, assemble, gate_exit_code, reassemble
 from forge_harness.scoring.merge import MergeSource, merge_records, missing_shards
+from forge_harness.scoring.verdict import blocking_reasons
 from forge_harness.types import Outcome, Profile
 
 CHECKS = (("a.x", "critical"), ("a.y", "medium"), ("b.x", "high"), ("c.x", "low"), ("c.y", "high"))
@@ -97,6 +98,54 @@ def test_a_part_that_ran_again_hides_nothing(make, shard_of, first, again, expec
     assert merged.checks[0].outcome is Outcome(expected)
 
 
+RESULTS = st.sampled_from([outcome for outcome in OUTCOMES if outcome != "not_applicable"])
+
+
+@given(
+    severity=st.sampled_from(["critical", "high", "medium", "low"]),
+    outcomes=st.lists(RESULTS, min_size=3, max_size=3),
+    again=st.lists(st.tuples(st.integers(0, 2), RESULTS), min_size=1, max_size=3),
+)
+def test_merging_in_another_result_of_an_item_makes_nothing_better(
+    maker, severity, outcomes, again
+):
+    policy = maker.policy(("a.x", severity), ("b.x", "medium"), ("c.x", "medium"))
+    others = [maker.item("b.x"), maker.item("c.x")]
+    first = [maker.item("a.x", outcome, number=n) for n, outcome in enumerate(outcomes)]
+    second = [maker.item("a.x", outcome, number=n) for n, outcome in again]
+    sources = []
+    for n, items in enumerate(([*first, *others], second), 1):
+        context = replace(maker.context(), run_id=f"r{n}")
+        scope = Scope(checks=("a.x", "b.x", "c.x") if n == 1 else ("a.x",), shard="1/1")
+        record = assemble(policy, items, scope=scope, context=context)
+        sources.append(MergeSource(f"s{n}", record, f"sha256:{n}"))
+    alone, merged = (merge_records(policy, sources[:count]) for count in (1, 2))
+    assert merged.score.low <= alone.score.low
+    assert merged.score.high <= alone.score.high
+    assert len(blocking_reasons(merged.checks, [])) >= len(blocking_reasons(alone.checks, []))
+    if blocking_reasons(alone.checks, []):
+        assert gate_exit_code(merged) == ExitCode.GATE_FAILED
+    elif gate_exit_code(merged) == ExitCode.PASS:
+        # A result of what was not measured may close the gap that kept the run from its verdict.
+        assert gate_exit_code(alone) == ExitCode.PASS or "not_measured" in outcomes
+    assert reassemble(merged, policy) == merged
+    assert merge_records(policy, sources[::-1]) == merged
+
+
+def test_a_shard_that_was_skipped_does_not_hide_that_it_was_flaky(make, shard_of):
+    """With both, the gate for failures ended with 0; with the flaky one alone, with 1."""
+    flaky = make.item("a.x", "flaky", attempts=2)
+    sources = [
+        shard_of(["a.x"], "1/2", items=[flaky], run_id="r1"),
+        shard_of(["a.x"], "1/2", items=[make.item("a.x", "not_measured")], run_id="r2"),
+    ]
+    merged = merge_records(make.policy(*CHECKS), sources)
+    assert merged.verdict == "FAIL"
+    assert merged.verdict_reasons[0] == (
+        "critical check a.x is flaky: why not_measured (also flaky: why flaky)"
+    )
+
+
 @pytest.mark.parametrize(
     ("starts", "expected"),
     [
@@ -128,7 +177,10 @@ def test_a_waiver_that_ended_between_two_shards_excuses_nothing(make, shard_of, 
     [
         ({"git_commit": "1f", "git_dirty": False}, ""),
         ({"git_commit": "1f", "git_dirty": True}, "files were changed since its commit"),
-        ({"git_commit": "1f", "git_dirty": None}, "files were changed since its commit"),
+        (
+            {"git_commit": "1f", "git_dirty": None},
+            "git did not say whether files were changed since its commit",
+        ),
         ({"git_commit": None, "git_dirty": None}, "no commit says what it was"),
         ({}, "no commit says what it was"),
     ],
@@ -156,6 +208,16 @@ def test_what_source_shards_measured_is_said_where_it_is_not_known(
         scope=Scope(),
     )
     assert whole.verdict == "PASS"
+
+
+def test_one_shard_alone_is_of_one_source(make, shard_of):
+    """Nothing else was merged, and the run had a warning that its shards may differ."""
+    names = [name for name, _ in CHECKS]
+    for environment in ({}, {"git_commit": "1f", "git_dirty": True}):
+        subject = SubjectRecord(spec="mine.py:s", name="s", capabilities=[])
+        shard = shard_of(names, "1/1", environment=MACHINE | environment, subject=subject)
+        merged = merge_records(make.policy(*CHECKS), [shard])
+        assert (merged.verdict, merged.verdict_reasons) == ("PASS", [])
 
 
 def test_what_no_shard_ran_is_not_measured(make, shard_of):

@@ -176,3 +176,29 @@ def test_of_two_waivers_the_later_one_counts(make):
 def test_overlapping_shards_keep_the_worse_record(make):
     good, bad = make.item("s.a"), make.item("s.a", "fail")
     assert unique([good, bad, good]) == unique([bad, good]) == [bad]
+
+
+@pytest.mark.parametrize("severity", ["critical", "high", "medium", "low"])
+@pytest.mark.parametrize("other", ["flaky", "warn"])
+def test_a_skip_beside_another_result_of_an_item_takes_nothing_away(make, severity, other):
+    """It hid that a check was flaky: at most 1/2 became at most 1, and nothing blocked."""
+    records = [make.item("s.a", other), make.item("s.a", "not_measured", evidence=0)]
+    result = rolled(make, severity, *records)
+    red = severity in ("critical", "high") and other == "warn"
+    assert (result.low, result.high) == (0, 0 if red else HALF)
+    assert result.outcome == ("fail" if red else "not_measured")
+    assert other in {item.outcome for item in result.items} or red
+    assert [evidence.name for item in result.items for evidence in item.evidence] == ["value_0"]
+    assert f"why {other}" in result.reason
+    assert rolled(make, severity, *reversed(records), *result.items) == result
+
+
+def test_results_of_one_item_are_not_averaged(make):
+    """As items of their own a skip would lift a warning from 1/2 to at most 3/4."""
+    again = [make.item("s.a", outcome) for outcome in ("warn", "not_measured", "flaky", "pass")]
+    result = rolled(make, "low", *again, make.item("s.a", number=1))
+    assert (result.low, result.high) == (HALF, Fraction(3, 4))
+    name = again[0].nodeid
+    others = [f"{name} (also flaky)", f"{name} (also warn)"]
+    assert [item.nodeid for item in result.items[:3]] == [name, *others]
+    assert all(e.item == item.nodeid for item in result.items for e in item.evidence)
