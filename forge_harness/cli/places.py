@@ -61,7 +61,9 @@ def check_apart(writes: Sequence[Place], reads: Sequence[Place] = ()) -> None:
                 f"{place.named} {str(place.path)!r} is the same file as {other.named} "
                 f"{str(other.path)!r}, which it would overwrite; give it another name."
             )
-        if other.path.is_dir() and resolved_path(other.path) in resolved_path(place.path).parents:
+        # What is not there yet may become a directory, and must be empty then.
+        inside = resolved_path(other.path) in resolved_path(place.path).parents
+        if inside and not other.path.is_file():
             raise UsageError(
                 f"{place.named} {str(place.path)!r} lies inside {other.named} "
                 f"{str(other.path)!r}, where nothing else may be; put it outside."

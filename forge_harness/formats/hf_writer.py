@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from forge_harness.errors import CheckpointError, several
+from forge_harness.quant import EPS
 
 from .architecture import (
     FUSED,
@@ -130,6 +131,7 @@ def write_hf_online(source: Checkpoint, directory: Path, options: WriteOptions) 
         DamagedCheckpointError: The source does not hold what it claims to hold.
     """
     plan = _plan(source)
+    _check_scales(source, plan)
     quantization = {
         "quant_method": "bitnet",
         "linear_class": "autobitlinear",
@@ -154,6 +156,20 @@ def write_hf_online(source: Checkpoint, directory: Path, options: WriteOptions) 
         "and continue no training that kept masters elsewhere."
     )
     return [*_notes(plan), *([note] if made else [])]
+
+
+def _check_scales(source: Checkpoint, plan: _Plan) -> None:
+    """Refuses scales of codes that no master quantizes to: the quantizer's floor is above them."""
+    for piece in plan.pieces:
+        if source.infos[piece.source].master:
+            continue
+        scale = source.scales(piece.source)[piece.part or 0]
+        if scale < EPS and _part(source, piece).codes().any():
+            raise CheckpointError(
+                f"Tensor {piece.source!r} has scale {float(scale):.6g}, and the online quantizer "
+                f"of transformers makes none below {EPS:g}; convert to hf-packed, which stores "
+                "scales."
+            )
 
 
 def _convention(source: Checkpoint, options: WriteOptions) -> tuple[ScaleConvention, list[str]]:

@@ -13,7 +13,7 @@ Tracking and registry are MLflow's, over SQLite, so its own interface shows them
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,13 +27,14 @@ from forge_harness.errors import (
     CheckpointError,
     DamagedCheckpointError,
     RegistryError,
+    UsageError,
 )
 from forge_harness.formats.manifest import verify_manifest
 from forge_harness.paths import resolved_path
 from forge_harness.training.runner import TrainingInterrupted, train_to_directory
 
 from .experiments import MetricSummary, StepLog, Tracker
-from .readiness import present_fields
+from .readiness import gate_applies, present_fields
 
 if TYPE_CHECKING:
     from forge_harness.integration.quality_coordinator import QualityCoordinator
@@ -97,6 +98,11 @@ class MLOpsCoordinator:
             does.
         required: Gates without whose metric nothing is promoted; whatever they are, one gate at
             least must have been measured.
+        classes: Whether a task tells classes apart, which have a limit of accuracy; None: where the
+            package has labels.
+
+    Raises:
+        UsageError: `required` is one text.
     """
 
     def __init__(
@@ -105,10 +111,16 @@ class MLOpsCoordinator:
         *,
         quality: QualityCoordinator | None = None,
         required: Iterable[str] = ("accuracy",),
+        classes: Callable[[str], bool] | None = None,
     ) -> None:
+        if isinstance(required, str):
+            raise UsageError(
+                f"required is the text {required!r}; expected names of gates: ({required!r},)."
+            )
         self.root = Path(root)
         self._tracker = Tracker(self.root)
         self._quality, self._required = quality, frozenset(required)
+        self._classes = classes
 
     def __enter__(self) -> MLOpsCoordinator:
         return self
@@ -242,6 +254,9 @@ class MLOpsCoordinator:
     def promote(self, name: str, version: int, *, alias: str = "champion") -> RegisteredVersion:
         """Points an alias to a version, if it passes the required gates and all it has a metric of.
 
+        Of a gate that does not apply to the package (accuracy, where no classes are told apart) the
+        metric must be there and has no limit.
+
         Raises:
             RegistryError: There is no such version, a gate fails, is not measured or has another
                 unit than the metric, or the alias is no name; the alias stays where it is.
@@ -263,13 +278,16 @@ class MLOpsCoordinator:
         if not gates:
             known = ", ".join(quality.gates())
             return f"none of its metrics ({stated}) is one of the gates ({known})"
+        package = self._tracker.stored(chosen.name, chosen.version)
+        task = chosen.lineage.get("task")
         for gate in sorted(gates):
             decided = quality.evaluate_gate(
                 gate, chosen.metrics.get(gate), chosen.units.get(gate, "1")
             )
             if gate not in chosen.metrics:
                 return f"gate {gate} is not measured: its metrics are {stated}; export it with it"
-            if not decided.passed:
+            limited = decided.value is None or gate_applies(gate, package, task, self._classes)
+            if limited and not decided.passed:
                 return f"gate {gate}: {decided.reason or 'not passed'}"
         return ""
 

@@ -153,11 +153,9 @@ def assess(
     measured, why = _measured(task, package, evaluate)
     accuracy = measured.get("accuracy")
     weights = sizes.ternary_weights + sizes.plain_weights
-    has_classes = (package / LABELS).exists()
-    if classes is not None and isinstance(task, str):
-        has_classes = classes(task)
+    applies = gate_applies("accuracy", package, task, classes)
     criteria = [
-        _gate(policy, "accuracy", accuracy, "1", why, classes=has_classes),
+        _gate(policy, "accuracy", accuracy, "1", why, applies=applies),
         _claims(fields[METRICS], measured, why),
         _gate(policy, "compression_ratio", compression(package, sizes), "1"),
         _gate(policy, "model_complexity", weights, "parameters"),
@@ -176,6 +174,27 @@ def assess(
     )
     known = accuracy if accuracy is not None and math.isfinite(accuracy) else None
     return Readiness(criteria=tuple(criteria), quality_score=known, completeness=completeness)
+
+
+def gate_applies(
+    gate: str, package: Path, task: object, classes: Callable[[str], bool] | None = None
+) -> bool:
+    """Whether the limit of a gate holds for a package.
+
+    That of accuracy holds where classes are told apart; the share of right next tokens is bounded
+    by the text's entropy, not by a limit.
+
+    Args:
+        gate: Name of the gate.
+        package: Directory of the package.
+        task: As its `lineage.json` states it.
+        classes: As for `assess`.
+    """
+    if gate != "accuracy":
+        return True
+    if classes is not None and isinstance(task, str):
+        return classes(task)
+    return (package / LABELS).exists()
 
 
 def compression(package: Path, sizes: Sizes) -> float:
@@ -245,14 +264,13 @@ def _gate(
     unit: str,
     why: str = "",
     *,
-    classes: bool = True,
+    applies: bool = True,
 ) -> Criterion:
     for direction in (Direction.AT_LEAST, Direction.AT_MOST):
         key = f"gates.{name}.{direction.value}"
         if key in policy.thresholds:
             limit = policy.threshold(key)
-            if not classes:
-                # The share of right next tokens is bounded by the text's entropy, not by a limit.
+            if not applies:
                 reason = "no limit for next-token accuracy; it must be measured"
                 return judge(name, value, 0.0, Direction.AT_LEAST, unit, why or reason)
             return judge(name, None if value is None else float(value), limit, direction, unit, why)

@@ -11,6 +11,7 @@ from forge_harness.formats.detect import open_checkpoint
 from forge_harness.formats.tensors import TernaryTensor
 from forge_harness.integration import phase6_preparer
 from forge_harness.protocols import BuildsModel, ExportsWeights, LoadsData, TrainingSession
+from forge_harness.quant import dequantize
 
 SCALE_ULP = 2.0**-23
 """Relative spacing of fp32: 1 / (1 / s) moves a scale by one at most."""
@@ -39,8 +40,9 @@ def compare_with_trained(
     """Records that codes, scales and other tensors of an export are those of the trained model.
 
     Oracle: what the subject's own forward multiplies by, and the state dict of its model. Codes
-    and plain tensors are exact (plain ones in the type they are stored in), scales to one ulp. A
-    plain tensor under a name the model does not know is counted, not compared.
+    and plain tensors are exact (plain ones in the type they are stored in), scales to one ulp,
+    value by value. A model without a module to compare is no sound one. A plain tensor under a
+    name the model does not know is counted, not compared.
 
     Args:
         evidence: Of the check.
@@ -56,6 +58,8 @@ def compare_with_trained(
         for module, values in effective.items():
             if f"{module}.weight" in stored:
                 wrong += [module] * (not _is_held(opened.ternary(f"{module}.weight"), values))
+        if not effective:
+            wrong = ["the subject names no module"]
         state = session.model.state_dict()
         known = [name for name in opened.plain_names() if name in state]
         others = [name for name in known if not _same(opened.plain(name), state[name])]
@@ -80,13 +84,10 @@ def compare_with_trained(
 
 def _is_held(found: TernaryTensor, values: torch.Tensor) -> bool:
     values = values.detach().float().cpu()
-    if not torch.equal(found.codes().sign(), values.sign().to(torch.int8)):
+    codes = found.codes()
+    if not torch.equal(codes, values.sign().to(torch.int8)):
         return False
-    # A row of zeros says nothing of its scale.
-    most = values.abs().amax(dim=1)
-    rows = most > 0
-    scales = found.row_scales().reshape(-1).float()[rows]
-    return torch.allclose(scales, most[rows], rtol=SCALE_ULP, atol=0)
+    return torch.allclose(dequantize(codes, found.row_scales()), values, rtol=SCALE_ULP, atol=0)
 
 
 def _same(found: torch.Tensor, trained: torch.Tensor) -> bool:

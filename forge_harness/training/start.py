@@ -8,6 +8,7 @@ ulp; a start that would not is refused.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -32,6 +33,9 @@ TASK_OF = {"digits": "digits", "byte-lm": "bytes"}
 """Model family -> the reference task its models are trained on."""
 _ULPS = 1
 _NEIGHBOURS = 8
+_ATTEMPTS = 8
+_SPREAD = 2.0**-16
+"""Of magnitudes, relative, at the second attempt; several ulps of every row's sum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +136,12 @@ def latent_of(ternary: TernaryTensor) -> Tensor:
     """Returns an fp32 weight (N, K) that absmean quantization turns into these codes and scales.
 
     With p the share of codes that are not 0, codes * scale / p has absmean `scale` up to the
-    rounding of its sum; the magnitude is then moved until the quantizer's own sum agrees.
+    rounding of its sum; magnitudes are then moved until the quantizer's own sum agrees.
     """
     latent = ternary.codes().float()
     for part, scale in zip(torch.split(latent, list(ternary.parts)), ternary.scales, strict=True):
         if part.any():
-            part *= _magnitude(part, float(scale))
+            _scale_to(part, float(scale))
     return latent
 
 
@@ -171,21 +175,64 @@ def ulps(value: float, reference: float) -> float:
     return abs(value - reference) / float(np.spacing(np.float32(abs(reference))))
 
 
-def _magnitude(codes: Tensor, scale: float) -> float:
-    """Returns a > 0 for which the absmean of a * codes comes closest to `scale`.
+def _scale_to(codes: Tensor, scale: float) -> None:
+    """Gives codes, in place, magnitudes whose absmean is `scale`, or as near as was found.
 
-    The sum rounds, so the fp32 neighbours of scale / density are tried, nearest first.
+    One magnitude for all will not do: rows of one sum round alike, and their total jumps several
+    ulps from one fp32 magnitude to the next. Spread a little, rows round one by one. What is then
+    left are ties, which go to even and hide every other total: another spread has other ties.
     """
-    middle = np.float32(scale * codes.numel() / int(codes.count_nonzero()))
-    best, error = float(middle), math.inf
-    for steps in range(_NEIGHBOURS):
-        for towards in (0.0, math.inf):
-            magnitude = middle
-            for _ in range(steps):
-                magnitude = np.nextafter(magnitude, np.float32(towards))
-            off = ulps(float(absmean_ternary(codes * float(magnitude))[1]), scale)
-            if off < error:
-                best, error = float(magnitude), off
+    generator = torch.Generator().manual_seed(0)
+    found, error = codes, math.inf
+    for attempt in range(_ATTEMPTS):
+        spread = torch.rand(codes.shape, generator=generator) * (attempt * _SPREAD)
+        latent = _scaled(codes * (1 + spread), scale)
+        off = ulps(_absmean(latent), scale)
+        if off < error:
+            found, error = latent, off
         if not error:
             break
-    return best
+    codes.copy_(found)
+
+
+def _scaled(weight: Tensor, scale: float) -> Tensor:
+    """Returns `weight` times a factor, or the next one, so that the absmean comes to `scale`.
+
+    Element after element gets the larger factor until it does: the sum rounds monotonically.
+    """
+    factor = _factor(weight, scale)
+    low, high = weight * float(factor), weight * float(_after(factor, math.inf))
+    mixed = low.clone()
+
+    def absmean(count: int) -> float:
+        mixed.copy_(low).view(-1)[:count] = high.view(-1)[:count]
+        return _absmean(mixed)
+
+    absmean(bisect_left(range(weight.numel()), scale, key=absmean))
+    return mixed
+
+
+def _factor(weight: Tensor, scale: float) -> np.float32:
+    """Returns the largest fp32 a > 0 for which the absmean of a * weight is at most `scale`.
+
+    The sum rounds, so the fp32 neighbours of the quotient are tried.
+    """
+    factor = np.float32(scale * weight.numel() / float(weight.double().abs().sum()))
+    for _ in range(_NEIGHBOURS):
+        if _absmean(weight * float(factor)) <= scale:
+            break
+        factor = _after(factor, 0.0)
+    for _ in range(_NEIGHBOURS):
+        above = _after(factor, math.inf)
+        if _absmean(weight * float(above)) > scale:
+            break
+        factor = above
+    return factor
+
+
+def _after(value: np.float32, towards: float) -> np.float32:
+    return np.float32(np.nextafter(value, np.float32(towards)))
+
+
+def _absmean(weight: Tensor) -> float:
+    return float(absmean_ternary(weight)[1])

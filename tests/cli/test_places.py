@@ -82,6 +82,17 @@ def test_a_command_refuses_to_write_over_what_it_needs(place, invoke, command, s
     assert everything(place) == before
 
 
+def test_a_store_that_is_to_be_made_is_no_place_for_a_log(place, invoke) -> None:
+    """The log made the directory, which was then refused as a store for what lies in it."""
+    save = ("state", "save", "pkg/weights", "--phase", "5", "--kind", "model", "--name", "m")
+    result = invoke(*save, "--root", "new", "--audit", "new/audit.db", "--keys", "keys.json")
+    assert result.exit_code == ExitCode.USAGE, result.output
+    assert "--audit 'new/audit.db' lies inside --root 'new'" in result.stderr
+    assert not Path("new").exists()
+    beside = invoke(*save, "--root", "new", "--audit", "audit.db", "--keys", "keys.json")
+    assert beside.exit_code == ExitCode.PASS, beside.output
+
+
 def test_a_device_may_be_named_twice() -> None:
     null = Path(os.devnull)
     check_apart([Place("--signature", null), Place("--public", null)])

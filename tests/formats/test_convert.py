@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 from forge_harness.cli import app
 from forge_harness.cli import convert as command
 from forge_harness.durable import staged_directory
-from forge_harness.errors import CheckpointError, DamagedCheckpointError
-from forge_harness.formats import FORMATS, WriteOptions
+from forge_harness.errors import CheckpointError, DamagedCheckpointError, ExitCode
+from forge_harness.formats import FORMATS, TernaryTensor, WriteOptions
 from forge_harness.formats import convert as conversion
 from forge_harness.formats.convert import compared, convert
 from forge_harness.formats.detect import open_checkpoint
 from forge_harness.formats.hf_writer import write_hf_packed
 from forge_harness.formats.native import write_native
+from forge_harness.quant import EPS
 
 from .memory import hf_checkpoint, memory_checkpoint, random_ternary
 
@@ -247,3 +248,26 @@ def test_a_result_that_cannot_be_read_is_named_as_the_user_named_it(tmp_path, mo
     assert str(tmp_path / "out" / "model.safetensors") in str(caught.value)
     assert ".partial" not in str(caught.value)
     assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
+
+
+def test_hf_online_refuses_a_scale_no_online_quantizer_makes(tmp_path):
+    """The floor of the quantizer took the codes away; the user was asked to report it."""
+    name, floor = "a.weight", float(np.float32(EPS))
+    tiny = random_ternary(8, 8, scales=(1e-9,))
+    source = written(memory_checkpoint({name: tiny}, {}), tmp_path / "source")
+    done = CliRunner().invoke(
+        app, ["convert", str(source), str(tmp_path / "online"), "--to", "hf-online"]
+    )
+    assert done.exit_code == ExitCode.USAGE, done.output
+    assert "Tensor 'a.weight' has scale 1e-09" in done.output
+    assert not (tmp_path / "online").exists()
+    for number, kept in enumerate(
+        (random_ternary(8, 8, scales=(floor,)), TernaryTensor.from_codes(*nothing(1e-9)))
+    ):
+        source = written(memory_checkpoint({name: kept}, {}), tmp_path / f"kept-{number}")
+        report = convert(source, tmp_path / f"online-{number}", "hf-online")
+        assert report.comparison.codes_changed == 0
+
+
+def nothing(scale):
+    return torch.zeros(8, 8, dtype=torch.int8), torch.tensor([scale])

@@ -16,12 +16,13 @@ import pytest
 
 from forge_harness import MLOpsCoordinator, Phase6Preparer, QualityCoordinator, load_policy
 from forge_harness.canonical import tree_digest
-from forge_harness.errors import DamagedCheckpointError, ForgeError, RegistryError
+from forge_harness.errors import DamagedCheckpointError, ForgeError, RegistryError, UsageError
 from forge_harness.formats.manifest import write_manifest
 from forge_harness.integration.experiments import StepLog
+from forge_harness.model import ByteLM, ByteLMConfig
 from forge_harness.paths import fixtures_dir
 from forge_harness.protocols import StepRecord, TrainOptions
-from forge_harness.training import TrainingInterrupted
+from forge_harness.training import TrainingInterrupted, train_to_directory
 
 SOUND = fixtures_dir() / "models" / "v1.0"
 
@@ -29,6 +30,20 @@ SOUND = fixtures_dir() / "models" / "v1.0"
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Phase6Preparer().export(SOUND, tmp_path_factory.mktemp("export") / "digits").path
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package of a small language model."""
+    folder = tmp_path_factory.mktemp("language")
+    options = TrainOptions(steps=2, batch_size=2)
+    config = ByteLMConfig(width=32, heads=2, hidden=32, layers=1)
+    train_to_directory(
+        "bytes", folder / "run", options, build_model=lambda *_: ByteLM(config), checkpoint_every=2
+    )
+    package = Phase6Preparer().export(folder / "run", folder / "text", allow_not_ready=True)
+    assert [found.name for found in package.readiness.blocking] in ([], ["compression_ratio"])
+    return package.path
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +178,35 @@ def test_what_misses_a_gate_is_not_promoted(empty, package, tmp_path) -> None:
         with pytest.raises(RegistryError, match="gate accuracy"):
             coordinator.promote("digits", 2)
         assert coordinator.version("digits", "champion").version == 1
+
+
+def test_a_language_model_needs_an_accuracy_of_no_height(empty, language, tmp_path) -> None:
+    """Export called it READY, and it could never be promoted: no text has 85 % sure next bytes."""
+    assert json.loads((language / "metrics.json").read_text())["accuracy"]["value"] < 0.85
+    unmeasured = shutil.copytree(language, tmp_path / "unmeasured")
+    (unmeasured / "metrics.json").write_text('{"loss": {"value": 2.0, "unit": "nats"}}')
+    (unmeasured / "manifest.json").unlink()
+    write_manifest(unmeasured)
+    quality = QualityCoordinator(load_policy())
+    root = shutil.copytree(empty, tmp_path / "mlops")
+    with MLOpsCoordinator(root, quality=quality) as coordinator:
+        coordinator.register(language, name="text")
+        coordinator.register(unmeasured, name="text")
+        assert coordinator.promote("text", 1).aliases == ("champion",)
+        with pytest.raises(RegistryError, match="gate accuracy is not measured"):
+            coordinator.promote("text", 2)
+    with MLOpsCoordinator(root, quality=quality, required=()) as coordinator:
+        assert coordinator.promote("text", 1).aliases == ("champion",)
+    told = MLOpsCoordinator(root, quality=quality, classes=lambda task: task == "bytes")
+    with told as coordinator, pytest.raises(RegistryError, match=r"under its limit of 0\.85"):
+        coordinator.promote("text", 1)
+
+
+def test_one_text_is_no_list_of_gates(tmp_path) -> None:
+    """It was taken letter by letter: gate 'a' is not measured."""
+    with pytest.raises(UsageError, match=r"required is the text 'accuracy'; .*\('accuracy',\)"):
+        MLOpsCoordinator(tmp_path / "mlops", required="accuracy")
+    assert not (tmp_path / "mlops").exists()
 
 
 def test_what_no_gate_was_asked_of_is_not_promoted(empty, package, tmp_path) -> None:

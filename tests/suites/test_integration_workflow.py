@@ -14,6 +14,10 @@ from forge_harness.integration import (
     quality_coordinator,
     state_manager,
 )
+from forge_harness.model import ByteLM, ByteLMConfig
+from forge_harness.protocols import TrainOptions
+from forge_harness.subject.checkpoint import CheckpointSubject
+from forge_harness.training import train_to_directory
 from forge_harness.types import Outcome
 
 WORKFLOW, REGISTRY = "integration.scenario_workflow", "integration.registry_round_trip"
@@ -23,6 +27,16 @@ WORKFLOW, REGISTRY = "integration.scenario_workflow", "integration.registry_roun
 def test_the_components_pass(run_check, check):
     run = run_check(check)
     assert (run.outcome, run.reason) == (Outcome.PASS, "")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """The package of a small language model, as `forge-harness train` writes it."""
+    out = tmp_path_factory.mktemp("text") / "run"
+    config = ByteLMConfig(width=128, heads=2, hidden=512, layers=1)
+    options = TrainOptions(steps=4, batch_size=2)
+    train_to_directory("bytes", out, options, build_model=lambda *_: ByteLM(config))
+    return out / "package"
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +62,14 @@ def validated_once(monkeypatch, validated):
         return found[1]
 
     monkeypatch.setattr(pipeline_validator.PipelineValidator, "validate", remembered)
+
+
+@pytest.mark.usefixtures("validated_once")
+@pytest.mark.parametrize("check", [WORKFLOW, "transitions.phase4_to_phase5"])
+def test_a_language_model_passes(run_check, text, check):
+    """Its accuracy was held to the limit of classifiers, its start refused for an ulp or two."""
+    run = run_check(check, CheckpointSubject(text))
+    assert (run.outcome, run.reason) == (Outcome.PASS, "")
 
 
 def steps_lost(patch):
