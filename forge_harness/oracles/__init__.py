@@ -19,7 +19,7 @@ from .linear import (
 from .optimizers import AdamW
 from .packing import KNOWN_BYTES, KNOWN_CODES, pack_row_blocks, unpack_row_blocks
 from .quantizers import EPS, Int8Tokens, Ternary, binary, int8_tokens, ternary, ternary_parts
-from .schedules import Rates, Schedule, rates_at, schedule
+from .schedules import KINDS, Rates, Schedule, rates_at, schedule
 from .tolerances import (
     INT8_MARGIN,
     LINEAR_RTOL_L1,
@@ -35,6 +35,7 @@ from .tolerances import (
 __all__ = [
     "EPS",
     "INT8_MARGIN",
+    "KINDS",
     "KNOWN_BYTES",
     "KNOWN_CODES",
     "LINEAR_RTOL_L1",

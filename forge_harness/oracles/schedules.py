@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from typing import NamedTuple, Protocol
 
+KINDS = ("cosine", "two_stage")
+"""Kinds whose formula is stated."""
+
 
 class Schedule(Protocol):
     """The fields of `ScheduleSpec`, whose docstring states the formulas."""
 
     @property
     def kind(self) -> str:
-        """Name of the formula: "cosine" or "two_stage"."""
+        """Name of the formula: one of `KINDS`, or another name where none is stated."""
         ...
 
     @property
@@ -63,7 +66,7 @@ def schedule(spec: Schedule) -> list[Rates]:
 
 def rates_at(spec: Schedule, step: int) -> Rates:
     """Returns the rates of the 0-based optimizer step `step`."""
-    if spec.kind not in ("two_stage", "cosine"):
+    if spec.kind not in KINDS:
         raise ValueError(f"schedule kind {spec.kind!r}; expected 'cosine' or 'two_stage'.")
     if step < spec.warmup_steps:
         return Rates(spec.peak * (step + 1) / spec.warmup_steps, spec.weight_decay)

@@ -22,6 +22,8 @@ class DataInfo:
     """`sha256:<hex>` of the content, as recorded when the data were made."""
     input_dtype: str
     """torch dtype name of the inputs, for example "int64"."""
+    ignored_target: int | None = None
+    """The value in a batch's targets that is none (-100, padding): no loss, no answer counts it."""
 
 
 @runtime_checkable
@@ -55,7 +57,7 @@ class LoadsData(Protocol):
         ...
 
     def batch(self, task: str, split: Literal["train", "validation"], ids: Sequence[int]) -> Batch:
-        """The batch of these samples."""
+        """The batch of these samples, in this order; one may come twice."""
         ...
 
     def epoch_order(

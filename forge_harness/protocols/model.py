@@ -58,7 +58,11 @@ class BuildsModel(Protocol):
         ...
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The training loss: a scalar, the mean over the batch's targets."""
+        """The training loss: a scalar, the mean over the batch's targets.
+
+        In evaluation mode (`model.training`) it may be another: cross-entropy where training
+        smooths labels, for example. `TrainingSession.evaluate` reports that one.
+        """
         ...
 
     def example_batch(self, task: str, *, batch_size: int, seed: int) -> Batch:

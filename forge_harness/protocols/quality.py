@@ -17,8 +17,10 @@ class QualityRun:
     arm: Arm
     seed: int
     steps: int
+    """Steps trained; the same in all arms of a seed."""
     learning_rate: float
     parameters: int
+    """The same in all arms of a seed: `post_training` is the `full` model, ternarized."""
     accuracy: float
     """Share of correct predictions on held-out data."""
     loss: float
@@ -43,8 +45,12 @@ class QualityRun:
     """The exported package, so that its quality can be measured again: base64 of each file by its
     relative path. Runs end in processes of their own, so it is no path. Empty: not shown."""
     package_task: str = ""
-    """What `ExportsWeights.evaluate_package` calls the task of the package, where it is not `task`:
-    a fold of its data, a smaller model."""
+    """What `ExportsWeights.evaluate_package` calls the task of the package, and of `weights`, where
+    it is not `task`: a fold of its data, a smaller model."""
+    weights: str = ""
+    """Of a `full` run, base64 of a safetensors file: the state of its model, as
+    `InfersPacked.inference_model(task, "full")` loads it, so that the baseline can be measured
+    again. Some runs of a task are enough. Empty: not shown."""
 
 
 @runtime_checkable

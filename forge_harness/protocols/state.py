@@ -16,6 +16,9 @@ class StoreSpec:
     the options of `forge_harness.state.Store.open`, it returns a store with the same methods."""
     old_stores: Path | None = None
     """Directory of stores as earlier releases wrote them; None when there was no earlier one."""
+    plaintext: frozenset[str] = frozenset()
+    """Files of a sealed store that are not sealed, besides those of `forge_harness.state`, by their
+    paths below the root: a version, a lock. No content may be in them."""
 
 
 @runtime_checkable

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from .model import Precision
 
@@ -49,16 +49,19 @@ class ScheduleSpec:
 
     With t the 0-based optimizer step, S = total_steps, W = warmup_steps, all in float64:
 
-    - both kinds, t < W: rate = peak * (t + 1) / W, weight decay as given.
+    - both kinds below, t < W: rate = peak * (t + 1) / W, weight decay as given.
     - two_stage, t >= W: f = t / S (warmup counts as done). f < boundary: rate =
       peak * (1 - f / 2), weight decay as given. Otherwise rate = peak * (1 - f), weight decay 0
       (BitNet b1.58 training notes: the rate drops and decay ends at the boundary).
     - cosine, t >= W: g = (t - W) / max(1, S - 1 - W), rate = peak * (final_fraction +
       (1 - final_fraction) * (1 + cos(pi * g)) / 2), weight decay constant. The last step,
       t = S - 1, is at final_fraction * peak.
+
+    Any other kind has no formula here: sessions are then held to `Trains.planned_schedule`, and
+    the plan itself is not measured.
     """
 
-    kind: Literal["two_stage", "cosine"]
+    kind: str
     peak: float
     warmup_steps: int
     total_steps: int
@@ -85,7 +88,12 @@ class StepRecord:
 
 @runtime_checkable
 class TrainingSession(Protocol):
-    """A training run that can be stepped, interrupted and looked into."""
+    """A training run that can be stepped, interrupted and looked into.
+
+    A session whose `model` holds averages of the weights that are trained (EMA) has those in
+    `trained_model`, a module whose parameters have the names of `model`; elsewhere the attribute
+    is left out, and `model` is what is trained. What watches the optimizer looks there.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -105,7 +113,8 @@ class TrainingSession(Protocol):
 
         The weights are those `model` holds and `export_package` writes, and the loss is the mean
         of `BuildsModel.loss` over every target: both are recomputed. Averaged weights (EMA) that
-        are evaluated are therefore those of `model`, with the ones that are trained elsewhere.
+        are evaluated are therefore those of `model`, with the ones that are trained in
+        `trained_model`.
         Training goes on as if it had not been evaluated, bit for bit.
         """
         ...
@@ -140,7 +149,9 @@ class Checkpoints(Protocol):
     """Interrupts and resumes training bit-identically."""
 
     def save_session(self, session: TrainingSession, path: Path) -> None:
-        """Writes all a resumed run needs to the file `path`; returns once it is durable.
+        """Writes all a resumed run needs to `path`, a file or a directory of shards.
+
+        Returns once it is durable. What is there is replaced.
 
         The name says nothing of the format: it has no suffix that means one.
         """

@@ -1,22 +1,20 @@
 """The models: what is quantized, and that the forward computes what the declaration says."""
 
-import numpy as np
 import pytest
 import torch
 
 from forge_harness import oracles
 
 from .angles import Angles
+from .forwards import effective_errors, forward_excess
 from .support import (
     RESPONSE,
     Count,
     Worst,
     built,
-    code_errors,
     expect_none,
     levels,
     recording,
-    relative,
     scale_groups,
 )
 
@@ -124,8 +122,9 @@ def test_quantized_modules(subject, evidence):
     """Exactly the declared modules multiply by ternary weights and int8 activations.
 
     Three views that must agree: the declaration covers every module with a matrix; each quantized
-    weight is the float64 quantization of its latent weight, also after the latent moved; and the
-    module's own output, its input held fixed, is that of the integer formula in both modes.
+    weight is the float64 quantization of its latent weight, also after training forwards between
+    which the latent moved; and the module's own output, its input held fixed, is that of the
+    integer formula in both modes, in training with gradients on and each time after a move.
     Modules declared full precision respond to changes no ternary weight would see. Nor are angles
     of positions rounded to few bits: float64 multiples of each frequency, to 2^-14 of the largest
     (fp32 by any way 2^-20, bf16 2^-9, which is a quarter of a radian at position 128).
@@ -143,7 +142,7 @@ def test_quantized_modules(subject, evidence):
             unit="modules",
             reason="every module with a matrix is quantized or full precision, never both",
         )
-        error, wrong = _effective_errors(subject, part)
+        error, wrong = effective_errors(subject, part)
         expect_none(evidence, f"{task}.code_errors", wrong, "codes", "codes of the latent weight")
         evidence.at_most(
             f"{task}.effective_error",
@@ -151,7 +150,7 @@ def test_quantized_modules(subject, evidence):
             limit=2 * oracles.SCALE_RTOL,
             reason=error.text("scale of the effective weight against the latent's absolute mean"),
         )
-        excess = _forward_excess(subject, part)
+        excess = forward_excess(subject, part)
         evidence.at_most(
             f"{task}.forward_error",
             excess.value,
@@ -202,61 +201,6 @@ def _undeclared(subject, part):
         | (quantized ^ effective)
         | (quantized ^ latent)
     )
-
-
-def _effective_errors(subject, part):
-    error, wrong = Worst(), Count()
-    for moment in ("as built", "after the latent moved"):
-        effective = subject.effective_weights(part.model)
-        for name, latent in subject.latent_weights(part.model).items():
-            for run in scale_groups(effective[name]):
-                expected = oracles.ternary(latent[run])
-                values = effective[name][run].detach()
-                codes = torch.sign(values).to(torch.int8)
-                limit = oracles.TERNARY_MARGIN
-                case = f"{name}, {moment}"
-                wrong.see(case, code_errors(codes, expected.codes, expected.margin, limit))
-                if codes.any():
-                    error.see(case, relative(values.abs().max(), expected.scale))
-        with torch.no_grad():
-            for latent in subject.latent_weights(part.model).values():
-                latent[::2] *= 1.75
-    return error, wrong
-
-
-def _forward_excess(subject, part):
-    """Worst module output error over its limit, in training and in evaluation mode."""
-    excess = Worst()
-    modules = {name: part.modules[name] for name in part.spec.quantized}
-    norms = {name: part.modules[name] for name in part.spec.sub_norms if name in part.modules}
-    for mode in (True, False):
-        part.model.train(mode)
-        with recording(modules | norms) as calls, torch.no_grad():
-            subject.loss(part.model, part.batch)
-        effective = subject.effective_weights(part.model)
-        for name, module in modules.items():
-            case = f"{name}, {'training' if mode else 'evaluation'}"
-            if not calls[name]:
-                excess.see(f"{case}: never called", float("inf"))
-            for index, call in enumerate(calls[name]):
-                inner = [n for n in norms if n.startswith(f"{name}.") and len(calls[n]) > index]
-                x = calls[inner[-1]][index].output if inner else call.arguments[0]
-                excess.see(case, _module_error(x, effective[name], module, call.output))
-    part.model.train()
-    return excess
-
-
-def _module_error(x, weight, module, output):
-    q, s, margin = oracles.int8_tokens(x)
-    values = oracles.float64(weight)
-    bias = getattr(module, "bias", None)
-    offset = 0.0 if bias is None else oracles.float64(bias)
-    tokens, magnitude = q * s, np.abs(values)
-    expected = tokens @ values.T + offset
-    doubtful = (margin <= oracles.INT8_MARGIN) * s
-    limit = doubtful @ magnitude.T
-    limit += 2 * oracles.LINEAR_RTOL_L1 * (np.abs(tokens) @ magnitude.T + np.abs(offset) + 1e-30)
-    return float(np.max(np.abs(oracles.float64(output) - expected) / limit))
 
 
 def _full_precision_response(subject, part, name):

@@ -5,6 +5,8 @@ import hashlib
 import pytest
 
 from .inputs import NEW, Alphabet, lateness, new_share, unlike
+from .passages import LEAK, PASSAGE, Passages
+from .reads import misplaced, reads_of
 from .support import tasks_of
 
 SPLITS = ("train", "validation")
@@ -22,10 +24,12 @@ def digests(contents):
 
 
 @pytest.mark.forge_check("data.readable_and_intact")
-def test_readable_and_intact(subject, evidence):
-    """Content is that of the day it was recorded, and every sample can be read.
+def test_readable_and_intact(subject, evidence, forge_seed):
+    """Content is that of the day it was recorded, and every sample can be read, in any order.
 
-    Oracle: the digest recorded with the data, against one recomputed from what is loaded now.
+    Oracles: the digest recorded with the data, against one recomputed from what is loaded now; and
+    each sample read by itself, against a shuffled list in which some come twice. Samples that
+    change from read to read, as augmentation makes them, are left out.
     """
     for task in tasks_of(subject):
         info = subject.data_info(task)
@@ -48,14 +52,24 @@ def test_readable_and_intact(subject, evidence):
                 unit="samples",
                 reason="every sample of the split was read",
             )
+            for name, read in reads_of(subject, task, split).items():
+                wrong, compared = misplaced(read, size, forge_seed)
+                evidence.equal(
+                    f"{task}_{split}_misplaced_{name}",
+                    wrong,
+                    expected=0,
+                    unit="samples",
+                    reason=f"of {compared} of a shuffled list, against each read by itself",
+                )
 
 
 @pytest.mark.forge_check("data.splits_disjoint")
 def test_splits_disjoint(subject, evidence):
-    """No document, no sample and no long line of text is in both splits.
+    """No document, no sample, no long line and no run of windows of text is in both splits.
 
     By content, never by index: before the loader (documents), after its permutation (what the
-    first two epochs deliver), and as training gets it (inputs of every batch, a row at a time).
+    first two epochs deliver), and as training gets it (inputs of every batch, a row at a time; of
+    text also passages wherever they begin: windows that overlap are split by document or leak).
     """
     for task in tasks_of(subject):
         info = subject.data_info(task)
@@ -69,18 +83,7 @@ def test_splits_disjoint(subject, evidence):
             reason=f"{len(documents['train'])} against {len(documents['validation'])} by SHA-256",
         )
         if info.kind == "tokens":
-            lines = [
-                {line.strip() for document in documents[s] for line in document.splitlines()}
-                for s in SPLITS
-            ]
-            long = {line for line in lines[0] & lines[1] if len(line) >= LONG_LINE}
-            evidence.equal(
-                f"{task}_shared_lines",
-                len(long),
-                expected=0,
-                unit="lines",
-                reason=f"lines of {LONG_LINE} characters and more: copied passages leak too",
-            )
+            _expect_no_shared_line(evidence, task, documents)
         held_out = set(
             digests(subject.sample_contents(task, "validation", range(info.validation_size)))
         )
@@ -95,8 +98,9 @@ def test_splits_disjoint(subject, evidence):
             unit="samples",
             reason="what two epochs deliver, against the whole validation split",
         )
-        train = _input_rows(subject, task, "train", info.train_size)
-        validation = _input_rows(subject, task, "validation", info.validation_size)
+        passages = Passages()
+        validation = _input_rows(subject, task, "validation", info.validation_size, passages.hold)
+        train = _input_rows(subject, task, "train", info.train_size, passages.see)
         evidence.equal(
             f"{task}_shared_inputs",
             len(train & validation),
@@ -104,16 +108,41 @@ def test_splits_disjoint(subject, evidence):
             unit="rows",
             reason=f"{len(train)} against {len(validation)} distinct rows of all batches",
         )
+        if info.kind == "tokens":
+            evidence.at_most(
+                f"{task}_known_samples",
+                passages.known(),
+                limit=LEAK,
+                reason=f"share of held-out samples a quarter of whose passages of {PASSAGE} tokens "
+                "is in training, wherever it begins",
+            )
 
 
-def _input_rows(subject, task, split, size):
-    """Digests of the inputs of each sample, as batches hold them."""
+def _expect_no_shared_line(evidence, task, documents):
+    lines = [
+        {line.strip() for document in documents[s] for line in document.splitlines()}
+        for s in SPLITS
+    ]
+    long = {line for line in lines[0] & lines[1] if len(line) >= LONG_LINE}
+    evidence.equal(
+        f"{task}_shared_lines",
+        len(long),
+        expected=0,
+        unit="lines",
+        reason=f"lines of {LONG_LINE} characters and more: copied passages leak too",
+    )
+
+
+def _input_rows(subject, task, split, size, look):
+    """Digests of the inputs of each sample, as batches hold them; tokens are looked at as well."""
     import torch
 
     rows = set()
     for start in range(0, size, CHUNK):
         ids = range(start, min(start + CHUNK, size))
         inputs = subject.batch(task, split, ids).inputs.cpu().contiguous()
+        if inputs.dim() == 2 and not inputs.is_floating_point():
+            look(inputs)
         values = inputs.reshape(len(ids), -1).view(torch.uint8).numpy()
         rows.update(digests(row.tobytes() for row in values))
     return rows
@@ -127,7 +156,8 @@ def test_label_or_token_range(subject, evidence):
     into -56 and trains on. Targets are held against their oracle: the listed label, or the
     token after the input. Inputs are held against theirs: tokens that are bytes of text are those
     of the sample's content (which says what is delivered: marks in front, lower case), and float
-    values that make an alphabet, as grey levels do, make the same one in both splits.
+    values that make an alphabet, as grey levels do, make the same one in both splits. A declared
+    `ignored_target` is no target: it is left out, and must not be all there is.
     """
     import torch
 
@@ -155,10 +185,27 @@ def test_label_or_token_range(subject, evidence):
                 reason=f"[0, {info.cardinality}); {sorted(set(outside))[:5] or 'none outside'}",
             )
             seen = _read_all(subject, task, split, size, labels if info.kind == "classes" else None)
+            if info.ignored_target is not None:
+                _expect_some_counted(evidence, f"{task}_{split}", info, seen)
             for name, (found, expected, reason) in _expected(info, seen).items():
                 evidence.equal(f"{task}_{split}_{name}", found, expected=expected, reason=reason)
         if info.kind == "classes":
             _same_values(subject, task, evidence)
+
+
+def _expect_some_counted(evidence, prefix, info, seen):
+    evidence.record(
+        f"{prefix}_ignored_share",
+        seen["ignored"] / max(1, seen["all"]),
+        reason=f"of {seen['all']} targets, those that are {info.ignored_target} and none",
+    )
+    evidence.at_least(
+        f"{prefix}_counted_targets",
+        seen["all"] - seen["ignored"],
+        limit=1,
+        unit="targets",
+        reason=f"a split whose targets all are {info.ignored_target} teaches and shows nothing",
+    )
 
 
 def _same_values(subject, task, evidence):
@@ -216,8 +263,18 @@ def _read_all(subject, task, split, size, labels):
     """Reads every sample and counts what is wrong; `labels` are those of a class task."""
     import torch
 
-    top = subject.data_info(task).cardinality
-    seen = {"samples": 0, "inputs": 0, "targets": 0, "wrong": 0, "unlike": 0, "late": None}
+    info = subject.data_info(task)
+    top, ignored = info.cardinality, info.ignored_target
+    seen = {
+        "all": 0,
+        "ignored": 0,
+        "samples": 0,
+        "inputs": 0,
+        "targets": 0,
+        "wrong": 0,
+        "unlike": 0,
+        "late": None,
+    }
     dtypes = set()
     for start in range(0, size, CHUNK):
         ids = range(start, min(start + CHUNK, size))
@@ -227,16 +284,21 @@ def _read_all(subject, task, split, size, labels):
         inputs = batch.inputs.to(torch.int64) if labels is None else batch.inputs
         targets = batch.targets.to(torch.int64)
         seen["samples"] += len(targets)
-        seen["targets"] += int(((targets < 0) | (targets >= top)).sum())
+        counts = (
+            torch.ones_like(targets, dtype=torch.bool) if ignored is None else targets != ignored
+        )
+        seen["all"] += targets.numel()
+        seen["ignored"] += int((~counts).sum())
+        seen["targets"] += int((counts & ((targets < 0) | (targets >= top))).sum())
         if labels is None:
             seen["inputs"] += int(((inputs < 0) | (inputs >= top)).sum())
-            seen["wrong"] += int((inputs[:, 1:] != targets[:, :-1]).sum())
+            seen["wrong"] += int((counts[:, :-1] & (inputs[:, 1:] != targets[:, :-1])).sum())
             if top <= 256 and (start == 0 or seen["late"] is not None):
                 _see_text(seen, inputs, subject.sample_contents(task, split, ids), start == 0)
         else:
             seen["inputs"] += int((~torch.isfinite(inputs.double())).sum())
             listed = torch.tensor([labels[index] for index in ids])
-            seen["wrong"] += int((targets.flatten() != listed).sum())
+            seen["wrong"] += int((counts.flatten() & (targets.flatten() != listed)).sum())
     return {**seen, "dtypes": ", ".join(sorted(dtypes))}
 
 

@@ -18,6 +18,7 @@ from forge_harness.protocols import LoadsData, QualityRun
 from forge_harness.record import EvidenceRecord, ItemRecord, SubjectRecord
 from forge_harness.scoring import RunContext
 
+from .baselines import hold_baseline
 from .packages import hold
 
 TODAY = "2026-06-15"
@@ -251,6 +252,12 @@ class Study:
         for task in self.tasks if tasks is None else tasks:
             if runs := self.arm(task, "ternary"):
                 hold(evidence, self._subject, runs, self._seed, self._folder)
+
+    def hold_baselines(self, evidence: Any) -> None:
+        """Holds one full-precision run a task against the weights it shows."""
+        for task in self.tasks:
+            if runs := self.arm(task, "full"):
+                hold_baseline(evidence, self._subject, runs, self._seed)
 
     def curve(self, task: str, arm: str) -> tuple[list[int], list[float]]:
         """(steps, training loss), the mean over seeds, thinned to at most 400 points."""

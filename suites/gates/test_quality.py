@@ -61,10 +61,13 @@ def test_quantized_accuracy(study, accuracy_tasks, evidence, limit):
 def test_quantized_over_full_precision(study, evidence, limit, policy):
     """Ternary over full precision, paired by seed and held-out block, with a negative control.
 
-    Oracle for what the study says: the package of one seed a task, evaluated from its files.
+    Oracles for what the study says: the package of one seed a task, evaluated from its files, and
+    the full-precision weights of one, on the validation split as `LoadsData` delivers it. All arms
+    of a seed have the same steps and parameters: a baseline that trained less proves nothing.
     """
     study.require_complete(evidence)
     study.hold_packages(evidence)
+    study.hold_baselines(evidence)
     for task in study.tasks:
         describe(study, task, evidence)
     intervals = {task: compare(study, task, evidence, policy) for task in study.tasks}
@@ -104,7 +107,7 @@ def describe(study, task, evidence):
         f"data_versions.{task}",
         len(versions),
         expected=len({seed for seed, _ in versions}),
-        reason="all arms of a seed saw the same data",
+        reason="all arms of a seed name one digest of their data",
     )
     evidence.record(
         f"data_digest.{task}", ", ".join(digests), reason="digests of the data, one a fold"
@@ -150,6 +153,15 @@ def compare(study, task, evidence, policy):
         expected=0,
         reason="every arm has the same seeds and is evaluated on the same held-out blocks",
     )
+    unequal = unequal_arms(full, [*ternary, *control])
+    evidence.equal(
+        f"unequal_arms.{task}",
+        len(unequal),
+        expected=0,
+        unit="runs",
+        reason="trained for other steps than full precision of their seed, or of other size: "
+        f"{'; '.join(unequal[:3]) or 'none'}",
+    )
     blocks = {len(run.block_size) for run in full}
     if len(full) < 2 or len(blocks) != 1 or blocks == {1}:
         count = several(len(full), "seed")
@@ -169,6 +181,21 @@ def compare(study, task, evidence, policy):
         reason="plain post-training ternarization must do visible harm on this task",
     )
     return interval
+
+
+def unequal_arms(full, others):
+    """Names runs that had other steps or parameters than the full-precision run of their seed.
+
+    One that met a non-finite value ended early, to its own harm.
+    """
+    partners = {run.seed: run for run in full}
+    pairs = [(run, partners[run.seed]) for run in others if run.seed in partners]
+    return [
+        f"{run.arm} of seed {run.seed} {run.steps} steps and {run.parameters} parameters, full "
+        f"{partner.steps} and {partner.parameters}"
+        for run, partner in pairs
+        if run.parameters != partner.parameters or (run.steps != partner.steps and run.finite)
+    ]
 
 
 class NONE:

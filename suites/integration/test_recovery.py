@@ -147,7 +147,8 @@ def _rot(root, content):
 def test_failed_training(subject, evidence, tmp_path):
     """Training that died while it saved resumes from the checkpoint before, and ends the same.
 
-    The newest checkpoint is cut in the middle, as a crash leaves one. Oracle: a run that was never
+    The newest checkpoint is cut in the middle, as a crash leaves one; of a directory its largest
+    file is. Oracle: a run that was never
     interrupted; every tensor the run depends on, bit for bit.
     """
     task = next(iter(subject.tasks()))
@@ -160,7 +161,7 @@ def test_failed_training(subject, evidence, tmp_path):
         if step >= AT:
             subject.save_session(session, tmp_path / f"step-{step}")
     torn = tmp_path / f"step-{AT + 1}"
-    torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
+    _cut(torn)
     # How a subject refuses is its own affair, as long as it does.
     resumed_torn = not _refused(lambda: subject.resume_session(task, options, torn), Exception)
     evidence.equal("torn_accepted", resumed_torn, expected=False, reason="half a checkpoint")
@@ -180,6 +181,18 @@ def test_failed_training(subject, evidence, tmp_path):
         unit="tensors",
         reason=", ".join(differing[:3]) or f"all {len(wanted)} compared",
     )
+
+
+def _contents(checkpoint):
+    """Bytes of each file of a checkpoint, which is one file or a directory."""
+    paths = [checkpoint, *checkpoint.rglob("*")]
+    return {path: path.read_bytes() for path in paths if path.is_file()}
+
+
+def _cut(checkpoint):
+    """Leaves half of the largest file."""
+    largest, held = max(_contents(checkpoint).items(), key=lambda item: len(item[1]))
+    largest.write_bytes(held[: len(held) // 2])
 
 
 def _bytes(tensor):
@@ -227,7 +240,7 @@ def test_resource_limits(subject, evidence, tmp_path):
     task = next(iter(subject.tasks()))
     session = subject.session(task, TrainOptions(steps=2))
     subject.save_session(session, tmp_path / "session")
-    before = (tmp_path / "session").read_bytes()
+    before = _contents(tmp_path / "session")
     data = bytes(1 << 17)
     component = preparer_module.Phase6Preparer()
     sound = fixtures_dir() / "models" / "v1.0"
@@ -248,7 +261,7 @@ def test_resource_limits(subject, evidence, tmp_path):
         )
         evidence.equal(
             "checkpoint_kept",
-            (tmp_path / "session").is_file() and (tmp_path / "session").read_bytes() == before,
+            _contents(tmp_path / "session") == before,
             expected=True,
             reason="the one saved before the limit, byte for byte",
         )

@@ -13,6 +13,8 @@ import torch
 from forge_harness.benchmarks.timing import interleave, speedup
 from forge_harness.evidence import largest
 
+from .shapes import hold_shapes
+
 TOKENS = 128
 SEED = 0
 
@@ -26,7 +28,8 @@ def test_inference_speedup(subject, policy, evidence):
     that no answer that was kept counts; the ratio is the median over paired rounds with
     order-statistic bounds, and its lower bound is held against the limit. A model that
     is fast because it computes something else does not count: its logits must be those of the
-    ternary model, to 1e-3 of their largest.
+    ternary model, to 1e-3 of their largest; and in every task, for batches from one row to 64 and
+    for prefixes of sequences, to a step of an activation's code.
     """
     task = _largest(subject)
     batch = subject.example_batch(task, batch_size=4, seed=SEED)
@@ -56,6 +59,8 @@ def test_inference_speedup(subject, policy, evidence):
         reason="logits of the packed against those of the trained model, over the largest; first "
         "and last answer",
     )
+    for each in subject.tasks():
+        hold_shapes(evidence, subject, each, seed=SEED)
     interval = speedup(timed["packed"], timed["full"])
     if interval is None:
         pytest.skip("too few rounds: measure on a quieter machine")

@@ -12,6 +12,7 @@ from torch import Tensor
 from forge_harness.subject.protocols import Batch
 
 from .outputs import changed_tensors
+from .support import counted
 
 
 @dataclass(slots=True)
@@ -38,9 +39,10 @@ def align(subject: Any, task: str) -> Alignment:
     before = outputs.gradient(subject.loss(model, batch))
     found = Alignment()
     if before is not None:
-        last = batch.targets.numel() - 1
-        for place in sorted({0, last // 2, last}):
-            targets = _moved(batch.targets, place)
+        known = counted(subject, task, batch.targets).flatten()
+        places = known.nonzero().flatten().tolist()
+        for place in sorted({places[0], places[(len(places) - 1) // 2], places[-1]}):
+            targets = _moved(batch.targets, place, known)
             after = outputs.gradient(
                 subject.loss(model, Batch(inputs=batch.inputs, targets=targets))
             )
@@ -59,11 +61,11 @@ def _see(found: Alignment, place: int, change: Tensor) -> None:
         found.elsewhere, found.where = share, place
 
 
-def _moved(targets: Tensor, place: int) -> Tensor:
-    """The targets with one of them replaced by another value of the batch."""
+def _moved(targets: Tensor, place: int, known: Tensor) -> Tensor:
+    """The targets with one of them replaced by another known value of the batch."""
     moved = targets.clone()
     flat = moved.view(-1)
-    flat[place] = flat[flat != flat[place]][0]
+    flat[place] = flat[known & (flat != flat[place])][0]
     return moved
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from forge_harness import oracles
 
 from .redrawn import Draws
+from .support import roundoff
 
 EXPLAINED_RTOL = 1e-3
 """Relative L2 within which an output is the product of these codes: rounding leaves 1e-6, and one
@@ -82,7 +83,9 @@ def excess(found: Tensor | None, expected: Any, terms: Any, length: int) -> floa
     """
     if found is None:
         return math.inf
-    limit = oracles.gradient_limit(length) * terms + 1e-37
+    # What is stored in bf16 is rounded once more, and once more where it came from.
+    stored = 2 * (roundoff(found) - oracles.UNIT_ROUNDOFF)
+    limit = (oracles.gradient_limit(length) + stored) * terms + 1e-37
     return float(np.max(np.abs(oracles.float64(found) - expected) / limit))
 
 
@@ -144,7 +147,8 @@ def _source(subject: Any, layer: nn.Module, call: Call, weight: Tensor) -> Seen 
         product = (oracles.int64(q) * oracles.float64(s)) @ oracles.float64(weight).T
         if product.shape != output.shape:
             continue
-        if np.linalg.norm(product - output) <= EXPLAINED_RTOL * np.linalg.norm(output):
+        rounded = max(EXPLAINED_RTOL, 2 * roundoff(call.output))
+        if np.linalg.norm(product - output) <= rounded * np.linalg.norm(output):
             return seen
     return None
 

@@ -1,14 +1,18 @@
-"""Changing what a model returns, whatever holds its tensors."""
+"""Changing and reading what a model returns, whatever holds its tensors."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from .support import counted, trained_model
 
 
 def changed_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> tuple[Any, int]:
@@ -34,3 +38,32 @@ def changed_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> tuple[Any
             store(result, name, item)
             total += count
     return result, total
+
+
+def choices(output: Any, cardinality: int) -> Tensor:
+    """Returns the largest of each run of `cardinality` logits, from a tensor or what holds one."""
+    if not isinstance(output, Tensor):
+        entries = output.values() if isinstance(output, Mapping) else output
+        output = next(e for e in entries if isinstance(e, Tensor) and e.dim() > 1)
+    if output.shape[-1] != cardinality:
+        return output.new_empty(0)
+    return output.argmax(-1).flatten()
+
+
+@torch.no_grad()
+def right_answers(subject: Any, session: Any, task: str, ids: Sequence[int]) -> float:
+    """Returns the share of targets of train samples that the trained model answers.
+
+    NaN where its outputs do not say. Leaves it in evaluation mode.
+    """
+    model = trained_model(session).eval()
+    batch = subject.batch(task, "train", list(ids))
+    outputs: list[Any] = []
+    handle = model.register_forward_hook(lambda module, args, out: outputs.append(out))
+    subject.loss(model, batch)
+    handle.remove()
+    chosen = [choices(output, subject.data_info(task).cardinality) for output in outputs]
+    if sum(map(len, chosen)) != batch.targets.numel():
+        return math.nan
+    known = counted(subject, task, batch.targets).flatten()
+    return float((torch.cat(chosen) == batch.targets.flatten())[known].double().mean())

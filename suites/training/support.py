@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from forge_harness import oracles
 from forge_harness.subject.protocols import TrainOptions
 
 from .rerun import Outcome
@@ -56,12 +57,60 @@ def train_size(subject: Any, task: str) -> int | None:
     return info(task).train_size if callable(info) else None
 
 
+def counted(subject: Any, task: str, targets: Tensor) -> Tensor:
+    """Returns which targets count, as booleans: all but `DataInfo.ignored_target`."""
+    info = getattr(subject, "data_info", None)
+    ignored = info(task).ignored_target if callable(info) else None
+    return torch.ones_like(targets, dtype=torch.bool) if ignored is None else targets != ignored
+
+
 def short_epochs(subject: Any, task: str, *, steps: int, **changes: Any) -> TrainOptions:
     """Returns options whose run crosses an epoch border every eight steps, where that is cheap."""
     size = train_size(subject, task)
     if size is not None and size <= _LARGE_DATA:
         changes.setdefault("batch_size", math.ceil(size / 8))
     return TrainOptions(steps=steps, **changes)
+
+
+def roundoff(tensor: Tensor) -> float:
+    """Returns the largest relative error of storing a value in a tensor's dtype, at least fp32's.
+
+    Stochastic rounding errs by up to twice as much.
+    """
+    return max(oracles.UNIT_ROUNDOFF, torch.finfo(tensor.dtype).eps / 2)
+
+
+def is_coarse(tensor: Tensor) -> bool:
+    """Whether a dtype keeps less than fp32 does."""
+    return roundoff(tensor) > oracles.UNIT_ROUNDOFF
+
+
+def cannot_show(names: Sequence[str], what: str) -> None:
+    """Skips the rest of a check for parameters whose rounding exceeds what is looked for."""
+    if names:
+        pytest.skip(f"weights in less than fp32 cannot show {what}: {shown(names)}")
+
+
+def declared_schedule(subject: Any, task: str, options: TrainOptions) -> list[oracles.Rates]:
+    """Returns the rates of each step: by the formula of the declared kind, or else as planned."""
+    spec = subject.schedule_spec(task, options)
+    if spec.kind in oracles.KINDS:
+        return oracles.schedule(spec)
+    plan = subject.planned_schedule(task, options)
+    return [oracles.Rates(step.learning_rate, step.weight_decay) for step in plan]
+
+
+def trained_model(session: Any) -> Any:
+    """Returns the model whose weights the optimizer moves: `model`, unless that holds averages."""
+    return getattr(session, "trained_model", session.model)
+
+
+def states_of_models(session: Any) -> dict[str, Tensor]:
+    """Returns the state of the model and of the one that is trained, if that is another."""
+    models = {"model": session.model, "trained_model": trained_model(session)}
+    if models["trained_model"] is session.model:
+        del models["trained_model"]
+    return {f"{key}.{n}": t for key, model in models.items() for n, t in model.state_dict().items()}
 
 
 @dataclass(slots=True)
@@ -125,10 +174,10 @@ class Watch:
         return record
 
     def _weights(self) -> dict[str, Tensor]:
-        return _copies(dict(self._session.model.named_parameters()))
+        return _copies(dict(trained_model(self._session).named_parameters()))
 
     def _before(self, optimizer: Any, *_: object) -> None:
-        named = dict(self._session.model.named_parameters())
+        named = dict(trained_model(self._session).named_parameters())
         group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         owned = {name: group_of[id(p)] for name, p in named.items() if id(p) in group_of}
         if self._zero:

@@ -11,12 +11,14 @@ from .dropout import comparable
 from .support import (
     Watch,
     cheapest,
+    counted,
     gradient_difference,
     independent_gradients,
     norm,
     only_cheapest,
     others,
     train_size,
+    trained_model,
 )
 
 _SMALL_NORM = 1e-2
@@ -77,8 +79,8 @@ def _expect_whole(subject, evidence, task, prefix, suffix, **options):
 
 def _limit(subject, task, samples):
     """Over targets, of which a sample of text has many."""
-    targets = subject.batch(task, "train", range(samples)).targets.numel()
-    return oracles.mean_gradient_limit(targets)
+    targets = subject.batch(task, "train", range(samples)).targets
+    return oracles.mean_gradient_limit(int(counted(subject, task, targets).sum()))
 
 
 @pytest.mark.forge_check("training.partial_window")
@@ -147,7 +149,7 @@ def _against_autograd(subject, task, *, steps, batch_size, accumulation, clip_no
     records, difference, loss_difference = [], 0.0, 0.0
     with comparable(_one_loss(subject, task)), Watch(session) as watch:
         for _ in range(steps):
-            state = {key: value.clone() for key, value in session.model.state_dict().items()}
+            state = {k: value.clone() for k, value in trained_model(session).state_dict().items()}
             record = session.step()
             loss, wanted = independent_gradients(subject, task, state, record.sample_ids)
             factor = min(1.0, clip_norm / norm(wanted))

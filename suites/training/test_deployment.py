@@ -2,7 +2,6 @@
 
 import math
 import statistics
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -14,9 +13,11 @@ from forge_harness.subject.protocols import TrainOptions
 
 from .comparison import compare
 from .dropout import WithoutDropout
+from .outputs import choices
 from .rerun import outcome
 from .support import (
     cheapest,
+    counted,
     differing,
     digests,
     norm,
@@ -221,28 +222,19 @@ def _whole_split(subject, session, task):
             for start in range(0, info.validation_size, SAMPLES):
                 ids = range(start, min(start + SAMPLES, info.validation_size))
                 batch = subject.batch(task, "validation", ids)
-                loss += float(subject.loss(model, batch)) * batch.targets.numel()
-                count += batch.targets.numel()
-                choices = [_choices(output, info.cardinality) for output in outputs]
+                known = counted(subject, task, batch.targets).flatten()
+                loss += float(subject.loss(model, batch)) * int(known.sum()) if known.any() else 0.0
+                count += int(known.sum())
+                chosen = [choices(output, info.cardinality) for output in outputs]
                 outputs.clear()
-                if sum(map(len, choices)) == batch.targets.numel():
-                    right.append(torch.cat(choices) == batch.targets.flatten())
+                if sum(map(len, chosen)) == batch.targets.numel():
+                    right.append((torch.cat(chosen) == batch.targets.flatten())[known])
     finally:
         handle.remove()
     metrics = {"loss": loss / count}
     if sum(map(len, right)) == count:
         metrics["accuracy"] = float(torch.cat(right).double().mean())
     return metrics
-
-
-def _choices(output, cardinality):
-    """The largest of each run of `cardinality` logits, from a tensor or what holds one."""
-    if not isinstance(output, torch.Tensor):
-        entries = output.values() if isinstance(output, Mapping) else output
-        output = next(e for e in entries if isinstance(e, torch.Tensor) and e.dim() > 1)
-    if output.shape[-1] != cardinality:
-        return output.new_empty(0)
-    return output.argmax(-1).flatten()
 
 
 @pytest.mark.forge_check("training.distributed_equivalence")

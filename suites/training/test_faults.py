@@ -8,7 +8,16 @@ import torch
 from forge_harness.subject.protocols import TrainOptions
 
 from .outputs import changed_tensors
-from .support import cheapest, differing, digests, others, shown, steps
+from .support import (
+    cheapest,
+    differing,
+    digests,
+    others,
+    shown,
+    states_of_models,
+    steps,
+    trained_model,
+)
 
 
 class Fault:
@@ -24,12 +33,12 @@ class Fault:
 
     def inject(self, session):
         """Registers it; returns the handle that takes it out."""
-        trainable = [p for p in session.model.parameters() if p.requires_grad]
+        trainable = [p for p in trained_model(session).parameters() if p.requires_grad]
         if self._at == "largest gradient":
             return max(trainable, key=torch.Tensor.numel).register_hook(self._on_gradient)
         if self._at == "smallest gradient":
             return min(trainable, key=torch.Tensor.numel).register_hook(self._on_gradient)
-        return session.model.register_forward_hook(self._on_output)
+        return trained_model(session).register_forward_hook(self._on_output)
 
     def _on_gradient(self, gradient):
         self.applied += 1
@@ -122,7 +131,7 @@ def _expect_stopped(subject, evidence, task, fault_name, prefix):
 
 def _expect_going_on(session, evidence, prefix):
     """Makes a step with the fault gone, which is one like any other."""
-    before = digests(dict(session.model.named_parameters()))
+    before = _weights(session)
     record = session.step()
     evidence.record(
         f"{prefix}.loss_after", record.loss, unit="nats", reason="training goes on without it"
@@ -136,7 +145,7 @@ def _expect_going_on(session, evidence, prefix):
     )
     evidence.at_least(
         f"{prefix}.moved_after",
-        len(differing(before, digests(dict(session.model.named_parameters())))),
+        len(differing(before, _weights(session))),
         limit=1,
         unit="tensors",
         reason="weights that the next step changes: training goes on",
@@ -152,8 +161,12 @@ def _is_loud(session):
     return not (math.isfinite(record.loss) and math.isfinite(record.grad_norm))
 
 
+def _weights(session):
+    return digests(dict(trained_model(session).named_parameters()))
+
+
 def _weights_and_moments(session):
-    state = {f"model.{name}": value for name, value in session.model.state_dict().items()}
+    state = states_of_models(session)
     for index, entry in session.optimizer.state_dict()["state"].items():
         for field, value in entry.items():
             if isinstance(value, torch.Tensor):

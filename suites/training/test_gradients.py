@@ -10,7 +10,7 @@ from forge_harness.subject.protocols import BuildsModel, TrainOptions
 
 from .alignment import align
 from .layers import excess, layer_errors
-from .support import Watch, shown, tasks
+from .support import Watch, shown, tasks, trained_model
 
 
 def _cases():
@@ -191,7 +191,8 @@ def test_gradient_reaches_all(subject, evidence):
     """
     for task, count in zip(tasks(subject), (6, *[2] * 100), strict=False):
         session = subject.session(task, TrainOptions(steps=count))
-        trainable = [n for n, p in session.model.named_parameters() if p.requires_grad]
+        model = trained_model(session)
+        trainable = [n for n, p in model.named_parameters() if p.requires_grad]
         with Watch(session) as watch:
             for _ in range(count):
                 session.step()

@@ -9,7 +9,20 @@ from forge_harness import oracles
 from forge_harness.evidence import largest, smallest
 from forge_harness.subject.protocols import TrainOptions
 
-from .support import Watch, cheapest, norm, others, shown, steps, tasks
+from .support import (
+    Watch,
+    cannot_show,
+    cheapest,
+    declared_schedule,
+    is_coarse,
+    norm,
+    others,
+    roundoff,
+    shown,
+    steps,
+    tasks,
+    trained_model,
+)
 
 
 @pytest.mark.forge_check("training.parameters_move")
@@ -19,14 +32,21 @@ def test_parameters_move(subject, evidence):
     Oracle: identity of parameter objects; movement left after adding lr * decay * w back, against
     8 roundings of the weight (2 for the update, the rest for products). At a hundredth of the peak
     rate, where a run ends, nine in ten elements with a gradient above the median still move: in
-    bf16 such updates round away. Of tasks but the cheapest, who owns what.
+    bf16 such updates round away. Of tasks but the cheapest, who owns what. Weights that are stored
+    in less than fp32 may be rounded stochastically, and show neither.
     """
     task = cheapest(subject)
     session = subject.session(task, TrainOptions(steps=4))
     _expect_owned(session, evidence, "")
     with Watch(session) as watch:
         steps(session, 4)
-    still = [name for name in watch.updates[0].learning_rate if _only_decays(watch.updates, name)]
+    first = watch.updates[0]
+    coarse = [name for name in first.learning_rate if is_coarse(first.before[name])]
+    still = [
+        name
+        for name in first.learning_rate
+        if name not in coarse and _only_decays(watch.updates, name)
+    ]
     evidence.equal(
         "parameters_only_decaying",
         len(still),
@@ -34,20 +54,21 @@ def test_parameters_move(subject, evidence):
         unit="parameters",
         reason=f"moved by nothing but decay over 4 steps: {shown(still)}",
     )
+    for other in others(subject):
+        _expect_owned(subject.session(other, TrainOptions(steps=4)), evidence, f"{other}.")
     peak = subject.schedule_spec(task, TrainOptions(steps=4)).peak
     evidence.at_least(
         "moved_at_low_rate",
         _moved_share(subject, task, peak / 100),
-        limit=0.9,
+        limit=0.0 if coarse else 0.9,
         reason="share of elements with a gradient above the median that move",
     )
-    for other in others(subject):
-        _expect_owned(subject.session(other, TrainOptions(steps=4)), evidence, f"{other}.")
+    cannot_show(coarse, "that gradients move them at a low rate")
 
 
 def _expect_owned(session, evidence, prefix):
     owned = [id(p) for group in session.optimizer.param_groups for p in group["params"]]
-    live = [id(p) for p in session.model.parameters() if p.requires_grad]
+    live = [id(p) for p in trained_model(session).parameters() if p.requires_grad]
     evidence.equal(
         f"{prefix}parameters_not_owned",
         len(set(live) ^ set(owned)) + len(owned) - len(set(owned)),
@@ -90,7 +111,7 @@ def test_clip_effective(subject, evidence):
     parameters at the optimizer at most the limit (1e-3 for fp32 norms and the usual 1e-6 in the
     denominator), every gradient scaled by the same factor (1e-5), the norm before clipping
     reported, and no change at all under a limit that is not reached; that last is held for the
-    cheapest task.
+    cheapest task. Gradients in bf16 have four roundings of theirs more.
     """
     for task in tasks(subject):
         _expect_clipped(subject, evidence, task, "" if task == cheapest(subject) else f"{task}.")
@@ -109,23 +130,31 @@ def _expect_clipped(subject, evidence, task, prefix):
     raw, record, update = _spiked_step(subject, task, clip_norm=0.5, spike=1e6)
     given = {name: g for name, g in update.gradients.items() if g is not None}
     before, after = norm(raw), norm(given)
+    # The norm of a tensor, that of norms, the factor and its products.
+    rounded = 4 * (largest(map(roundoff, given.values())) - oracles.UNIT_ROUNDOFF)
     evidence.at_most(
-        f"{prefix}norm_at_optimizer", after, limit=0.5 * 1.001, reason="clip norm 0.5, spike of 1e6"
+        f"{prefix}norm_at_optimizer",
+        after,
+        limit=0.5 * (1.001 + rounded),
+        reason="clip norm 0.5, spike of 1e6",
     )
     evidence.at_least(
-        f"{prefix}norm_kept", after, limit=0.5 * 0.99, reason="clipped to the limit, not away"
+        f"{prefix}norm_kept",
+        after,
+        limit=0.5 * (0.99 - rounded),
+        reason="clipped to the limit, not away",
     )
     evidence.at_most(
         f"{prefix}reported_norm_error",
         abs(record.grad_norm - before) / before,
-        limit=1e-4,
+        limit=1e-4 + rounded,
         reason="grad_norm is the norm over all gradients before clipping",
     )
     factors = [float(given[name].double().norm() / raw[name].double().norm()) for name in raw]
     evidence.at_most(
         f"{prefix}factor_spread",
         largest(factors) / smallest(factors) - 1,
-        limit=1e-5,
+        limit=1e-5 + rounded,
         reason="one factor for all gradients: the direction is kept",
     )
 
@@ -133,7 +162,8 @@ def _expect_clipped(subject, evidence, task, prefix):
 def _spiked_step(subject, task, *, clip_norm, spike):
     """Makes one step with a spike; returns raw gradients, the record and what the optimizer saw."""
     session = subject.session(task, TrainOptions(steps=2, clip_norm=clip_norm))
-    named = {n: p for n, p in session.model.named_parameters() if p.requires_grad}
+    model = trained_model(session)
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     raw = {}
 
     def spiked(gradient):
@@ -164,28 +194,48 @@ def test_schedule_trace(subject, evidence):
     another order). A group may have a rate of its own, at a constant multiple of the plan's. Where
     the optimizer is AdamW, each update is that of a float64 AdamW at its group's rate (1e-4 of the
     rate, plus 4 roundings of the weight), so a rate that is logged but not used shows. Any other
-    optimizer, without decay, moves half as far from the same weights at half the rate.
+    optimizer, without decay, moves half as far from the same weights at half the rate. A kind
+    without a formula is held to its plan. Weights in less than fp32 have 8 roundings of theirs
+    (stochastic ones err by twice as much); where those are half of an update it cannot be judged.
     """
+    blurred = set()
     for task, count in zip(tasks(subject), (40, *[2] * 100), strict=False):
         options = TrainOptions(steps=40)
-        spec = subject.schedule_spec(task, options)
-        plan = subject.planned_schedule(task, options)
-        planned = [(step.learning_rate, step.weight_decay) for step in plan]
-        evidence.at_most(
-            f"{task}.plan_error",
-            _rates_error(planned, oracles.schedule(spec)),
-            limit=1e-9,
-            reason=f"plan of {spec.total_steps} steps against the {spec.kind} formula",
-        )
-        _trace(subject, evidence, task, options, count, task)
+        _expect_planned(subject, evidence, task, options)
+        blurred |= _trace(subject, evidence, task, options, count, task)
     task = cheapest(subject)
     options = TrainOptions(steps=40, accumulation=4)
-    _trace(subject, evidence, task, options, 12, f"{task}.accumulated")
+    blurred |= _trace(subject, evidence, task, options, 12, f"{task}.accumulated")
+    cannot_show(sorted(blurred), "the rate of their updates")
+
+
+def _expect_planned(subject, evidence, task, options):
+    """Holds the plan to the formula of its kind, where there is one."""
+    spec = subject.schedule_spec(task, options)
+    if spec.kind not in oracles.KINDS:
+        evidence.record(
+            f"{task}.plan",
+            f"not measured: no formula of kind {spec.kind!r}; known are {shown(oracles.KINDS)}",
+            reason="report, optimizer and updates are held to the plan; hold the plan to its "
+            "formula in a check of your own",
+        )
+        return
+    plan = subject.planned_schedule(task, options)
+    planned = [(step.learning_rate, step.weight_decay) for step in plan]
+    evidence.at_most(
+        f"{task}.plan_error",
+        _rates_error(planned, oracles.schedule(spec)),
+        limit=1e-9,
+        reason=f"plan of {spec.total_steps} steps against the {spec.kind} formula",
+    )
 
 
 def _trace(subject, evidence, task, options, count, prefix):
-    """Holds the first steps of a session to the schedule of its options."""
-    expected = oracles.schedule(subject.schedule_spec(task, options))
+    """Holds the first steps of a session to the schedule of its options.
+
+    Returns the parameters whose updates their own rounding hides.
+    """
+    expected = declared_schedule(subject, task, options)
     session = subject.session(task, options)
     with Watch(session) as watch:
         records = [watch.step() for _ in range(count)]
@@ -216,7 +266,7 @@ def _trace(subject, evidence, task, options, count, prefix):
     )
     _expect_nothing_outside(evidence, prefix, watch.updates)
     if type(session.optimizer) is torch.optim.AdamW:
-        error, name = _update_error(session, watch.updates, expected)
+        error, name, blurred = _update_error(session, watch.updates, expected)
         evidence.at_most(
             f"{prefix}.update_error",
             error,
@@ -224,7 +274,7 @@ def _trace(subject, evidence, task, options, count, prefix):
             reason=f"updates against float64 AdamW, over their limit; worst: {name}",
         )
     else:
-        error, name = _rate_error(subject, task, options, expected)
+        error, name, blurred = _rate_error(subject, task, options, expected)
         evidence.at_most(
             f"{prefix}.rate_response",
             error,
@@ -232,6 +282,7 @@ def _trace(subject, evidence, task, options, count, prefix):
             reason="|move - 2 * move at half the rate| over 1e-4 of it and 4 roundings of the "
             f"weight; worst: {name}",
         )
+    return blurred
 
 
 def _expect_nothing_outside(evidence, prefix, updates):
@@ -275,36 +326,57 @@ def _rates_error(rates, expected):
 
 
 def _update_error(session, updates, expected):
-    """Largest error of an element over its limit, and the parameter it is in."""
+    """Largest error of an element over its limit, the parameter it is in, and those left out."""
     groups = {id(p): group for group in session.optimizer.param_groups for p in group["params"]}
-    worst, where = 0.0, "none"
+    worst, where, blurred = 0.0, "none", set()
     for name in updates[0].learning_rate:
-        group = groups[id(session.model.get_parameter(name))]
+        if _is_blurred(updates[0], name):
+            blurred.add(name)
+            continue
+        group = groups[id(trained_model(session).get_parameter(name))]
         adam = oracles.AdamW(tuple(map(float, group["betas"])), group["eps"])
         for update, now in zip(updates, expected, strict=False):
             weight, rate = oracles.float64(update.before[name]), update.learning_rate[name]
             decay = now.weight_decay if update.weight_decay[name] else 0.0
             wanted = adam.update(weight, update.gradients[name], rate, decay)
-            limit = 1e-4 * rate + 4 * oracles.UNIT_ROUNDOFF * abs(weight)
+            limit = 1e-4 * rate + oracles.float64(_rounding(update, name))
             error = float((abs(oracles.float64(update.moved(name)) - wanted) / limit).max())
             if not error <= worst:
                 worst, where = error, name
-    return worst, where
+    return worst, where, blurred
+
+
+def _rounding(update, name):
+    """Largest error of a parameter's elements by storing them, before and after an update."""
+    weight = update.before[name]
+    size = weight.double().abs()
+    if is_coarse(weight):
+        return 8 * roundoff(weight) * (size + update.moved(name).abs())
+    return 4 * roundoff(weight) * size
+
+
+def _is_blurred(update, name):
+    """Whether rounding is half of what an update adds to the usual element, or more."""
+    moved = update.moved(name).abs()
+    coarse = is_coarse(update.before[name])
+    return coarse and bool(_rounding(update, name).median() > moved.median() / 2)
 
 
 def _rate_error(subject, task, options, expected):
-    """How far the first update, whose state is empty, is from linear in the rate; and where."""
+    """How far the first update, whose state is empty, is from linear in the rate; as above."""
     first = next(index for index, now in enumerate(expected) if now.learning_rate)
     whole, half = (_undecayed(subject, task, options, first, factor) for factor in (1.0, 0.5))
-    worst, where = 0.0, "none"
+    worst, where, blurred = 0.0, "none", set()
     for name in whole.learning_rate:
+        if _is_blurred(whole, name):
+            blurred.add(name)
+            continue
         moved = whole.moved(name)
-        weight = whole.before[name].double()
-        limit = 1e-4 * moved.abs() + 4 * oracles.UNIT_ROUNDOFF * weight.abs() + 1e-37
+        limit = 1e-4 * moved.abs() + _rounding(whole, name) + 1e-37
         error = float(((moved - 2 * half.moved(name)).abs() / limit).max())
         if not error <= worst:
             worst, where = error, name
-    return worst, where
+    return worst, where, blurred
 
 
 def _undecayed(subject, task, options, index, factor):
@@ -330,15 +402,18 @@ def test_decay_groups(subject, evidence):
 
     Metamorphic: with all gradients set to zero just before the first step, a parameter moves by
     decay alone: exactly -lr * decay * w for the latent weights, nothing for the others, and nothing
-    before or after the optimizer's own step. Tolerance: two roundings of the weight. Catches decay
-    added to the gradient, doubled, on ternary values, or written by hand after the step.
+    before or after the optimizer's own step. Tolerance: two roundings of the weight; those of less
+    than fp32 are more than the decay there is. Catches decay added to the gradient, doubled, on
+    ternary values, or written by hand after the step.
     """
+    coarse = set()
     for task in tasks(subject):
         session = subject.session(task, TrainOptions(steps=4))
-        latent = {id(p) for p in subject.latent_weights(session.model).values()}
-        latents = [n for n, p in session.model.named_parameters() if id(p) in latent]
-        exempt = _exempt(session.model)
-        rates = oracles.schedule(subject.schedule_spec(task, TrainOptions(steps=4)))[0]
+        model = trained_model(session)
+        latent = {id(p) for p in subject.latent_weights(model).values()}
+        latents = [n for n, p in model.named_parameters() if id(p) in latent]
+        exempt = _exempt(model)
+        rates = declared_schedule(subject, task, TrainOptions(steps=4))[0]
         with Watch(session, zero_gradients=True) as watch:
             watch.step()
         _expect_nothing_outside(evidence, task, watch.updates)
@@ -351,13 +426,16 @@ def test_decay_groups(subject, evidence):
             unit="parameters",
             reason=f"of {len(exempt)} norms, biases and embeddings; decayed: {shown(moved)}",
         )
-        error = largest(_decay_error(update, name, rates) for name in latents)
-        evidence.at_most(
-            f"{task}.decay_error",
-            error,
-            limit=2 * oracles.ONE_ULP,
-            reason=f"|move + lr decay w| / |w| of {len(latents)} latent weights, zero gradients",
-        )
+        coarse |= {name for name in latents if is_coarse(update.before[name])}
+        fine = [name for name in latents if name not in coarse]
+        if fine:
+            evidence.at_most(
+                f"{task}.decay_error",
+                largest(_decay_error(update, name, rates) for name in fine),
+                limit=2 * oracles.ONE_ULP,
+                reason=f"|move + lr decay w| / |w| of {len(fine)} latent weights, zero gradients",
+            )
+    cannot_show(sorted(coarse), "the decay of one step")
 
 
 def _exempt(model):

@@ -56,6 +56,8 @@ class TernaryLinear(torch.autograd.Function):
 
 
 class BitLayer(nn.Module):
+    precision = "ternary"
+
     def __init__(self, inputs, outputs, generator):
         super().__init__()
         weight = torch.randn(outputs, inputs, generator=generator) / math.sqrt(inputs)
@@ -63,6 +65,8 @@ class BitLayer(nn.Module):
         self.norm = nn.LayerNorm(inputs, elementwise_affine=False)
 
     def forward(self, x):
+        if self.precision == "full":
+            return nn.functional.linear(self.norm(x), self.weight)
         return TernaryLinear.apply(self.norm(x), self.weight)
 
 
@@ -82,6 +86,8 @@ class Loop:
         self.subject = subject
         self.options = options
         self.model = subject.build_model("blobs", seed=options.seed)
+        for layer in self.model.children():
+            layer.precision = options.precision
         self.plan = subject.planned_schedule("blobs", options)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
         self.data = subject.example_batch("blobs", batch_size=512, seed=options.seed)
@@ -196,7 +202,7 @@ class Blobs:
         return ScheduleSpec(
             kind="cosine",
             peak=options.learning_rate or 0.05,
-            warmup_steps=2,
+            warmup_steps=min(2, options.steps - 1),
             total_steps=options.steps,
             weight_decay=0.0,
             final_fraction=0.1,

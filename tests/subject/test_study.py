@@ -48,6 +48,8 @@ def test_an_overridden_export_is_what_is_shown():
     assert base64.b64decode(run.package["extra.txt"]) == b"more"
 
 
-def test_the_other_arms_show_none():
-    runs = ReferenceSubject().quality_run("digits", "full", 0, "quick")
+@pytest.mark.parametrize(("seed", "shown"), [(0, True), (1, False)])
+def test_the_other_arms_show_no_package_and_full_precision_its_first_weights(seed, shown):
+    runs = ReferenceSubject().quality_run("digits", "full", seed, "quick")
     assert [(run.arm, dict(run.package)) for run in runs] == [("full", {}), ("post_training", {})]
+    assert [bool(run.weights) for run in runs] == [shown, False]

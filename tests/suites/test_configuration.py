@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from forge_harness.drill.defects import configuration, defects_of
+from forge_harness.drill.defects import all_benign, configuration, defects_of
 from forge_harness.drill.defects.stated import BENIGN as SOUND_EXPORTS
 from forge_harness.subject.reference import ReferenceSubject
 
@@ -159,3 +159,34 @@ def test_a_layout_without_an_oracle_is_not_measured(run_check):
     run = run_check("configuration.quantization_consistent", PacksAnotherWay())
     assert run.outcome == "not_measured"
     assert "packing tl2; only i2-rowblock can be read here" in run.reason
+
+
+SOUND_SCHEDULES = [
+    (kind, check)
+    for kind in ("schedule_of_its_own", "refuses_short_runs")
+    for check in all_benign()[kind].checks
+    if check.startswith("configuration.")
+]
+
+
+@pytest.mark.parametrize(("kind", "check"), SOUND_SCHEDULES)
+def test_a_sound_schedule_of_another_kind_is_no_false_alarm(run_check, kind, check):
+    run = run_check(check, all_benign()[kind].subject())
+    assert run.outcome == "pass", run.reason
+
+
+def test_a_schedule_without_a_formula_is_not_measured(run_check):
+    run = run_check("configuration.schedule_golden", all_benign()["schedule_of_its_own"].subject())
+    assert run.outcome == "not_measured"
+    assert "no formula of the schedule of bytes: 'of_its_own', digits: 'of_its_own'" in run.reason
+    assert run.evidence("plans_of_wrong_length") == 0
+
+
+def test_a_subject_that_refuses_every_run_is_not_measured(run_check):
+    class NeverTrains(ReferenceSubject):
+        def schedule_spec(self, task, options):
+            raise ValueError("too short")
+
+    run = run_check("configuration.warmup_within_run", NeverTrains())
+    assert run.outcome == "not_measured"
+    assert "refuses every run" in run.reason

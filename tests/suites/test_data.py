@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from forge_harness.drill.defects import defects_of
+from forge_harness.drill.defects import all_benign, defects_of
 from forge_harness.drill.defects.data import BENIGN as SOUND_DATA
 from forge_harness.drill.defects.delivered import BENIGN as SOUND_INPUTS
 from forge_harness.drill.defects.loading import BENIGN as SOUND_ORDERS
+from forge_harness.drill.defects.read_order import BENIGN as SOUND_READS
 from forge_harness.subject.reference import ReferenceSubject
 
 CHECKS = [
@@ -21,7 +22,9 @@ CHECKS = [
 ]
 DEFECTS = defects_of("data")
 SOUND = [
-    (kind, check) for kind in (*SOUND_DATA, *SOUND_INPUTS, *SOUND_ORDERS) for check in kind.checks
+    (kind, check)
+    for kind in (*SOUND_DATA, *SOUND_INPUTS, *SOUND_ORDERS, *SOUND_READS)
+    for check in kind.checks
 ]
 
 
@@ -124,3 +127,29 @@ def test_too_few_tokens_for_a_canary_are_not_measured(run_check):
     run = run_check("data.leak_canary", Few())
     assert run.outcome == "not_measured"
     assert "58 bytes from 32 on" in run.reason
+
+
+class _NoTargets(ReferenceSubject):
+    """Declares a value that is no target, and delivers nothing else."""
+
+    def tasks(self):
+        return ("digits",)
+
+    def data_info(self, task):
+        return replace(super().data_info(task), ignored_target=-100)
+
+    def batch(self, task, split, ids):
+        batch = super().batch(task, split, ids)
+        return replace(batch, targets=torch.full_like(batch.targets, -100))
+
+
+def test_targets_that_are_declared_to_be_none_are_left_out(run_check):
+    run = run_check("data.label_or_token_range", all_benign()["ignored_targets"].subject())
+    assert run.outcome == "pass", run.reason
+    assert 0.1 < run.evidence("digits_train_ignored_share") < 0.2
+
+
+def test_a_split_without_a_target_is_refused(run_check):
+    run = run_check("data.label_or_token_range", _NoTargets())
+    assert run.outcome == "fail"
+    assert "counted_targets is 0" in run.reason

@@ -6,15 +6,19 @@ import base64
 from dataclasses import replace
 
 import pytest
+import torch
 from safetensors.torch import save
 
 from forge_harness.subject.reference import ReferenceSubject
+from forge_harness.subject.study import study_run
 from forge_harness.training import quality
+from forge_harness.training.ingredients import reference_model
 from forge_harness.types import Outcome
 
 from .test_gates_trained import check, quality_run
 
 SEEDS = (0, 1)
+SHORT = (quality.STUDIES, ("digits", "quick"), quality.Study(seeds=2, steps=120))
 
 
 class Digits(ReferenceSubject):
@@ -28,7 +32,7 @@ class Digits(ReferenceSubject):
 def study():
     """Each arm over two seeds, the ternary ones with their packages."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(quality.STUDIES, ("digits", "quick"), quality.Study(seeds=2, steps=120))
+        patch.setitem(*SHORT)
         subject = Digits()
         plan = subject.quality_plan("quick")
         return [run for row in plan for run in subject.quality_run(*row, "quick")]
@@ -100,6 +104,43 @@ def test_a_run_that_did_not_converge_as_it_says_is_found(run_check, study):
     assert "digits.accuracy_difference is 0.0" in run.reason
 
 
+def test_a_baseline_that_is_what_was_measured_passes(run_check, study):
+    run = run_check("gates.quantized_accuracy_ratio", Digits(), study=study)
+    assert run.evidence("baselines_shown.digits") == 1
+    assert run.evidence("baseline_loss_difference.digits") < 1e-6
+    assert run.evidence("baseline_accuracy_difference.digits") == 0
+
+
+class Noisy(ReferenceSubject):
+    """Validation images with noise, under the digest of those without."""
+
+    def batch(self, task, split, ids):
+        batch = super().batch(task, split, ids)
+        noise = torch.randn(batch.inputs.shape, generator=torch.Generator().manual_seed(0))
+        return replace(batch, inputs=batch.inputs + 0.25 * noise * (split == "validation"))
+
+
+def test_a_baseline_that_was_evaluated_on_other_data_is_found(run_check, study, monkeypatch):
+    monkeypatch.setitem(*SHORT)
+    changed = [run for run in study if run.arm == "ternary"]
+    changed += [
+        run
+        for seed in SEEDS
+        for run in study_run(
+            "digits",
+            "full",
+            seed,
+            "quick",
+            build_model=reference_model,
+            load=Noisy(),
+            export=Digits().export_package,
+        )
+    ]
+    run = run_check("gates.quantized_accuracy_ratio", Digits(), study=changed)
+    assert run.outcome is Outcome.FAIL
+    assert "baseline_loss_difference.digits is " in run.reason
+
+
 def full_precision_arm(run):
     """V01: the ternary arm was trained in full precision; its size is what was hoped for."""
     if run.arm != "ternary":
@@ -124,3 +165,11 @@ def test_a_study_without_packages_says_so(run_check):
     (shown,) = [e for e in run.items[0].evidence if e.name == "packages_shown.digits"]
     assert (shown.value, shown.unit) == (0, "runs")
     assert "the subject's own word" in shown.reason
+
+
+def test_a_study_that_shows_no_full_precision_weights_says_so(run_check):
+    run = check(run_check, "quantized_accuracy_ratio")
+    assert run.outcome is Outcome.PASS
+    (shown,) = [e for e in run.items[0].evidence if e.name == "baselines_shown.digits"]
+    assert (shown.value, shown.unit) == (0, "runs")
+    assert "the study's own word" in shown.reason

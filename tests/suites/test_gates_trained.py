@@ -147,6 +147,16 @@ def other_blocks(run):
     return replaced(run, block_size=(SIZE + 1,) * (BLOCKS - 1) + (SIZE - BLOCKS + 1,))
 
 
+def few_steps(run):
+    """Full precision is trained for an eighth of the steps."""
+    return replaced(run, steps=40) if run.arm != "ternary" else run
+
+
+def narrow_baseline(run):
+    """Full precision is a model of half the size."""
+    return replaced(run, parameters=20_000) if run.arm == "full" else run
+
+
 def nan_accuracy(run):
     """One run diverged and reports NaN."""
     if (run.arm, run.seed) != ("ternary", 1):
@@ -198,6 +208,8 @@ def poor_digits(run):
         ("quantized_accuracy_ratio", other_seeds, "missing_runs is 6"),
         ("quantized_accuracy_ratio", other_data, "data_versions.bytes is 6, expected 3"),
         ("quantized_accuracy_ratio", other_blocks, "unpaired_runs.bytes is"),
+        ("quantized_accuracy_ratio", few_steps, "unequal_arms.bytes is 3 runs"),
+        ("quantized_accuracy_ratio", narrow_baseline, "unequal_arms.bytes is 6 runs"),
         ("training_stability", one_diverged, "training_stability is 0.833333"),
         ("training_stability", one_not_finite, "training_stability is 0.666667"),
         ("resource_use", hungry, "resource_use is 9 GB, over its limit of 8 GB"),
@@ -231,6 +243,18 @@ def test_what_the_study_does_not_say_is_not_measured(run_check, name, change, re
     run = check(run_check, name, change)
     assert run.outcome is Outcome.NOT_MEASURED
     assert run.reason.startswith(reason)
+
+
+def ended_early(run):
+    """One ternary run met a NaN at step 290, and is as good as the others."""
+    if (run.arm, run.seed) != ("ternary", 0):
+        return run
+    return replaced(run, steps=290, finite=False)
+
+
+def test_a_ternary_run_that_ended_early_is_not_what_the_ratio_is_red_for(run_check):
+    run = check(run_check, "quantized_accuracy_ratio", ended_early)
+    assert (run.outcome, run.reason) == (Outcome.PASS, "")
 
 
 def test_one_seed_gives_no_interval(run_check):

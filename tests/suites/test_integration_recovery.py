@@ -113,3 +113,20 @@ def test_an_export_that_refuses_too_late_is_found(run_check, monkeypatch):
     monkeypatch.setattr(phase6_preparer.Phase6Preparer, "export", leaves)
     assert "left_behind is 1" in run(run_check, "gate_failure").reason
     assert "left_behind is 1" in run(run_check, "resource_limits").reason
+
+
+class _Sharded(ReferenceSubject):
+    """Its checkpoints are directories."""
+
+    def save_session(self, session, path):
+        path.mkdir(exist_ok=True)
+        super().save_session(session, path / "shard-0")
+
+    def resume_session(self, task, options, path):
+        return super().resume_session(task, options, path / "shard-0")
+
+
+def test_a_checkpoint_of_shards_is_torn_too(run_check):
+    """A sound subject whose checkpoints are directories was accused by an IsADirectoryError."""
+    found = run_check(CHECK, _Sharded())
+    assert found.outcome is Outcome.PASS, found.reason

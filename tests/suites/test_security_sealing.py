@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from forge_harness.drill.defects import all_benign, all_defects
+from forge_harness.drill.defects.state import KeepsIn
 from forge_harness.subject.reference import ReferenceSubject
 from forge_harness.types import Outcome
 
-CHECKS = ("security.chunk_binding", "security.key_rotation")
+CHECKS = ("security.chunk_binding", "security.key_rotation", "security.encryption_at_rest")
 DEFECTS = [d for d in all_defects().values() if d.check in CHECKS]
 SOUND = [
     (kind, check) for kind in all_benign().values() for check in CHECKS if check in kind.checks
@@ -32,6 +33,14 @@ def test_a_seeded_defect_is_found(run_check, defect):
 def test_a_scheme_of_another_layout_passes(run_check, kind, check):
     run = run_check(check, kind.subject())
     assert (run.outcome, run.reason) == (Outcome.PASS, "")
+
+
+def test_a_plain_file_that_is_not_declared_is_named(run_check):
+    subject = KeepsIn("forge_harness.drill.defects.sealing:versioned_store")
+    run = run_check("security.encryption_at_rest", subject)
+    assert run.outcome is Outcome.FAIL
+    assert "unlisted_plain_files is 1 files" in run.reason
+    assert "VERSION" in run.reason
 
 
 def test_every_check_has_a_defect():

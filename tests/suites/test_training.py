@@ -151,3 +151,37 @@ def test_a_ratio_of_two_losses_next_to_nothing_says_nothing(run_check):
     run = run_check("training.loss_within_band", hard)
     assert run.outcome == "fail"
     assert "ratio_to_full_precision is" in run.reason
+
+
+class OneArm(DigitsOnly):
+    """Knows no precision but its own."""
+
+    def session(self, task, options):
+        return super().session(task, dataclasses.replace(options, precision="ternary"))
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        "training.loss_within_band",
+        "performance.peak_memory",
+        "performance.training_overhead",
+        "performance.training_throughput",
+    ],
+)
+def test_a_session_that_is_compared_with_itself_is_not_measured(run_check, check):
+    """A subject that ignores `TrainOptions.precision` was green, with a ratio of 1."""
+    result = run_check(check, OneArm())
+    assert result.outcome is Outcome.NOT_MEASURED, result.reason
+    assert "full-precision session is its ternary one" in result.reason
+
+
+class IgnoresExtra(DigitsOnly):
+    def session(self, task, options):
+        return super().session(task, dataclasses.replace(options, extra={}))
+
+
+def test_settings_that_a_subject_ignores_are_not_said_to_be_measured(run_check):
+    result = run_check("performance.peak_memory", IgnoresExtra())
+    assert result.outcome is Outcome.PASS, result.reason
+    assert result.evidence("settings") == "default"

@@ -36,6 +36,7 @@ MODULES = (
     "exports",
     "data",
     "delivered",
+    "read_order",
     "loading",
     "configuration",
     "values",

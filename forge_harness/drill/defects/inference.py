@@ -215,6 +215,41 @@ def _wrong_from_four_rows(model: nn.Module, trained: Callable[[], nn.Module]) ->
     )
 
 
+def _wrong_alone(model: nn.Module, trained: Callable[[], nn.Module]) -> None:
+    """The path of a single row mirrors the logits."""
+    model.register_forward_hook(
+        lambda module, args, found: found.flip(-1) if len(found) == 1 else found
+    )
+
+
+def _last_of_an_odd_batch(model: nn.Module, trained: Callable[[], nn.Module]) -> None:
+    """The row that fills no pair is answered as the one before it."""
+
+    def paired(module: nn.Module, args: Any, found: Tensor) -> Tensor:
+        if len(found) < 3 or len(found) % 2 == 0:
+            return found
+        return torch.cat([found[:-1], found[-2:-1]])
+
+    model.register_forward_hook(paired)
+
+
+def _one_token_at_a_time(model: nn.Module, trained: Callable[[], nn.Module]) -> None:
+    """Sequences of one token, as decoding gives them, are answered with the logits mirrored."""
+
+    def alone(module: nn.Module, args: Any, found: Tensor) -> Tensor:
+        return found.flip(-1) if found.dim() == 3 and found.shape[1] == 1 else found
+
+    model.register_forward_hook(alone)
+
+
+def one_row_and_one_token(subject: Any) -> object:
+    """Answers of the packed text model to one row, to five, and to one token."""
+    model = subject.inference_model("bytes", "packed", seed=9)
+    inputs = subject.example_batch("bytes", batch_size=5, seed=9).inputs
+    with torch.inference_mode():
+        return [model(inputs), model(inputs[:1]), model(inputs[:4, :1])]
+
+
 def _waits_for_data(step: Callable[[], StepRecord]) -> StepRecord:
     """Twice as long as it computes: no processor time, but time."""
     start = time.perf_counter()
@@ -262,6 +297,33 @@ DEFECTS = (
         shows="difference is",
         subject=lambda: PackedDefect(_wrong_from_four_rows),
         source="microsoft/BitNet#617",
+        subtlety=3,
+    ),
+    _packed(
+        id="K03_packed_wrong_alone",
+        title="Packed inference is right for batches, and mirrors the logits of a single row",
+        check="performance.inference_speedup",
+        shows="difference_by_shape is",
+        subject=lambda: PackedDefect(_wrong_alone),
+        alive=one_row_and_one_token,
+        subtlety=3,
+    ),
+    _packed(
+        id="K03_packed_odd_row",
+        title="Packed inference takes rows in pairs, and repeats one for the row left over",
+        check="performance.inference_speedup",
+        shows="difference_by_shape is",
+        subject=lambda: PackedDefect(_last_of_an_odd_batch),
+        alive=one_row_and_one_token,
+        subtlety=4,
+    ),
+    _packed(
+        id="K03_packed_wrong_in_decoding",
+        title="Packed inference of a single token mirrors the logits",
+        check="performance.inference_speedup",
+        shows="bytes.difference_by_shape is",
+        subject=lambda: PackedDefect(_one_token_at_a_time),
+        alive=one_row_and_one_token,
         subtlety=3,
     ),
     _packed(

@@ -197,9 +197,13 @@ def _skips_the_first(sound: Order, **asked: Any) -> Sequence[int]:
     return [index for index in sound(**asked) if index]
 
 
-def _pads_ranks(sound: Order, *, rank: int, world_size: int, **asked: Any) -> Sequence[int]:
+def _pads_ranks(
+    sound: Order, *, rank: int, world_size: int, batch: int = 1, **asked: Any
+) -> Sequence[int]:
+    """Repeats the first samples until every rank has as many, or as many whole batches."""
     order = sound(**asked)
-    order = [*order, *order[: -len(order) % world_size]]
+    if world_size > 1:
+        order = [*order, *order[: -len(order) % (world_size * batch)]]
     return order[rank::world_size]
 
 
@@ -289,11 +293,11 @@ DEFECTS = (
     ),
     _order(
         id="D08_pads_ranks",
-        title="Shares of the ranks are made equal by repeating the first samples",
+        title="Shares of the ranks are filled up to whole batches with the first samples again",
         shows="digits_epochs_that_miss_or_repeat is 6",
-        subject=lambda: OrderDefect(_pads_ranks),
+        subject=lambda: OrderDefect(partial(_pads_ranks, batch=16)),
         source="numenta/nupic.research#264",
-        subtlety=5,
+        subtlety=4,
     ),
     _order(
         id="every_rank_sees_all",
@@ -424,6 +428,12 @@ DEFECTS = (
 )
 
 BENIGN = (
+    Benign(
+        id="shares_made_equal",
+        title="Shares of the ranks are made equal as torch's DistributedSampler does it",
+        subject=lambda: OrderDefect(_pads_ranks),
+        checks=("data.loader_order",),
+    ),
     Benign(
         id="leaves_out_the_rest",
         title="What does not fill a batch is left out after shuffling, other samples each epoch",

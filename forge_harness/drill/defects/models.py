@@ -18,7 +18,7 @@ from forge_harness.protocols import ModelSpec, QuantizationInfo
 from forge_harness.quant import TernaryLinearOp
 from forge_harness.subject.reference import ReferenceSubject
 
-from . import masks, sound_models, state_dicts
+from . import masks, sound_models, stale_scales, state_dicts
 from .changed_model import ModelDefect, normed_layers, replace_forward, ternary_layers
 
 # Norms
@@ -426,7 +426,7 @@ _LAYERS = (
     _MODULES(
         id="Q14_stale_effective",
         title="Effective weights are those of an earlier step",
-        shows="first: stem, after the latent moved",
+        shows="first: stem, after move 1",
         subject=StaleEffective,
         alive=effective_after_a_move,
         source="pytorch/ao prototype/quantized_training/bitnet.py",
@@ -484,6 +484,14 @@ _GRAPHS = (
     ),
 )
 
-DEFECTS = (*_NORMS, *_PARAMETERS, *_LAYERS, *_GRAPHS, *masks.DEFECTS, *state_dicts.DEFECTS)
+DEFECTS = (
+    *_NORMS,
+    *_PARAMETERS,
+    *_LAYERS,
+    *_GRAPHS,
+    *masks.DEFECTS,
+    *stale_scales.DEFECTS,
+    *state_dicts.DEFECTS,
+)
 
 BENIGN = sound_models.BENIGN

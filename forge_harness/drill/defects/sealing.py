@@ -171,12 +171,52 @@ class Unauthenticated(Segments):
         return self._crypt(data[:_FILE], data[_FILE:])
 
 
-class WholeFile(Segments):
-    """Says that a content is one segment, so that nothing can be said of its segments."""
+class Undeclared:
+    """Segments that do not know which one they are, and a content declared to be one of them."""
+
+    head_bytes = 0
+
+    def __init__(self) -> None:
+        inner = Positionless()
+        self.seal_bytes, self.unseal_bytes = inner.seal_bytes, inner.unseal_bytes
 
     def segment_starts(self, length: int) -> Sequence[int]:
         """See `ContentSealer.segment_starts`."""
         return [0]
+
+
+class OneMessage:
+    """A content is one message of AES-GCM: nonce, ciphertext, tag."""
+
+    head_bytes = 0
+
+    def __init__(self) -> None:
+        self._cipher = AESGCM(_KEY)
+
+    def seal_bytes(self, data: bytes, *, context: bytes = b"") -> bytes:
+        """See `ContentSealer.seal_bytes`."""
+        nonce = os.urandom(_NONCE)
+        return nonce + self._cipher.encrypt(nonce, data, context)
+
+    def unseal_bytes(self, data: bytes, *, context: bytes = b"") -> bytes:
+        """See `ContentSealer.unseal_bytes`."""
+        return self._cipher.decrypt(data[:_NONCE], data[_NONCE:], context)
+
+    def segment_starts(self, length: int) -> Sequence[int]:
+        """See `ContentSealer.segment_starts`."""
+        return [_NONCE]
+
+
+class OneMessageContextless(OneMessage):
+    """One message, which is not bound to what the caller says it is for."""
+
+    def seal_bytes(self, data: bytes, *, context: bytes = b"") -> bytes:
+        """See `ContentSealer.seal_bytes`."""
+        return super().seal_bytes(data)
+
+    def unseal_bytes(self, data: bytes, *, context: bytes = b"") -> bytes:
+        """See `ContentSealer.unseal_bytes`."""
+        return super().unseal_bytes(data)
 
 
 class SealsWith(ReferenceSubject):
@@ -272,6 +312,13 @@ class _SpoolsPlain(Store):
 
 
 spooling_store = _SpoolsPlain.open
+
+
+def versioned_store(root: Path, **options: Any) -> Store:
+    """Opens a store with a plain file of its own, which says what layout it has."""
+    store = Store.open(root, **options)
+    (root / "VERSION").write_text("layout 7\n", encoding="utf-8")
+    return store
 
 
 def taken_apart(subject: Any) -> object:
@@ -391,9 +438,15 @@ DEFECTS: tuple[Defect, ...] = (
         id="X04_segments_not_declared",
         title="A content is declared to be one segment, and nothing is known of its parts",
         check="security.chunk_binding",
-        shows="segments is 1",
-        subject=partial(SealsWith, WholeFile),
-        subtlety=2,
+        shows="overhead_by_length is",
+        subject=partial(SealsWith, Undeclared),
+    ),
+    _SEEDED(
+        id="X04_one_message_without_context",
+        title="A content is one message, and opens in place of another: its context is not bound",
+        check="security.chunk_binding",
+        shows="other_context_refused is False",
+        subject=partial(SealsWith, OneMessageContextless),
     ),
     _SEEDED(
         id="X03_nonce_of_the_name",
@@ -466,6 +519,14 @@ DEFECTS: tuple[Defect, ...] = (
         alive=kept_sealed,
         subtlety=3,
     ),
+    _SEEDED(
+        id="sealed_store_declares_its_spool",
+        title="A sealed store keeps the plaintext of its last commit in a file it declares plain",
+        check="security.encryption_at_rest",
+        shows="files_with_plaintext is",
+        subject=partial(KeepsIn, f"{__name__}:spooling_store", frozenset({"spool"})),
+        alive=kept_sealed,
+    ),
 )
 """Sealers, key rings, and stores."""
 
@@ -475,5 +536,17 @@ BENIGN: tuple[Benign, ...] = (
         title="Contents are sealed in segments of another scheme, all of whose parts are bound",
         subject=partial(SealsWith, Segments),
         checks=("security.chunk_binding",),
+    ),
+    Benign(
+        id="sealed_as_one_message",
+        title="A content is sealed as one message of AES-GCM",
+        subject=partial(SealsWith, OneMessage),
+        checks=("security.chunk_binding",),
+    ),
+    Benign(
+        id="sealed_store_with_a_version_file",
+        title="A sealed store has a plain file of its own, which it declares",
+        subject=partial(KeepsIn, f"{__name__}:versioned_store", frozenset({"VERSION"})),
+        checks=("security.encryption_at_rest",),
     ),
 )

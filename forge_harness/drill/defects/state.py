@@ -31,14 +31,17 @@ class KeepsIn(ReferenceSubject):
 
     Args:
         opener: `module:attribute`, importable in a fresh process.
+        plaintext: Files of it that are declared not to be sealed.
     """
 
-    def __init__(self, opener: str) -> None:
+    def __init__(self, opener: str, plaintext: frozenset[str] = frozenset()) -> None:
         self.opener = opener
+        self.plaintext = plaintext
 
     def state_store(self) -> StoreSpec:
         """See `KeepsState.state_store`."""
-        return StoreSpec(opener=self.opener, old_stores=super().state_store().old_stores)
+        old = super().state_store().old_stores
+        return StoreSpec(opener=self.opener, old_stores=old, plaintext=self.plaintext)
 
 
 class ForgetsTheStep(ReferenceSubject):

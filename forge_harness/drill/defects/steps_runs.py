@@ -23,9 +23,11 @@ from forge_harness.drill.defects.sessions import (
     reports,
     seeds,
 )
-from forge_harness.protocols import Batch, TrainOptions
+from forge_harness.protocols import Batch, DataInfo, TrainOptions
 from forge_harness.subject.reference import ReferenceSubject
 from forge_harness.training import QATSession
+
+from . import sound_training
 
 REPEAT = "training.repeat_bit_identical"
 RANKS = "training.distributed_equivalence"
@@ -80,6 +82,25 @@ class _WithReplacement(ReferenceSubject):
         session.position.peek = lambda count: tuple(
             (index * index) % size for index in range(count)
         )
+        return session
+
+
+class _LearnsNothing(ReferenceSubject):
+    """The ternary model answers 0 for ever; the loss of its twin starts far above chance.
+
+    The data say they are others, for which there is no golden band.
+    """
+
+    def data_info(self, task: str) -> DataInfo:
+        return replace(super().data_info(task), digest="sha256:another")
+
+    def session(self, task: str, options: TrainOptions) -> Any:
+        session: Any = super().session(task, options)
+        head = session.model.get_parameter("head.weight")
+        ternary = options.precision == "ternary"
+        with torch.no_grad():
+            head.mul_(0 if ternary else 60)
+        head.requires_grad_(not ternary)
         return session
 
 
@@ -243,7 +264,7 @@ DEFECTS = (
         title="Labels are drawn anew, independently of their inputs",
         stage=Stage.DATA,
         check="training.overfit_one_batch",
-        shows="loss_ratio is",
+        shows="right_answers is",
         subject=_ShuffledLabels,
         alive=observe.trained,
         subtlety=3,
@@ -278,6 +299,16 @@ DEFECTS = (
         alive=observe.trained,
         source="pytorch/torchtitan#1758",
         subtlety=2,
+    ),
+    Defect(
+        id="learns_nothing_beside_a_large_start",
+        title="The ternary model learns nothing, and the loss of its twin starts far above chance",
+        stage=Stage.TRAINING,
+        check="training.loss_within_band",
+        shows="learned_share is",
+        subject=_LearnsNothing,
+        alive=observe.trained,
+        subtlety=3,
     ),
     Defect(
         id="ranks_not_averaged",
@@ -358,4 +389,5 @@ BENIGN = (
         subject=_FillsTheBatch,
         checks=("training.partial_window",),
     ),
+    *sound_training.BENIGN,
 )

@@ -19,7 +19,7 @@ from forge_harness.drill.defects.sessions import (
     plan,
 )
 from forge_harness.drill.defects.steps_optimizer import DECAY, MOVES, SCHEDULE
-from forge_harness.protocols import ScheduleStep, TrainOptions
+from forge_harness.protocols import ScheduleSpec, ScheduleStep, TrainOptions
 from forge_harness.subject.reference import ReferenceSubject
 from forge_harness.training.optimize import apply_schedule
 from forge_harness.training.schedule import schedule_at
@@ -72,6 +72,30 @@ class _HalfTheHorizon(ReferenceSubject):
     def planned_schedule(self, task: str, options: TrainOptions) -> Sequence[ScheduleStep]:
         steps = super().planned_schedule(task, replace(options, steps=options.steps // 2))
         return [*steps, *[steps[-1]] * (options.steps - len(steps))]
+
+
+class KindOfItsOwn(SessionDefect):
+    """Follows a schedule whose kind no formula is stated of."""
+
+    def schedule_spec(self, task: str, options: TrainOptions) -> ScheduleSpec:
+        """The declaration, under another name."""
+        return replace(super().schedule_spec(task, options), kind="of_its_own")
+
+
+class RefusesShortRuns(ReferenceSubject):
+    """A warmup of ten steps; shorter runs are refused."""
+
+    def schedule_spec(self, task: str, options: TrainOptions) -> ScheduleSpec:
+        """The declaration of a run that is long enough."""
+        return super().schedule_spec(task, _with_fixed_warmup(options))
+
+    def planned_schedule(self, task: str, options: TrainOptions) -> Sequence[ScheduleStep]:
+        """The plan of a run that is long enough."""
+        return super().planned_schedule(task, _with_fixed_warmup(options))
+
+
+def _with_fixed_warmup(options: TrainOptions) -> TrainOptions:
+    return replace(options, extra={**options.extra, "warmup_steps": 10})
 
 
 class _OwnAdam(torch.optim.Optimizer):
@@ -208,9 +232,31 @@ DEFECTS = (
         source="pytorch/torchtitan#2340",
         subtlety=4,
     ),
+    Defect(
+        id="T21_own_kind_not_followed",
+        title="A schedule of a kind without a formula, and the optimizer is a step ahead of it",
+        stage=Stage.TRAINING,
+        check=SCHEDULE,
+        shows="digits.optimizer_error is",
+        subject=lambda: KindOfItsOwn(before_each_step(_rate_of_next_step)),
+        alive=observe.trained,
+        subtlety=4,
+    ),
 )
 
 BENIGN = (
+    Benign(
+        id="schedule_of_its_own",
+        title="A schedule of a kind without a formula, followed as planned",
+        subject=KindOfItsOwn,
+        checks=(SCHEDULE, DECAY, "configuration.warmup_within_run"),
+    ),
+    Benign(
+        id="refuses_short_runs",
+        title="A warmup of fixed length, and runs that are shorter are refused",
+        subject=RefusesShortRuns,
+        checks=("configuration.schedule_golden", "configuration.warmup_within_run"),
+    ),
     Benign(
         id="half_rate_of_norms",
         title="Norms and embeddings learn at half the plan's rate",

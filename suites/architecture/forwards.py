@@ -1,0 +1,96 @@
+"""The forward that trains: its weights and its outputs, held while the latent weights move."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from forge_harness import oracles
+
+from .support import Built, Count, Worst, code_errors, recording, relative, scale_groups
+
+MOVES = 4
+"""Times the latent weights move: what is made again every second forward is right every second."""
+
+
+def effective_errors(subject: Any, part: Built) -> tuple[Worst, Count]:
+    """Worst scale and wrong codes of the effective weights, as built and after each move.
+
+    A training forward comes before each look: what is kept between steps is kept by forwards.
+    """
+    error, wrong = Worst(), Count()
+    for move in range(MOVES):
+        moment = f"after move {move}" if move else "as built"
+        _train_forward(subject, part)
+        effective = subject.effective_weights(part.model)
+        for name, latent in subject.latent_weights(part.model).items():
+            for run in scale_groups(effective[name]):
+                expected = oracles.ternary(latent[run])
+                values = effective[name][run].detach()
+                codes = torch.sign(values).to(torch.int8)
+                limit = oracles.TERNARY_MARGIN
+                case = f"{name}, {moment}"
+                wrong.see(case, code_errors(codes, expected.codes, expected.margin, limit))
+                if codes.any():
+                    error.see(case, relative(values.abs().max(), expected.scale))
+        _move(subject, part, move)
+    return error, wrong
+
+
+def forward_excess(subject: Any, part: Built) -> Worst:
+    """Worst module output error over its limit, in training and in evaluation mode.
+
+    Training forwards have gradients, as steps have, and the latent weights move before each.
+    """
+    excess = Worst()
+    for move in range(MOVES):
+        _move(subject, part, move)
+        _see_forward(subject, part, excess, training=True)
+    _see_forward(subject, part, excess, training=False)
+    part.model.train()
+    return excess
+
+
+def _see_forward(subject: Any, part: Built, excess: Worst, *, training: bool) -> None:
+    modules = {name: part.modules[name] for name in part.spec.quantized}
+    norms = {name: part.modules[name] for name in part.spec.sub_norms if name in part.modules}
+    part.model.train(training)
+    with recording(modules | norms) as calls, torch.set_grad_enabled(training):
+        subject.loss(part.model, part.batch)
+    effective = subject.effective_weights(part.model)
+    for name, module in modules.items():
+        case = f"{name}, {'training' if training else 'evaluation'}"
+        if not calls[name]:
+            excess.see(f"{case}: never called", float("inf"))
+        for index, call in enumerate(calls[name]):
+            inner = [n for n in norms if n.startswith(f"{name}.") and len(calls[n]) > index]
+            x = calls[inner[-1]][index].output if inner else call.arguments[0]
+            excess.see(case, _module_error(x, effective[name], module, call.output))
+
+
+def _train_forward(subject: Any, part: Built) -> None:
+    part.model.train()
+    subject.loss(part.model, part.batch)
+
+
+def _move(subject: Any, part: Built, move: int) -> None:
+    """Scales every second row of each latent weight, as no change of units would."""
+    with torch.no_grad():
+        for latent in subject.latent_weights(part.model).values():
+            latent[move % 2 :: 2] *= 1.75
+
+
+def _module_error(x: Tensor, weight: Tensor, module: nn.Module, output: Tensor) -> float:
+    q, s, margin = oracles.int8_tokens(x)
+    values = oracles.float64(weight)
+    bias = getattr(module, "bias", None)
+    offset = 0.0 if bias is None else oracles.float64(bias)
+    tokens, magnitude = q * s, np.abs(values)
+    expected = tokens @ values.T + offset
+    doubtful = (margin <= oracles.INT8_MARGIN) * s
+    limit = doubtful @ magnitude.T
+    limit += 2 * oracles.LINEAR_RTOL_L1 * (np.abs(tokens) @ magnitude.T + np.abs(offset) + 1e-30)
+    return float(np.max(np.abs(oracles.float64(output) - expected) / limit))

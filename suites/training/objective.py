@@ -1,0 +1,96 @@
+"""What a session descends: whether it is the subject's loss, and how far that can fall."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from forge_harness import oracles
+from forge_harness.subject.protocols import Batch, BuildsModel, LoadsData, TrainOptions
+
+from .dropout import WithoutDropout
+from .outputs import changed_tensors
+from .support import Watch, gradient_difference, independent_gradients, steps, trained_model
+
+CERTAINTIES = range(1, 33)
+"""Logits of the target over those of the others: at 32 a cross-entropy is next to nothing, and a
+smoothed one, whose least value lies at log((1 - e) K / e + 1), has risen again."""
+
+
+def descends_loss(subject: Any, task: str, options: TrainOptions) -> bool:
+    """Whether a session's third gradient is that of the subject's loss; True where none can tell.
+
+    Not what it reports, which may be wrong; and not the first one: fresh models guess, and of a
+    guess many objectives say nearly the same. The limit is that of accumulation_equivalence.
+    """
+    if not (isinstance(subject, LoadsData) and isinstance(subject, BuildsModel)):
+        return True
+    with WithoutDropout():
+        session = subject.session(task, replace(options, clip_norm=1e9))
+        steps(session, 2)
+        state = {k: v.clone() for k, v in trained_model(session).state_dict().items()}
+        with Watch(session) as watch:
+            record = session.step()
+        _, wanted = independent_gradients(subject, task, state, record.sample_ids)
+    found = watch.updates[-1].gradients
+    limit = oracles.mean_gradient_limit(len(record.sample_ids))
+    return gradient_difference(found, wanted) <= limit
+
+
+def least_loss(subject: Any, task: str, ids: Sequence[int]) -> float:
+    """Returns the loss of the best outputs there are for samples of the train split.
+
+    0 where it cannot be known: the subject has no data to ask for, or its loss does not see what
+    torch's hooks put in place of an output.
+    """
+    if not (isinstance(subject, LoadsData) and isinstance(subject, BuildsModel)):
+        return 0.0
+    batch = subject.batch(task, "train", list(ids))
+    losses = [_loss_at(subject, task, batch, _sure(batch.targets, by)) for by in CERTAINTIES]
+    return min(losses) if len(set(losses)) > 1 else 0.0
+
+
+def objective(subject: Any, task: str) -> float:
+    """Returns the loss of fixed outputs for fixed targets: another objective has another.
+
+    Rounded to what every machine agrees in.
+    """
+    batch = subject.example_batch(task, batch_size=8, seed=1)
+    places = torch.arange(batch.targets.numel(), dtype=torch.float64)
+
+    def fixed(output: Tensor) -> Tensor:
+        classes = torch.arange(output.shape[-1], dtype=torch.float64)
+        values = torch.sin(1.0 + places[:, None] * 3.0 + classes * 7.0)
+        return values.to(output.dtype).view(output.shape)
+
+    targets = (places.long() % 2).view(batch.targets.shape)
+    return round(_loss_at(subject, task, Batch(inputs=batch.inputs, targets=targets), fixed), 4)
+
+
+def _sure(targets: Tensor, by: float) -> Callable[[Tensor], Tensor]:
+    def change(output: Tensor) -> Tensor:
+        # What is no target, a negative number, counts nowhere.
+        places = targets.clamp(min=0).unsqueeze(-1)
+        return torch.zeros_like(output).view(*targets.shape, -1).scatter(-1, places, by)
+
+    return change
+
+
+@torch.no_grad()
+def _loss_at(subject: Any, task: str, batch: Batch, change: Callable[[Tensor], Tensor]) -> float:
+    """The loss in training mode of outputs that are put in place of a fresh model's."""
+    model = subject.build_model(task, seed=0).train()
+    rows = batch.targets.numel()
+
+    def put(output: Tensor) -> Tensor:
+        return change(output) if output.dim() > 1 and output.shape[:-1].numel() == rows else output
+
+    handle = model.register_forward_hook(lambda module, args, out: changed_tensors(out, put)[0])
+    with WithoutDropout():
+        loss = float(subject.loss(model, batch))
+    handle.remove()
+    return loss
