@@ -196,7 +196,7 @@ def test_label_or_token_range(subject, evidence):
 def _expect_some_counted(evidence, prefix, info, seen):
     evidence.record(
         f"{prefix}_ignored_share",
-        seen["ignored"] / max(1, seen["all"]),
+        seen["ignored"] / (seen["all"] or 1),
         reason=f"of {seen['all']} targets, those that are {info.ignored_target} and none",
     )
     evidence.at_least(
