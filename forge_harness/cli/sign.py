@@ -61,7 +61,7 @@ def sign_command(
     from forge_harness.security.dsse import key_id, public_key_to_pem
     from forge_harness.security.key_sources import load_keyring
     from forge_harness.security.keys import Purpose
-    from forge_harness.security.openssf import export_signature
+    from forge_harness.security.openssf import export_signature, p256_key
     from forge_harness.security.signing import sign_package, signature_beside
 
     if (openssf is None) != (openssf_key is None):
@@ -72,10 +72,12 @@ def sign_command(
         [Place("DIR", package), *keys_place(keys), *given(openssf_key=openssf_key)],
     )
     seed = load_keyring(keys).active(Purpose.SIGN)
+    # Before anything is written: signatures come out together or not at all.
+    other_key = None if openssf_key is None else p256_key(openssf_key.read_bytes())
     key = Ed25519PrivateKey.from_private_bytes(seed).public_key()
     signed = sign_package(package, [seed], signature=target)
-    if openssf is not None and openssf_key is not None:
-        export_signature(package, openssf_key.read_bytes(), openssf)
+    if openssf is not None and other_key is not None:
+        export_signature(package, other_key, openssf)
     if public is not None:
         write_durably(public, public_key_to_pem(key))
     click.echo(f"{target}: {several(signed.files, 'file')} signed by key {key_id(key)[:16]}.")

@@ -21,26 +21,44 @@ from forge_harness.errors import SecurityError
 from forge_harness.paths import resolved_path
 
 from . import dsse
-from .signing import digests
+from .signing import check_outside, digests
 
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 _MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 
 
-def export_signature(directory: Path, private_key_pem: bytes, target: Path) -> None:
+def p256_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
+    """Reads the private key `export_signature` signs with: P-256, PEM, not encrypted.
+
+    Raises:
+        SecurityError: It is another one.
+    """
+    try:
+        key = serialization.load_pem_private_key(pem, None)
+    except (TypeError, ValueError):
+        # Not the parser's message: nothing of a private key belongs into one.
+        raise SecurityError("The private key cannot be read; expected P-256 in PEM.") from None
+    if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name == "secp256r1":
+        return key
+    kind = key.curve.name if isinstance(key, ec.EllipticCurvePrivateKey) else type(key).__name__
+    raise SecurityError(
+        f"The private key is {kind}; OpenSSF's tools take elliptic-curve keys of P-256: "
+        "openssl ecparam -name prime256v1 -genkey -noout -out key.pem"
+    )
+
+
+def export_signature(directory: Path, key: ec.EllipticCurvePrivateKey, target: Path) -> None:
     """Writes the signature of a package for OpenSSF's tools, durably.
 
     Args:
         directory: Must not change any more.
-        private_key_pem: P-256 private key, PEM, not encrypted.
+        key: See `p256_key`.
         target: Outside of `directory`.
 
     Raises:
-        SecurityError: The key is another one, or the directory cannot be signed.
+        SecurityError: The directory cannot be signed, or the target lies within it.
     """
-    if resolved_path(target).is_relative_to(resolved_path(directory)):
-        raise SecurityError(f"{str(target)!r} would lie within what it signs; put it beside.")
-    key = _p256(private_key_pem)
+    check_outside(target, directory)
     payload = _payload(directory)
     signed = dsse.pre_authentication(dsse.PAYLOAD_TYPE, payload)
     signature = key.sign(signed, ec.ECDSA(hashes.SHA256()))
@@ -79,17 +97,3 @@ def _payload(directory: Path) -> bytes:
         },
     }
     return json.dumps(statement).encode()
-
-
-def _p256(pem: bytes) -> ec.EllipticCurvePrivateKey:
-    try:
-        key = serialization.load_pem_private_key(pem, None)
-    except (TypeError, ValueError):
-        # Not the parser's message: nothing of a private key belongs into one.
-        raise SecurityError("The private key cannot be read; expected P-256 in PEM.") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
-        raise SecurityError(
-            f"The private key is {type(key).__name__}; OpenSSF's tools take elliptic-curve keys: "
-            "openssl ecparam -name prime256v1 -genkey -noout -out key.pem"
-        )
-    return key

@@ -65,6 +65,18 @@ def signature_beside(directory: Path) -> Path:
     return named.with_name(f"{named.name}.dsse.json")
 
 
+def check_outside(signature: Path, directory: Path) -> None:
+    """Raises unless a signature may be written there.
+
+    Raises:
+        SecurityError: It would change what it signs.
+    """
+    if resolved_path(signature).is_relative_to(resolved_path(directory)):
+        raise SecurityError(
+            f"The signature {str(signature)!r} would lie within what it signs; put it beside."
+        )
+
+
 def sign_package(
     directory: Path,
     keys: Sequence[bytes],
@@ -88,10 +100,7 @@ def sign_package(
     if not keys:
         raise SecurityError("No signing key is given; expected at least one.")
     target = signature or signature_beside(directory)
-    if resolved_path(target).is_relative_to(resolved_path(directory)):
-        raise SecurityError(
-            f"The signature {str(target)!r} would lie within what it signs; put it beside."
-        )
+    check_outside(target, directory)
     found = digests(directory)
     statement = dsse.Statement(
         found,

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from forge_harness.cli import app
 from forge_harness.cli.sign import sign_command
 from forge_harness.cli.verify import verify_command
-from forge_harness.errors import ExitCode, SignatureError, UsageError
+from forge_harness.errors import ExitCode, SecurityError, SignatureError, UsageError
 from forge_harness.security.key_sources import write_keyring
 from forge_harness.security.keys import Keyring
 
@@ -54,6 +56,19 @@ def test_options_that_belong_together(package: Path) -> None:
     arguments = [str(package), "--threshold", "2"]
     alone = CliRunner().invoke(verify_command, arguments, standalone_mode=False)
     assert "go with --key" in str(alone.exception)
+
+
+def test_another_key_for_openssf_leaves_no_signature(package: Path) -> None:
+    key = ec.generate_private_key(ec.SECP384R1())
+    pem = package.with_name("ec.pem")
+    pem.write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+    )
+    before = set(package.parent.rglob("*"))
+    target = str(package.with_name("d.sig"))
+    error = sign(package, "--openssf", target, "--openssf-key", str(pem)).exception
+    assert isinstance(error, SecurityError)
+    assert set(package.parent.rglob("*")) == before
 
 
 def code_of(*arguments: object) -> tuple[int, str]:

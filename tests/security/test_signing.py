@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from forge_harness.errors import SecurityError, SignatureError
 from forge_harness.security import dsse
-from forge_harness.security.openssf import export_signature
+from forge_harness.security.openssf import export_signature, p256_key
 from forge_harness.security.signing import (
     PREDICATE_TYPE,
     sign_package,
@@ -223,7 +223,7 @@ def test_openssf_model_signing_verifies_the_export(package: Path, tmp_path: Path
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )
     )
-    export_signature(package, private_pem(key), tmp_path / "model.sig")
+    export_signature(package, p256_key(private_pem(key)), tmp_path / "model.sig")
 
     def verify() -> None:
         verifying.Config().use_elliptic_key_verifier(public_key=tmp_path / "public.pem").verify(
@@ -236,11 +236,19 @@ def test_openssf_model_signing_verifies_the_export(package: Path, tmp_path: Path
         verify()
 
 
-def test_openssf_needs_its_own_kind_of_key(package: Path, tmp_path: Path) -> None:
-    wrong = {b"no key": "P-256", private_pem(Ed25519PrivateKey.generate()): "elliptic-curve"}
+def test_openssf_needs_its_own_kind_of_key() -> None:
+    wrong = {
+        b"no key": "P-256",
+        private_pem(Ed25519PrivateKey.generate()): "elliptic-curve",
+        private_pem(ec.generate_private_key(ec.SECP384R1())): "is secp384r1; .* of P-256",
+    }
     for pem, sentence in wrong.items():
         with pytest.raises(SecurityError, match=sentence):
-            export_signature(package, pem, tmp_path / "model.sig")
-    key = private_pem(ec.generate_private_key(ec.SECP256R1()))
+            p256_key(pem)
+
+
+def test_a_signature_within_what_it_signs_is_refused(package: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
     with pytest.raises(SecurityError, match="within what it signs"):
         export_signature(package, key, package / "model.sig")
+    assert not (package / "model.sig").exists()
