@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,16 +168,19 @@ class Evidence:
         # NaN and infinities are on no side of a limit, which would read "inf, under its limit".
         is_finite = not (isinstance(self.value, str) and self.value in _NON_FINITE)
         wanted = (_MISSED if is_finite else _NOT_FINITE)[Direction(self.direction)]
-        limit = "a number" if self.limit is None else _with_unit(self.limit, unit)
+        bounds = self.limit if isinstance(self.limit, list) else [self.limit]
+        # Six digits of a value just past its limit are those of the limit.
+        show = repr if _show(self.value) in map(_show, bounds) else _show
+        limit = "a number" if self.limit is None else _with_unit(self.limit, unit, show)
         why = f" ({self.reason})" if self.reason else ""
-        return f"{self.name} is {_with_unit(self.value, unit)}, {wanted} {limit}{why}"
+        return f"{self.name} is {_with_unit(self.value, unit, show)}, {wanted} {limit}{why}"
 
 
-def _with_unit(value: object, unit: str) -> str:
+def _with_unit(value: object, unit: str, show: Callable[[object], str]) -> str:
     """Returns a value with its unit; of an empty text, which would not show, that there is none."""
     if value == "":
         return f"no{unit}" if unit else "empty"
-    return f"{_show(value)}{unit}"
+    return f"{show(value)}{unit}"
 
 
 def _show(value: object) -> str:

@@ -29,6 +29,7 @@ from pydantic import BaseModel, ValidationError
 from forge_harness.canonical import canonical_json, digest_of, file_sha256, read_canonical
 from forge_harness.durable import read_plain, sync_directory, write_durably
 from forge_harness.errors import ExitCode, RunDirectoryError
+from forge_harness.paths import resolved_path
 from forge_harness.policy import Policy
 from forge_harness.record import ItemRecord, RunRecord
 
@@ -217,6 +218,13 @@ def check_is_free(path: Path) -> None:
             f"Run directory {path} is not empty (it holds {names[0]!r}); choose one that is new "
             "or empty."
         )
+
+
+def run_around(path: Path) -> Path | None:
+    """Returns the run a path lies in, if any: a file its manifest does not name damages it."""
+    place = resolved_path(path)
+    runs = (p for p in (place, *place.parents) if (p / RUN).is_file() and (p / POLICY).is_file())
+    return next(runs, None)
 
 
 def read_record(path: Path) -> RunRecord:

@@ -67,6 +67,19 @@ def test_a_non_finite_value_is_on_no_side_of_its_limit(value, direction, limit, 
     assert evidence.sentence() == f"v is {value} x, not finite; {said}"
 
 
+@pytest.mark.parametrize(
+    ("direction", "value", "limit", "said"),
+    [
+        ("equal", 0.1 + 0.2, 0.3, "v is 0.30000000000000004, expected 0.3"),
+        ("at_least", 0.9899999999, 0.99, "v is 0.9899999999, under its limit of 0.99"),
+        ("within", 2.0000000001, [1.0, 2.0], "v is 2.0000000001, outside [1.0, 2.0]"),
+        ("equal", "1", 1, "v is '1', expected 1"),
+    ],
+)
+def test_a_value_just_past_its_limit_does_not_read_as_the_limit(direction, value, limit, said):
+    assert Evidence(name="v", value=value, limit=limit, direction=direction).sentence() == said
+
+
 def test_an_empty_text_shows_in_the_sentence():
     lost = Evidence(name="v", value="", unit="modules", limit="a, b", direction="equal")
     assert lost.sentence() == "v is no modules, expected a, b modules"

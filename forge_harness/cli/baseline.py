@@ -64,7 +64,8 @@ def accept_command(directory: Path, owner: str, reason: str, expires: str, out: 
     baseline = QualityCoordinator(policy).baseline_of(record, acceptance)
     moved = _moved(out, baseline) if out.exists() else []
     write_baseline(out, baseline)
-    click.echo(f"{shown(out)}: run {baseline.run_id}, {record.verdict}. {score_sentence(record)}")
+    told = f"{shown(out)}: run {baseline.run_id}, {record.verdict}. {score_sentence(record)}"
+    click.echo(printable(told))
     for line in moved:
         click.echo(line)
     if baseline.dirty:

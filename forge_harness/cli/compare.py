@@ -58,6 +58,7 @@ def compare_command(accepted_at: Path, directory: Path, as_json: bool) -> int:
                 "reason": found.reason,
                 "values": [_value(row, before.get(row.gate)) for row in found.rows],
                 **{side: [_change(c) for c in getattr(changes, side)] for side in SIDES},
+                "uncompared": [{"check": c.check, "why": c.why} for c in changes.uncompared],
             }
         )
     else:
@@ -114,6 +115,9 @@ def _text(
         found: tuple[Change, ...] = getattr(changes, side)
         lines += ["", f"{words}: {len(found) or 'none'}"]
         lines += [f"  {printable(c.check)}: {c.before.value} -> {c.after.value}" for c in found]
+    if changes.uncompared:
+        lines += ["", f"Not compared: {len(changes.uncompared)}"]
+        lines += [f"  {printable(c.check)}: {printable(c.why)}" for c in changes.uncompared]
     return "\n".join(lines)
 
 

@@ -44,6 +44,26 @@ def training_into(path: Path) -> Iterator[None]:
         held.close()
 
 
+@contextmanager
+def alone_in(path: Path) -> Iterator[None]:
+    """Waits until no other process writes reports into a run, and keeps others out meanwhile.
+
+    Of two at once each would seal what the other is about to replace. Does nothing where there is
+    no directory, or the file system has no locks.
+    """
+    try:
+        held = Lockable(os.open(path, os.O_RDONLY | os.O_DIRECTORY))
+    except OSError:
+        yield  # whoever reads the run says what is wrong with it
+        return
+    try:
+        with suppress(OSError):
+            fcntl.flock(held.descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        held.close()
+
+
 def _make(path: Path) -> list[Path]:
     """Makes a directory and its parents; returns those that were not there, deepest first."""
     missing = [place for place in (path, *path.parents) if not place.exists()]

@@ -12,7 +12,6 @@ import click
 from forge_harness.cli.history_text import breaks_between, refused_lines, rescored_lines, trend
 from forge_harness.cli.options import check_target, config_option, examples, json_option, load
 from forge_harness.cli.terminal import echo_json, say, shown
-from forge_harness.errors import UsageError
 
 if TYPE_CHECKING:
     from forge_harness.cli.stored_runs import StoredRun
@@ -97,14 +96,9 @@ def export_command(
     Runs that do not verify have no row; they are named on standard error, and in JSON.
     """
     from forge_harness.cli.history_export import exported
-    from forge_harness.cli.stored_runs import run_around, stored_runs
+    from forge_harness.cli.stored_runs import stored_runs
     from forge_harness.durable import write_durably
 
-    if out is not None and (around := run_around(out)):
-        raise UsageError(
-            f"--out {out} is within a run ({around}), which would no longer verify; choose a file "
-            "outside of it."
-        )
     check_target(out)
     content, refused = exported(stored_runs(config_file, directories), kind)
     for run in refused:

@@ -82,13 +82,12 @@ def _interval(record: RunRecord) -> str:
 
 def refused_lines(found: StoredRuns) -> list[str]:
     """Returns the runs of which no score is shown, and why; nothing when there is none."""
-    if not found.refused:
-        return []
-    return [
-        "",
-        f"Without a score: {several(len(found.refused), 'run')}",
-        *(f"  {run.line()}" for run in found.refused),
-    ]
+    runs = [run.line() for run in found.refused if run.is_run]
+    others = [f"\n{place.line()}" for place in found.refused if not place.is_run]
+    if not runs:
+        return others
+    named = (f"  {line}" for line in runs)
+    return ["", f"Without a score: {several(len(runs), 'run')}", *named, *others]
 
 
 def rescored_lines(found: StoredRuns, again: Sequence[Rescored], policy: Policy) -> list[str]:

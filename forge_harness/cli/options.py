@@ -180,10 +180,12 @@ def check_target(path: Path | None) -> None:
 
     Raises:
         IsADirectoryError: It is a directory.
+        UsageError: It is within a run, which it would damage.
         OSError: Nothing can be written beside it, or through it where it is a device, a pipe or the
             name of an open file.
     """
     from forge_harness.durable import is_written_through
+    from forge_harness.rundir import run_around
 
     if path is None:
         return
@@ -193,6 +195,11 @@ def check_target(path: Path | None) -> None:
         if not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         return
+    if around := run_around(path):
+        raise UsageError(
+            f"{path} is within a run ({around}), which would no longer verify; choose a file "
+            "outside of it."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path.parent):
         pass

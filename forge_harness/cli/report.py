@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from forge_harness.cli.directory_lock import alone_in
 from forge_harness.cli.gate import accepted, admitted
 from forge_harness.cli.options import (
     WholeNumber,
@@ -79,26 +81,35 @@ def report_command(
     The exit code does not depend on the verdict: `gate` gates. But the run must verify, as it must
     for `gate`: a report of a forged record would look like one of a sound run.
     """
-    from forge_harness.finish import finish_run
-    from forge_harness.integration.stops import uninterrupted
-
     if last is not None and not kept_in:
         raise UsageError("--last goes with --history DIR: name where the runs are kept.")
     if out is not None:
         _refuse_within_a_run(out)
-    record, policy = admitted(directory)
-    baseline = None if accepted_at is None else accepted(accepted_at)
-    history = _history(record, kept_in, last) if kept_in else None
-    if out is None:
-        # Between the first new report and the new manifest the run does not verify.
-        with uninterrupted():
-            written = finish_run(
-                directory, record, policy, formats, baseline=baseline, history=history
-            )
-    else:
-        written = _elsewhere(out, record, policy, formats, (baseline, history))
+    with alone_in(directory) if out is None else nullcontext():
+        record, policy = admitted(directory)
+        baseline = None if accepted_at is None else accepted(accepted_at)
+        history = _history(record, kept_in, last) if kept_in else None
+        write = _anew if out is None else _elsewhere
+        written = write(out or directory, record, policy, formats, (baseline, history))
     for path in written:
         click.echo(path)
+
+
+def _anew(
+    directory: Path,
+    record: RunRecord,
+    policy: Policy,
+    formats: tuple[str, ...],
+    compared: tuple[AcceptedRun | None, History | None],
+) -> list[Path]:
+    """Writes reports into their run, and seals it again."""
+    from forge_harness.finish import finish_run
+    from forge_harness.integration.stops import uninterrupted
+
+    baseline, history = compared
+    # Between the first new report and the new manifest the run does not verify.
+    with uninterrupted():
+        return finish_run(directory, record, policy, formats, baseline=baseline, history=history)
 
 
 def _history(record: RunRecord, kept_in: tuple[Path, ...], last: int | None) -> History:
@@ -118,12 +129,13 @@ def _history(record: RunRecord, kept_in: tuple[Path, ...], last: int | None) -> 
             refused.append(RefusedRun(run.directory, "has no gate values", str(error)))
     for run_left_out in refused:
         say(f"Left out: {run_left_out.line()}")
-    return leading_to(record, kept, last or MOST_RUNS, without_score=len(refused))
+    without_score = sum(run.is_run for run in refused)
+    return leading_to(record, kept, last or MOST_RUNS, without_score=without_score)
 
 
 def _refuse_within_a_run(out: Path) -> None:
     """A file that a run's manifest does not name is damage to that run, whoever put it there."""
-    from forge_harness.cli.stored_runs import run_around
+    from forge_harness.rundir import run_around
 
     run = run_around(out)
     if run is not None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _OWN_FILES = (RUN, POLICY, ITEMS)
 """Any of them makes a directory that of a run; a package has a manifest too."""
+_EMPTY = "empty"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,11 @@ class RefusedRun:
     word: str
     """unfinished, damaged, does not verify; or empty, a directory that was named for nothing."""
     reason: str
+
+    @property
+    def is_run(self) -> bool:
+        """Whether there is a run of which something is not shown."""
+        return self.word != _EMPTY
 
     def line(self) -> str:
         """Returns "forge-runs/x: unfinished: the sentence"."""
@@ -83,7 +89,7 @@ def stored_runs(config_file: Path | None, directories: Sequence[Path]) -> Stored
             )
         runs = _runs_in(directory)
         if not runs:
-            refused.append(RefusedRun(directory, "empty", "there is no run in it."))
+            refused.append(RefusedRun(directory, _EMPTY, "there is no run in it."))
         for run in runs:
             found.setdefault(resolved_path(run), run)
     if not found:
@@ -130,13 +136,6 @@ def _is_of_a_run(manifest: Path) -> bool:
         return any(entry["path"] in _OWN_FILES for entry in files)
     except (OSError, ValueError, RecursionError, LookupError, TypeError):
         return False
-
-
-def run_around(path: Path) -> Path | None:
-    """Returns the run a path lies in, if any: a file its manifest does not name damages it."""
-    place = resolved_path(path)
-    runs = (p for p in (place, *place.parents) if (p / RUN).is_file() and (p / POLICY).is_file())
-    return next(runs, None)
 
 
 def _read(directory: Path) -> StoredRun | RefusedRun:

@@ -12,6 +12,7 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Field,
     SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
@@ -21,7 +22,7 @@ from pydantic import (
 from forge_harness.canonical import read_canonical
 from forge_harness.durable import write_durably
 from forge_harness.errors import ConfigError
-from forge_harness.record import RunRecord, ScoreRecord
+from forge_harness.record import Moment, RunRecord, ScoreRecord
 from forge_harness.scoring import judged_on
 from forge_harness.types import Outcome, Verdict
 
@@ -95,14 +96,21 @@ class RunInBrief(BaseModel):
     model_config = _STRICT
 
     run_id: str
-    started_at: str
+    started_at: Moment
     commit: str | None
     dirty: bool | None
     facts: Facts
     state: str
     verdict: Verdict
     score: ScoreRecord
-    coverage: float
+    coverage: float = Field(ge=0, le=1)
+
+    @field_validator("score")
+    @classmethod
+    def _is_an_interval(cls, score: ScoreRecord) -> ScoreRecord:
+        if score.low > score.high:
+            raise ValueError(f"is {score.low} to {score.high}; expected low to high")
+        return score
 
 
 class Baseline(RunInBrief):

@@ -17,7 +17,7 @@ from forge_harness.integration.baselines import (
 )
 from forge_harness.integration.quality_coordinator import QualityCoordinator
 from forge_harness.policy import Policy
-from forge_harness.record import Moment, RunRecord
+from forge_harness.record import RunRecord
 from forge_harness.types import Outcome
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
@@ -43,7 +43,6 @@ class KeptRun(RunInBrief):
 
     digest: str
     """Of its run.json, "sha256:...": what is said here can be held against the run itself."""
-    started_at: Moment
     duration_s: float | None
     """None of a run that never ended."""
     counts: dict[Outcome, int]

@@ -219,7 +219,9 @@ def table(report: LoadReport) -> str:
         said.append(f"recovery: {recovery_text(report.recovery)}")
     if report.peak is not None:
         said.append(f"capacity: {peak_text(report.peak)}")
-    said += [f"  {gate.state.replace('_', ' '):<12}  {gate.text}" for gate in report.gates]
+    # Of an invalid run nothing was measured: no gate of it may read as a pass.
+    words = ["void" if report.problems else gate.state.replace("_", " ") for gate in report.gates]
+    said += [f"  {word:<12}  {gate.text}" for word, gate in zip(words, report.gates, strict=True)]
     said += [f"  invalid       {problem}" for problem in report.problems]
     said.append(f"{report.verdict}")
     return "\n".join(said)

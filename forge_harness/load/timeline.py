@@ -33,6 +33,8 @@ class Span:
     name: str
     start: float
     seconds: float
+    problem: str = ""
+    """Why it was not the load it was meant to be: what was seen in it is void."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ class Timeline:
 
 def timeline_of(report: LoadReport) -> Timeline:
     """Returns the timeline of a run."""
-    spans = tuple(Span(p.name, p.start, p.seconds) for p in report.phases)
+    spans = tuple(Span(p.name, p.start, p.seconds, "; ".join(p.problems)) for p in report.phases)
     return Timeline(report.windows, spans, report.plan.slo_s)
 
 
@@ -83,6 +85,8 @@ def record_timeline(evidence: Records, document: Mapping[str, Any]) -> None:
     for index, phase in enumerate(document["phases"]):
         span = [phase["start"], phase["seconds"]]
         evidence.record(f"load.{index}.phase", phase["name"], samples=span)
+        if phase["problems"]:
+            evidence.record(f"load.{index}.void", "; ".join(phase["problems"]))
         for name, value in _phase_values(phase).items():
             evidence.record(f"load.{index}.{name}", value, unit=PHASE_COLUMNS[name])
     windows = document["windows"]
@@ -133,7 +137,10 @@ def timeline_from(rows: Mapping[str, Recorded]) -> Timeline | None:
     while (row := rows.get(f"load.{len(spans)}.phase")) is not None and row.samples is not None:
         if len(row.samples) != 2:
             return None
-        spans.append(Span(str(row.value), *row.samples))
+        void = rows.get(f"load.{len(spans)}.void")
+        start, seconds = row.samples
+        problem = "" if void is None else str(void.value)
+        spans.append(Span(str(row.value), start, seconds, problem))
     starts = _samples(rows, "load.window")
     counts = {name: _samples(rows, f"load.window.{name}") for name in _COUNTS}
     objective = rows.get("load.objective")

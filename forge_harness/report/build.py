@@ -15,16 +15,19 @@ from forge_harness.record import RunRecord, ShardRecord, Waiver
 from forge_harness.report.anchors import check_anchor
 from forge_harness.report.changes import changes_since
 from forge_harness.report.checks import check_row, item_row
+from forge_harness.report.doubts import doubts
 from forge_harness.report.load_run import load_run
 from forge_harness.report.model import Execution, Headline, Report, Sentence, Span, WaiverRow
-from forge_harness.report.quality import quality_tasks
+from forge_harness.report.quality import SOURCES, quality_tasks
 from forge_harness.report.scores import component_rows, loss_rows, suite_rows
 from forge_harness.report.specification import specification_sections
-from forge_harness.report.text import clean, percent
+from forge_harness.report.text import clean, percent, shorten
 from forge_harness.report.trend import trend_of
 from forge_harness.scoring import judged_on, listed_changes, policy_changes, waterfall
 from forge_harness.types import Verdict
 
+_REASON_LENGTH = 2000
+"""The reason of a check has no end; whole it stands with the check."""
 MEANINGS = {
     Verdict.PASS: "everything that blocks was measured and passes",
     Verdict.PASS_WITH_WARNINGS: "nothing blocks; the notes below are open",
@@ -32,7 +35,8 @@ MEANINGS = {
     Verdict.FAIL: "a measured violation blocks",
     Verdict.PARTIAL: "only a selection ran, which is never a release",
 }
-_CHECK_ID = re.compile(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*")
+_CHECK_ID = re.compile(r"(?<![a-z0-9_])[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*")
+"""Begun at the start of a word only: within a long one each letter would be a start."""
 
 
 def build_report(
@@ -66,6 +70,7 @@ def build_report(
         components=components,
         losses=loss_rows(steps),
         quality=quality_tasks(record),
+        quality_doubts=doubts(record, SOURCES),
         load=load_run(record),
         checks=checks,
         unscored=tuple(item_row(i) for i in record.unscored_items if not i.hides_checks),
@@ -79,7 +84,7 @@ def build_report(
 
 def linked(reason: str, known: Collection[str]) -> Sentence:
     """Returns a sentence with a link at every check id it names; at the suites without one."""
-    text = clean(reason)
+    text = shorten(clean(reason), _REASON_LENGTH)
     spans: list[Span] = []
     end = 0
     named: set[str] = set()
@@ -142,7 +147,9 @@ def _alerts(record: RunRecord, policy: Policy) -> list[str]:
         )
     hidden = sum(item.hides_checks for item in record.unscored_items)
     if blocking := len(record.unscored_items) - hidden:
-        alerts.append(f"{blocking} collected items belong to no check in scope; they block.")
+        belong = "item belongs" if blocking == 1 else "items belong"
+        blocks = "it blocks" if blocking == 1 else "they block"
+        alerts.append(f"{blocking} collected {belong} to no check in scope; {blocks}.")
     if hidden:
         alerts.append(
             f"{hidden} module{'s' if hidden > 1 else ''} of the suites skipped "

@@ -93,17 +93,26 @@ def _by_side(record: RunRecord, baseline: Baseline) -> dict[str, tuple[Change, .
 
 
 def _uncompared(record: RunRecord, baseline: Baseline) -> Iterator[Uncompared]:
-    ours = {check.id: check.version for check in record.checks}
-    for name, version in ours.items():
-        then = baseline.checks.get(name)
+    ours = {check.id for check in record.checks}
+    for check in record.checks:
+        then, now = baseline.checks.get(check.id), f"{_word(check.outcome)} now"
         if then is None:
-            yield Uncompared(check=name, anchor=check_anchor(name), why="not in the baseline")
-        elif then.version != version:
-            why = f"version {then.version} in the baseline, {version} now: another meaning"
-            yield Uncompared(check=name, anchor=check_anchor(name), why=why)
-    for name in sorted(baseline.checks):
-        if name not in ours:
-            yield Uncompared(check=clean(name), anchor=None, why="not in this run")
+            why = f"not in the baseline, {now}"
+        elif then.version != check.version:
+            why = (
+                f"another meaning: version {then.version} in the baseline, {_word(then.outcome)}; "
+                f"version {check.version}, {now}"
+            )
+        else:
+            continue
+        yield Uncompared(check=check.id, anchor=check_anchor(check.id), why=why)
+    for name in sorted(baseline.checks.keys() - ours):
+        why = f"not in this run, {_word(baseline.checks[name].outcome)} in the baseline"
+        yield Uncompared(check=clean(name), anchor=None, why=why)
+
+
+def _word(outcome: Outcome) -> str:
+    return outcome.replace("_", " ")
 
 
 def _described(baseline: Baseline) -> BaselineRun:

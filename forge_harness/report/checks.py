@@ -65,14 +65,15 @@ def item_row(item: CheckItem | ItemRecord) -> ItemRow:
 
 def evidence_row(check: str, index: int, evidence: EvidenceRecord) -> EvidenceRow:
     """Returns one measured value beside its limit."""
-    value = evidence.value
+    value, state = evidence.value, _state(evidence)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    exact = state in ("warn", "fail") and _reads_the_same(value, evidence.limit)
     return EvidenceRow(
         anchor=evidence_anchor(check, index),
         name=clean(evidence.name),
-        actual=with_unit(number(value), evidence.unit),
-        expected=expectation(evidence.limit, evidence.direction, evidence.unit),
-        state=_state(evidence),
+        actual=with_unit(number(value, exact=exact), evidence.unit),
+        expected=expectation(evidence.limit, evidence.direction, evidence.unit, exact=exact),
+        state=state,
         reason=clean(evidence.reason),
         item=clean(evidence.item),
         samples=_samples(evidence.samples),
@@ -80,6 +81,12 @@ def evidence_row(check: str, index: int, evidence: EvidenceRecord) -> EvidenceRo
         value=float(value) if is_number else None,
         unit=clean(evidence.unit),
     )
+
+
+def _reads_the_same(value: object, limit: object) -> bool:
+    """Whether a value that missed its limit could not be told from it: "0.99, at least 0.99"."""
+    limits = limit if isinstance(limit, list) else [limit]
+    return number(value) in map(number, limits)
 
 
 def _linkable(artifact: str | None) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -50,6 +50,25 @@ _MOST_DRAWN = 1e100
 def drawable(values: Iterable[float]) -> list[float]:
     """Returns what can be drawn of a series: a gap where a value is beyond every axis."""
     return [value if abs(value) <= _MOST_DRAWN else math.nan for value in values]
+
+
+def plot_line(
+    axes: Any,  # noqa: ANN401 - matplotlib has no types here
+    xs: Sequence[float],
+    ys: Sequence[float],
+    **style: Any,  # noqa: ANN401
+) -> None:
+    """Draws a series as a line, and a point that stands between two gaps as a dot."""
+    if lonely := _lonely(xs, ys):
+        style |= {"marker": "o", "markersize": 3.5, "markevery": lonely}
+    axes.plot(xs, ys, **style)
+
+
+def _lonely(xs: Sequence[float], ys: Sequence[float]) -> list[int]:
+    """Returns the places no line leads to: of one point alone nothing would be seen."""
+    known = [math.isfinite(x) and math.isfinite(y) for x, y in zip(xs, ys, strict=True)]
+    sides = zip([False, *known], known, [*known[1:], False], strict=False)
+    return [i for i, (before, here, after) in enumerate(sides) if here and not (before or after)]
 
 
 def figure(draw: Draw, *, prefix: str, title: str, description: str, height: float = 3.2) -> Markup:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from forge_harness.load.recovery import WINDOW_S
 from forge_harness.load.timeline import Timeline
-from forge_harness.report.figures import DASHES, GRID, SERIES, TEXT, figure
+from forge_harness.report.figures import DASHES, GRID, SERIES, TEXT, figure, plot_line
 
 Line = tuple[str, Sequence[float]]
 
@@ -70,7 +70,7 @@ def _plot(
 
     def draw(axes: Any) -> None:  # noqa: ANN401 - matplotlib has no types here
         for (label, values), colour, dash in zip(lines, SERIES, DASHES, strict=False):
-            axes.plot(middles, values, color=colour, linestyle=dash, label=label, lw=1.6)
+            plot_line(axes, middles, values, color=colour, linestyle=dash, label=label, lw=1.6)
         if log:
             axes.set_yscale("log")
             limit = 1000 * timeline.slo_s
@@ -88,7 +88,7 @@ def _plot(
         draw,
         prefix=prefix,
         title=f"{title} over time",
-        description=f"Windows of {WINDOW_S:g} s, {unit}. {_words(lines)}",
+        description=f"Windows of {WINDOW_S:g} s, {unit}. {_words(lines)}{_void(timeline)}",
         height=2.9,
     )
 
@@ -96,8 +96,11 @@ def _plot(
 def _mark_phases(axes: Any, timeline: Timeline) -> None:  # noqa: ANN401
     for phase in timeline.spans:
         axes.axvline(phase.start, color=GRID, lw=1)
+        if phase.problem:
+            end = phase.start + phase.seconds
+            axes.axvspan(phase.start, end, fill=False, hatch="///", edgecolor=GRID, linewidth=0)
         axes.annotate(
-            phase.name,
+            f"{phase.name} void" if phase.problem else phase.name,
             (phase.start + phase.seconds / 2, 1.0),
             xycoords=("data", "axes fraction"),
             ha="center",
@@ -106,6 +109,11 @@ def _mark_phases(axes: Any, timeline: Timeline) -> None:  # noqa: ANN401
             color=TEXT,
         )
     axes.set_xlim(0, timeline.seconds)
+
+
+def _void(timeline: Timeline) -> str:
+    void = [f" Void: {phase.name}, {phase.problem}." for phase in timeline.spans if phase.problem]
+    return "".join(void)
 
 
 def _words(lines: Sequence[Line]) -> str:

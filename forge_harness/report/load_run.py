@@ -8,6 +8,7 @@ from itertools import count
 from forge_harness.load.timeline import PHASE_COLUMNS, SOURCE, timeline_from
 from forge_harness.record import EvidenceRecord, RunRecord
 from forge_harness.report.anchors import evidence_anchor
+from forge_harness.report.doubts import doubts
 from forge_harness.report.model import Figure, LoadPhaseRow, LoadRun
 from forge_harness.report.text import clean, number, with_unit
 
@@ -30,6 +31,13 @@ _FIGURES = (
 )
 
 
+_SOURCES = {
+    *(source for source, _, _ in _FIGURES),
+    *(f"performance.load_{name}" for name in ("1x", "5x", "10x")),
+}
+"""Checks whose values are shown, and those that judge a phase."""
+
+
 def load_run(record: RunRecord) -> LoadRun | None:
     """Returns the load campaign; None when no check recorded one."""
     check = next((check for check in record.checks if check.id == SOURCE), None)
@@ -42,6 +50,7 @@ def load_run(record: RunRecord) -> LoadRun | None:
         phases=phases,
         figures=tuple(_figures(record)),
         timeline=timeline_from({name: evidence for name, (evidence, _) in rows.items()}),
+        doubts=doubts(record, _SOURCES),
     )
 
 
@@ -51,7 +60,12 @@ def _phases(rows: Mapping[str, tuple[EvidenceRecord, int]]) -> Iterable[LoadPhas
         if named is None:
             return
         cells = tuple(_figure(rows.get(f"load.{index}.{name}")) for name in PHASE_COLUMNS)
-        yield LoadPhaseRow(name=clean(str(named[0].value)), cells=cells)
+        void = rows.get(f"load.{index}.void")
+        yield LoadPhaseRow(
+            name=clean(str(named[0].value)),
+            cells=cells,
+            void="" if void is None else clean(str(void[0].value)),
+        )
 
 
 def _figure(row: tuple[EvidenceRecord, int] | None) -> Figure | None:
@@ -71,5 +85,12 @@ def _figures(record: RunRecord) -> Iterable[tuple[str, Figure]]:
         check = checks.get(source)
         for index, evidence in enumerate(check.evidence if check else ()):
             if evidence.name == name:
-                text = with_unit(number(evidence.value), evidence.unit)
-                yield label, Figure(text=text, anchor=evidence_anchor(source, index))
+                yield (
+                    label,
+                    Figure(
+                        text=with_unit(number(evidence.value), evidence.unit),
+                        anchor=evidence_anchor(source, index),
+                        # "limited by generator": then the server may serve more.
+                        detail=clean(evidence.reason),
+                    ),
+                )

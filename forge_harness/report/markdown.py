@@ -9,11 +9,13 @@ from forge_harness.report.changes import SIDES
 from forge_harness.report.model import (
     Change,
     CheckRow,
+    Doubt,
     Figure,
     Report,
     ScoreRow,
     Sentence,
     TrendPoint,
+    Uncompared,
 )
 from forge_harness.report.text import duration, percent, shorten
 from forge_harness.scoring import LISTED_CHANGES
@@ -21,7 +23,7 @@ from forge_harness.types import Outcome, Verdict
 
 MAX_BYTES = 900_000
 """GitHub refuses a step summary over 1 MiB, all steps of a job together being shown cut."""
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$@:-])")
+_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$@:-]|(?<=www)\.)")
 _MARKS = {
     Verdict.PASS: "\u2705",
     Verdict.PASS_WITH_WARNINGS: "\u26a0\ufe0f",
@@ -34,6 +36,7 @@ _TREND = (
     *("score", "measured", "failed", "not measured"),
 )
 _BAD = (Outcome.FAIL, Outcome.ERROR, Outcome.XPASS)
+_HALF_GREEN = (Outcome.WARN, Outcome.FLAKY, Outcome.XFAIL)
 _SHOWN_REASONS = 5
 _SHOWN_CHANGES = 100
 _SHOWN_CHECKS = 100
@@ -51,6 +54,7 @@ def render_markdown(report: Report) -> str:
         _scores("Suites", "suite", report.suites),
         _checks("What failed", report.checks, _BAD),
         _checks("What was not measured", report.checks, (Outcome.NOT_MEASURED,)),
+        _checks("What warned, was flaky or is waived", report.checks, _HALF_GREEN),
         _quality(report),
         _load(report),
         _scores("Components", "component", report.components),
@@ -67,13 +71,14 @@ def render_markdown(report: Report) -> str:
 def escape(text: str) -> str:
     """Returns text that Markdown and GitHub show as it is: no markup, links, mentions or HTML."""
     plain = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    # A backslash does not stop GitHub from linking @names and addresses; an entity does.
+    # A backslash does not stop GitHub from linking @names and addresses ("www." begins one); an
+    # entity does.
     return _SPECIAL.sub(_escaped, plain).replace("\n", " ")
 
 
 def _escaped(match: re.Match[str]) -> str:
     character = match.group(1)
-    return f"&#{ord(character)};" if character in "@:|`" else f"\\{character}"
+    return f"&#{ord(character)};" if character in "@:|`." else f"\\{character}"
 
 
 def _code(text: str) -> str:
@@ -133,7 +138,16 @@ def _changes(report: Report) -> str:
         more = len(found) - _SHOWN_CHECKS
         rest = f" and {more} more" if more > 0 else ""
         lines.append(f"- {label}: {ids or 'none'}{rest}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_uncompared(changes.uncompared)])
+
+
+def _uncompared(rows: Sequence[Uncompared]) -> list[str]:
+    """Returns a line with the checks that are on no side, as only one of the runs has them."""
+    if not rows:
+        return []
+    shown = "; ".join(f"{_code(row.check)} {escape(row.why)}" for row in rows[:_SHOWN_CHECKS])
+    more = len(rows) - _SHOWN_CHECKS
+    return [f"- Not compared: {shown}{f' and {more} more' if more > 0 else ''}"]
 
 
 def _changed(change: Change) -> str:
@@ -217,10 +231,23 @@ def _checks(title: str, checks: Sequence[CheckRow], outcomes: Sequence[Outcome])
 def _load(report: Report) -> str:
     if report.load is None:
         return ""
-    facts = [f"- {escape(label)}: {escape(value.text)}" for label, value in report.load.figures]
-    rows = [[escape(phase.name), *_cells(phase.cells)] for phase in report.load.phases]
+    facts = [
+        f"- {escape(label)}: {next(iter(_cells([value])))}" for label, value in report.load.figures
+    ]
+    rows = [
+        [escape(f"{phase.name} (void: {phase.void})" if phase.void else phase.name)]
+        + [f"~~{cell}~~" if phase.void else cell for cell in _cells(phase.cells)]
+        for phase in report.load.phases
+    ]
     table = _table(["phase", *report.load.columns], rows)
-    return "### Under load\n\n" + "\n".join(facts) + "\n\n" + table
+    blocks = ["### Under load", *_doubts(report.load.doubts), "\n".join(facts), table]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _doubts(rows: Sequence[Doubt]) -> list[str]:
+    """Returns a paragraph that names the checks a section's values are of and that did not pass."""
+    named = [f"{_code(row.check)} ({row.outcome.replace('_', ' ')})" for row in rows]
+    return [f"> Values of checks that did not all pass: {', '.join(named)}"] if named else []
 
 
 def _cells(cells: Iterable[Figure | None]) -> Iterable[str]:
@@ -234,7 +261,8 @@ def _quality(report: Report) -> str:
     for task in report.quality:
         rows = [[escape(arm.arm), *_cells(arm.cells)] for arm in task.arms]
         blocks.append(f"**{escape(task.task)}**\n\n" + _table(["arm", *task.columns], rows))
-    return "### What quantization costs\n\n" + "\n\n".join(blocks) if blocks else ""
+    head = ["### What quantization costs", *_doubts(report.quality_doubts)]
+    return "\n\n".join([*head, *blocks]) if blocks else ""
 
 
 def _end(report: Report) -> str:

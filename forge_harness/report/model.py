@@ -199,6 +199,10 @@ class TrendFigure:
     anchor: str | None
     values: tuple[float | None, ...]
     """One a point; None where it was not measured, or in another unit."""
+    before: float | None
+    """Of the run before this one; None also where the two do not compare."""
+    comparable: tuple[float, ...]
+    """Of the runs that compare with this one, itself included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,6 +292,16 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Doubt:
+    """A check that did not pass and whose values are shown outside of it."""
+
+    check: str
+    anchor: str
+    outcome: Outcome
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
     """A loss curve: held-out or training loss over optimizer steps."""
 
@@ -324,6 +338,8 @@ class LoadPhaseRow:
     name: str
     cells: tuple[Figure | None, ...]
     """In the order of `LoadRun.columns`; None for what was not measured."""
+    void: str
+    """Why it was not the load it was meant to be; empty where it was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -335,6 +351,7 @@ class LoadRun:
     figures: tuple[tuple[str, Figure], ...]
     timeline: Timeline | None
     """For the plots; None when the windows were not recorded."""
+    doubts: tuple[Doubt, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -412,6 +429,7 @@ class Report:
     components: tuple[ScoreRow, ...]
     losses: tuple[LossRow, ...]
     quality: tuple[QualityTask, ...]
+    quality_doubts: tuple[Doubt, ...]
     load: LoadRun | None
     checks: tuple[CheckRow, ...]
     unscored: tuple[ItemRow, ...]

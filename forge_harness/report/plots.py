@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from forge_harness.report.figures import DASHES, SERIES, drawable, figure
+from forge_harness.report.figures import DASHES, SERIES, drawable, figure, plot_line
 from forge_harness.report.model import QualityTask
 
 
@@ -30,7 +30,7 @@ def _draw(axes: Any, task: QualityTask) -> None:  # noqa: ANN401
         # "$" would start mathematics in a label.
         label = curve.arm.replace("$", r"\$")
         steps, losses = drawable(curve.steps), drawable(curve.losses)
-        axes.plot(steps, losses, color=colour, linestyle=dash, label=label, lw=1.8)
+        plot_line(axes, steps, losses, color=colour, linestyle=dash, label=label, lw=1.8)
     axes.set_xlabel("optimizer steps")
     axes.set_ylabel("loss (nats)")
     axes.legend(frameon=False)

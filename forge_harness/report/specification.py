@@ -175,7 +175,10 @@ class _Lookup:
             return make(NOT_MEASURED, "not_measured", None, f"no check of {name} is in scope")
         passed = sum(n for outcome, n in row.counts if STATES[outcome] == "pass")
         measured = row.measured_percent
-        note = f"{passed} of {row.checks} checks pass, {measured} % measured"
+        left_out = sum(n for outcome, n in row.counts if STATES[outcome] == "not_applicable")
+        note = f"{passed} of {row.checks - left_out} checks pass, {measured} % measured"
+        if left_out:
+            note += f", {left_out} not applicable"
         if measured == 0:
             return make(NOT_MEASURED, "not_measured", row.anchor, note)
         ours = str(row.low) if row.low == row.high else f"{row.low} (at most {row.high})"

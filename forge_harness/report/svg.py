@@ -25,11 +25,9 @@ def sparkline(values: Sequence[float], label: str) -> Markup:
     """Returns the course of a series; longer ones are thinned to 60 points, extremes kept."""
     points = thinned(values, _SPARK_POINTS)
     low, high = min(points), max(points)
-    span = (high - low) or 1.0
     step = _SPARK_WIDTH / max(len(points) - 1, 1)
-    flat = high == low
     xy = [
-        (i * step, _SPARK_HEIGHT / 2 if flat else 2 + (high - v) / span * (_SPARK_HEIGHT - 4))
+        (i * step, 2 + share_below(v, low, high) * (_SPARK_HEIGHT - 4))
         for i, v in enumerate(points)
     ]
     path = " ".join(
@@ -39,6 +37,13 @@ def sparkline(values: Sequence[float], label: str) -> Markup:
         '<svg class="spark" viewBox="0 0 120 24" role="img" aria-label="{label}">'
         '<polyline points="{path}"/></svg>'
     ).format(label=label, path=path)
+
+
+def share_below(value: float, low: float, high: float) -> float:
+    """Returns how far a value is below `high`, as a share of the way to `low`; half of no way."""
+    # Halved before they are subtracted: no overflow, whatever a record has.
+    span = high / 2 - low / 2
+    return (high / 2 - value / 2) / span if span else 0.5
 
 
 def thinned(values: Sequence[float], most: int) -> list[float]:

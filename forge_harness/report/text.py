@@ -39,8 +39,15 @@ def _visible(character: str) -> str:
     return f"\\u{ord(character):04x}"
 
 
-def number(value: object) -> str:
-    """Returns a value in the digits a reader can use: six for floats, all for integers."""
+def number(value: object, *, exact: bool = False) -> str:
+    """Returns a value in the digits a reader can use: six for floats, all for integers.
+
+    Args:
+        value: A scalar, or the two ends of a range.
+        exact: All digits of a float, and text in quotes, so that nothing else reads the same.
+    """
+    if exact and isinstance(value, float | str):
+        return clean(repr(value))
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -48,7 +55,7 @@ def number(value: object) -> str:
     if isinstance(value, float):
         return number(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.6g}"
     if isinstance(value, list | tuple):
-        return " to ".join(number(part) for part in value)
+        return " to ".join(number(part, exact=exact) for part in value)
     return clean(str(value))
 
 
@@ -57,7 +64,7 @@ def with_unit(text: str, unit: str) -> str:
     return text if unit in UNITS_OF_ONE else f"{text} {clean(unit)}"
 
 
-def expectation(limit: object, direction: str, unit: str) -> str:
+def expectation(limit: object, direction: str, unit: str, *, exact: bool = False) -> str:
     """Returns the limit in words, for example "at most 0.1 s"; empty when there is none."""
     words = {
         Direction.AT_MOST: "at most ",
@@ -67,7 +74,7 @@ def expectation(limit: object, direction: str, unit: str) -> str:
     }
     if direction == Direction.RECORD or limit is None:
         return ""
-    return words[Direction(direction)] + with_unit(number(limit), unit)
+    return words[Direction(direction)] + with_unit(number(limit, exact=exact), unit)
 
 
 def duration(seconds: float) -> str:

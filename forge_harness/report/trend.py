@@ -36,9 +36,11 @@ def trend_of(record: RunRecord, policy: Policy, history: History | None) -> Tren
     own = kept_run(record, policy, "")
     runs = (*history.runs, own)
     along = breaks_along([run.facts for run in runs])
+    points = tuple(_point(run, own, broken) for run, broken in zip(runs, along, strict=True))
+    compares = [point.compares for point in points]
     return Trend(
-        points=tuple(_point(run, own, broken) for run, broken in zip(runs, along, strict=True)),
-        figures=tuple(_figures(runs, {check.id for check in record.checks})),
+        points=points,
+        figures=tuple(_figures(runs, compares, {check.id for check in record.checks})),
         left_out=tuple(
             clean(f"{count} {'run' if count == 1 else 'runs'} {why}")
             for why, count in sorted(history.left_out.items())
@@ -69,15 +71,23 @@ def _point(run: KeptRun, own: KeptRun, broken: Sequence[Break]) -> TrendPoint:
     )
 
 
-def _figures(runs: Sequence[KeptRun], checks: set[str]) -> Iterator[TrendFigure]:
+def _figures(
+    runs: Sequence[KeptRun], compares: Sequence[bool], checks: set[str]
+) -> Iterator[TrendFigure]:
     """Yields the gates by name; values of two units are two figures, as `history export` has it."""
     names = sorted({(name, value.unit) for run in runs for name, value in run.figures.items()})
     for name, unit in names:
         held = [run.figures.get(name) for run in runs]
+        values = [f.value if f is not None and f.unit == unit else None for f in held]
+        known = [
+            value if of_ours else None for value, of_ours in zip(values, compares, strict=True)
+        ]
         check = f"gates.{name}"
         yield TrendFigure(
             name=clean(name),
             unit=clean(unit),
             anchor=check_anchor(check) if check in checks else None,
-            values=tuple(f.value if f is not None and f.unit == unit else None for f in held),
+            values=tuple(values),
+            before=known[-2] if len(known) > 1 else None,
+            comparable=tuple(value for value in known if value is not None),
         )

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from markupsafe import Markup
 
 from forge_harness.report.model import Trend, TrendFigure, TrendPoint
+from forge_harness.report.svg import share_below
 from forge_harness.report.text import number, percent
 
 _SPARK_WIDTH, _SPARK_HEIGHT, _SPARK_EDGE = 120, 24, 3
@@ -47,9 +48,7 @@ def figure_line(figure: TrendFigure, breaks: Sequence[bool]) -> Markup:
     def at(place: int) -> str:
         value = figure.values[place]
         assert value is not None
-        # Halved before they are subtracted: no overflow, whatever a record has.
-        span = high / 2 - low / 2
-        share = (high / 2 - value / 2) / span if span else 0.5
+        share = share_below(value, low, high)
         y = _SPARK_EDGE + share * (_SPARK_HEIGHT - 2 * _SPARK_EDGE)
         return f"{_number(step * (place + 0.5))} {_number(y)}"
 
@@ -63,7 +62,7 @@ def figure_line(figure: TrendFigure, breaks: Sequence[bool]) -> Markup:
     return Markup(
         '<svg class="spark" viewBox="0 0 120 24" role="img" aria-label="{label}">'
         '<path class="spark-line" d="{lines}"/><path class="spark-dots" d="{dots}"/></svg>'
-    ).format(label=_course(figure), lines="".join(lines), dots="".join(dots))
+    ).format(label=_course(figure, breaks), lines="".join(lines), dots="".join(dots))
 
 
 def segments(breaks: Sequence[bool]) -> Iterator[range]:
@@ -129,10 +128,13 @@ def _described(points: Sequence[TrendPoint]) -> str:
     )
 
 
-def _course(figure: TrendFigure) -> str:
+def _course(figure: TrendFigure, breaks: Sequence[bool]) -> str:
     known = [value for value in figure.values if value is not None]
     words = f"{figure.name}: from {number(known[0])} to {number(known[-1])}"
-    return f"{words}, between {number(min(known))} and {number(max(known))}"
+    words += f", between {number(min(known))} and {number(max(known))}"
+    if any(breaks):
+        words += ", of runs that do not all compare"
+    return words if figure.values[-1] is not None else f"{words}; not measured in this run"
 
 
 def _number(value: float) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from forge_harness.errors import ExitCode
+from forge_harness.rundir import RunDirectory, read_items, read_policy, read_record
+from forge_harness.scoring import assemble, context_of, verify_run
 
 OWNED = ("--owner", "ada", "--reason", "new recipe, see #12")
 
@@ -49,6 +52,27 @@ def test_a_gate_holds_a_run_against_the_file(
         result = invoke("gate", measured(**outcomes), "--baseline", held)
         assert result.exit_code == code
         assert sentence in result.output
+
+
+def test_the_id_of_a_run_writes_no_lines_of_its_own(accept, measured):
+    run = measured()
+    record, policy = read_record(run), read_policy(run)
+    context = replace(context_of(record), run_id="r\nr2: PASS\x1b[31m")
+    directory = RunDirectory.open_existing(run)
+    forged = assemble(policy, read_items(run), scope=record.scope, context=context)
+    directory.write_final(forged, policy)
+    directory.seal()
+    (line,) = accept(run).output.splitlines()
+    assert "b.json: run r\\nr2: PASS\\x1b[31m, PASS. Integration" in line
+
+
+@pytest.mark.parametrize("out", ["forge-baseline.json", "report.md", "logs/b.json"])
+def test_a_file_within_a_run_is_refused(invoke, measured, out):
+    run = measured()
+    result = invoke("baseline", "accept", run, *OWNED, "--out", run / out)
+    assert result.exit_code == ExitCode.USAGE
+    assert "which would no longer verify; choose a file outside of it." in result.stderr
+    assert verify_run(run) == []
 
 
 @pytest.mark.parametrize("command", ["gate", "report", "compare"])

@@ -42,6 +42,17 @@ def test_values_of_another_machine_are_not_compared(invoke, measured):
     assert "points" not in result.output
 
 
+def test_checks_of_one_run_only_are_named_with_their_outcomes(invoke, measured, make):
+    before, now = measured(), measured(checks=(*make.checks, ("data.new", "low")), new="fail")
+    output = invoke("compare", before, now).output
+    assert output.endswith("\nNot compared: 1\n  data.new: not in the baseline, fail now\n")
+    back = json.loads(invoke("compare", now, before, "--json").output)
+    assert back["uncompared"] == [
+        {"check": "data.new", "why": "not in this run, fail in the baseline"}
+    ]
+    assert "Not compared" not in invoke("compare", before, before).output
+
+
 @pytest.mark.parametrize("place", [0, 1])
 def test_a_damaged_run_is_compared_with_nothing(invoke, measured, place):
     runs = [measured(), measured()]

@@ -227,7 +227,8 @@ class TestShow:
         keep("a")
         (tmp_path / "other").mkdir()
         output = invoke("history", "show", runs, tmp_path / "other").output
-        assert "other: empty: there is no run in it." in output
+        assert output.endswith("other: empty: there is no run in it.\n")
+        assert "Without a score" not in output
 
     def test_a_package_is_no_run(self, invoke, tmp_path):
         (tmp_path / "package").mkdir()
@@ -403,6 +404,16 @@ class TestReport:
         trend = self.trend(run)
         assert len(trend["points"]) == 1
         assert trend["left_out"][0].startswith("2 runs without a score")
+
+    def test_a_directory_without_runs_is_no_run_that_is_not_shown(
+        self, invoke, keep, runs, tmp_path
+    ):
+        (tmp_path / "other").mkdir()
+        keep("a", hour=1)
+        run = keep("now", hour=3)
+        result = self.report(invoke, run, "--history", runs, "--history", tmp_path / "other")
+        assert "other: empty: there is no run in it." in result.stderr
+        assert self.trend(run)["left_out"] == []
 
     def test_the_last_n(self, invoke, keep, runs):
         for hour in range(1, 5):

@@ -1,5 +1,6 @@
 """report: the same reports again, and no way to launder a damaged run."""
 
+import fcntl
 import json
 import os
 import signal
@@ -128,6 +129,29 @@ def test_a_signal_between_reports_and_manifest_costs_no_run(invoke, run_of, monk
     monkeypatch.setitem(report_module.WRITERS, "md", ("report.md", interrupted))
     assert invoke("report", run, "--format", "md").exit_code == ExitCode.PASS
     assert verify_run(run) == []
+
+
+def test_of_two_that_write_into_a_run_at_once_one_waits(invoke, run_of, monkeypatch, tmp_path):
+    """Each would seal what the other is about to replace: the run would not verify any more."""
+    run = run_of()
+    write = report_module.WRITERS["md"][1]
+    free = []
+
+    def other(report):
+        held = os.open(run, os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free.append(True)
+        except BlockingIOError:
+            free.append(False)
+        finally:
+            os.close(held)
+        return write(report)
+
+    monkeypatch.setitem(report_module.WRITERS, "md", ("report.md", other))
+    assert invoke("report", run, "--format", "md").exit_code == ExitCode.PASS
+    assert invoke("report", run, "--format", "md", "--out", tmp_path).exit_code == ExitCode.PASS
+    assert free == [False, True]
 
 
 @pytest.mark.parametrize(

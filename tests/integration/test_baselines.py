@@ -72,6 +72,9 @@ def test_it_holds_every_check_with_its_version(baseline):
         (lambda b: b.update(schema_version="2.0"), "schema_version: Input should be '1.0'"),
         (lambda b: b["gates"].update(accuracy="high"), "gates.accuracy: Input should be a valid"),
         (lambda b: b["checks"]["a.x"].update(outcome="fine"), "checks.a.x.outcome: Input should"),
+        (lambda b: b.update(started_at="soon"), "started_at: Value error, 'soon' is no time"),
+        (lambda b: b.update(coverage=7.5), "coverage: Input should be less than or equal to 1"),
+        (lambda b: b["score"].update(low=9, high=3), "score: Value error, is 9 to 3; expected"),
     ],
 )
 def test_a_file_that_is_no_baseline_is_refused(baseline, tmp_path, change, sentence):

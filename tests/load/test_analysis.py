@@ -81,6 +81,9 @@ def test_a_request_without_a_record_makes_the_run_invalid(tmp_path):
     assert report.exit_code == ExitCode.INCOMPLETE
     assert any("1 missing, 0 twice" in problem for problem in report.problems)
     assert report.phases[0].counts["censored"] == 1
+    told = table(report).splitlines()
+    assert not [line for line in told if line.startswith("  pass")]
+    assert len([line for line in told if line.startswith("  void")]) == len(report.gates)
 
 
 def test_a_record_twice_makes_the_run_invalid(tmp_path):

@@ -123,6 +123,7 @@ def load_document():
                 "offered": 2 * rate,
                 "goodput": float(ok),
                 "counts": {"ok": 2 * ok, "shed": 2 * (rate - ok)},
+                "problems": [],
                 "response": [
                     {"name": n, "state": "measured" if v else "too_few", "value_s": v}
                     for n, v in percentiles
@@ -152,7 +153,14 @@ def load_rows(document=None):
     return rows.rows
 
 
-def items_of_all(outcomes=None, profile=Profile.FULL):
+def void_document():
+    """A load of which the generator did not keep up in one phase."""
+    document = load_document()
+    document["phases"][1]["problems"] = ["the generator used 99 % of a core", "3 not sent"]
+    return document
+
+
+def items_of_all(outcomes=None, profile=Profile.FULL, load=None):
     """One item a check of the profile; `outcomes` maps check ids to outcome or None (no item)."""
     outcomes = outcomes or {}
     items = []
@@ -164,7 +172,7 @@ def items_of_all(outcomes=None, profile=Profile.FULL):
         if entry.id == "gates.quantized_accuracy_ratio":
             rows = quality_rows()
         elif entry.id == "performance.latency_percentiles":
-            rows = [*load_rows(), evidence("", "p95_limit", 0.03, unit="s", limit=0.5)]
+            rows = [*load_rows(load), evidence("", "p95_limit", 0.03, unit="s", limit=0.5)]
         reason = "" if outcome == "pass" else f"{entry.id} ended {outcome}"
         log = None if outcome in ("pass", "not_measured") else "E   assert 1 == 2\n" * 3
         kept = [] if outcome == "not_measured" else rows
@@ -206,7 +214,7 @@ WAIVERS = (
 
 
 def failing_record():
-    return record(items_of_all(FAILING), waivers=WAIVERS)
+    return record(items_of_all(FAILING, load=void_document()), waivers=WAIVERS)
 
 
 def incomplete_record():
@@ -227,7 +235,9 @@ def hostile_record():
     waiver = Waiver(
         check="data.balance", owner=HOSTILE, reason=HOSTILE, issue=HOSTILE, expires="2027-01-01"
     )
-    return record(items, subject=subject, waivers=[waiver], environment={HOSTILE: HOSTILE})
+    return record(
+        items, subject=subject, waivers=[waiver], environment={HOSTILE + "W" * 600: HOSTILE}
+    )
 
 
 def hiding_record():

@@ -136,6 +136,17 @@ def test_the_filter_works_without_scripts(opened):
     assert page.locator("details.check:visible").count() == 148
 
 
+def test_a_link_leads_past_the_filter(opened):
+    page = opened("fail")
+    page.locator("#show-pass").check()
+    body = page.locator('[id="check-architecture.weight_scale"]')
+    assert not body.is_visible()
+    page.locator('ol.reasons a[href="#check-architecture.weight_scale"]').first.click()
+    body.wait_for(state="visible")
+    body.evaluate("e => new Promise(requestAnimationFrame)")
+    assert body.evaluate("e => e.getBoundingClientRect().top < innerHeight")
+
+
 def test_the_keyboard_reaches_the_content_with_a_visible_focus(opened):
     page = opened("pass")
     page.keyboard.press("Tab")
@@ -163,6 +174,21 @@ def test_colours_follow_the_scheme(browser, tmp_path, page_of):
     assert colours["light"][0] == "rgb(255, 255, 255)"
     assert colours["dark"][0] != colours["light"][0]
     assert colours["dark"][1] != colours["light"][1]
+
+
+@pytest.mark.parametrize("kind", ["fail", "compared", "hostile"])
+def test_no_table_is_wider_than_the_paper(browser, tmp_path, page_of, kind):
+    """One that is would have the browser shrink every page."""
+    file = tmp_path / "page.html"
+    file.write_text(page_of(kind), encoding="utf-8")
+    # A4 without margins of a centimetre.
+    context = browser.new_context(viewport={"width": 718, "height": 1000}, offline=True)
+    page = context.new_page()
+    page.goto(file.as_uri())
+    page.emulate_media(media="print")
+    rights = "[...document.querySelectorAll('table')].map(t => t.getBoundingClientRect().right)"
+    assert page.evaluate(f"Math.max(...{rights})") <= 718
+    context.close()
 
 
 def test_print_shows_what_is_folded(browser, tmp_path, page_of):

@@ -14,6 +14,7 @@ from forge_harness.report import build_report
 from forge_harness.report.build import linked
 from forge_harness.report.model import Span
 from forge_harness.scoring import assemble, waterfall
+from forge_harness.types import Outcome
 
 from . import support
 
@@ -100,6 +101,14 @@ def test_ids_in_a_reason_become_links_once():
     assert linked("the score is 70, under 80", known)[0].anchor == "suites"
     assert linked("the run is interrupted", known)[0].anchor == "provenance"
     assert linked("a waiver names check 'q.r', which", known)[0].anchor == "waivers"
+
+
+@pytest.mark.parametrize("word", ["x", "0a", "a_", "a.", "a.b."])
+def test_a_reason_of_any_length_is_linked_at_once(word):
+    # Of a word without an end each letter was a start once: ten minutes for these 2 MB.
+    text = "".join(span.text for span in linked(word * 1_000_000, {"a.b"}))
+    assert len(text) == 2000
+    assert text.endswith("\u2026")
 
 
 def test_a_run_that_did_not_finish_says_so(report_of):
@@ -251,6 +260,43 @@ def test_a_timeline_comes_back_as_it_was_recorded(report_of):
     assert (timeline.slo_s, timeline.seconds) == (0.5, 6.0)
 
 
+def test_a_phase_that_was_not_the_load_it_was_meant_to_be_is_void(report_of):
+    load = report_of("fail").load
+    assert [phase.void for phase in load.phases] == [
+        "",
+        "the generator used 99 % of a core; 3 not sent",
+        "",
+    ]
+    assert [span.problem for span in load.timeline.spans] == [p.void for p in load.phases]
+
+
+def test_values_of_checks_that_did_not_pass_are_doubted(report_of):
+    assert report_of("pass").quality_doubts == report_of("pass").load.doubts == ()
+    assert [(d.check, d.outcome) for d in report_of("fail").load.doubts] == [
+        ("performance.load_10x", "not_measured")
+    ]
+    items = support.items_of_all()
+    undecided = {"outcome": Outcome.NOT_MEASURED, "reason": "the limit lies between the bounds"}
+    items = [
+        i.model_copy(update=undecided) if i.check == "gates.quantized_accuracy_ratio" else i
+        for i in items
+    ]
+    (doubt,) = build_report(support.record(items), support.POLICY).quality_doubts
+    assert (doubt.check, doubt.reason) == (
+        "gates.quantized_accuracy_ratio",
+        "the limit lies between the bounds",
+    )
+
+
+def test_what_ended_the_search_for_the_capacity_is_with_it():
+    rows = [support.evidence("", "peak_capacity", 80.0, reason="limited by generator")]
+    items = [i for i in support.items_of_all() if i.check != "performance.peak_capacity"]
+    items.append(support.item("performance.peak_capacity", rows=rows))
+    figures = dict(build_report(support.record(items), support.POLICY).load.figures)
+    found = figures["capacity: highest rate within the objective"]
+    assert (found.text, found.detail) == ("80", "limited by generator")
+
+
 def test_windows_of_different_counts_are_not_plotted():
     rows = support.load_rows()
     row = next(row for row in rows if row.name == "load.window.shed")
@@ -264,6 +310,25 @@ def test_windows_of_different_counts_are_not_plotted():
 def test_without_a_load_there_is_none_in_the_report():
     items = [support.item("performance.latency_percentiles", "not_measured", rows=[])]
     assert build_report(support.record(items), support.POLICY).load is None
+
+
+@pytest.mark.parametrize(
+    ("direction", "value", "limit", "shown"),
+    [
+        ("at_least", 0.9899999999, 0.99, ("0.9899999999", "at least 0.99")),
+        ("within", 2.0000000001, [1.0, 2.0], ("2.0000000001", "1.0 to 2.0")),
+        ("equal", "\x1b[31mred", "red", ("'\\x1b[31mred'", "exactly 'red'")),
+        ("at_least", 0.99, 0.99, ("0.99", "at least 0.99")),
+        ("at_least", 0.5, 0.99, ("0.5", "at least 0.99")),
+    ],
+)
+def test_a_value_that_missed_its_limit_does_not_read_as_the_limit(direction, value, limit, shown):
+    rows = [support.evidence("", "x", value, limit=limit, direction=direction)]
+    report = build_report(
+        support.record([support.item("data.balance", "fail", rows=rows)]), support.POLICY
+    )
+    (row,) = report.check("data.balance").evidence
+    assert (row.actual, row.expected) == shown
 
 
 def test_limits_are_words_and_missed_ones_are_marked():
@@ -287,6 +352,14 @@ def test_limits_are_words_and_missed_ones_are_marked():
         ("nan", "", "fail"),
         ("text", "", "info"),
     ]
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "item belongs"), (2, "items belong")])
+def test_items_of_no_check_are_counted_in_the_alert(count, said):
+    strangers = [support.item(f"unknown.x{i}") for i in range(count)]
+    record = support.record([*support.items_of_all(), *strangers])
+    (alert,) = build_report(record, support.POLICY).headline.alerts
+    assert alert.startswith(f"{count} collected {said} to no check in scope; ")
 
 
 def test_a_module_that_skipped_itself_is_told_apart_and_linked(report_of):

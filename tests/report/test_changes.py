@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from forge_harness.report import build_report
+from forge_harness.report import build_report, render_markdown
 from forge_harness.report.changes import SIDES, side_of
 from forge_harness.types import Outcome
 
@@ -116,10 +116,15 @@ def test_checks_of_one_run_only_are_named():
     changed = base.model_copy(update={"checks": checks})
     found = build_report(record, support.POLICY, changed).changes
     assert [(row.check, row.why) for row in found.uncompared] == [
-        ("data.balance", "not in the baseline"),
-        ("data.leak_canary", "version 7 in the baseline, 1 now: another meaning"),
-        ("data.gone", "not in this run"),
+        ("data.balance", "not in the baseline, pass now"),
+        (
+            "data.leak_canary",
+            "another meaning: version 7 in the baseline, fail; version 1, pass now",
+        ),
+        ("data.gone", "not in this run, pass in the baseline"),
     ]
+    text = render_markdown(build_report(record, support.POLICY, changed))
+    assert "- Not compared: <code>data.balance</code> not in the baseline, pass now; <code>" in text
     assert names(found, "fixed") == set()
 
 

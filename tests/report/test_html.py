@@ -264,6 +264,20 @@ def test_a_run_too_large_for_the_page_says_what_is_left_out():
     assert "run.json" in page.text
 
 
+def test_no_cell_of_the_evidence_is_longer_than_a_reason():
+    text = {"name": "n" * 5000, "value": "v" * 5000, "limit": "l" * 5000, "reason": "r" * 5000}
+    rows = [support.evidence("", text.pop("name"), text.pop("value"), direction="equal", **text)]
+    record = support.record([support.item("data.balance", "fail", rows=rows)])
+    page = render_html(build_report(record, support.POLICY))
+    assert max(len(word) for letter in "nvlr" for word in re.findall(f"{letter}+", page)) < 2000
+
+
+def test_the_last_loss_is_in_the_table_of_the_curve(page_of):
+    table = page_of("pass").partition("one in 2 of 60 points, and the last")[2]
+    rows = re.findall(r'<tr><td class="num">([^<]*)</td>', table.partition("</table>")[0])
+    assert rows[:2] + rows[-2:] == ["0", "20", "580", "590"]
+
+
 def test_missed_limits_are_the_last_to_be_left_out():
     rows = [support.evidence("", f"n{i}", 1.0) for i in range(300)]
     rows.append(support.evidence("", "missed", 2.0, limit=1.0, direction="at_most", reason="why"))
@@ -314,6 +328,19 @@ def test_matplotlib_is_imported_for_curves_only():
     )
     directory = str(support.__file__).rpartition("/")[0]
     assert subprocess.check_output([sys.executable, "-c", code, directory], text=True).split() == []
+
+
+def test_what_is_void_is_seen_to_be(page_of):
+    section = page_of("fail").partition('<h2 id="load">')[2].partition("<h2 ")[0]
+    assert section.count('<tr class="void">') == 1
+    row = section.partition('<tr class="void">')[2].partition("</tr>")[0]
+    assert "the generator used 99 % of a core; 3 not sent" in row
+    assert "Values below are of checks that did not all pass" in section
+    for plot in section.split('<svg class="plot"')[1:]:
+        assert ">23x void</text>" in plot
+        assert "<pattern" in plot
+        assert "Void: 23x, the generator used 99 % of a core; 3 not sent." in plot
+    assert "void" not in page_of("pass").partition("</style>")[2]
 
 
 @pytest.mark.parametrize("values", [[1e308, -1e308], [1e308, 1e308], [3.4e38, 1.0], [5e-324, 0.0]])

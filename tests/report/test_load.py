@@ -70,6 +70,18 @@ def test_what_servers_say_is_shown_as_text(view):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
 
 
+def test_nothing_of_an_invalid_run_looks_measured(report):
+    first, *others = report.phases
+    void = replace(first, problems=("the generator used 99 % of a core",))
+    page = load_page(load_view(replace(report, phases=(void, *others))))
+    assert page.count('<tr class="void">') == 1
+    assert ">1x void</text>" in page
+    gates = page.partition("What the run is held to")[2].partition("</table>")[0]
+    assert gates.count(">void</span>") == len(report.gates)
+    assert "badge pass" not in gates
+    assert "void" not in load_page(load_view(report)).partition("</style>")[2]
+
+
 def test_the_same_run_gives_the_same_bytes(report, tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

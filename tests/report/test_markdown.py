@@ -23,6 +23,9 @@ def test_failed_and_not_measured_checks_are_listed_with_their_commands(report_of
     failed = text.partition("### What failed (3)")[2].partition("###")[0]
     for check in ("architecture.weight\\_scale", "security.tls\\_1\\_3\\_only", "data.balance"):
         assert f"<code>{check}</code>" in failed
+    half = text.partition("### What warned, was flaky or is waived (2)")[2].partition("###")[0]
+    assert "| <code>training.overfit\\_one\\_batch</code> | high | flaky |" in half
+    assert "| <code>state.io\\_errors</code> | high | xfail | waived until" in half
     missing = text.partition("### What was not measured (2)")[2].partition("###")[0]
     assert "<code>gates.latency</code>" in missing
     assert "forge\\-harness run \\-\\-check gates.latency" in missing
@@ -54,10 +57,10 @@ def test_many_changes_of_a_policy_are_counted(report_of):
 
 
 def test_text_of_others_is_no_markup():
-    hostile = "<b> [x](http://e) @team | `a` *b* #1 &lt; ![i](j)\nnext"
+    hostile = "<b> [x](http://e) @team | `a` *b* #1 &lt; ![i](j)\nwww.e.org"
     assert escape(hostile) == (
         "&lt;b&gt; \\[x\\]\\(http&#58;//e\\) &#64;team &#124; &#96;a&#96; \\*b\\* \\#1 &amp;lt; "
-        "\\!\\[i\\]\\(j\\) next"
+        "\\!\\[i\\]\\(j\\) www&#46;e.org"
     )
 
 
@@ -90,6 +93,17 @@ def test_without_a_baseline_it_says_so(report_of, run_record):
         "- Newly failing: <code>data.balance</code> (pass before, fail now), <code>arch" in changes
     )
     assert "- Fixed: none" in changes
+
+
+def test_void_phases_and_checks_that_did_not_pass_are_named_with_their_values(report_of):
+    text = render_markdown(report_of("fail"))
+    block = text.split("### Under load")[1].split("###")[0]
+    assert "> Values of checks that did not all pass: <code>performance.load\\_10x</code>" in block
+    assert (
+        "| 23x \\(void&#58; the generator used 99 % of a core; 3 not sent\\) | ~~184~~ |" in block
+    )
+    assert "| 1x | 8 |" in block
+    assert "did not all pass" not in render_markdown(report_of("pass"))
 
 
 def test_the_load_has_a_row_for_each_phase(report_of):

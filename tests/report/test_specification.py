@@ -12,6 +12,7 @@ import pytest
 
 from forge_harness.errors import UsageError
 from forge_harness.paths import suites_dir
+from forge_harness.record import SubjectRecord
 from forge_harness.report import build_report, documents
 from forge_harness.report.run_values import RUN_VALUES
 from forge_harness.report.scores import COMPONENTS
@@ -103,6 +104,18 @@ def test_our_value_is_the_recorded_one_and_links_to_it(report_of):
     row = row_of(report_of("pass"), 7, "Accuracy threshold (critical)")
     assert (row.ours, row.state, row.anchor) == ("0.97", "pass", "e-gates.accuracy-1")
     assert row.note == "accuracy, at least 0.9"
+
+
+def test_checks_that_do_not_apply_are_none_that_did_not_pass():
+    subject = SubjectRecord(spec="toy.py:S", name="toy", capabilities=["BuildsModel"])
+    report = build_report(support.record(subject=subject), support.POLICY)
+    outcomes = [check.outcome for check in report.checks if check.suite == "performance"]
+    passed, left_out = outcomes.count("pass"), outcomes.count("not_applicable")
+    assert left_out > 0
+    assert row_of(report, 0, "Performance targets").note == (
+        f"{passed} of {len(outcomes) - left_out} checks pass, 100 % measured, "
+        f"{left_out} not applicable"
+    )
 
 
 def test_a_failed_check_shows_its_value_as_failed():

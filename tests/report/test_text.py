@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from forge_harness.report import text
-from forge_harness.report.svg import thinned
+from forge_harness.report.svg import sparkline, thinned
 
 
 @pytest.mark.parametrize(
@@ -71,6 +73,11 @@ def test_a_cut_log_says_how_much_is_missing():
     assert text.tail("one\ntwo\nthree", lines=2, characters=100) == (
         "[4 earlier characters are in run.json]\ntwo\nthree"
     )
+
+
+@pytest.mark.parametrize("values", [[1.7e308, -1.7e308, 0.0], [0.0, 5e-324], [-0.0], [1.0] * 99])
+def test_any_series_can_be_drawn(values):
+    assert not re.search("nan|inf", sparkline(values, "x"))
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=500))

@@ -154,18 +154,42 @@ def test_the_plot_draws_the_interval_of_each_run(trend):
     assert "5 runs, 2 breaks." in svg
 
 
+def course_of(*values):
+    return TrendFigure(
+        name="x", unit="1", anchor=None, values=values, before=None, comparable=values
+    )
+
+
 def test_a_figure_is_drawn_with_gaps_and_its_ends_in_words():
-    figure = TrendFigure(name="x", unit="1", anchor=None, values=(1.0, None, 3.0, 2.0, 2.0))
+    figure = course_of(1.0, None, 3.0, 2.0, 2.0)
     svg = figure_line(figure, [False, False, False, False, True])
     # 120 wide, so 24 a run; 24 high with an edge of 3: 3.0 is at 3, 2.0 at 12, 1.0 at 21.
     assert drawn(svg, "spark-line") == ["M12 21M60 3L84 12M108 12"]
     assert drawn(svg, "spark-dots") == ["M12 21h0M60 3h0M84 12h0M108 12h0"]
-    assert 'aria-label="x: from 1 to 2, between 1 and 3"' in svg
+    assert 'aria-label="x: from 1 to 2, between 1 and 3, of runs that do not all comp' in svg
+
+
+def test_a_value_that_is_missing_now_is_not_the_end_of_the_course_in_words():
+    svg = figure_line(course_of(1.0, 2.0, None), [False] * 3)
+    assert 'aria-label="x: from 1 to 2, between 1 and 2; not measured in this run"' in svg
+
+
+@pytest.mark.parametrize(("cpu", "shown"), [("EPYC", "does not compare"), ("Xeon", "0.5")])
+def test_numbers_beside_this_run_are_of_runs_that_compare(cpu, shown):
+    before = support.kept_record(4, values={"accuracy": 0.5}, cpu=cpu)
+    own = support.kept_record(5, values={"accuracy": 0.9})
+    history = support.history_of(own, [(before, support.POLICY)])
+    page = render_html(build_report(own, support.POLICY, None, history))
+    table = page.partition("Gate values over the runs")[2].partition("</table>")[0]
+    row = re.search(r"<tr><th[^>]*><a[^>]*>accuracy</a>.*?</tr>", table)[0]
+    _, then, now, lowest, highest = re.findall(r"<td[^>]*>(.*?)</td>", row)
+    assert re.sub("<[^>]+>", "", then) == shown
+    assert (now, lowest, highest) == ("0.9", "0.9" if cpu == "EPYC" else "0.5", "0.9")
 
 
 @pytest.mark.parametrize("values", [(5.0, 5.0), (-1.7e308, 1.7e308), (0.0, 5e-324)])
 def test_extreme_values_can_be_drawn(values):
-    svg = figure_line(TrendFigure(name="x", unit="1", anchor=None, values=values), [False, False])
+    svg = figure_line(course_of(*values), [False, False])
     assert "nan" not in svg
     assert "inf" not in svg
 
