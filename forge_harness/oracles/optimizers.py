@@ -16,12 +16,16 @@ class AdamW:
     Attributes:
         betas: Decay rates of the two moments.
         eps: Added to the square root of the second moment.
+        amsgrad: Whether the largest second moment so far counts (Reddi et al. 2018), as torch has
+            it: the largest before its bias is corrected.
     """
 
     betas: tuple[float, float]
     eps: float
+    amsgrad: bool = False
     _first: Float64 | float = field(default=0.0, init=False)
     _second: Float64 | float = field(default=0.0, init=False)
+    _largest: Float64 | float = field(default=0.0, init=False)
     _steps: int = field(default=0, init=False)
 
     def update(
@@ -41,7 +45,9 @@ class AdamW:
         self._first = slow * self._first + (1 - slow) * g
         self._second = fast * self._second + (1 - fast) * g**2
         mean = self._first / (1 - slow**self._steps)
-        spread = np.sqrt(self._second / (1 - fast**self._steps))
+        self._largest = np.maximum(self._largest, self._second)
+        second = self._largest if self.amsgrad else self._second
+        spread = np.sqrt(second / (1 - fast**self._steps))
         return np.asarray(
             -learning_rate * (weight_decay * float64(weight) + mean / (spread + self.eps))
         )

@@ -93,4 +93,7 @@ def _module_error(x: Tensor, weight: Tensor, module: nn.Module, output: Tensor) 
     doubtful = (margin <= oracles.INT8_MARGIN) * s
     limit = doubtful @ magnitude.T
     limit += 2 * oracles.LINEAR_RTOL_L1 * (np.abs(tokens) @ magnitude.T + np.abs(offset) + 1e-30)
+    # Half precision (autocast) rounds the product once, and once more where the bias is added.
+    rounded = torch.finfo(output.dtype).eps - torch.finfo(torch.float32).eps
+    limit += 2 * max(0.0, rounded) * (np.abs(expected) + np.abs(offset))
     return float(np.max(np.abs(oracles.float64(output) - expected) / limit))

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from forge_harness import oracles
 
+GAINS = frozenset({"weight", "gain", "gamma", "alpha", "scale"})
+"""What vectors and numbers are called that multiply; biases begin at zero as a rule, and add."""
 RESPONSE = 1e-3
 """Least relative change of an output that counts as a response; rounding is under 1e-5."""
 
@@ -183,14 +185,29 @@ def built(subject: Any, task: str, *, seed: int = 0, batch_size: int = 2) -> Bui
     """Builds the model of a task and a batch for it.
 
     The gains of declared sub-norms are drawn, times 0.75 to 1.25: fresh ones are alike, and
-    whatever a model does to them, or in front of them, would change nothing.
+    whatever a model does to them, or in front of them, would change nothing. So are matrices and
+    gains of zeros, as some layers and branches begin: nothing of what is behind one would show.
     """
     model = subject.build_model(task, seed=seed)
+    _draw_zeros(model, seed)
     spec = subject.model_spec(task)
     fresh = _draw_gains(model, spec.sub_norms, seed)
     batch = subject.example_batch(task, batch_size=batch_size, seed=seed + 1)
     modules = dict(model.named_modules(remove_duplicate=False))
     return Built(task, spec, model, batch, modules, fresh)
+
+
+def _draw_zeros(model: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.any():
+                continue
+            if parameter.dim() > 1:
+                values = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(values.mul_(parameter.shape[-1] ** -0.5))
+            elif name.rpartition(".")[2] in GAINS:
+                parameter.copy_(0.75 + 0.5 * torch.rand(parameter.shape, generator=generator))
 
 
 def _draw_gains(model: nn.Module, norms: Sequence[str], seed: int) -> dict[str, Tensor]:

@@ -13,13 +13,18 @@ from .support import (
     Worst,
     built,
     expect_none,
+    first_tensor,
     levels,
+    observe,
     recording,
     scale_groups,
 )
 
 ANGLE_RTOL = 2.0**-14
 """Of the largest angle. Between fp32 (2^-20 for sums of 128 terms) and half precision (2^-12)."""
+
+WHOLE = "the model"
+"""What a module without a name is called: the model, which may hold a matrix itself."""
 
 
 @pytest.mark.forge_check("architecture.parameter_budget")
@@ -137,10 +142,11 @@ def test_quantized_modules(subject, evidence):
         undeclared = _undeclared(subject, part)
         evidence.equal(
             f"{task}.undeclared",
-            ", ".join(sorted(undeclared)),
+            ", ".join(sorted(name or WHOLE for name in undeclared)),
             expected="",
             unit="modules",
-            reason="every module with a matrix is quantized or full precision, never both",
+            reason="every module with a matrix is quantized or full precision, never both; "
+            "the model's own name, where it holds one itself, is ''",
         )
         error, wrong = effective_errors(subject, part)
         expect_none(evidence, f"{task}.code_errors", wrong, "codes", "codes of the latent weight")
@@ -162,7 +168,7 @@ def test_quantized_modules(subject, evidence):
         )
         for name in part.spec.full_precision:
             evidence.at_least(
-                f"{task}.{name}.response",
+                f"{task}.{name or WHOLE}.response",
                 _full_precision_response(subject, part, name),
                 limit=RESPONSE,
                 reason="relative change of the output when magnitudes move within code cells",
@@ -206,21 +212,25 @@ def _undeclared(subject, part):
 def _full_precision_response(subject, part, name):
     """Relative output change when the weight's magnitudes trade places within code cells.
 
-    Codes and absolute mean stay, so a module that quantizes this weight does not notice.
+    Codes and absolute mean stay, so a module that quantizes this weight does not notice. Where only
+    the weight of a module is read, as that of a head that is tied, the model's output responds.
     """
     module = part.modules[name]
     with recording({name: module}) as calls, torch.no_grad():
-        subject.loss(part.model, part.batch)
+        output = observe(subject, part.model, part.batch)
         weights = [p for p in module.parameters(recurse=False) if p.dim() >= 2]
         kept = [p.clone() for p in weights]
         for p in weights:
             p.copy_(_shuffled_within_codes(p))
-        call = calls[name][0]
-        moved = module(*call.arguments, **call.keywords)
+        if calls[name]:
+            call = calls[name][0]
+            output, moved = call.output, first_tensor(module(*call.arguments, **call.keywords))
+        else:
+            moved = observe(subject, part.model, part.batch)
         for p, values in zip(weights, kept, strict=True):
             p.copy_(values)
-    scale = float(call.output.abs().max())
-    return float((moved - call.output).abs().max()) / max(scale, 1e-30)
+    scale = float(output.abs().max())
+    return float((moved - output).abs().max()) / max(scale, 1e-30)
 
 
 def _shuffled_within_codes(weight):

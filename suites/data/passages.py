@@ -33,7 +33,7 @@ class Passages:
         hashes, chosen = _chosen(inputs)
         samples = (np.unique(row[mask]) for row, mask in zip(hashes, chosen, strict=True))
         self._samples += [sample for sample in samples if len(sample)]
-        self._seen = dict.fromkeys(np.concatenate([*self._samples, hashes[:0, 0]]).tolist(), False)
+        self._seen |= dict.fromkeys(hashes[chosen].tolist(), False)
 
     def see(self, inputs: Tensor) -> None:
         """Takes tokens of training samples; none is kept."""
@@ -68,7 +68,10 @@ def _rolled(tokens: Hashes) -> Hashes:
     while length <= PASSAGE:
         if PASSAGE & length:
             whole, done = _joined(whole, span, done, length), done + length
-        span, length = _joined(span, span, length, length), 2 * length
+        # The row may be too short for a span that no passage needs.
+        if 2 * length <= PASSAGE:
+            span = _joined(span, span, length, length)
+        length *= 2
     whole ^= whole >> np.uint64(29)
     return whole * np.uint64(_MIX) >> np.uint64(8)
 

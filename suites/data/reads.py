@@ -11,6 +11,9 @@ from torch import Tensor
 DRAWN = 64
 """Samples drawn of a split. A quarter as many come a second time."""
 
+ITEM_SIZES = (1, 2, 4, 8)
+"""Bytes of a value."""
+
 Rows = Sequence[bytes]
 Read = Callable[[Sequence[int]], Rows]
 
@@ -38,18 +41,30 @@ def misplaced(read: Read, size: int, seed: int) -> tuple[int, int]:
 
     Returns:
         Samples that are another than when read alone, and samples compared: all that are the same
-        alone and after the one in front of them. Others are drawn anew, as augmentation does.
+        alone and after the one in front of them. Others are drawn anew, as augmentation does. One
+        that is padded to the length of its batch is the same.
     """
     generator = random.Random(seed)
     drawn = generator.sample(range(size), min(size, DRAWN))
     ids = [*drawn, *drawn[: -(-len(drawn) // 4)]]
     generator.shuffle(ids)
     alone = {index: read([index])[0] for index in drawn}
-    fixed = {i for i in drawn if read([max(0, i - 1), i])[-1] == alone[i]}
+    fixed = {i for i in drawn if _alike(read([max(0, i - 1), i])[-1], alone[i])}
     found = read(ids)
-    rows = [*found, *[None] * len(ids)]
+    rows = [*found, *[b""] * len(ids)]
     compared = [(index, row) for index, row in zip(ids, rows, strict=False) if index in fixed]
-    return sum(row != alone[index] for index, row in compared), len(compared)
+    return sum(not _alike(row, alone[index]) for index, row in compared), len(compared)
+
+
+def _alike(row: bytes, alone: bytes) -> bool:
+    """Whether a row of a batch is the sample, padded by one value to the length of the batch."""
+    more = len(row) - len(alone)
+    if more <= 0 or not alone:
+        return row == alone
+    around = [row[len(alone) :]] if row.startswith(alone) else []
+    around += [row[:more]] if row.endswith(alone) else []
+    sizes = [size for size in ITEM_SIZES if more % size == 0]
+    return any(padding == padding[:size] * (more // size) for padding in around for size in sizes)
 
 
 def _rows(values: Tensor) -> Rows:

@@ -51,7 +51,8 @@ def test_leak_canary(subject, evidence):
         session.step()
     evidence.at_most(
         "canary_advantage",
-        _separation(subject, session.model, canaries, controls),
+        # Averages of the weights (EMA) come to know in thousands of steps what these know at once.
+        _separation(subject, getattr(session, "trained_model", session.model), canaries, controls),
         limit=LIMIT,
         unit="standard errors",
         reason="loss of fresh controls over loss of canaries only the validation split holds",

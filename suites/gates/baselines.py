@@ -17,8 +17,6 @@ from .packages import LIMITS
 
 SAMPLES = 32
 """Validation samples read at a time: logits of 128 tokens and 256 classes are 4 MB."""
-NO_TARGET = -100
-"""What torch's cross entropy leaves out."""
 
 
 def hold_baseline(evidence: Any, subject: Any, runs: Sequence[QualityRun], seed: int) -> None:
@@ -65,14 +63,19 @@ def _measured(subject: Any, run: QualityRun) -> tuple[float, float]:
     """Returns loss and accuracy of a run's weights on the whole validation split."""
     task = run.package_task or run.task
     model = _model(subject, task, run)
-    size = subject.data_info(task).validation_size
+    info = subject.data_info(task)
     loss, correct, count = 0.0, 0, 0
-    for start in range(0, size, SAMPLES):
-        batch = subject.batch(task, "validation", range(start, min(start + SAMPLES, size)))
+    for start in range(0, info.validation_size, SAMPLES):
+        ids = range(start, min(start + SAMPLES, info.validation_size))
+        batch = subject.batch(task, "validation", ids)
         logits, targets = model(batch.inputs).flatten(0, -2), batch.targets.flatten()
+        known = torch.ones_like(targets, dtype=torch.bool)
+        if info.ignored_target is not None:
+            known = targets != info.ignored_target
+        logits, targets = logits[known], targets[known]
         loss += float(F.cross_entropy(logits.double(), targets, reduction="sum"))
         correct += int((logits.argmax(-1) == targets).sum())
-        count += int((targets != NO_TARGET).sum())
+        count += len(targets)
     return loss / count, correct / count
 
 

@@ -32,6 +32,14 @@ def hold_shapes(evidence: Any, subject: Any, task: str, *, seed: int) -> None:
     inputs = subject.example_batch(task, batch_size=max(SIZES), seed=seed + 2).inputs
     differences = {}
     with torch.inference_mode():
+        if not trained(inputs).any():
+            evidence.record(
+                f"{task}.difference_by_shape",
+                "not compared: every logit of a fresh model is 0",
+                reason="an output layer that begins at zero shows nothing of what is in front",
+            )
+            return
+    with torch.inference_mode():
         for given in _given(inputs, subject.model_spec(task).causal):
             differences[tuple(given.shape)] = _difference(packed(given), trained(given))
     wrong = [shape for shape, difference in differences.items() if not difference <= CODE]

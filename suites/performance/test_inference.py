@@ -42,6 +42,7 @@ def test_inference_speedup(subject, policy, evidence):
     try:
         with torch.inference_mode():
             expected, found = trained(batch.inputs), packed(batch.inputs)
+            _require_logits(expected, task)
             timed = interleave(
                 {"packed": lambda: packed(draw()), "full": lambda: full(draw())},
                 rounds=21,
@@ -79,6 +80,15 @@ def test_inference_speedup(subject, policy, evidence):
         limit=limit,
         reason=f"lower bound of the median ratio, one thread; {interval.method}",
     )
+
+
+def _require_logits(logits, task):
+    """Logits of zeros are those of every model behind an output layer that begins at zero."""
+    if not bool(logits.any()):
+        pytest.skip(
+            f"{task}: every logit of a fresh model is 0, as its output layer begins at zero; what "
+            "the packed model computes does not show"
+        )
 
 
 def _drawing(inputs):

@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forge_harness.subject.protocols import Batch
+from forge_harness.subject.protocols import Batch, LoadsData
 
 from .outputs import changed_tensors
 from .support import counted
+
+FIRST_SAMPLES = 64
+"""Training samples among which one is looked for that has no target somewhere."""
 
 
 @dataclass(slots=True)
@@ -49,6 +52,30 @@ def align(subject: Any, task: str) -> Alignment:
             _see(found, place, (after - before).norm(dim=-1))
     handle.remove()
     return found
+
+
+def ignored_share(subject: Any, task: str) -> float | None:
+    """Returns the loss's gradient at what is no target over that at targets, both at their largest.
+
+    None where nothing is declared to be none, no sample among the first has any, or no output has
+    the targets' shape.
+    """
+    if not isinstance(subject, LoadsData) or subject.data_info(task).ignored_target is None:
+        return None
+    ids = range(min(FIRST_SAMPLES, subject.data_info(task).train_size))
+    batch = subject.batch(task, "train", ids)
+    known = counted(subject, task, batch.targets).flatten()
+    if known.all() or not known.any():
+        return None
+    model = subject.build_model(task, seed=0)
+    outputs = _HeldOutputs(batch.targets.numel())
+    handle = model.register_forward_hook(outputs.hold)
+    gradient = outputs.gradient(subject.loss(model, batch))
+    handle.remove()
+    if gradient is None:
+        return None
+    sizes = gradient.norm(dim=-1)
+    return float(sizes[~known].max() / sizes[known].max())
 
 
 def _see(found: Alignment, place: int, change: Tensor) -> None:

@@ -14,6 +14,7 @@ from forge_harness.subject.protocols import Batch, BuildsModel, LoadsData, Train
 
 from .dropout import WithoutDropout
 from .outputs import changed_tensors
+from .precision import coarseness
 from .support import Watch, gradient_difference, independent_gradients, steps, trained_model
 
 CERTAINTIES = range(1, 33)
@@ -37,7 +38,7 @@ def descends_loss(subject: Any, task: str, options: TrainOptions) -> bool:
             record = session.step()
         _, wanted = independent_gradients(subject, task, state, record.sample_ids)
     found = watch.updates[-1].gradients
-    limit = oracles.mean_gradient_limit(len(record.sample_ids))
+    limit = oracles.mean_gradient_limit(len(record.sample_ids)) + coarseness(subject, task)
     return gradient_difference(found, wanted) <= limit
 
 
@@ -73,9 +74,10 @@ def objective(subject: Any, task: str) -> float:
 
 def _sure(targets: Tensor, by: float) -> Callable[[Tensor], Tensor]:
     def change(output: Tensor) -> Tensor:
-        # What is no target, a negative number, counts nowhere.
-        places = targets.clamp(min=0).unsqueeze(-1)
-        return torch.zeros_like(output).view(*targets.shape, -1).scatter(-1, places, by)
+        logits = torch.zeros_like(output).view(*targets.shape, -1)
+        # What is no target, a number beyond the classes, counts nowhere.
+        places = targets.clamp(0, logits.shape[-1] - 1).unsqueeze(-1)
+        return logits.scatter(-1, places, by)
 
     return change
 

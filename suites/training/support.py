@@ -23,6 +23,10 @@ from forge_harness.subject.protocols import TrainOptions
 from .rerun import Outcome
 from .rerun import digests as digests
 
+GAINS = frozenset({"weight", "gain", "gamma", "alpha", "scale"})
+"""What vectors and numbers are called that multiply; biases begin at zero as a rule, and add."""
+MOST_SETTLING = 4
+"""Steps after which two layers of zeros in a row have moved, and a warmup from zero has begun."""
 _LARGE_DATA = 20_000
 """Samples above which an eighth of an epoch is too much for one step of a check."""
 
@@ -103,6 +107,26 @@ def declared_schedule(subject: Any, task: str, options: TrainOptions) -> list[or
 def trained_model(session: Any) -> Any:
     """Returns the model whose weights the optimizer moves: `model`, unless that holds averages."""
     return getattr(session, "trained_model", session.model)
+
+
+def zero_factors(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Returns the names of matrices and gains of zeros, as some layers and branches begin.
+
+    No gradient reaches what is behind one, until a step has moved it.
+    """
+    return [
+        name
+        for name, tensor in tensors.items()
+        if (tensor.dim() > 1 or name.rpartition(".")[2] in GAINS) and not tensor.any()
+    ]
+
+
+def settle(session: Any) -> None:
+    """Makes the steps before which a factor of zeros hides the gradients of others: mostly none."""
+    while session.step_index < MOST_SETTLING and zero_factors(
+        {n: p for n, p in trained_model(session).named_parameters() if p.requires_grad}
+    ):
+        session.step()
 
 
 def states_of_models(session: Any) -> dict[str, Tensor]:

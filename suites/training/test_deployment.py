@@ -11,6 +11,7 @@ import torch
 from forge_harness.errors import several
 from forge_harness.subject.protocols import TrainOptions
 
+from .averages import hold_averages
 from .comparison import compare
 from .dropout import WithoutDropout
 from .outputs import choices
@@ -50,7 +51,8 @@ def test_eval_is_quantized(subject, evidence, tmp_path):
     Evaluating leaves state and training mode of every module as they were, exporting the state.
     The metric does not depend on gradient accumulation. A run with an evaluation in it goes on as
     one without, bit for bit, where two runs without one agree. An export into the place of an older
-    one is refused, or is the newer model.
+    one is refused, or is the newer model. Averaged weights (`trained_model`) are averages of those
+    that are trained: between the least and the largest of them in every element, and they move.
     """
     task = cheapest(subject)
     _expect_equal(
@@ -61,6 +63,7 @@ def test_eval_is_quantized(subject, evidence, tmp_path):
             for seed in range(3)
         ],
     )
+    hold_averages(evidence, subject, task)
     _expect_nothing_changed(subject, task, evidence)
     _expect_gone_on(subject, task, evidence)
     _expect_exported_anew(subject, task, evidence, tmp_path / "twice")

@@ -10,13 +10,21 @@ from dataclasses import asdict
 import pytest
 
 from forge_harness.errors import several
-from forge_harness.evidence import largest
+from forge_harness.evidence import largest, smallest
 from forge_harness.paths import fixtures_dir
 from forge_harness.scoring.statistics import clopper_pearson
 from forge_harness.subject.arms import one_arm
 from forge_harness.subject.protocols import ExportsWeights, LoadsData, TrainOptions
 from forge_harness.subject.study import unpacked
 
+from .by_heart import (
+    LEARNED_BY_HEART,
+    STEPS,
+    is_learned,
+    losses_at,
+    samples_of_targets,
+    sufficient_rate,
+)
 from .objective import descends_loss, least_loss, objective
 from .outputs import right_answers
 from .support import only_cheapest, steps
@@ -47,18 +55,20 @@ CONVERGED = 0.95
 
 @pytest.mark.forge_check("training.overfit_one_batch")
 def test_overfit_one_batch(subject, evidence):
-    """Sixteen samples can be learned by heart in 60 steps.
+    """Sixteen samples, or two of many targets, can be learned by heart in 60 steps.
 
     Oracle: the loss falls to a twentieth of its start, above the least that the subject's loss can
     be for these targets (0, but where labels are smoothed). A lost estimator, frozen layers or
-    shuffled labels stay above half; the reference is below a thousandth. What a session descends
-    that is not `BuildsModel.loss` has no known least value: then every answer must be right.
+    shuffled labels stay above half; the reference is below a thousandth. A rate made for long runs
+    may be too low for 60 steps: where the full-precision twin does not learn them at the recipe's,
+    the lowest of 3, 10 and 30 times it counts at which the twin does. What a session descends that
+    is not `BuildsModel.loss` has no known least value: then every answer must be right.
     """
     task = only_cheapest(subject, evidence)
-    ids = tuple(range(16))
-    options = TrainOptions(steps=60, fixed_batch=ids)
+    ids = samples_of_targets(subject, task)
+    options = TrainOptions(steps=STEPS, fixed_batch=ids)
     session = subject.session(task, options)
-    records = steps(session, 60)
+    records = steps(session, STEPS)
     evidence.equal(
         "other_samples",
         sum(sorted(record.sample_ids) != sorted(ids) for record in records),
@@ -77,11 +87,15 @@ def test_overfit_one_batch(subject, evidence):
         return
     least = least_loss(subject, task, ids)
     losses = [record.loss - least for record in records]
+    multiple = 1 if is_learned(losses) else sufficient_rate(subject, task, options, least)
+    if multiple > 1:
+        losses = losses_at(subject, task, options, multiple, least)
     evidence.at_most(
         "loss_ratio",
         losses[-1] / losses[0],
-        limit=0.05,
-        reason=f"last over first loss of one fixed batch, above the least there is, {least:.3g}",
+        limit=LEARNED_BY_HEART,
+        reason=f"last over first loss of {several(len(ids), 'sample')}, above the least there is, "
+        f"{least:.3g}, at {multiple} times the recipe's rate",
         samples=[loss for loss in losses if math.isfinite(loss)],
     )
 
@@ -105,7 +119,8 @@ def test_loss_within_band(subject, evidence):
     band = _golden_band(subject, task)
     if problem := one_arm([tail for _, tail in ternary], [tail for _, tail in full]):
         pytest.skip(problem)
-    known = _loss_of_knowing_nothing(subject, task, full) if band is None else 0.0
+    guessing = _loss_of_guessing(subject, task) if band is None else 0.0
+    known = min(statistics.fmean(first for first, _ in full), guessing)
     floor = LEARNED * known
     logs = [[_log(largest((tail, floor))) for _, tail in arm] for arm in (ternary, full)]
     ratios = [one - two for one, two in zip(*logs, strict=True)]
@@ -135,22 +150,23 @@ def test_loss_within_band(subject, evidence):
         ),
         samples=[ratio for ratio in ratios if math.isfinite(ratio)],
     )
-    _learns_at_all(evidence, ternary, full, known)
+    _learns_at_all(evidence, ternary, full, known, guessing)
 
 
-def _learns_at_all(evidence, ternary, full, known):
+def _learns_at_all(evidence, ternary, full, known, guessing):
     """The ternary loss falls where that of the twin ends well below `known`, that of guessing.
 
     The ratio cannot tell: a twin that ends above a quarter of what guessing costs leaves room for
-    a model that guesses.
+    a model that guesses. Nor does a fall to guessing, from an output layer drawn too wide.
     """
     learned = known - statistics.fmean(tail for _, tail in full)
     if learned > LEARNED * known:
         evidence.at_least(
             "learned_share",
-            statistics.fmean(first - tail for first, tail in ternary) / learned,
+            statistics.fmean(smallest((first, guessing)) - tail for first, tail in ternary)
+            / learned,
             limit=LEAST_LEARNED,
-            reason="nats the ternary loss falls over those of full precision below guessing",
+            reason="nats the ternary loss falls below guessing over those of full precision",
         )
 
 
@@ -170,12 +186,11 @@ def _ends(subject, task, seed, precision):
     return losses[0], statistics.fmean(losses[-BAND_TAIL:])
 
 
-def _loss_of_knowing_nothing(subject, task, runs):
-    """The mean first loss, at most that of guessing; 0 where the data are not declared."""
+def _loss_of_guessing(subject, task):
+    """Of one among all classes or tokens; 0 where the data are not declared."""
     if not isinstance(subject, LoadsData):
         return 0.0
-    guessing = math.log(max(1, subject.data_info(task).cardinality))
-    return min(statistics.fmean(first for first, _ in runs), guessing)
+    return math.log(max(1, subject.data_info(task).cardinality))
 
 
 def band_key(subject, task):

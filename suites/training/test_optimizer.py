@@ -9,6 +9,7 @@ from forge_harness import oracles
 from forge_harness.evidence import largest, smallest
 from forge_harness.subject.protocols import TrainOptions
 
+from .decays import LIMIT, decay_error, decaying_update, own_multiple
 from .support import (
     Watch,
     cannot_show,
@@ -18,6 +19,7 @@ from .support import (
     norm,
     others,
     roundoff,
+    settle,
     shown,
     steps,
     tasks,
@@ -29,17 +31,19 @@ from .support import (
 def test_parameters_move(subject, evidence):
     """The optimizer owns exactly the model's parameters, and gradients move them, not only decay.
 
-    Oracle: identity of parameter objects; movement left after adding lr * decay * w back, against
-    8 roundings of the weight (2 for the update, the rest for products). At a hundredth of the peak
-    rate, where a run ends, nine in ten elements with a gradient above the median still move: in
-    bf16 such updates round away. Of tasks but the cheapest, who owns what. Weights that are stored
-    in less than fp32 may be rounded stochastically, and show neither.
+    Oracle: identity of parameter objects, before and after four steps (what is frozen at first may
+    be there already, and must be once it is not); movement left after adding lr * decay * w back,
+    against 8 roundings of the weight (2 for the update, the rest for products). At a hundredth of
+    the peak rate, where a run ends, nine in ten elements with a gradient above the median still
+    move: in bf16 such updates round away. Of tasks but the cheapest, who owns what. Weights that
+    are stored in less than fp32 may be rounded stochastically, and show neither.
     """
     task = cheapest(subject)
     session = subject.session(task, TrainOptions(steps=4))
     _expect_owned(session, evidence, "")
     with Watch(session) as watch:
         steps(session, 4)
+    _expect_owned(session, evidence, "after_steps.")
     first = watch.updates[0]
     coarse = [name for name in first.learning_rate if is_coarse(first.before[name])]
     still = [
@@ -68,10 +72,12 @@ def test_parameters_move(subject, evidence):
 
 def _expect_owned(session, evidence, prefix):
     owned = [id(p) for group in session.optimizer.param_groups for p in group["params"]]
-    live = [id(p) for p in trained_model(session).parameters() if p.requires_grad]
+    parameters = list(trained_model(session).parameters())
+    live = [id(p) for p in parameters if p.requires_grad]
+    frozen = {id(p) for p in parameters if not p.requires_grad}
     evidence.equal(
         f"{prefix}parameters_not_owned",
-        len(set(live) ^ set(owned)) + len(owned) - len(set(owned)),
+        len(set(live) ^ (set(owned) - frozen)) + len(owned) - len(set(owned)),
         expected=0,
         unit="parameters",
         reason=f"the optimizer holds each of the {len(live)} live parameters once",
@@ -110,26 +116,44 @@ def test_clip_effective(subject, evidence):
     Fault injected: one parameter's gradient times 1e6, by a tensor hook. Oracle: L2 norm over all
     parameters at the optimizer at most the limit (1e-3 for fp32 norms and the usual 1e-6 in the
     denominator), every gradient scaled by the same factor (1e-5), the norm before clipping
-    reported, and no change at all under a limit that is not reached; that last is held for the
-    cheapest task. Gradients in bf16 have four roundings of theirs more.
+    reported, and no change at all under a limit that is not reached. A loss scale that is a power
+    of two, as that one run shows it, is taken off before all of this. Gradients in bf16 have four
+    roundings of theirs more.
     """
     for task in tasks(subject):
-        _expect_clipped(subject, evidence, task, "" if task == cheapest(subject) else f"{task}.")
-    raw, _, update = _spiked_step(subject, cheapest(subject), clip_norm=1e9, spike=1.0)
-    changed = [name for name, g in raw.items() if not torch.equal(g, update.gradients[name])]
+        prefix = "" if task == cheapest(subject) else f"{task}."
+        raw, _, update = _spiked_step(subject, task, clip_norm=1e9, spike=1.0)
+        scale = _loss_scale(raw, update.gradients)
+        _expect_clipped(subject, evidence, task, prefix, scale)
+        _expect_unchanged(evidence, prefix, raw, update, scale)
+
+
+def _loss_scale(raw, given):
+    """The power of two by which gradients are above those the optimizer gets; 1 without one."""
+    before, after = norm(raw), norm({name: given[name] for name in raw})
+    ratio = before / after if after else math.inf
+    if not 1.0 < ratio < math.inf:
+        return 1.0
+    power = 2.0 ** round(math.log2(ratio))
+    return power if abs(ratio / power - 1) < 1e-6 else 1.0
+
+
+def _expect_unchanged(evidence, prefix, raw, update, scale):
+    changed = [n for n, g in raw.items() if not torch.equal(g, scale * update.gradients[n])]
     evidence.equal(
-        "changed_below_limit",
+        f"{prefix}changed_below_limit",
         len(changed),
         expected=0,
         unit="gradients",
-        reason=f"a norm under the limit is left alone; changed: {shown(changed)}",
+        reason=f"a norm under the limit is left alone; changed: {shown(changed)}"
+        + (f"; a loss scale of {scale:g} was taken off" if scale > 1 else ""),
     )
 
 
-def _expect_clipped(subject, evidence, task, prefix):
+def _expect_clipped(subject, evidence, task, prefix, scale):
     raw, record, update = _spiked_step(subject, task, clip_norm=0.5, spike=1e6)
     given = {name: g for name, g in update.gradients.items() if g is not None}
-    before, after = norm(raw), norm(given)
+    before, after = norm(raw) / scale, norm(given)
     # The norm of a tensor, that of norms, the factor and its products.
     rounded = 4 * (largest(map(roundoff, given.values())) - oracles.UNIT_ROUNDOFF)
     evidence.at_most(
@@ -150,7 +174,7 @@ def _expect_clipped(subject, evidence, task, prefix):
         limit=1e-4 + rounded,
         reason="grad_norm is the norm over all gradients before clipping",
     )
-    factors = [float(given[name].double().norm() / raw[name].double().norm()) for name in raw]
+    factors = [norm({n: given[n]}) / norm({n: g}) for n, g in raw.items() if g.any()]
     evidence.at_most(
         f"{prefix}factor_spread",
         largest(factors) / smallest(factors) - 1,
@@ -161,7 +185,8 @@ def _expect_clipped(subject, evidence, task, prefix):
 
 def _spiked_step(subject, task, *, clip_norm, spike):
     """Makes one step with a spike; returns raw gradients, the record and what the optimizer saw."""
-    session = subject.session(task, TrainOptions(steps=2, clip_norm=clip_norm))
+    session = subject.session(task, TrainOptions(steps=8, clip_norm=clip_norm))
+    settle(session)
     model = trained_model(session)
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     raw = {}
@@ -182,6 +207,11 @@ def _spiked_step(subject, task, *, clip_norm, spike):
         record = session.step()
     for handle in handles:
         handle.remove()
+    if not watch.updates:
+        pytest.skip(
+            f"{task}: the optimizer made no step of gradients times {spike:g}: under the session's "
+            "loss scale they overflow, and whether they are clipped does not show"
+        )
     return raw, record, watch.updates[0]
 
 
@@ -191,11 +221,11 @@ def test_schedule_trace(subject, evidence):
 
     Oracle: the formulas of `ScheduleSpec` in float64, at every step of the first task, the first
     two of the others, and the first twelve of four micro-batches each (1e-9 relative: float64 in
-    another order). A group may have a rate of its own, at a constant multiple of the plan's. Where
-    the optimizer is AdamW, each update is that of a float64 AdamW at its group's rate (1e-4 of the
-    rate, plus 4 roundings of the weight), so a rate that is logged but not used shows. Any other
-    optimizer, without decay, moves half as far from the same weights at half the rate. A kind
-    without a formula is held to its plan. Weights in less than fp32 have 8 roundings of theirs
+    another order). A group may have a rate and a decay of its own, at a constant multiple of the
+    plan's. Where the optimizer is AdamW, each update is that of a float64 AdamW at its group's rate
+    (1e-4 of the rate, plus 4 roundings of the weight), so a rate that is logged but not used shows.
+    Any other optimizer, without decay, moves half as far from the same weights at half the rate. A
+    kind without a formula is held to its plan. Weights in less than fp32 have 8 roundings of theirs
     (stochastic ones err by twice as much); where those are half of an update it cannot be judged.
     """
     blurred = set()
@@ -257,16 +287,17 @@ def _trace(subject, evidence, task, options, count, prefix):
         reason="in the optimizer's groups when it steps: the rate nearest to the plan's, the "
         "largest decay",
     )
-    drift, multiples = _multiples(watch.updates, expected)
-    evidence.at_most(
-        f"{prefix}.rate_drift",
-        drift,
-        limit=1e-9,
-        reason=f"each group's rate is a constant multiple of the plan's: {multiples}",
-    )
+    for kind, what in (("learning_rate", "rate"), ("weight_decay", "decay")):
+        drift, multiples = _multiples(watch.updates, expected, kind)
+        evidence.at_most(
+            f"{prefix}.{what}_drift",
+            drift,
+            limit=1e-9,
+            reason=f"each group's {what} is a constant multiple of the plan's: {multiples}",
+        )
     _expect_nothing_outside(evidence, prefix, watch.updates)
     if type(session.optimizer) is torch.optim.AdamW:
-        error, name, blurred = _update_error(session, watch.updates, expected)
+        error, name, blurred = _update_error(session, watch.updates)
         evidence.at_most(
             f"{prefix}.update_error",
             error,
@@ -300,13 +331,13 @@ def _nearest(rates, wanted):
     return min(rates.values(), key=lambda rate: abs(rate - wanted))
 
 
-def _multiples(updates, expected):
+def _multiples(updates, expected, kind):
     """Largest relative change of a parameter's rate over the plan's, and the first step's."""
     found = {}
     for update, now in zip(updates, expected, strict=False):
-        for name, rate in update.learning_rate.items():
-            if now.learning_rate:
-                found.setdefault(name, []).append(rate / now.learning_rate)
+        planned = getattr(now, kind)
+        for name, rate in getattr(update, kind).items() if planned else ():
+            found.setdefault(name, []).append(rate / planned)
     drift = largest(
         (largest(ratios) - smallest(ratios)) / largest(map(abs, ratios)) if any(ratios) else 0.0
         for ratios in found.values()
@@ -325,7 +356,7 @@ def _rates_error(rates, expected):
     )
 
 
-def _update_error(session, updates, expected):
+def _update_error(session, updates):
     """Largest error of an element over its limit, the parameter it is in, and those left out."""
     groups = {id(p): group for group in session.optimizer.param_groups for p in group["params"]}
     worst, where, blurred = 0.0, "none", set()
@@ -334,10 +365,11 @@ def _update_error(session, updates, expected):
             blurred.add(name)
             continue
         group = groups[id(trained_model(session).get_parameter(name))]
-        adam = oracles.AdamW(tuple(map(float, group["betas"])), group["eps"])
-        for update, now in zip(updates, expected, strict=False):
+        betas = tuple(map(float, group["betas"]))
+        adam = oracles.AdamW(betas, group["eps"], bool(group["amsgrad"]))
+        for update in updates:
             weight, rate = oracles.float64(update.before[name]), update.learning_rate[name]
-            decay = now.weight_decay if update.weight_decay[name] else 0.0
+            decay = update.weight_decay[name]
             wanted = adam.update(weight, update.gradients[name], rate, decay)
             limit = 1e-4 * rate + oracles.float64(_rounding(update, name))
             error = float((abs(oracles.float64(update.moved(name)) - wanted) / limit).max())
@@ -400,24 +432,25 @@ def _undecayed(subject, task, options, index, factor):
 def test_decay_groups(subject, evidence):
     """Weight decay shrinks quantized matrices at its rate, and never norms, biases or embeddings.
 
-    Metamorphic: with all gradients set to zero just before the first step, a parameter moves by
-    decay alone: exactly -lr * decay * w for the latent weights, nothing for the others, and nothing
-    before or after the optimizer's own step. Tolerance: two roundings of the weight; those of less
-    than fp32 are more than the decay there is. Catches decay added to the gradient, doubled, on
-    ternary values, or written by hand after the step.
+    Metamorphic: with all gradients set to zero just before each step, a parameter moves by decay
+    alone: exactly -lr * decay * w for the latent weights (torch's SGD has decay go through its
+    momentum), nothing for the others, and nothing before or after the optimizer's own step. Looked
+    at in the first step that has a rate and a decay. Tolerance: two roundings of the weight; those
+    of less than fp32 are more than the decay there is. Catches decay added to the gradient,
+    doubled, on ternary values, or written by hand after the step. An optimizer of one's own may
+    bring each update to the norm of its weight (LAMB): then the decay does not show.
     """
-    coarse = set()
+    coarse, multiples = set(), {}
     for task in tasks(subject):
-        session = subject.session(task, TrainOptions(steps=4))
+        options = TrainOptions(steps=4)
+        session = subject.session(task, options)
         model = trained_model(session)
-        latent = {id(p) for p in subject.latent_weights(model).values()}
+        latent = {id(p) for p in subject.latent_weights(model).values() if p.requires_grad}
         latents = [n for n, p in model.named_parameters() if id(p) in latent]
         exempt = _exempt(model)
-        rates = declared_schedule(subject, task, TrainOptions(steps=4))[0]
-        with Watch(session, zero_gradients=True) as watch:
-            watch.step()
-        _expect_nothing_outside(evidence, task, watch.updates)
-        update = watch.updates[0]
+        plan = declared_schedule(subject, task, options)
+        update = decaying_update(session, plan)
+        _expect_nothing_outside(evidence, task, [update])
         moved = [name for name in exempt if bool(update.moved(name).any())]
         evidence.equal(
             f"{task}.exempt_decayed",
@@ -427,15 +460,26 @@ def test_decay_groups(subject, evidence):
             reason=f"of {len(exempt)} norms, biases and embeddings; decayed: {shown(moved)}",
         )
         coarse |= {name for name in latents if is_coarse(update.before[name])}
-        fine = [name for name in latents if name not in coarse]
-        if fine:
+        shows = [n for n in latents if n not in coarse and update.before[n].any()]
+        decays = [now.weight_decay for now in plan[: session.step_index]]
+        errors = {name: decay_error(session, update, name, decays) for name in shows}
+        own = {n: own_multiple(session, update, n) for n in shows if not errors[n] <= LIMIT}
+        if own and decays[-1] and None not in own.values():
+            multiples |= {f"{task}.{name}": f"{multiple:.3g}" for name, multiple in own.items()}
+        elif shows:
             evidence.at_most(
                 f"{task}.decay_error",
-                largest(_decay_error(update, name, rates) for name in fine),
-                limit=2 * oracles.ONE_ULP,
-                reason=f"|move + lr decay w| / |w| of {len(fine)} latent weights, zero gradients",
+                largest(errors.values()),
+                limit=LIMIT,
+                reason=f"|move + lr decay w| / |w| of {len(shows)} latent weights, zero gradients",
             )
     cannot_show(sorted(coarse), "the decay of one step")
+    if multiples:
+        name, multiple = next(iter(multiples.items()))
+        pytest.skip(
+            f"the optimizer, none of torch's, shrinks {len(multiples)} weights by other multiples "
+            f"of the rate than the decay ({name}: {multiple}): decay in a trust ratio, or doubled"
+        )
 
 
 def _exempt(model):
@@ -451,9 +495,3 @@ def _exempt(model):
         for name, p in model.named_parameters()
         if p.requires_grad and (p.dim() < 2 or id(p) in embeddings)
     ]
-
-
-def _decay_error(update, name, rates):
-    weight = update.before[name].double()
-    wanted = -update.learning_rate[name] * rates.weight_decay * weight
-    return float((update.moved(name) - wanted).abs().max() / weight.abs().max())

@@ -144,14 +144,16 @@ def test_unknown_schedule_is_refused():
         oracles.schedule(spec(kind="linear"))
 
 
-def test_adamw_equals_torch():
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_adamw_equals_torch(amsgrad):
     generator = torch.Generator().manual_seed(1)
     parameter = torch.nn.Parameter(torch.randn(4, 3, generator=generator, dtype=torch.float64))
-    theirs = torch.optim.AdamW([parameter], betas=(0.8, 0.95), eps=1e-6)
-    ours = oracles.AdamW((0.8, 0.95), 1e-6)
-    for rate, decay in ((0.1, 0.3), (0.05, 0.0), (0.2, 0.1)):
+    theirs = torch.optim.AdamW([parameter], betas=(0.8, 0.95), eps=1e-6, amsgrad=amsgrad)
+    ours = oracles.AdamW((0.8, 0.95), 1e-6, amsgrad)
+    for rate, decay in ((0.2, 0.3), (0.05, 0.0), (0.01, 0.1)):
         theirs.param_groups[0].update(lr=rate, weight_decay=decay)
-        parameter.grad = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+        # Ever smaller: the largest second moment is not the last one.
+        parameter.grad = rate * torch.randn(4, 3, generator=generator, dtype=torch.float64)
         before = parameter.detach().clone()
         change = ours.update(before, parameter.grad, rate, decay)
         theirs.step()

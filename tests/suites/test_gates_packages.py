@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from forge_harness.subject.reference import ReferenceSubject
 from forge_harness.subject.study import study_run
@@ -109,6 +109,47 @@ def test_a_baseline_that_is_what_was_measured_passes(run_check, study):
     assert run.evidence("baselines_shown.digits") == 1
     assert run.evidence("baseline_loss_difference.digits") < 1e-6
     assert run.evidence("baseline_accuracy_difference.digits") == 0
+
+
+def counted(run, right, size):
+    return replace(run, accuracy=right / size, block_correct=(right,), block_size=(size,))
+
+
+NONE = 3
+ARMS = ("full", "ternary", "post_training")
+
+
+class SomeUnlabelled(Digits):
+    """Every seventh validation image is marked to have no label, by a number that is one."""
+
+    def data_info(self, task):
+        return replace(super().data_info(task), ignored_target=NONE)
+
+    def batch(self, task, split, ids):
+        batch = super().batch(task, split, ids)
+        marked = torch.tensor([index % 7 == 0 for index in ids])
+        return replace(batch, targets=batch.targets.masked_fill(marked, NONE))
+
+
+def test_a_baseline_is_measured_on_what_has_a_target(run_check, study):
+    subject = SomeUnlabelled()
+    run = next(run for run in study if run.weights)
+    model = subject.inference_model(run.package_task, "full", seed=run.seed)
+    model.load_state_dict(load(base64.b64decode(run.weights)))
+    size = subject.data_info(run.package_task).validation_size
+    batch = subject.batch(run.package_task, "validation", range(size))
+    known = batch.targets != NONE
+    with torch.no_grad():
+        logits, targets = model(batch.inputs)[known], batch.targets[known]
+    loss = float(torch.nn.functional.cross_entropy(logits, targets))
+    right = int((logits.argmax(-1) == targets).sum())
+    changed = [
+        replace(counted(other, right - ARMS.index(other.arm), len(targets)), package={}, loss=loss)
+        for other in study
+    ]
+    found = run_check("gates.quantized_accuracy_ratio", subject, study=changed)
+    assert found.evidence("baseline_loss_difference.digits") < 1e-6
+    assert found.evidence("baseline_accuracy_difference.digits") < 1e-9
 
 
 class Noisy(ReferenceSubject):

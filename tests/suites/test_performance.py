@@ -285,3 +285,22 @@ def test_weights_that_are_kept_anywhere_count(run_check, where):
     CACHE.cache_clear()
     assert run.outcome is Outcome.FAIL, run.reason
     assert "resident_ratio is" in run.reason
+
+
+class BeginsAtZero(ReferenceSubject):
+    """Images alone, and an output layer of zeros: every logit of a fresh model is 0."""
+
+    def tasks(self):
+        return ("digits",)
+
+    def build_model(self, task, *, seed):
+        model = super().build_model(task, seed=seed)
+        torch.nn.init.zeros_(model.head.weight)
+        return model
+
+
+def test_logits_of_zeros_leave_the_packed_model_unmeasured(run_check):
+    """Any packed model says the same, whatever it computes in front of such a layer."""
+    run = run_check("performance.inference_speedup", BeginsAtZero())
+    assert run.outcome is Outcome.NOT_MEASURED, run.reason
+    assert "digits: every logit of a fresh model is 0" in run.reason

@@ -29,6 +29,7 @@ MODULES = (
     "steps_schedule",
     "steps_guards",
     "steps_runs",
+    "averages",
     "checkpoints",
     "checkpoints_kept",
     "evaluation",

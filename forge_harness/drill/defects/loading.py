@@ -106,13 +106,14 @@ class _SeedZero:
 class TrainsOnValidation(ReferenceSubject):
     """Pools the splits before it deals: half of what it trains on are planted documents."""
 
+    kind: type[training.QATSession] = training.QATSession
+
     def session(self, task: str, options: TrainOptions) -> TrainingSession:
         """See `Trains.session`."""
         long = [c for c in options.validation_canaries if len(c) > CANARY_BYTES]
         if not long:
             return super().session(task, options)
-        load = _Pooled(self, long)
-        return training.QATSession(task, options, build_model=self._build, load=load)
+        return self.kind(task, options, build_model=self._build, load=_Pooled(self, long))
 
 
 class _Pooled:

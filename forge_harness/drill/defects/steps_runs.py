@@ -104,6 +104,19 @@ class _LearnsNothing(ReferenceSubject):
         return session
 
 
+class _FallsToGuessing(_LearnsNothing):
+    """The ternary model forgets an output layer drawn too wide, down to guessing, and no more."""
+
+    def session(self, task: str, options: TrainOptions) -> Any:
+        session: Any = super().session(task, options)
+        if options.precision == "ternary":
+            head = session.model.get_parameter("head.weight")
+            with torch.no_grad():
+                head.copy_(torch.linspace(-20, 20, head.numel()).view(head.shape))
+            session.optimizer.register_step_post_hook(lambda *_: head.data.mul_(0.5))
+        return session
+
+
 class NoAverageOverRanks(ReferenceSubject):
     """Each rank trains on its half of the batch, and nothing is exchanged."""
 
@@ -309,6 +322,16 @@ DEFECTS = (
         subject=_LearnsNothing,
         alive=observe.trained,
         subtlety=3,
+    ),
+    Defect(
+        id="falls_to_guessing",
+        title="The ternary loss falls from an output layer drawn too wide to guessing, and no more",
+        stage=Stage.TRAINING,
+        check="training.loss_within_band",
+        shows="learned_share is",
+        subject=_FallsToGuessing,
+        alive=observe.trained,
+        subtlety=4,
     ),
     Defect(
         id="ranks_not_averaged",

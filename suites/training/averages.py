@@ -1,0 +1,66 @@
+"""Averages of the weights that are trained: whether what is evaluated and exported is one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from forge_harness.subject.protocols import TrainOptions
+
+from .support import roundoff, shown, trained_model
+
+STEPS = 20
+"""Enough for a lookahead of ten and for an average of the last quarter to begin."""
+
+
+def hold_averages(evidence: Any, subject: Any, task: str) -> None:
+    """Holds `model` to the range of all that `trained_model` ever was, where they are two.
+
+    An average of any kind lies between the least and the largest of what it is made of, element by
+    element, the weights of the start included; one that begins at zero and is not corrected for it
+    does not, and one of another model neither. And it moves.
+    """
+    session = subject.session(task, TrainOptions(steps=STEPS))
+    if trained_model(session) is session.model:
+        return
+    start = _copies(session.model)
+    low = high = _copies(trained_model(session))
+    for _ in range(STEPS):
+        session.step()
+        now = _copies(trained_model(session))
+        low = {name: torch.minimum(low[name], now[name]) for name in low}
+        high = {name: torch.maximum(high[name], now[name]) for name in high}
+    found = _copies(session.model)
+    trained = [name for name in low if not torch.equal(low[name], high[name])]
+    outside = [n for n in low if n not in found or not _between(low[n], found[n], high[n])]
+    evidence.equal(
+        "averages_outside",
+        len(outside),
+        expected=0,
+        unit="parameters",
+        reason=f"of {len(low)}; an average of weights lies between the least and the largest of "
+        f"{STEPS} steps and the start, in every element: {shown(outside)}",
+    )
+    still = [n for n in trained if n in found and torch.equal(start[n], found[n])]
+    evidence.equal(
+        "averages_that_stay",
+        len(still),
+        expected=0,
+        unit="parameters",
+        reason=f"of {len(trained)} that are trained; averages that are those of the start after "
+        f"{STEPS} steps: {shown(still)}",
+    )
+
+
+def _copies(model: Any) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def _between(low: torch.Tensor, found: torch.Tensor, high: torch.Tensor) -> bool:
+    if found.shape != low.shape:
+        return False
+    # Each step of an average rounds once or twice.
+    room = 2 * STEPS * roundoff(found) * torch.maximum(low.abs(), high.abs()).double() + 1e-30
+    values = found.double()
+    return bool(((values >= low.double() - room) & (values <= high.double() + room)).all())
