@@ -170,8 +170,8 @@ class _TernaryLinear(torch.autograd.Function):
                 del scaled_x
             if by_row is not None:
                 if scaled_w is None:
-                    scaled_w = (rows * by_row).to(ctx.matmul_dtype)
-                grad_w = (scaled_w.t() @ _rows(q).to(scaled_w.dtype)).float().to(w_dtype)
+                    scaled_w = (rows * by_row).to(ctx.matmul_dtype).t()
+                grad_w = (scaled_w @ _rows(q).to(scaled_w.dtype)).float().to(w_dtype)
             if bias_dtype is not None and ctx.needs_input_grad[2]:
                 grad_bias = _rows(grad).sum(dim=0).to(bias_dtype)
         return grad_x, grad_w, grad_bias, None, None, None, None, None
@@ -192,7 +192,7 @@ def _no_autocast(device: str) -> AbstractContextManager[object]:
 def _scaled_bf16(
     grad: Tensor, by_row: Tensor | None, by_column: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Returns grad * by_row and grad * by_column by the kernels; None where they have none."""
+    """Returns (grad * by_row).T and grad * by_column by the kernels; None where they have none."""
     if dtype is not torch.bfloat16 or not native.fits(grad, by_row, by_column):
         return None, None
     return native.scaled_bf16(grad, by_row, by_column) or (None, None)

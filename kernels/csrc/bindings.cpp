@@ -306,14 +306,14 @@ void code_weights(const char* path, std::uintptr_t values, std::size_t count,
 }
 
 void narrow_rows(const char* path, std::uintptr_t values, std::size_t rows, std::size_t columns,
-                 std::uintptr_t by_row, std::uintptr_t rowwise, std::uintptr_t by_column,
+                 std::uintptr_t by_row, std::uintptr_t turned, std::uintptr_t by_column,
                  bool per_column, std::uintptr_t columnwise, std::size_t threads) {
   const forge::Path& chosen = path_named(path);
   check_memory(values, rows * columns, "the values");
-  if (rowwise != 0) check_memory(by_row, rows, "the rows' factors");
+  if (turned != 0) check_memory(by_row, rows, "the rows' factors");
   if (columnwise != 0) check_memory(by_column, 1, "the columns' factors");
   const forge::Narrowing call{at<const float>(values),  rows,       columns,
-                              at<const float>(by_row),  at<std::uint16_t>(rowwise),
+                              at<const float>(by_row),  at<std::uint16_t>(turned),
                               at<const float>(by_column), per_column,
                               at<std::uint16_t>(columnwise)};
   nb::gil_scoped_release release;
@@ -384,8 +384,8 @@ NB_MODULE(_native, m) {
   m.def("code_weights", &code_weights, "path"_a, "values"_a, "count"_a, "scale"_a, "codes"_a,
         "threads"_a, "int8 codes of fp32 weights over one scale. Takes addresses.");
   m.def("narrow_rows", &narrow_rows, "path"_a, "values"_a, "rows"_a, "columns"_a, "by_row"_a,
-        "rowwise"_a, "by_column"_a, "per_column"_a, "columnwise"_a, "threads"_a,
-        "bf16 of fp32 values (M, N) times factors. Takes addresses; a result of 0 is left out.");
+        "turned"_a, "by_column"_a, "per_column"_a, "columnwise"_a, "threads"_a,
+        "bf16 of fp32 values times factors, the rows' turned. Takes addresses; 0: left out.");
   m.def("probe_multiply", &probe_multiply, "path"_a, "repeats"_a, "threads"_a,
         "Runs the path's multiply-add on registers; returns how many a thread did, 0 for none.");
   m.def("call_vec_dot_rows", &call_vec_dot_rows, "function"_a, "weights"_a, "q"_a, "sums"_a,

@@ -139,13 +139,13 @@ def narrow_rows(
     rows: int,
     columns: int,
     by_row: int,
-    rowwise: int,
+    turned: int,
     by_column: int,
     per_column: bool,
     columnwise: int,
     threads: int,
 ) -> None:
-    """bf16 of fp32 values (M, N) times factors. Takes addresses; a result of 0 is left out."""
+    """bf16 of fp32 values times factors, the rows' turned. Takes addresses; 0: left out."""
 
 def probe_multiply(path: str, repeats: int, threads: int) -> int:
     """Runs the path's multiply-add on registers; returns how many a thread did, 0 for none."""

@@ -290,14 +290,17 @@ void code_weights(const Path& path, const float* values, std::size_t count, cons
 }
 
 void narrow_rows(const Path& path, const Narrowing& n, std::size_t threads) {
-  for_tokens(n.rows, n.columns, threads, [&](std::size_t m) {
-    const float* values = n.values + m * n.columns;
-    if (n.rowwise != nullptr) {
-      path.narrow(values, n.columns, n.by_row[m], nullptr, n.rowwise + m * n.columns);
+  const std::size_t strips = (n.rows + kTurnedRows - 1) / kTurnedRows;
+  for_tokens(strips, n.columns * kTurnedRows, threads, [&](std::size_t strip) {
+    const std::size_t first = strip * kTurnedRows, last = std::min(n.rows, first + kTurnedRows);
+    // In this order: rows are read one after the other first, several at once from the cache.
+    for (std::size_t m = first; n.columnwise != nullptr && m < last; ++m) {
+      path.narrow(n.values + m * n.columns, n.columns, n.by_column[0],
+                  n.per_column ? n.by_column : nullptr, n.columnwise + m * n.columns);
     }
-    if (n.columnwise != nullptr) {
-      path.narrow(values, n.columns, n.by_column[0], n.per_column ? n.by_column : nullptr,
-                  n.columnwise + m * n.columns);
+    if (n.turned != nullptr) {
+      path.narrow_turned(n.values + first * n.columns, last - first, n.columns, n.by_row + first,
+                         n.rows, n.turned + first);
     }
   });
 }

@@ -61,16 +61,16 @@ bool apply_codes(const Path& path, const CodesLinear& linear, std::size_t thread
 void code_weights(const Path& path, const float* values, std::size_t count, const float* scale,
                   std::int8_t* codes, std::size_t threads);
 
-// bf16 (rows, columns) of fp32 values: times the row's factor, and times the column's.
+// bf16 of fp32 values (rows, columns): times the row's factor, turned, and times the column's.
 struct Narrowing {
   const float* values;
   std::size_t rows;
   std::size_t columns;
   const float* by_row;       // one a row
-  std::uint16_t* rowwise;    // values times those, or null
+  std::uint16_t* turned;     // (columns, rows): values times those, or null
   const float* by_column;    // one a column, or one
   bool per_column;
-  std::uint16_t* columnwise; // values times those, or null
+  std::uint16_t* columnwise; // (rows, columns): values times those, or null
 };
 void narrow_rows(const Path& path, const Narrowing& narrowing, std::size_t threads);
 

@@ -33,6 +33,9 @@ struct Weight {
   std::size_t kblocks;         // blocks of 16 columns
 };
 
+// As many bf16 values are a cache line, which is then written whole, once.
+inline constexpr std::size_t kTurnedRows = 32;
+
 struct Path {
   const char* name;
   // Multiplies row groups first..last with every token.
@@ -49,6 +52,10 @@ struct Path {
   // bf16 of one row's values times a number a column, or where that is null times one number.
   void (*narrow)(const float* values, std::size_t count, float by, const float* by_column,
                  std::uint16_t* narrow);
+  // bf16 of at most kTurnedRows rows' values times a number a row, turned: column c of the values
+  // is row c of the result, and those are `stride` apart.
+  void (*narrow_turned)(const float* values, std::size_t rows, std::size_t columns,
+                        const float* by_row, std::size_t stride, std::uint16_t* narrow);
 };
 
 // The portable quantizer, for paths without one of their own.

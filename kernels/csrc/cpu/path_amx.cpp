@@ -304,8 +304,14 @@ void code(const float* values, std::size_t count, float inverse, std::int8_t* co
   kVnniPath.code(values, count, inverse, codes);
 }
 
+void narrow_turned(const float* values, std::size_t rows, std::size_t columns, const float* by_row,
+                   std::size_t stride, std::uint16_t* narrow) {
+  kVnniPath.narrow_turned(values, rows, columns, by_row, stride, narrow);
+}
+
 }  // namespace
 
-const Path kAmxPath = {"amx-int8", &multiply, &quantize, &take_row, &code, &narrow_values};
+const Path kAmxPath = {"amx-int8", &multiply, &quantize, &take_row, &code,
+                       &narrow_values, &narrow_turned};
 
 }  // namespace forge

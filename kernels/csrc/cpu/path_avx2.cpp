@@ -344,6 +344,7 @@ void quantize(const void* values, Dtype dtype, std::size_t columns, std::size_t 
 
 }  // namespace
 
-const Path kAvx2Path = {"avx2", &multiply, &quantize, &take_row, &code_values, &narrow_values};
+const Path kAvx2Path = {"avx2", &multiply, &quantize,
+                        &take_row, &code_values, &narrow_values, &narrow_turned_values};
 
 }  // namespace forge

@@ -75,7 +75,7 @@ void multiply(const Activations& x, const Weight& w, const Output& out, std::siz
 }  // namespace
 
 // Quantization costs one token's K against N * K: the portable one serves.
-const Path kNeonPath = {"neon-dotprod",
-                        &multiply, &quantize_scalar, &take_row, &code_values, &narrow_values};
+const Path kNeonPath = {"neon-dotprod", &multiply, &quantize_scalar,
+                        &take_row, &code_values, &narrow_values, &narrow_turned_values};
 
 }  // namespace forge

@@ -60,7 +60,7 @@ void quantize_scalar(const void* values, Dtype dtype, std::size_t columns, std::
   }
 }
 
-const Path kScalarPath = {"scalar",
-                        &multiply, &quantize_scalar, &take_row, &code_values, &narrow_values};
+const Path kScalarPath = {"scalar", &multiply, &quantize_scalar,
+                          &take_row, &code_values, &narrow_values, &narrow_turned_values};
 
 }  // namespace forge

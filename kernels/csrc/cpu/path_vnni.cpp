@@ -300,9 +300,75 @@ void code(const float* values, std::size_t count, float inverse, std::int8_t* co
   }
 }
 
+// bf16_of in the upper half of each lane; what is below it is no zero.
+inline __m512i rounded(__m512 value) {
+  const __m512i bits = _mm512_castps_si512(value);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i up = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF));
+  const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+  return _mm512_mask_mov_epi32(_mm512_add_epi32(bits, up), nan, _mm512_set1_epi32(0x7FC00000));
+}
+
+// Turns sixteen rows of sixteen lanes.
+inline void turn(__m512i (&rows)[16]) {
+  __m512i a[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+    a[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+  }
+  // Lanes 4k + j of rows 4g to 4g + 3 are then in the quarter k of b[4g + j].
+  __m512i b[16];
+#pragma GCC unroll 4
+  for (int g = 0; g < 16; g += 4) {
+    b[g] = _mm512_unpacklo_epi64(a[g], a[g + 2]);
+    b[g + 1] = _mm512_unpackhi_epi64(a[g], a[g + 2]);
+    b[g + 2] = _mm512_unpacklo_epi64(a[g + 1], a[g + 3]);
+    b[g + 3] = _mm512_unpackhi_epi64(a[g + 1], a[g + 3]);
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const __m512i low0 = _mm512_shuffle_i32x4(b[j], b[4 + j], 0x88);
+    const __m512i low1 = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0x88);
+    const __m512i high0 = _mm512_shuffle_i32x4(b[j], b[4 + j], 0xDD);
+    const __m512i high1 = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0xDD);
+    rows[j] = _mm512_shuffle_i32x4(low0, low1, 0x88);
+    rows[4 + j] = _mm512_shuffle_i32x4(high0, high1, 0x88);
+    rows[8 + j] = _mm512_shuffle_i32x4(low0, low1, 0xDD);
+    rows[12 + j] = _mm512_shuffle_i32x4(high0, high1, 0xDD);
+  }
+}
+
+void narrow_turned(const float* values, std::size_t rows, std::size_t columns, const float* by_row,
+                   std::size_t stride, std::uint16_t* narrow) {
+  static_assert(kTurnedRows == 32, "two rows a lane, sixteen lanes");
+  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xFFFF0000u));
+  const __mmask32 kept = static_cast<__mmask32>(rows == 32 ? ~0u : (1u << rows) - 1u);
+  for (std::size_t c = 0; c < columns; c += 16) {
+    const std::size_t left = columns - c, count = left < 16 ? left : 16;
+    const __mmask16 mask = mask_of(left);
+    const auto row = [&](std::size_t r) {
+      if (r >= rows) return _mm512_setzero_si512();
+      const __m512 value = load16<false>(values + r * columns, c, mask);
+      return rounded(_mm512_mul_ps(value, _mm512_set1_ps(by_row[r])));
+    };
+    __m512i pairs[16];
+#pragma GCC unroll 16
+    for (std::size_t i = 0; i < 16; ++i) {
+      const __m512i second = _mm512_and_si512(row(2 * i + 1), upper);
+      pairs[i] = _mm512_or_si512(_mm512_srli_epi32(row(2 * i), 16), second);
+    }
+    turn(pairs);
+#pragma GCC unroll 16
+    for (std::size_t i = 0; i < 16; ++i) {
+      if (i < count) _mm512_mask_storeu_epi16(narrow + (c + i) * stride, kept, pairs[i]);
+    }
+  }
+}
+
 }  // namespace
 
-const Path kVnniPath = {"avx512-vnni",
-                        &multiply, &quantize, &take_row, &code, &narrow_values};
+const Path kVnniPath = {"avx512-vnni", &multiply, &quantize, &take_row, &code,
+                        &narrow_values, &narrow_turned};
 
 }  // namespace forge

@@ -115,5 +115,23 @@ inline void narrow_values(const float* values, std::size_t count, float by,
   }
 }
 
+// Path::narrow_turned: by way of a few columns in the order of the values, so that the rounding
+// runs in vectors.
+inline void narrow_turned_values(const float* values, std::size_t rows, std::size_t columns,
+                                 const float* by_row, std::size_t stride, std::uint16_t* narrow) {
+  constexpr std::size_t kStrip = 16;
+  std::uint16_t strip[kTurnedRows][kStrip];
+  for (std::size_t first = 0; first < columns; first += kStrip) {
+    const std::size_t left = columns - first, count = left < kStrip ? left : kStrip;
+    for (std::size_t r = 0; r < rows; ++r) {
+      narrow_values(values + r * columns + first, count, by_row[r], nullptr, strip[r]);
+    }
+    for (std::size_t c = 0; c < count; ++c) {
+      std::uint16_t* to = narrow + (first + c) * stride;
+      for (std::size_t r = 0; r < rows; ++r) to[r] = strip[r][c];
+    }
+  }
+}
+
 }  // namespace
 }  // namespace forge

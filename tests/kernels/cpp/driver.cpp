@@ -114,13 +114,13 @@ std::size_t check_training(const forge::Path& path, const Shape& s, std::size_t 
   const forge::Path* both[2] = {&path, &forge::kScalarPath};
   std::vector<float> y[2];
   std::vector<std::int8_t> coded[2];
-  std::vector<std::uint16_t> rowwise[2], columnwise[2];
+  std::vector<std::uint16_t> turned[2], columnwise[2];
   std::size_t wrong = 0;
   for (int i = 0; i < 2; ++i) {
     const std::size_t workers = i == 0 ? threads : 1;
     y[i].assign(values, -1.0f);
     coded[i].assign(weights, 9);
-    rowwise[i].assign(values, 7);
+    turned[i].assign(values, 7);
     columnwise[i].assign(values, 7);
     const forge::CodesLinear call{q.get(), q_scales.get(), s.tokens, s.columns, codes.get(), s.rows,
                                   scales.get(), true, nullptr, y[i].data(),
@@ -129,13 +129,13 @@ std::size_t check_training(const forge::Path& path, const Shape& s, std::size_t 
     const float scale = 1.25f;
     forge::code_weights(*both[i], w.get(), weights, &scale, coded[i].data(), workers);
     forge::narrow_rows(*both[i],
-                       {y[i].data(), s.tokens, s.rows, q_scales.get(), rowwise[i].data(),
+                       {y[i].data(), s.tokens, s.rows, q_scales.get(), turned[i].data(),
                         scales.get(), true, columnwise[i].data()},
                        workers);
   }
   wrong += y[0] != y[1];
   wrong += coded[0] != coded[1];
-  wrong += rowwise[0] != rowwise[1];
+  wrong += turned[0] != turned[1];
   wrong += columnwise[0] != columnwise[1];
   codes[weights - 1] = 2;
   const forge::CodesLinear four{q.get(), q_scales.get(), s.tokens, s.columns, codes.get(), s.rows,
