@@ -17,10 +17,14 @@ pytest_plugins = ["pytester"]
 
 
 def pytest_configure():
-    # A shell starts background jobs with SIGINT ignored, and children inherit it: the processes
-    # that tests interrupt would never notice.
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A shell starts background jobs with SIGINT ignored and nohup its command with SIGHUP, and
+    # children inherit it: the processes that tests interrupt would never notice.
+    for which, usual in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(which) == signal.SIG_IGN:
+            signal.signal(which, usual)
 
 
 @pytest.fixture(scope="session")
