@@ -26,6 +26,9 @@ from .support import (
     trained_model,
 )
 
+LEAST_LOSS_SCALE = 128.0
+"""Scales of half precision begin higher: GradScaler at 65,536, fixed ones at 128 or 1,024."""
+
 
 @pytest.mark.forge_check("training.parameters_move")
 def test_parameters_move(subject, evidence):
@@ -129,13 +132,16 @@ def test_clip_effective(subject, evidence):
 
 
 def _loss_scale(raw, given):
-    """The power of two by which gradients are above those the optimizer gets; 1 without one."""
+    """The power of two by which gradients are above those the optimizer gets; 1 without one.
+
+    Less than `LEAST_LOSS_SCALE` is no such scale, but gradients that are halved on their way.
+    """
     before, after = norm(raw), norm({name: given[name] for name in raw})
     ratio = before / after if after else math.inf
     if not 1.0 < ratio < math.inf:
         return 1.0
     power = 2.0 ** round(math.log2(ratio))
-    return power if abs(ratio / power - 1) < 1e-6 else 1.0
+    return power if power >= LEAST_LOSS_SCALE and abs(ratio / power - 1) < 1e-6 else 1.0
 
 
 def _expect_unchanged(evidence, prefix, raw, update, scale):

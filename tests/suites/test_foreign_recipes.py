@@ -81,6 +81,12 @@ class Scaled(foreign.Words):
     loss_scale = 4096.0
 
 
+class Halved(foreign.Words):
+    """Gradients are halved, as where a mean is taken twice; nobody scales a loss by so little."""
+
+    loss_scale = 2.0
+
+
 class FrozenAtFirst(foreign.Words):
     """Embeddings are frozen for the first half; the optimizer holds them all along."""
 
@@ -331,6 +337,12 @@ def test_what_is_learned_at_no_rate_is_not_excused_by_its_twin(run_check):
     run = run_check("training.overfit_one_batch", BlindToInputs())
     assert run.outcome is Outcome.FAIL, run.reason
     assert "at 1 times the recipe's rate" in run.reason
+
+
+def test_halved_gradients_are_no_loss_scale(run_check):
+    run = run_check("training.clip_effective", Halved())
+    assert run.outcome is Outcome.FAIL
+    assert "reported_norm_error is 0.5" in run.reason
 
 
 def test_decay_in_a_trust_ratio_is_not_measured(run_check):
