@@ -49,11 +49,7 @@ class PackedTernary:
     def __post_init__(self) -> None:
         from forge_kernels.layout import blocks_shape
 
-        if self.layout != LAYOUT:
-            raise ValueError(
-                f"packed weight of layout {self.layout!r}; this version reads {LAYOUT!r}: pack the "
-                "codes again."
-            )
+        check_layout(self.layout)
         check_size(self.rows, self.columns)
         expected = blocks_shape(self.rows, self.columns)
         if (
@@ -207,6 +203,15 @@ def unpack(packed: PackedTernary, *, backend: Backend = "auto") -> Tensor:
         return codes
     except ValueError as error:
         raise NonTernaryCodeError(f"{error}: the packed weight is damaged.") from None
+
+
+def check_layout(layout: str) -> None:
+    """Raises ValueError for a layout that this version does not multiply with."""
+    if layout != LAYOUT:
+        raise ValueError(
+            f"packed weight of layout {layout!r}; this version reads {LAYOUT!r}: pack the codes "
+            "again."
+        )
 
 
 def check_size(rows: int, columns: int) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from forge_harness.kernels import Backend, PackedTernary, pack, ternary_linear, unpack, which
-from forge_harness.kernels.packed import checked_scales
+from forge_harness.kernels.packed import LAYOUT, check_layout, checked_scales
 from forge_harness.quant import TernaryLinearOp, absmax_int8
 from forge_harness.quant.ste import weight_scales
 from forge_harness.quant.ternary import check_parts
@@ -152,20 +152,26 @@ class PackedLinear(nn.Module):
         return self
 
     def get_extra_state(self) -> Tensor:
-        """Returns (N, K), which the blocks of the codes do not tell; a state dict keeps it."""
-        return torch.tensor(self._packed.shape, device="cpu")
+        """Returns N, K and the name of the layout in ASCII, which the blocks do not tell.
+
+        A tensor, since state dicts are saved in formats that hold nothing else.
+        """
+        return torch.tensor([*self._packed.shape, *LAYOUT.encode()], device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Does nothing: the shape of a state dict was compared before its weight was taken."""
+        """Does nothing: a state dict's were compared before its weight was taken."""
 
     def _load_from_state_dict(
         self, state_dict: MutableMapping[str, Tensor], prefix: str, *args: object
     ) -> None:
         # Before anything is taken over: the fast kernels do not look at any of it again. Each
-        # alone, since a shard may bring one without the others, and old states have no shape.
-        shape = state_dict.setdefault(prefix + "_extra_state", self.get_extra_state())
-        if not shape.is_meta:
-            self._check_shape(tuple(shape.tolist()))
+        # alone, since a shard may bring one without the others, and old states have no shape, or
+        # no layout after it.
+        extra = state_dict.setdefault(prefix + "_extra_state", self.get_extra_state())
+        if not extra.is_meta:
+            rows, columns, *layout = extra.tolist()
+            self._check_shape((rows, columns))
+            check_layout("".join(map(chr, layout)) or LAYOUT)
         for name, check in (("data", self._check_codes), ("scale", checked_scales)):
             given = state_dict.get(prefix + name)
             # Another shape is a mismatch that torch reports; meta has no values.

@@ -117,7 +117,7 @@ def test_nothing_is_shared_with_the_layer():
 def test_latents_are_gone_and_bytes_are_counted():
     packed = PackedLinear.from_bitlinear(layer(256, 128, bias=True, sub_norm=True))
     state = packed.state_dict()
-    assert state.pop("_extra_state").tolist() == [128, 256]
+    assert state.pop("_extra_state").tolist() == [128, 256, *b"i2-64x16"]
     assert set(state) == {"data", "scale", "bias", "norm.weight"}
     assert packed.nbytes == sum(tensor.nbytes for tensor in state.values())
     assert state["data"].nbytes == 256 * 128 // 4
@@ -267,6 +267,24 @@ def test_a_state_without_the_shape_is_taken_as_it_was_before_it_was_kept():
     keys = model.load_state_dict(state)
     assert not keys.missing_keys
     assert torch.equal(model(draw(3, 24)), other(draw(3, 24)))
+
+
+def test_a_state_of_another_layout_is_refused_and_nothing_changes():
+    packed = PackedLinear.from_bitlinear(layer())
+    before = packed.data.clone()
+    state = PackedLinear.from_bitlinear(layer(seed=1)).state_dict()
+    state["_extra_state"] = torch.tensor([*packed.packed.shape, *b"i2-32x32"])
+    with pytest.raises(ValueError, match="'i2-32x32'; this version reads 'i2-64x16': pack the"):
+        packed.load_state_dict(state)
+    assert torch.equal(packed.data, before)
+
+
+def test_a_state_of_before_the_layout_was_kept_is_taken():
+    packed = PackedLinear.from_bitlinear(layer())
+    state = PackedLinear.from_bitlinear(layer(seed=1)).state_dict()
+    state["_extra_state"] = state["_extra_state"][:2]
+    packed.load_state_dict(state)
+    assert torch.equal(packed.data, state["data"])
 
 
 def test_a_state_is_loaded_under_any_default_dtype():
