@@ -175,6 +175,15 @@ def test_an_unknown_key_is_refused_in_the_file_and_in_the_environment(tmp_path):
     assert "FORGE_HARNESS_RUN_SEEED" in str(error)
 
 
+def test_a_variable_that_is_not_in_capitals_does_not_win_over_the_one_that_is():
+    environ = {"FORGE_HARNESS_RUN_SEED": "7", "FORGE_HARNESS_run_seed": "3"}
+    error = refused(environ=environ)
+    assert error.suggestion == "run.seed"
+    assert "(FORGE_HARNESS_run_seed, which is not in capitals)" in str(error)
+    # Of an open section as well.
+    assert "DECLARED_gpu" in str(refused(environ={"FORGE_HARNESS_DECLARED_gpu": "none"}))
+
+
 def test_variables_that_other_parts_read_are_not_configuration():
     from forge_harness.probes.advisories import FILE_VARIABLE
 

@@ -114,7 +114,8 @@ def from_environment(
     for name in configuration_variables(environ):
         key = known.get(name) or _split_name(name, sections)
         value = parse_text(environ[name], defaults.get(key))
-        yield key, Given(value, "environment", f"in the environment ({name})")
+        case = "" if name.isupper() else ", which is not in capitals"
+        yield key, Given(value, "environment", f"in the environment ({name}{case})")
 
 
 def from_flags(
@@ -162,8 +163,14 @@ def _parse_list(text: str) -> Any:  # noqa: ANN401 - what JSON holds, judged by 
 
 
 def _split_name(variable: str, sections: Collection[str]) -> str:
-    """Returns the dotted key of an unknown variable: a new key of an open section, or a typo."""
-    rest = variable.removeprefix(ENV_PREFIX).lower()
+    """Returns the dotted key of an unknown variable: a new key of an open section, or a typo.
+
+    One that is not in capitals is a typo too: it and the one that is would name one key.
+    """
+    rest = variable.removeprefix(ENV_PREFIX)
+    if not variable.isupper():
+        return rest
+    rest = rest.lower()
     section, _, key = rest.partition("_")
     return f"{section}.{key}" if section in sections and key else rest
 

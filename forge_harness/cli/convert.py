@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from forge_harness.cli.checkpoints import read_options, reading_options
 from forge_harness.cli.options import examples, json_option
 from forge_harness.cli.terminal import echo_json
-from forge_harness.errors import ExitCode, several
+from forge_harness.errors import ExitCode, UsageError, several
 
 if TYPE_CHECKING:
     from forge_harness.formats.convert import ConversionReport
 
 # Stated here, not imported: `--help` must not import torch. A test holds them equal.
 FORMATS = ("hf-packed", "hf-online", "gguf-tq1_0", "gguf-tq2_0", "native")
+_CHOICES = {"hf_scale": "hf-packed", "gguf_scale": "gguf-", "master_dtype": "hf-online"}
+"""Option -> the format, or the start of those, that it is a choice within."""
 
 
 @click.command(
@@ -72,6 +75,7 @@ def convert_command(
     from forge_harness.formats import WriteOptions
     from forge_harness.formats.convert import convert
 
+    _refuse_unwritten(to)
     report = convert(
         source,
         destination,
@@ -87,6 +91,16 @@ def convert_command(
     else:
         click.echo(_text(report))
     return ExitCode.PASS
+
+
+def _refuse_unwritten(to: str) -> None:
+    """Refuses a choice within another format than the one that is written."""
+    context = click.get_current_context()
+    for name, format_ in _CHOICES.items():
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if given and not to.startswith(format_):
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} changes nothing in {to}; leave it out.")
 
 
 def _text(report: ConversionReport) -> str:

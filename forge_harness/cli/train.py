@@ -166,6 +166,9 @@ def _train(given: Arguments, ranks: Ranks) -> dict[str, Any]:
     plan = ranks.everywhere(lambda: plan_of(given))
     if ranks.world_size > 1:
         refuse_disagreement(ranks, ranks.everywhere(lambda: facts_of(given, plan)))
+    if ranks.rank == 0:
+        for note in plan.notes:
+            say(note)
     label = f"{plan.task} {plan.options.precision}"
     with ExitStack() as stack:
         ranks.first(lambda: stack.enter_context(training_into(given.out)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,8 +40,11 @@ class Plan:
     options: TrainOptions
     build_model: BuildModel | None
     sizes: dict[str, Any]
-    checkpoint_every: int
+    checkpoint_every: int | None
+    """None: as the run that is resumed, or the default."""
     sealer: Sealer | None
+    notes: tuple[str, ...]
+    """What is set and does not count, as a run goes on with what it was started with."""
 
 
 def plan_of(given: Arguments) -> Plan:
@@ -53,19 +55,22 @@ def plan_of(given: Arguments) -> Plan:
     """
     loaded = load(given.config_file, given.flags)
     sealer = None if given.keys is None else sealer_of(given.keys)
+    notes: tuple[str, ...] = ()
     if given.resume:
-        task, options = _saved(given.out, given.flags)
+        task, options, notes = _saved(given.out, loaded)
         build_model = _model_to_resume(given.out, loaded, task)
     else:
         task, options = _configured(loaded)
         build_model = _model_of(loaded, task)
+    every = loaded.config.train.checkpoint_every
     return Plan(
         task=task,
         options=options,
         build_model=build_model,
         sizes={key: value for key, value in loaded.values().items() if key.startswith("model.")},
-        checkpoint_every=loaded.config.train.checkpoint_every,
+        checkpoint_every=every if "train.checkpoint_every" in loaded.given else None,
         sealer=sealer,
+        notes=notes,
     )
 
 
@@ -111,26 +116,46 @@ def _configured(loaded: LoadedConfig) -> tuple[str, TrainOptions]:
     return train.task, options
 
 
-def _saved(out: Path, flags: Mapping[str, Any]) -> tuple[str, TrainOptions]:
-    """Returns task and options of the run in a directory; a flag may repeat, not change them."""
-    from forge_harness.training import resolve_recipe
+def _saved(out: Path, loaded: LoadedConfig) -> tuple[str, TrainOptions, tuple[str, ...]]:
+    """Returns task and options of the run in a directory, and what is set to something else.
+
+    A flag may repeat what the run was started with, not change it; the file and the environment
+    are those of other runs too, which flags may have overruled when this one began.
+    """
     from forge_harness.training.run_directory import TrainingDirectory
 
     task, options = TrainingDirectory(out).options()
-    saved: dict[str, Any] = {"task": task}
-    for key in ("seed", "steps", "precision", "accumulation"):
-        saved[key] = getattr(options, key)
-    # What was left to the recipe has a value too, and a flag may repeat it.
-    recipe = resolve_recipe(task, options)
-    saved |= {key: getattr(recipe, key) for key in (*_OPTIONS, *_EXTRA)}
-    for dotted, value in flags.items():
-        key = dotted.rpartition(".")[2]
-        if key in saved and saved[key] != value:
+    saved = _in_force(out, task, options)
+    notes = []
+    for key, given in loaded.given.items():
+        asked = loaded.values()[key]
+        if key not in saved or saved[key] == asked:
+            continue
+        if given.origin == "flag":
             raise UsageError(
-                f"The run in {out} has {key} {saved[key]!r}, and {value!r} was asked for; drop "
-                "the option to resume it, or start a new run."
+                f"The run in {out} has {key.rpartition('.')[2]} {saved[key]!r}, and {asked!r} was "
+                "asked for; drop the option to resume it, or start a new run."
             )
-    return task, options
+        notes.append(
+            f"{key} is {asked!r} {given.where}; the run in {out} goes on with {saved[key]!r}, as "
+            "it was started."
+        )
+    return task, options, tuple(notes)
+
+
+def _in_force(out: Path, task: str, options: TrainOptions) -> dict[str, Any]:
+    """Returns configuration key -> value of a run; what was left to the recipe has one too."""
+    from forge_harness.training import resolve_recipe
+    from forge_harness.training.run_directory import TrainingDirectory
+
+    recipe = resolve_recipe(task, options)
+    saved: dict[str, Any] = {"task": task}
+    saved |= {key: getattr(options, key) for key in ("steps", "precision", "accumulation")}
+    saved |= {key: getattr(recipe, key) for key in (*_OPTIONS, *_EXTRA)}
+    saved["warmup_steps"] = recipe.schedule_spec(options.steps).warmup_steps
+    if recipe.compute is None and (record := TrainingDirectory(out).model()):
+        saved["compute"] = record["compute"]
+    return {"run.seed": options.seed, **{f"train.{key}": value for key, value in saved.items()}}
 
 
 def _model_to_resume(out: Path, loaded: LoadedConfig, task: str) -> BuildModel | None:

@@ -178,7 +178,7 @@ def expected_tensors(model: ModelDescription) -> dict[str, tuple[int, ...]] | No
     }
     if model.family == "bitnet":
         shapes |= {"attn_sub_norm": (width,), "ffn_sub_norm": (hidden,)}
-    if not c.get("tie_word_embeddings", model.family == "bitnet"):
+    if not c.get("tie_word_embeddings"):
         shapes["head"] = (vocabulary, width)
     return _named(shapes, layers, _biased(c))
 

@@ -8,7 +8,7 @@ the weight, and its scales are part of it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +37,10 @@ READ_ONLY = (
     "gguf-float",
 )
 """What is only read. Unpacked: float codes with a scale. Fake-quant: dense codes * scale."""
+IMPORTED = ("hf-online", "hf-fake-quant", "legacy-safetensors", "legacy-pt")
+"""What holds no codes, so that its matrices are chosen when it is read."""
+STATES_CONVENTION = ("hf-packed", "hf-unpacked")
+"""What holds codes beside scales of either convention."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +262,12 @@ def refuse_layer_norms(checkpoint: Checkpoint, target: str) -> None:
             f"input, and {target} has no such norm; use transformers, or convert to hf-packed or "
             "hf-online."
         )
+
+
+def files_beside(directory: Path, read: Collection[str]) -> tuple[str, ...]:
+    """Returns the names of a directory's other files; hidden ones are of whatever fetched it."""
+    names = {entry.name for entry in directory.iterdir() if not entry.is_dir()}
+    return tuple(sorted(name for name in names.difference(read) if not name.startswith(".")))
 
 
 def unknown_format(path: Path, why: str) -> CheckpointError:

@@ -8,7 +8,14 @@ from types import ModuleType
 from forge_harness.errors import CheckpointError
 
 from . import gguf_reader, hf_reader, native, native_v09, pt
-from .checkpoint import Checkpoint, Detection, ReadOptions, unknown_format
+from .checkpoint import (
+    IMPORTED,
+    STATES_CONVENTION,
+    Checkpoint,
+    Detection,
+    ReadOptions,
+    unknown_format,
+)
 
 _READERS: tuple[tuple[ModuleType, str], ...] = (
     (gguf_reader, "open_gguf"),
@@ -41,13 +48,30 @@ def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoin
         options: What the files cannot say.
 
     Raises:
-        CheckpointError: It is no checkpoint, or something must be told (the message names the
-            option).
+        CheckpointError: It is no checkpoint, something must be told (the message names the
+            option), or something was told that its format does not ask.
         DamagedCheckpointError: It does not hold what it claims to hold.
     """
     _, module, opener = _recognised(path)
-    opened: Checkpoint = getattr(module, opener)(path, options or ReadOptions())
+    told = options or ReadOptions()
+    opened: Checkpoint = getattr(module, opener)(path, told)
+    if unheard := _unheard(opened, told):
+        opened.close()
+        raise CheckpointError(
+            f"{str(path)!r} is {opened.format}, where {unheard} changes nothing; leave it out."
+        )
     return opened
+
+
+def _unheard(opened: Checkpoint, told: ReadOptions) -> str:
+    """Returns an option that changes nothing for a checkpoint, or ""."""
+    asked = {
+        "--quantize": (told.quantize, opened.format in IMPORTED),
+        "--exclude": (told.exclude, opened.format in IMPORTED),
+        "--i2s-layout": (told.i2s_layout, "i2s_layout" in opened.quantization),
+        "--scale-convention": (told.scale_convention, opened.format in STATES_CONVENTION),
+    }
+    return next((name for name, (given, heard) in asked.items() if given and not heard), "")
 
 
 def _recognised(path: Path) -> tuple[Detection, ModuleType, str]:

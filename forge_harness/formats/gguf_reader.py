@@ -25,6 +25,7 @@ from .checkpoint import (
     ModelDescription,
     ReadOptions,
     TensorInfo,
+    files_beside,
 )
 from .gguf_arch import FAMILIES, OWN, own_name, rotated_heads, translated
 from .gguf_config import config_of, contradiction
@@ -187,7 +188,8 @@ def open_gguf(path: Path, options: ReadOptions) -> Checkpoint:
     """Opens a GGUF file.
 
     Raises:
-        CheckpointError: The layout of I2_S must be told, or a tensor type is not read.
+        CheckpointError: The layout of I2_S must be told, a tensor type is not read, or the file is
+            one of several that make up a model.
         DamagedCheckpointError: It does not hold what it claims to hold.
     """
     found = _gguf(path)
@@ -210,6 +212,7 @@ def _gguf(path: Path) -> Path | None:
 
 
 def _opened(path: Path, file: GgufFile, options: ReadOptions) -> GgufCheckpoint:
+    _refuse_part(file)
     notes = read_notes(file)
     architecture = str(file.metadata.get("general.architecture", ""))
     model, style = _model(file, notes, architecture)
@@ -245,6 +248,7 @@ def _opened(path: Path, file: GgufFile, options: ReadOptions) -> GgufCheckpoint:
         quantization=facts,
         anomalies=_anomalies(infos),
         extras=notes.extras,
+        unread=files_beside(path, {file.path.name}) if path.is_dir() else (),
         file=file,
         notes=notes,
         stored=stored,
@@ -252,6 +256,15 @@ def _opened(path: Path, file: GgufFile, options: ReadOptions) -> GgufCheckpoint:
         heads=heads,
         i2s_layout=options.i2s_layout,
     )
+
+
+def _refuse_part(file: GgufFile) -> None:
+    count = file.metadata.get("split.count", 1)
+    if count not in (0, 1):
+        raise CheckpointError(
+            f"{file.path} is one of {count} files of a split model; expected a whole one: join "
+            "them with `llama-gguf-split --merge` first."
+        )
 
 
 def _check_rows(file: GgufFile, infos: Mapping[str, TensorInfo], heads: Mapping[str, int]) -> None:

@@ -16,13 +16,14 @@ from forge_harness.errors import CheckpointError, several
 
 from . import tq
 from .checkpoint import Checkpoint, TensorInfo, WriteOptions, refuse_layer_norms
-from .gguf_arch import Architecture, choose, gguf_names, rotated_heads
+from .gguf_arch import OWN, Architecture, choose, gguf_names, rotated_heads
 from .gguf_config import keys_of
-from .gguf_file import DEFAULT_ALIGNMENT, MAX_NAME_BYTES
+from .gguf_file import DEFAULT_ALIGNMENT, MAX_DIMENSIONS, MAX_NAME_BYTES
 from .gguf_notes import COLUMNS, COMPUTE, EXTRAS, MODEL, SCALES, TENSORS, TIED
 from .gguf_rope import interleaved, interleaving, obstacle, with_rows
-from .gguf_types import TQ1_0, TQ2_0
+from .gguf_types import OF_DTYPE, TQ1_0, TQ2_0
 from .native_common import written_json
+from .safetensors_file import DTYPES
 from .tensors import TernaryTensor
 
 Target = Literal["gguf-tq1_0", "gguf-tq2_0"]
@@ -108,9 +109,7 @@ def _pieces(source: Checkpoint, stored: Architecture, info: TensorInfo) -> Itera
     names = gguf_names(info.name, stored.style)
     if info.kind == "plain":
         heads = rotated_heads(stored.name, names[0], stored.model)
-        dtype = info.layout if info.layout in ("F32", "F16", "BF16") else "F32"
-        if len(info.shape) < 2:
-            dtype = "F32"
+        dtype = _plain_type(info, stored)
         yield _Piece(info.name, names[0], None, info.shape, heads, dtype=dtype)
         return
     if len(info.parts) != len(names):
@@ -125,6 +124,19 @@ def _pieces(source: Checkpoint, stored: Architecture, info: TensorInfo) -> Itera
         yield _Piece(info.name, name, part, (rows, info.shape[1]), heads, scale)
 
 
+def _plain_type(info: TensorInfo, stored: Architecture) -> str:
+    """Returns the type a plain tensor has in the file, which safetensors calls the same."""
+    if info.layout in ("F32", "F16", "BF16"):
+        return info.layout if len(info.shape) > 1 else "F32"
+    # llama.cpp computes with no others.
+    if DTYPES.get(info.layout) in OF_DTYPE and stored.name.startswith(OWN):
+        return info.layout
+    raise CheckpointError(
+        f"Tensor {info.name!r} is {info.layout}, which a GGUF file of architecture {stored.name!r} "
+        "cannot hold; expected F32, F16 or BF16: convert it in the source."
+    )
+
+
 def _check(pieces: list[_Piece], options: WriteOptions) -> None:
     for piece in pieces:
         if len(piece.name.encode()) >= MAX_NAME_BYTES:
@@ -136,7 +148,7 @@ def _check(pieces: list[_Piece], options: WriteOptions) -> None:
             raise CheckpointError(
                 f"Tensor {piece.name!r} cannot be put into llama.cpp's row order: {problem}."
             )
-        if 0 in piece.shape or not piece.shape:
+        if 0 in piece.shape or not 1 <= len(piece.shape) <= MAX_DIMENSIONS:
             raise CheckpointError(
                 f"Tensor {piece.name!r} has shape {piece.shape}, which a GGUF file cannot hold."
             )
@@ -197,11 +209,10 @@ def _add_infos(
     types = gguf.GGMLQuantizationType
     for piece in pieces:
         if piece.scale is None:
-            raw = types[piece.dtype]
-            size = 4 if piece.dtype == "F32" else 2
-            shape = piece.shape if size == 4 else (*piece.shape[:-1], 2 * piece.shape[-1])
-            dtype = np.dtype(np.float32) if size == 4 else np.dtype(np.uint8)
-            announce(piece.name, shape, dtype, size * int(np.prod(piece.shape)), raw)
+            size = DTYPES[piece.dtype].itemsize
+            shape = (*piece.shape[:-1], size * piece.shape[-1])
+            nbytes = int(np.prod(shape))
+            announce(piece.name, shape, np.dtype(np.uint8), nbytes, types[piece.dtype])
             continue
         width = tq.row_bytes(kind, piece.shape[1])
         blocks = (piece.shape[0], width)
@@ -255,8 +266,7 @@ def _plain(source: Checkpoint, piece: _Piece) -> Any:  # noqa: ANN401 - an array
     tensor = source.plain(piece.source)
     if piece.heads:
         tensor = interleaved(tensor, piece.heads)
-    wanted = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[piece.dtype]
-    converted: Tensor = tensor.to(wanted)
+    converted: Tensor = tensor.to(DTYPES[piece.dtype])
     if not torch.equal(converted.to(tensor.dtype), tensor):
         raise CheckpointError(
             f"Tensor {piece.source!r} of {tensor.dtype} does not survive {piece.dtype}, which GGUF "

@@ -16,12 +16,15 @@ from torch import Tensor
 from forge_harness.errors import CheckpointError, DamagedCheckpointError
 from forge_harness.paths import resolved_path
 
+from .checkpoint import files_beside
 from .safetensors_file import SafetensorsFile, StoredTensor
 from .strict_json import read_object
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
+_SESSION, _SHARDED_SESSION = "forge", "checkpoint.json"
+"""What tells a checkpoint of a training session: a key of the header, a file beside the shards."""
 
 
 class TensorSource(Protocol):
@@ -74,6 +77,7 @@ class TensorFiles:
                     )
                 self._owner[name] = file
         self._tensors = {name: file.tensors[name] for name, file in self._owner.items()}
+        self._stored_as: dict[str, str] = {}
 
     @property
     def tensors(self) -> Mapping[str, StoredTensor]:
@@ -85,13 +89,18 @@ class TensorFiles:
         """The files."""
         return [file.path for file in self._files]
 
+    def rename(self, stored: str, name: str) -> None:
+        """Gives a tensor another name from here on."""
+        self._owner[name], self._stored_as[name] = self._owner.pop(stored), stored
+        self._tensors = {name if key == stored else key: t for key, t in self._tensors.items()}
+
     def read(self, name: str) -> Tensor:
         """Returns a tensor, read now; see `SafetensorsFile.read`."""
-        return self._owner[name].read(name)
+        return self._owner[name].read(self._stored_as.get(name, name))
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Returns rows start..stop of a tensor."""
-        return self._owner[name].read_rows(name, start, stop)
+        return self._owner[name].read_rows(self._stored_as.get(name, name), start, stop)
 
     def file_of(self, name: str) -> Path:
         """Returns the file a tensor is in."""
@@ -119,7 +128,8 @@ def open_files(path: Path) -> TensorFiles:
     """Opens the safetensors files of a directory, or one file.
 
     Raises:
-        CheckpointError: Which of several files make up the model cannot be told.
+        CheckpointError: Which of several files make up the model cannot be told, or they are the
+            checkpoint of a training session.
         DamagedCheckpointError: A file is damaged, index and files disagree, or a name leads out of
             the directory.
     """
@@ -133,14 +143,16 @@ def open_files(path: Path) -> TensorFiles:
             )
         return _sharded(path)
     if (path / SINGLE).exists():
-        return _opened([inside(path, SINGLE, SINGLE)], _beside(path, {SINGLE}))
+        return _opened([inside(path, SINGLE, SINGLE)], files_beside(path, {CONFIG, SINGLE}))
+    if (path / _SHARDED_SESSION).exists():
+        raise _session(path)
     found = sorted(entry.name for entry in path.glob("*.safetensors"))
     if len(found) != 1:
         raise CheckpointError(
             f"{str(path)!r} holds {len(found)} safetensors files ({', '.join(found[:4])}) and "
             f"neither {SINGLE} nor {INDEX}, which says how they belong together. Name one file."
         )
-    return _opened([inside(path, found[0], found[0])], _beside(path, {found[0]}))
+    return _opened([inside(path, found[0], found[0])], files_beside(path, {CONFIG, found[0]}))
 
 
 def inside(directory: Path, name: str, key: str) -> Path:
@@ -171,19 +183,13 @@ def inside(directory: Path, name: str, key: str) -> Path:
     return path
 
 
-def _beside(directory: Path, read: set[str]) -> tuple[str, ...]:
-    """Names of a directory's other files; hidden ones belong to whatever fetched it."""
-    names = {entry.name for entry in directory.iterdir() if not entry.is_dir()}
-    return tuple(sorted(n for n in names - {CONFIG, *read} if not n.startswith(".")))
-
-
 def _sharded(directory: Path) -> TensorFiles:
     index = read_object(inside(directory, INDEX, INDEX))
     shard_of = _weight_map(directory / INDEX, index)
     shards = sorted(set(shard_of.values()))
     keys = {shard: name for name, shard in reversed(shard_of.items())}
     paths = [inside(directory, shard, f"{INDEX}, key {keys[shard]!r},") for shard in shards]
-    files = _opened(paths, _beside(directory, {INDEX, *shards}))
+    files = _opened(paths, files_beside(directory, {CONFIG, INDEX, *shards}))
     try:
         _check_index(directory / INDEX, shard_of, files)
     except BaseException:
@@ -220,11 +226,21 @@ def _opened(paths: list[Path], unread: tuple[str, ...] = ()) -> TensorFiles:
     try:
         for path in paths:
             files.append(SafetensorsFile(path))
+            if _SESSION in files[-1].metadata:
+                raise _session(path)
         return TensorFiles(files, unread)
     except BaseException:
         for file in files:
             file.close()
         raise
+
+
+def _session(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{str(path)!r} is a checkpoint of a training session, with optimizer and random state; "
+        "expected weights alone: name the package of its run, or go on from it with "
+        "`forge-harness train` and --resume or --from-checkpoint."
+    )
 
 
 def _damaged(path: Path, what: str, tensor: str = "") -> DamagedCheckpointError:

@@ -141,6 +141,10 @@ def _classified(
     path: Path, files: TensorFiles, config: HfConfig | None, options: ReadOptions
 ) -> _Found:
     model = _model(config)
+    for alias, name in _tied(config, model).items():
+        if alias in files.tensors and name not in files.tensors:
+            # As safetensors' own `save_model` keeps the first name in the alphabet.
+            files.rename(alias, name)
     quantization = config.quantization if config else None
     reasons = [
         f"{several(len(files.paths), 'safetensors file')}, {several(len(files.tensors), 'tensor')}",
@@ -211,7 +215,7 @@ def _opened(path: Path, found: _Found, options: ReadOptions) -> Checkpoint:
             "modules_to_not_convert": quantization.skipped and list(quantization.skipped),
             **quantization.own_norms,
         }
-    tied = _tied(found)
+    tied = _tied(found.config, found.model)
     anomalies = _anomalies(found, weights, factors)
     infos = _infos(found, weights, _unread(found, weights, tied, anomalies), factors)
     _check_against_config(found, infos, tied, quantization)
@@ -340,11 +344,10 @@ def _factors(
     return {bias: weights[name].scale or 1.0 for name, bias in biases.items()}
 
 
-def _tied(found: _Found) -> dict[str, str]:
-    if found.config and found.config.notes.tied is not None:
-        return dict(found.config.notes.tied)
-    family, config = found.model.family, found.model.config
-    if family in HF_FAMILIES and config.get("tie_word_embeddings", family == "bitnet"):
+def _tied(config: HfConfig | None, model: ModelDescription) -> dict[str, str]:
+    if config and config.notes.tied is not None:
+        return dict(config.notes.tied)
+    if model.family in HF_FAMILIES and model.config.get("tie_word_embeddings"):
         return {"lm_head.weight": "model.embed_tokens.weight"}
     return {}
 
@@ -469,6 +472,7 @@ def _check_against_config(
             del shapes[name]
     if problem := check_tensors(found.model, shapes, tied):
         name, what = problem
+        _refuse_other_class(found)
         file = found.files.file_of(name) if name in found.files.tensors else found.files.paths[0]
         raise DamagedCheckpointError(
             f"{file}: {what}. Get the files again.", path=str(file), tensor=name
@@ -476,6 +480,18 @@ def _check_against_config(
     if found.selection is None and quantization is not None and found.model.family in HF_FAMILIES:
         for info in infos.values():
             _check_kind(found, info, quantization)
+
+
+def _refuse_other_class(found: _Found) -> None:
+    """The tensors of a sequence classifier, or of a model without its head, are other ones."""
+    classes = found.model.config.get("architectures")
+    named = classes[0] if isinstance(classes, list) and classes else None
+    if isinstance(named, str) and not named.endswith("ForCausalLM"):
+        raise CheckpointError(
+            f"{found.config.path if found.config else CONFIG} names the class {named!r}; expected "
+            "LlamaForCausalLM or BitNetForCausalLM, the ones whose tensors are known: save the "
+            "whole language model."
+        )
 
 
 def _check_norms(found: _Found, infos: Mapping[str, TensorInfo]) -> list[str]:

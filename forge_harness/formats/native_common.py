@@ -72,8 +72,7 @@ def tied_pair(model: ModelDescription) -> tuple[str, str] | None:
     if model.family in _HEADS:
         return _HEADS[model.family]
     if model.family in ("bitnet", "llama"):
-        tied = model.config.get("tie_word_embeddings", model.family == "bitnet")
-        return _HF_HEAD if tied else None
+        return _HF_HEAD if model.config.get("tie_word_embeddings") else None
     return None
 
 

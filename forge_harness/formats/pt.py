@@ -13,7 +13,14 @@ from torch import Tensor
 
 from forge_harness.errors import CheckpointError, DamagedCheckpointError, several
 
-from .checkpoint import Checkpoint, Detection, ModelDescription, ReadOptions, TensorInfo
+from .checkpoint import (
+    Checkpoint,
+    Detection,
+    ModelDescription,
+    ReadOptions,
+    TensorInfo,
+    files_beside,
+)
 from .hf_reader import FloatCheckpoint
 from .legacy import Selection, select, stored_weights
 from .pt_archive import UNSOUND, check_archive, check_content
@@ -98,6 +105,7 @@ def open_pt(path: Path, options: ReadOptions) -> Checkpoint:
         path=path,
         model=ModelDescription("unknown", {}),
         infos=infos,
+        unread=files_beside(path, {file.name}) if path.is_dir() else (),
         source=source,
         weights=weights,
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from typing import Any, NoReturn, Self
 import torch
 from torch import Tensor
 
-from forge_harness.errors import DamagedCheckpointError
+from forge_harness.errors import CheckpointError, DamagedCheckpointError
 
 MAX_HEADER_BYTES = 100_000_000
 """The library's own limit: a longer header is an attack on memory, not a model."""
@@ -40,6 +41,8 @@ DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_UNREAD = re.compile(r"U16|U32|U64|C64|F(4|6|8)(_E[0-9]M[0-9])?(FNUZ)?")
+"""Further dtypes of the format."""
 _KEYS = {"dtype", "shape", "data_offsets"}
 _MAX_COUNT = 2**63 - 1
 """What torch, like the C API below it, holds a size in."""
@@ -73,6 +76,7 @@ class SafetensorsFile:
         metadata: The header's `__metadata__`.
 
     Raises:
+        CheckpointError: A tensor has a dtype that is not read.
         DamagedCheckpointError: Header or size of the file is not as the format demands.
     """
 
@@ -223,6 +227,11 @@ class SafetensorsFile:
         if not isinstance(entry, dict) or set(entry) != _KEYS:
             self._refuse(f"tensor {name!r} must have exactly dtype, shape and data_offsets", name)
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if isinstance(dtype, str) and _UNREAD.fullmatch(dtype):
+            raise CheckpointError(
+                f"{self.path}: tensor {name!r} is stored as {dtype}, which is not read; expected "
+                f"one of {', '.join(DTYPES)}: convert it to one of them first."
+            )
         if not isinstance(dtype, str) or dtype not in DTYPES:
             self._refuse(
                 f"tensor {name!r} has dtype {dtype!r}; expected one of {', '.join(DTYPES)}", name

@@ -125,15 +125,14 @@ def address(tensor: Tensor, what: str) -> int:
 
 
 def _other_linear(chosen: str, x: Tensor, packed: PackedTernary, bias: Tensor | None) -> Tensor:
+    scale = packed.scale.detach().reshape(-1)
     if chosen == "reference":
         from forge_kernels import reference
 
-        y = reference.ternary_linear(x, reference_codes(packed), packed.scale.reshape(-1))
+        y = reference.ternary_linear(x, reference_codes(packed), scale)
         return (y if bias is None else y + bias.detach().float()).to(x.dtype)
     flat = x.detach().resolve_neg().reshape(-1, packed.columns)
-    result: Tensor = gpu_module(chosen).ternary_linear(
-        flat, packed.data, packed.rows, packed.scale.reshape(-1), bias
-    )
+    result: Tensor = gpu_module(chosen).ternary_linear(flat, packed.data, packed.rows, scale, bias)
     return result.reshape(*x.shape[:-1], packed.rows)
 
 

@@ -70,14 +70,15 @@ def convert_linears(
     converted: list[str] = []
     skipped: list[SkippedLinear] = []
     for name, child in linears:
-        reason = _selection_reason(name, include, exclude) or _obstacle(name, child, shared)
+        above, _, leaf = name.rpartition(".")
+        parent = module.get_submodule(above)
+        reason = _selection_reason(name, include, exclude) or _obstacle(name, child, parent, shared)
         if reason:
             skipped.append(SkippedLinear(name, reason))
             continue
         if id(child) not in replacements:
             replacements[id(child)] = _bitlinear_of(child, linear=linear, sub_norm=sub_norm)
-        parent, _, leaf = name.rpartition(".")
-        setattr(module.get_submodule(parent), leaf, replacements[id(child)])
+        setattr(parent, leaf, replacements[id(child)])
         converted.append(name)
     names = [name for name, _ in linears]
     unmatched = [p for p in (*include, *exclude) if not any(fnmatchcase(n, p) for n in names)]
@@ -93,16 +94,18 @@ def _selection_reason(name: str, include: Sequence[str], exclude: Sequence[str])
     return ""
 
 
-def _obstacle(name: str, child: nn.Linear, owners: dict[int, set[int]]) -> str:
+def _obstacle(name: str, child: nn.Linear, parent: nn.Module, owners: dict[int, set[int]]) -> str:
     """Returns why the layer cannot be replaced faithfully, or ""."""
     if not name:
         return "the root cannot be replaced in place"
     if type(child) is not nn.Linear:
         # torch.nn.MultiheadAttention reads such a layer's weight without calling the layer.
         return f"is a {type(child).__name__}, whose behaviour may go beyond a linear layer"
+    if type(parent).forward is nn.TransformerEncoderLayer.forward:
+        return "its TransformerEncoderLayer reads its weight without calling it when it evaluates"
     if len(owners[id(child.weight)]) > 1:
         return "its weight is tied to another module"
-    if child._forward_hooks or child._forward_pre_hooks or child._backward_hooks:
+    if any(hooks for kind, hooks in vars(child).items() if kind.endswith("_hooks")):
         return "it has hooks that would be lost"
     return ""
 

@@ -40,6 +40,8 @@ STEPS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 PACKAGE = "package"
 RESULT = "metrics.json"
+DATA = "data_digest"
+"""Key, in the first and the last file, of what the run was trained on."""
 _SCRATCH = ".checkpoint"
 
 OnNote = Callable[[str], object]
@@ -86,7 +88,8 @@ class TrainingDirectory:
         if state is None:
             return DirectoryCheckpoints(self.path / CHECKPOINTS)
         owner = str(saved.get("run", "")) if saved else secrets.token_hex(8)
-        run = resolved_path(self.path).name
+        # The directory may have another name since then.
+        run = str(saved.get("kept_as") or resolved_path(self.path).name)
         return StateCheckpoints(state, run, scratch or self.path / _SCRATCH, owner, sealer)
 
     def options(self) -> tuple[str, TrainOptions]:
@@ -103,6 +106,23 @@ class TrainingDirectory:
                 f"{str(self.path)!r} holds no training run to resume ({error}); start one without "
                 "--resume."
             ) from error
+
+    def checkpoint_every(self) -> int:
+        """Returns the steps between checkpoints the run was last given; 0 of earlier builds.
+
+        Raises:
+            UsageError: The directory holds no run, or what is there is no number of steps.
+        """
+        try:
+            every = json.loads((self.path / OPTIONS).read_bytes()).get("checkpoint_every", 0)
+            if type(every) is not int or every < 0:
+                raise ValueError(f"it is {every!r:.80}")
+        except (OSError, AttributeError, ValueError) as error:
+            raise UsageError(
+                f"{OPTIONS} in {str(self.path)!r} does not say how many steps are between "
+                f"checkpoints ({error}); give --checkpoint-every."
+            ) from error
+        return every
 
     def model(self) -> dict[str, Any] | None:
         """Returns the run's `model_record`; None when there is none of its model.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +30,7 @@ from forge_harness.training.keeping import (
 from forge_harness.training.package import export_package
 from forge_harness.training.ranks import OneProcess, Ranks
 from forge_harness.training.run_directory import (
+    DATA,
     OPTIONS,
     PACKAGE,
     RESULT,
@@ -62,7 +64,7 @@ def train_to_directory(
     *,
     resume: bool = False,
     from_checkpoint: Path | None = None,
-    checkpoint_every: int = 0,
+    checkpoint_every: int | None = None,
     state: Path | None = None,
     sealer: Sealer | None = None,
     on_step: OnStep | None = None,
@@ -86,6 +88,7 @@ def train_to_directory(
             full-precision one makes this quantization-aware fine-tuning, or a checkpoint of a
             reference model in any readable format, which also says what model to build.
         checkpoint_every: Steps between checkpoints; 0 writes one at the end, or when interrupted.
+            None: what a resumed run was last given, 0 for a new one.
         state: Root of a store that keeps the checkpoints, under the name of `out`; None: files in
             `out`. A resumed run remembers it.
         sealer: Encrypts what the store keeps; also opens what is gone on from. Never remembered.
@@ -100,10 +103,12 @@ def train_to_directory(
     Raises:
         RankError: One of these, where another rank raised it.
         DistributedError: The ranks hold different weights.
-        UsageError: The directory is in use, or there is nothing to resume.
+        UsageError: The directory is in use, there is nothing to resume, or the run was trained on
+            other data.
         TrainingInterrupted: SIGINT, SIGTERM or SIGHUP arrived; a checkpoint was written after the
             step in progress. A second signal stops at once.
-        NonFiniteError: A value was not finite; a checkpoint from before that step was written.
+        NonFiniteError: A value was not finite; a checkpoint from before that step was written, or
+            that of the last step where it is the held-out loss.
         UsageError: The file system refused a write.
     """
     ranks = ranks or OneProcess()
@@ -116,9 +121,12 @@ def train_to_directory(
     else:
         ranks.first(lambda: begin_run(directory, keeper, state, ranks))
         session = started_session(task, options, from_checkpoint, parts, sealer)
+    every = checkpoint_every
+    if every is None:
+        every = ranks.first(directory.checkpoint_every) if resume else 0
     try:
-        ranks.first(lambda: _write_down(session, directory, keeper, resume, on_note))
-        _train(session, directory, keeper, checkpoint_every, on_step)
+        ranks.first(lambda: _write_down(session, directory, keeper, resume, every, on_note))
+        _train(session, directory, keeper, every, on_step)
         return _finish(session, directory, keeper)
     except OSError as error:
         raise UsageError(
@@ -132,28 +140,57 @@ def _write_down(
     directory: TrainingDirectory,
     keeper: KeepsCheckpoints,
     resume: bool,
+    checkpoint_every: int,
     on_note: OnNote,
 ) -> None:
-    """Writes what the run is; of a resumed one, which processes made which steps."""
-    processes = {"from_step": session.step_index, **session.ranks.record()}
-    if resume:
-        if lost := _keep_steps(directory.path / STEPS, session.step_index):
-            on_note(lost)
-        content: dict[str, Any] = json.loads((directory.path / OPTIONS).read_bytes())
-        # Of one process from its start to its end nothing is said.
-        if "processes" not in content and not session.ranks.record()["parallel"]:
-            return
-        earlier = content.get("processes") or [{"from_step": 0, **OneProcess().record()}]
-        content["processes"] = [*earlier, processes]
-    else:
-        content = {"task": session.task, "options": json_options(session.options)}
-        if record := session.model_record():
-            content["model"] = record
-        if isinstance(keeper, StateCheckpoints):
-            content |= {"state": str(resolved_path(keeper.root)), "run": keeper.owner}
-        if session.ranks.record()["parallel"]:
-            content["processes"] = [processes]
+    """Writes what the run is; of a resumed one, what it goes on with."""
+    content = _resumed(session, directory, on_note) if resume else _begun(session)
+    content["checkpoint_every"] = checkpoint_every
+    if isinstance(keeper, StateCheckpoints):
+        root = str(resolved_path(keeper.root))
+        content |= {"state": root, "kept_as": keeper.run, "run": keeper.owner}
     write_durably(directory.path / OPTIONS, canonical_json(content))
+
+
+def _begun(session: QATSession) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "task": session.task,
+        "options": json_options(session.options),
+        DATA: session.data.data_digest(session.task),
+    }
+    if record := session.model_record():
+        content["model"] = record
+    # Of one process from its start to its end nothing is said.
+    if session.ranks.record()["parallel"]:
+        content["processes"] = [_processes(session)]
+    return content
+
+
+def _resumed(session: QATSession, directory: TrainingDirectory, on_note: OnNote) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((directory.path / OPTIONS).read_bytes())
+    _refuse_other_data(session, content, directory.path)
+    if lost := _keep_steps(directory.path / STEPS, session.step_index):
+        on_note(lost)
+    if "processes" in content or session.ranks.record()["parallel"]:
+        earlier = content.get("processes") or [{"from_step": 0, **OneProcess().record()}]
+        content["processes"] = [*earlier, _processes(session)]
+    return content
+
+
+def _processes(session: QATSession) -> dict[str, Any]:
+    return {"from_step": session.step_index, **session.ranks.record()}
+
+
+def _refuse_other_data(session: QATSession, content: Mapping[str, Any], path: Path) -> None:
+    """The place in the data means nothing in others, as the corpus of another Python is."""
+    digest = session.data.data_digest(session.task)
+    # Runs of earlier builds do not say what they were trained on.
+    if content.get(DATA, digest) != digest:
+        raise UsageError(
+            f"The run in {str(path)!r} was trained on data with the digest {content[DATA]!r}, and "
+            f"here they have {digest!r}; resume it with the Python and the packages it was started "
+            "with, or start a new run."
+        )
 
 
 def _keep_steps(path: Path, made: int) -> str:
@@ -265,6 +302,12 @@ def _finish(
     session: QATSession, directory: TrainingDirectory, keeper: KeepsCheckpoints
 ) -> dict[str, Any]:
     quality = session.evaluate()
+    if not all(map(math.isfinite, quality.values())):
+        raise NonFiniteError(
+            f"After {session.step_index} steps the held-out loss is {quality['loss']:g}; expected "
+            "a finite number. The last checkpoint is kept: look at its weights, or lower the "
+            "learning rate."
+        )
     ternary = session.options.precision == "ternary"
     package = directory.path / PACKAGE if ternary else None
     model = session.whole_model() if ternary else None
@@ -288,7 +331,7 @@ def _result(session: QATSession, directory: TrainingDirectory) -> dict[str, Any]
         "seed": session.options.seed,
         "steps": session.step_index,
         "parameters": sum(parameter.numel() for parameter in session.model.parameters()),
-        "data_digest": session.data.data_digest(session.task),
+        DATA: session.data.data_digest(session.task),
     }
     with suppress(KeyError):
         result["processes"] = json.loads((directory.path / OPTIONS).read_bytes())["processes"]

@@ -232,6 +232,26 @@ def test_the_command_says_what_it_did(tmp_path):
     assert "'nowhere' does not exist" in missing.stderr
 
 
+@pytest.mark.parametrize(
+    ("to", "option", "value", "said"),
+    [
+        ("native", "--exclude", "*q_proj", "is native, where --exclude changes nothing"),
+        ("native", "--quantize", "*", "is native, where --quantize changes nothing"),
+        ("native", "--i2s-layout", "arm", "is native, where --i2s-layout changes nothing"),
+        ("native", "--scale-convention", "divide", "where --scale-convention changes nothing"),
+        ("native", "--hf-scale", "divide", "--hf-scale changes nothing in native"),
+        ("hf-packed", "--gguf-scale", "block", "--gguf-scale changes nothing in hf-packed"),
+        ("hf-packed", "--master-dtype", "BF16", "--master-dtype changes nothing in hf-packed"),
+    ],
+)
+def test_a_choice_that_would_change_nothing_is_refused(to, option, value, said, tmp_path):
+    start = written(hf_checkpoint(), tmp_path / "start")
+    words = ["convert", str(start), str(tmp_path / "out"), "--to", to, option, value]
+    run = CliRunner().invoke(app, words)
+    assert (run.exit_code, said in run.stderr) == (4, True), run.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_result_that_cannot_be_read_is_named_as_the_user_named_it(tmp_path, monkeypatch):
     def dangling(source, path, options):
         return write_hf_packed(

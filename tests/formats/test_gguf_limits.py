@@ -12,6 +12,8 @@ from forge_harness.formats import WriteOptions
 from forge_harness.formats.convert import convert
 from forge_harness.formats.detect import open_checkpoint
 
+from ..hf_checkpoints import LLAMA as SMALL_LLAMA
+from ..hf_checkpoints import masters, write
 from .memory import hf_checkpoint, memory_checkpoint, random_ternary
 from .test_convert import written
 
@@ -77,3 +79,60 @@ def test_what_fp16_makes_of_a_scale_is_noted_for_other_readers(tmp_path):
 def test_a_scale_that_fp16_holds_is_no_note(tmp_path):
     report = convert(source_of_scale(0.25, tmp_path / "start"), tmp_path / "out.gguf", "gguf-tq2_0")
     assert not any("fp16" in note for note in report.notes)
+
+
+NUMBERS = {
+    "counts": torch.arange(5)[None],
+    "small": torch.arange(4, dtype=torch.int8),
+    "exact": torch.tensor([0.1], dtype=torch.float64),
+}
+
+
+def plain_only(plain, directory):
+    return written(memory_checkpoint({"a.weight": random_ternary(8, 256)}, plain), directory)
+
+
+def test_numbers_that_are_no_fp32_keep_their_type_where_only_we_read_the_file(tmp_path):
+    start = plain_only(NUMBERS, tmp_path / "start")
+    assert convert(start, tmp_path / "out.gguf", "gguf-tq2_0").comparison.plain_changed == 0
+    convert(tmp_path / "out.gguf", tmp_path / "back", "native")
+    with open_checkpoint(tmp_path / "back") as back:
+        for name, tensor in NUMBERS.items():
+            assert back.plain(name).dtype == tensor.dtype
+            assert torch.equal(back.plain(name), tensor)
+
+
+@pytest.mark.parametrize("tensor", [torch.ones(3, dtype=torch.bool), torch.ones(3).byte()])
+def test_numbers_without_a_type_of_ggml_are_refused_by_name(tensor, tmp_path):
+    start = plain_only({"mask": tensor}, tmp_path / "start")
+    with pytest.raises(CheckpointError, match=r"'mask' is (BOOL|U8), which .* cannot hold"):
+        convert(start, tmp_path / "out.gguf", "gguf-tq2_0")
+
+
+def test_llama_cpp_is_not_given_numbers_it_cannot_compute_with(tmp_path):
+    config = {**SMALL_LLAMA, "num_hidden_layers": 1}
+    tensors = masters(config)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].double()
+    start = write(tmp_path / "start", config, tensors, None)
+    with pytest.raises(CheckpointError, match=r"'model\.norm\.weight' is F64, .* 'llama' cannot"):
+        convert(start, tmp_path / "out.gguf", "gguf-tq2_0")
+
+
+def test_a_tensor_of_more_dimensions_than_ggml_has_is_refused_by_name(tmp_path):
+    start = plain_only({"deep": torch.ones(1, 1, 1, 1, 2)}, tmp_path / "start")
+    with pytest.raises(CheckpointError, match=r"'deep' has shape \(1, 1, 1, 1, 2\), which"):
+        convert(start, tmp_path / "out.gguf", "gguf-tq2_0")
+
+
+def test_a_part_of_a_split_model_is_no_damage(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama", split_max_tensors=1)
+    for name in ("token_embd.weight", "output_norm.weight"):
+        writer.add_tensor(name, np.ones((2, 4), np.float32))
+    writer.write_header_to_file(tmp_path / "m.gguf")
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    for part in sorted(tmp_path.glob("m-*.gguf")):
+        with pytest.raises(CheckpointError, match="is one of 2 files of a split model") as caught:
+            open_checkpoint(part)
+        assert not isinstance(caught.value, DamagedCheckpointError)

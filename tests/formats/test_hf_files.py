@@ -9,10 +9,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from forge_harness.errors import DamagedCheckpointError
+from forge_harness.errors import CheckpointError, DamagedCheckpointError
 from forge_harness.formats.convert import convert
 from forge_harness.formats.detect import open_checkpoint
 from forge_harness.formats.hf_files import inside, open_files
+from forge_harness.protocols import TrainOptions
+from forge_harness.training import QATSession
+from forge_harness.training.checkpoint import save_session
 
 ROOT = Path(__file__).parents[2] / "fixtures" / "checkpoints"
 
@@ -110,6 +113,20 @@ def test_files_that_are_left_behind_are_named(source, tmp_path):
     assert ".gitattributes" not in notes[-1]
 
 
+@pytest.mark.parametrize("kind", ["pytorch_model.bin", "model.gguf"])
+def test_files_beside_a_model_of_another_format_are_named(kind, tmp_path):
+    directory = tmp_path / "source"
+    directory.mkdir()
+    if kind.endswith(".gguf"):
+        convert(ROOT / "hf-packed-bitlinear-untied", directory / kind, "gguf-tq2_0")
+    else:
+        torch.save({"a.weight": torch.randn(4, 8)}, directory / kind)
+    for name in ("config.json", "tokenizer.json", ".gitattributes"):
+        (directory / name).write_text("{}")
+    notes = convert(directory, tmp_path / "out", "native").notes
+    assert notes == ("Not carried over from beside the model: 'config.json', 'tokenizer.json'.",)
+
+
 def test_many_files_beside_a_model_are_counted(tmp_path):
     directory = tmp_path / "source"
     shutil.copytree(ROOT / "hf-packed-bitlinear-untied", directory)
@@ -117,3 +134,21 @@ def test_many_files_beside_a_model_are_counted(tmp_path):
         (directory / f"zz{index:02}.txt").write_text("")
     note = convert(directory, tmp_path / "out", "hf-packed").notes[-1]
     assert note.endswith(f" and {len(open_files(directory).unread) - 8} more.")
+
+
+def test_a_checkpoint_of_a_training_is_no_damaged_model(tmp_path):
+    """Its random state holds a NaN, which stands for "none pending"."""
+    file = tmp_path / "step-0.safetensors"
+    save_session(QATSession("digits", TrainOptions(steps=1)), file)
+    with pytest.raises(CheckpointError, match=r"training session, .* name the package") as one:
+        open_checkpoint(file)
+    assert not isinstance(one.value, DamagedCheckpointError)
+    with pytest.raises(CheckpointError, match="of a training session"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_of_a_sharded_training_is_told_too(tmp_path):
+    save_file({"model.a.weight": torch.ones(2, 2)}, tmp_path / "shard-00001-of-00001.safetensors")
+    (tmp_path / "checkpoint.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="of a training session"):
+        open_checkpoint(tmp_path)

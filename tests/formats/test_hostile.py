@@ -9,6 +9,8 @@ import struct
 import gguf
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from forge_harness.errors import CheckpointError, DamagedCheckpointError
 from forge_harness.formats import ReadOptions
@@ -49,6 +51,14 @@ def test_a_hostile_header_is_refused(header, data, said, tmp_path):
     with pytest.raises(DamagedCheckpointError, match=said) as caught:
         inspect_checkpoint(file)
     str(caught.value).encode()
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.uint16, torch.complex64])
+def test_a_dtype_that_is_not_read_is_no_damage(dtype, tmp_path):
+    save_file({"a.weight": torch.zeros(2, 2).to(dtype)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"'a.weight' is stored as .*convert it") as caught:
+        inspect_checkpoint(tmp_path)
+    assert not isinstance(caught.value, DamagedCheckpointError)
 
 
 def test_empty_tensors_that_are_no_matrix_are_read(tmp_path):

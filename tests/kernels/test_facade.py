@@ -279,6 +279,14 @@ def test_a_bias_counts_as_fp32_whatever_its_dtype(backend):
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
+def test_no_gradient_flows_to_any_operand(backend):
+    packed = kernels.pack(torch.ones(8, 16, dtype=torch.int8), scale=0.3)
+    trained = dataclasses.replace(packed, scale=packed.scale.clone().requires_grad_())
+    x, bias = draw(0, 2, 16).requires_grad_(), draw(1, 8).requires_grad_()
+    assert not kernels.ternary_linear(x, trained, bias, backend=backend).requires_grad
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
 def test_sizes_that_cannot_be_packed_are_refused_before_anything_is_read(backend):
     wide = torch.zeros((1, 1), dtype=torch.int8).expand(1, kernels.MAX_COLUMNS + 1)
     for codes in (wide, wide[:0], wide[:, :0]):

@@ -76,19 +76,41 @@ def test_layers_that_are_more_than_linear_are_left_alone():
 
     hooked = nn.Linear(4, 4)
     hooked.register_forward_hook(lambda *_: None)
+    watched = nn.Linear(4, 4)
+    watched.register_full_backward_pre_hook(lambda *_: None)
     parametrized = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
     model = nn.ModuleDict(
         {
             "special": Special(4, 4),
             "hooked": hooked,
+            "watched": watched,
             "attention": nn.MultiheadAttention(4, 1),
             "normed": parametrized,
         }
     )
     report = convert_linears(model)
     assert report.converted == ()
-    assert set(reasons(report)) == {"special", "hooked", "attention.out_proj", "normed"}
+    kept = {"special", "hooked", "watched", "attention.out_proj", "normed"}
+    assert set(reasons(report)) == kept
     assert "hooks" in reasons(report)["hooked"]
+
+
+def test_a_converted_encoder_evaluates_with_the_weights_it_trains_with():
+    """torch's fused path took the latent weights of converted layers: full precision, unsaid."""
+
+    class Called(nn.TransformerEncoderLayer):
+        def forward(self, x):
+            return self.linear2(self.activation(self.linear1(x)))
+
+    sizes = {"d_model": 16, "nhead": 2, "dim_feedforward": 32, "dropout": 0.0, "batch_first": True}
+    model = nn.Sequential(nn.TransformerEncoderLayer(**sizes), Called(**sizes), nn.Linear(16, 16))
+    report = convert_linears(model)
+    assert report.converted == ("1.linear1", "1.linear2", "2")
+    assert "without calling it" in reasons(report)["0.linear1"]
+    x = torch.randn(2, 5, 16)
+    trained = model.train()(x)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(x), trained)
 
 
 def test_the_root_is_reported_not_replaced():

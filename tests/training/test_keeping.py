@@ -83,6 +83,32 @@ def test_a_run_that_died_goes_on_from_the_store_bit_for_bit(tmp_path: Path) -> N
     assert all(torch.equal(ours[name].nan_to_num(), theirs[name].nan_to_num()) for name in ours)
 
 
+def test_a_run_whose_directory_was_renamed_goes_on_under_the_name_it_is_kept_as(
+    tmp_path: Path,
+) -> None:
+    out, states = tmp_path / "out", tmp_path / "states"
+    with pytest.raises(Stop):
+        train_to_directory(
+            "digits", out, OPTIONS, checkpoint_every=2, state=states, on_step=stop_at(4)
+        )
+    renamed = out.rename(tmp_path / "renamed")
+    assert train_to_directory("digits", renamed, OPTIONS, resume=True)["steps"] == 6
+    assert names(states) == ["out/metrics", "out/package", "out/step-4", "out/step-6"]
+
+
+def test_a_run_remembers_the_store_it_was_last_kept_in(tmp_path: Path) -> None:
+    """Or the next resumption would go back to the store this one was copied from."""
+    out, states, copy = tmp_path / "out", tmp_path / "states", tmp_path / "copy"
+    with pytest.raises(Stop):
+        train_to_directory(
+            "digits", out, OPTIONS, checkpoint_every=2, state=states, on_step=stop_at(2)
+        )
+    shutil.copytree(states, copy)
+    with pytest.raises(Stop):
+        train_to_directory("digits", out, OPTIONS, resume=True, state=copy, on_step=stop_at(4))
+    assert TrainingDirectory(out).keeper().newest().name == "step-4.safetensors"
+
+
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
     states = tmp_path / "states"
     train_to_directory("digits", tmp_path / "run", OPTIONS, checkpoint_every=3, state=states)

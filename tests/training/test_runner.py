@@ -32,6 +32,7 @@ from forge_harness.training import (
     train_to_directory,
 )
 from forge_harness.training.checkpoint import read_checkpoint
+from forge_harness.training.data import ReferenceData
 from forge_harness.training.keeping import DirectoryCheckpoints
 from forge_harness.training.randomness import RandomState
 from forge_harness.training.run_directory import TrainingDirectory
@@ -380,6 +381,55 @@ def test_bad_directories_are_refused(tmp_path: Path) -> None:
         train_to_directory("digits", tmp_path / "new", OPTIONS, from_checkpoint=tmp_path / "no")
 
 
+class OtherData(ReferenceData):
+    """What another version of a package makes of the same task."""
+
+    @staticmethod
+    def data_digest(task: str) -> str:
+        return "sha256:other"
+
+
+def test_a_run_goes_on_with_the_data_it_began_with_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(TrainingInterrupted):
+        train_to_directory(
+            "digits", tmp_path / "run", OPTIONS, on_step=interrupt_at(1, signal.SIGINT)
+        )
+    before = sorted((tmp_path / "run").rglob("*")), lines(tmp_path / "run")
+    with pytest.raises(UsageError, match="'sha256:other'; resume it with the Python and"):
+        train_to_directory("digits", tmp_path / "run", OPTIONS, resume=True, load=OtherData())
+    assert (sorted((tmp_path / "run").rglob("*")), lines(tmp_path / "run")) == before
+    # A run of an earlier build does not say what it began with.
+    file = tmp_path / "run/training.json"
+    saved = json.loads(file.read_bytes())
+    del saved["data_digest"]
+    file.write_text(json.dumps(saved))
+    train_to_directory("digits", tmp_path / "run", OPTIONS, resume=True, load=OtherData())
+
+
+def test_a_resumed_run_keeps_its_steps_between_checkpoints(tmp_path: Path) -> None:
+    """Or a run that is stopped twice loses what it made since the first time."""
+    out = tmp_path / "run"
+    with pytest.raises(TrainingInterrupted):
+        train_to_directory(
+            "digits", out, OPTIONS, checkpoint_every=2, on_step=interrupt_at(0, signal.SIGINT)
+        )
+    kept = DirectoryCheckpoints(out / "checkpoints")
+    seen: list[list[str]] = []
+
+    def look(record: StepRecord, _: int) -> None:
+        seen.append([path.stem for path in kept.files()])
+
+    train_to_directory("digits", out, OPTIONS, resume=True, on_step=look)
+    assert seen[-1] == ["step-2", "step-4"]
+    assert TrainingDirectory(out).checkpoint_every() == 2
+
+
+def test_steps_between_checkpoints_that_are_none_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "training.json").write_text('{"checkpoint_every": true}')
+    with pytest.raises(UsageError, match=r"it is True.*give --checkpoint-every"):
+        TrainingDirectory(tmp_path).checkpoint_every()
+
+
 def test_nan_ends_the_run_with_a_checkpoint_from_before(tmp_path: Path) -> None:
     def loss(model, batch):
         return model(batch.inputs).sum() * float("nan")
@@ -388,6 +438,19 @@ def test_nan_ends_the_run_with_a_checkpoint_from_before(tmp_path: Path) -> None:
         train_to_directory("digits", tmp_path / "run", OPTIONS, loss=loss)
     assert caught.value.exit_code == 1  # Measured and violated; no internal error.
     assert newest_checkpoint(tmp_path / "run").name == "step-0.safetensors"
+
+
+class Overflows(DigitsModel):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(x)
+        return logits if self.training else logits * float("nan")
+
+
+def test_a_held_out_loss_that_is_not_finite_ends_the_run_as_one_in_training(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match="After 6 steps the held-out loss is nan"):
+        train_to_directory("digits", tmp_path / "run", OPTIONS, build_model=lambda *_: Overflows())
+    assert newest_checkpoint(tmp_path / "run").name == "step-6.safetensors"
+    assert not (tmp_path / "run/metrics.json").exists()
 
 
 def test_refused_write_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,11 +487,35 @@ def test_command_resumes_only_the_same_run(tmp_path: Path, monkeypatch: pytest.M
     assert isinstance(other.exception, UsageError)
     assert "has steps 6, and 7 was asked for" in str(other.exception)
     assert invoke("--resume", "--out", "run", "--steps", "6").return_value == 0
+    assert invoke("--resume", "--out", "run", "--checkpoint-every", "5").return_value == 0
+    assert invoke("--resume", "--out", "run").return_value == 0
+    assert TrainingDirectory(tmp_path / "run").checkpoint_every() == 5
     # Of the recipe, and not given when the run began.
     assert invoke("--resume", "--out", "run", "--learning-rate", "0.003").return_value == 0
     more = invoke("--resume", "--out", "run", "--learning-rate", "0.004")
     assert "has learning_rate 0.003, and 0.004 was asked for" in str(more.exception)
     assert len(lines(tmp_path / "run")) == 6
+
+
+def test_command_says_what_a_resumed_run_leaves_out_of_the_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert invoke("--steps", "2", "--out", "run").exception is None
+    # What the run began with, though no option said so then.
+    same = invoke("--resume", "--out", "run", "--compute", "exact")
+    assert (same.exception, same.stderr) == (None, "")
+    # Flags may have gone over this file when the run began.
+    (tmp_path / "forge.toml").write_text("[train]\nsteps = 9\nwarmup_steps = 0\n")
+    monkeypatch.setenv("FORGE_HARNESS_RUN_SEED", "5")
+    result = invoke("--resume", "--out", "run", "--steps", "2")
+    assert result.exception is None
+    assert result.stderr.splitlines() == [
+        "run.seed is 5 in the environment (FORGE_HARNESS_RUN_SEED); the run in run goes on with 0, "
+        "as it was started."
+    ]
+    said = invoke("--resume", "--out", "run").stderr
+    assert "train.steps is 9 in forge.toml; the run in run goes on with 2, as" in said
 
 
 def test_command_builds_the_configured_model(
