@@ -11,6 +11,8 @@ import pytest
 
 from forge_harness.durable import (
     exclusive,
+    identity_of,
+    read_plain,
     remove_partials,
     staged_directory,
     staged_file,
@@ -366,3 +368,28 @@ def test_threads_of_one_process_do_not_disturb_each_other(tmp_path: Path) -> Non
     with ThreadPoolExecutor(len(contents)) as pool:
         list(pool.map(write, contents))
     assert not [name for name in entries(tmp_path) if name.startswith(".")]
+
+
+def test_what_is_no_plain_file_is_refused_by_name_and_closed_again(tmp_path: Path) -> None:
+    """A directory was named by the number of its descriptor, which stayed open."""
+    os.mkfifo(tmp_path / "pipe")
+    before = set(os.listdir("/dev/fd"))
+    for path, refusal in ((tmp_path, IsADirectoryError), (tmp_path / "pipe", OSError)):
+        with pytest.raises(refusal) as caught:
+            read_plain(path)
+        assert caught.value.filename == str(path)
+    assert set(os.listdir("/dev/fd")) == before
+    (tmp_path / "file").write_bytes(b"content")
+    assert read_plain(tmp_path / "file") == b"content"
+
+
+def test_a_file_that_takes_anothers_name_is_told_from_it(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    assert identity_of(path) is None
+    path.write_bytes(b"x")
+    first = identity_of(path)
+    path.write_bytes(b"y")
+    assert identity_of(path) == first
+    path.rename(tmp_path / "b")
+    path.write_bytes(b"y")
+    assert identity_of(path) != first == identity_of(tmp_path / "b")

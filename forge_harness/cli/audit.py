@@ -15,6 +15,8 @@ from forge_harness.errors import AuditError, ExitCode, UsageError
 if TYPE_CHECKING:
     from forge_harness.security.audit_heads import Head
 
+_MOST = 2**63 - 1
+"""Of records; SQLite counts no further."""
 _path = click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
 
 
@@ -33,7 +35,7 @@ def audit_group() -> None:
 @_path
 @click.option(
     "--count",
-    type=WholeNumber(min=1),
+    type=WholeNumber(1, _MOST),
     default=20,
     show_default=True,
     help="How many records.",
@@ -119,11 +121,12 @@ def verify_command(
 
 
 def _head_in(path: Path) -> Head:
+    from forge_harness.durable import read_plain
     from forge_harness.security.audit_heads import parse_head
 
     try:
-        return parse_head(path.read_bytes().strip())
-    except AuditError as error:
+        return parse_head(read_plain(path).strip())
+    except (AuditError, OSError) as error:
         raise UsageError(
             f"--newest {path} holds no signed head; expected a line of the file of heads, as it "
             "was kept."

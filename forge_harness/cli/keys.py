@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,6 +99,8 @@ def rotate_command(path: Path, purpose: str, places: tuple[Path, ...]) -> int:
         keyring = former.rotated(Purpose(purpose))
         write_keyring(path, keyring)
         click.echo(f"{path}: key {keyring.active_id(Purpose(purpose))} is active to {purpose}.")
+        if purpose == "tokens":
+            say("A server that runs takes tokens issued from now on when it is started again.")
         _rewrap_all(places, KeyringSealer(keyring))
     return ExitCode.PASS
 
@@ -125,27 +129,41 @@ def _rewrap(place: Path, sealer: KeyringSealer) -> tuple[int, int]:
     if (place / INDEX).exists():
         with Store.open(place, create=False, sealer=sealer) as store:
             return store.rewrap()
-    files = sorted(place.rglob("*")) if place.is_dir() else [place]
-    regular = [path for path in files if path.is_file() and not path.is_symlink()]
-    sealed = [path for path in regular if sealer.is_sealed(path)]
-    if not sealed:
+    sealed, refused = _sealed_below(place, sealer)
+    if not sealed and not refused:
         raise UsageError(
             f"{place} holds nothing that is sealed; the new key is active all the same."
         )
     changed = 0
-    refused: list[str] = []
     for path in sealed:
         try:
             changed += sealer.rewrap_file(path)
         except (OSError, SecurityError) as error:
             refused.append(f"{path}: {str(error).rstrip('.')}")
     if refused:
+        count = several(len(refused), "file or directory", "files or directories")
         raise SecurityError(
-            f"{len(refused)} of {len(sealed)} sealed files of {place} are not under the new key, "
-            f"the first of them {refused[0]}. All others are; mend these, and repeat before the "
-            "old key is destroyed."
+            f"{count} of {place} could not be put under the new key, the first is {refused[0]}. "
+            "All others are; mend these, and repeat before the old key is destroyed."
         )
     return changed, len(sealed)
+
+
+def _sealed_below(place: Path, sealer: KeyringSealer) -> tuple[list[Path], list[str]]:
+    """Returns the sealed files of a place, and why others, or directories, cannot be looked at."""
+    unread: list[OSError] = []
+    files = [place]
+    if place.is_dir():
+        walk = os.walk(place, onerror=unread.append)
+        files = sorted(Path(directory) / name for directory, _, names in walk for name in names)
+    sealed = []
+    for path in files:
+        try:
+            if stat.S_ISREG(path.lstat().st_mode) and sealer.is_sealed(path):
+                sealed.append(path)
+        except OSError as error:
+            unread.append(error)
+    return sealed, [f"{error.filename}: {error.strerror}" for error in unread]
 
 
 @keys_group.command(

@@ -115,12 +115,12 @@ def sealer_of(keys: str) -> KeyringSealer:
         UsageError: It names none.
         SecurityError: There is no keyring, or others may read it.
     """
-    from forge_harness.security.key_sources import load_keyring
+    from forge_harness.security.key_sources import followed_keyring
     from forge_harness.security.sealing import KeyringSealer
 
     if not keys:
         raise UsageError("--keys is empty; expected a FILE, env:NAME or command:PROGRAM ARGUMENTS.")
-    return KeyringSealer(load_keyring(keys))
+    return KeyringSealer(followed_keyring(keys))
 
 
 def run_dir_argument(command: _Command) -> _Command:

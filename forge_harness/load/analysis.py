@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -97,6 +98,8 @@ def _workers(directory: Path, plan: LoadPlan) -> list[_Worker]:
                 None if stopped is None else float(stopped),
             )
             same = content["plan_digest"] == plan.digest
+            if not all(math.isfinite(value) for sample in cpu for value in sample):
+                raise ValueError("a time that is none")
         except (KeyError, TypeError, ValueError) as error:
             raise _damaged(path, error) from error
         if not same:
@@ -237,7 +240,11 @@ def _book_problems(
             f"the records do not cover the schedule: {books.missing} missing, "
             f"{books.duplicated} twice, {books.foreign} of no scheduled request"
         )
-    if not workers or {w.index for w in workers} != set(range(workers[0].of)):
+    if (
+        not workers
+        or sorted(w.index for w in workers) != [*range(len(workers))]
+        or (len(workers) != workers[0].of)
+    ):
         told = f"{len(workers)} of {workers[0].of}" if workers else "none"
         problems.append(f"generator processes that ended well: {told}")
     if locust is None:
@@ -314,7 +321,10 @@ def _taken(directory: Path, name: str, take: Callable[[Any], _Found]) -> _Found 
 
 
 def _pairs(content: Any) -> tuple[tuple[float, float], ...]:  # noqa: ANN401 - any JSON value
-    return tuple((float(time), float(size)) for time, size in content)
+    pairs = tuple((float(time), float(size)) for time, size in content)
+    if not all(math.isfinite(value) for pair in pairs for value in pair):
+        raise ValueError("a size that is none")
+    return pairs
 
 
 def _counts(content: Any) -> tuple[int, int]:  # noqa: ANN401 - any JSON value

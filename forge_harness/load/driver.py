@@ -218,10 +218,18 @@ def measure(
 
 
 def _capacity(peak: Peak) -> float:
-    if peak.rate <= 0:
+    if peak.bound == "nothing":
         raise LoadError(
             "The server did not serve even 1 request/s within the objective, so there is no "
             "capacity to take a share of; look at its answers (`load peak`), or give --rate."
+        )
+    if peak.rate <= 0:
+        why = "the generator could not keep its schedule"
+        if peak.bound == "time":
+            why = f"its time was over before less than {peak.above or 0:.3g}/s was tried"
+        raise LoadError(
+            f"The search found no rate that is served: {why}. Give --rate, a lower --timeout, or a "
+            "--profile whose search is longer."
         )
     return peak.rate
 

@@ -43,7 +43,7 @@ def gates(
             found += _service_gates(phase, name, plan)
     if recovery is not None:
         found.append(_recovery_gate(recovery))
-    before = [size for t, size in memory if phases and t < phases[0].seconds]
+    before = [size for t, size in memory if phases and t < phases[0].seconds and size > 0]
     if len(memory) > 1 and before and len(phases) > 1:
         found.append(
             Gate(

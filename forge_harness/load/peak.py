@@ -94,6 +94,8 @@ def search(
     bound: Bound = "time"
     while clock() - began + probe_s <= cap_s:
         probes.append(found := probe(rate))
+        if not found.offered:
+            continue  # Nothing was due, so nothing is known; the next schedule is another one.
         if found.valid and found.serves(slo_s):
             served = found if served is None or found.rate > served.rate else served
         else:
@@ -102,7 +104,7 @@ def search(
             bound = "limit"
             break
         if served is None and rate <= 1.0:
-            bound = "nothing"
+            bound = "nothing" if found.valid else "generator"
             break
         if served and missed and missed.rate <= tight * served.rate:
             bound = "server" if missed.valid else "generator"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -123,11 +124,27 @@ def read_plan(path: Path) -> LoadPlan:
         phases = tuple(Phase(**phase) for phase in content.pop("phases"))
         known = {field.name for field in fields(LoadPlan)}
         plan = LoadPlan(**{k: v for k, v in content.items() if k in known}, phases=phases)
+        _check_types(plan)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LoadError(
             f"{path} is no load plan ({error}); `forge-harness load run --dry-run` writes one."
         ) from error
     return check_plan(plan)
+
+
+def _check_types(plan: LoadPlan) -> None:
+    """Raises TypeError where a value is not what its field holds: plans are edited by hand."""
+    text, number, none = (str,), (int, float), type(None)
+    wanted: dict[str, tuple[type, ...]] = {
+        "url": text, "seed": (int,), "timeout_s": number, "slo_s": number, "concurrency": (int,),
+        "capacity": (*number, none), "name": text, "multiple": number, "rate": number,
+        "seconds": number,
+    }  # fmt: skip
+    values = [(field.name, getattr(plan, field.name)) for field in fields(plan)]
+    values += [(f.name, getattr(phase, f.name)) for phase in plan.phases for f in fields(phase)]
+    for name, value in values:
+        if name != "phases" and type(value) not in wanted.get(name, (str, none)):
+            raise TypeError(f"{name} is {value!r}")
 
 
 def check_plan(plan: LoadPlan) -> LoadPlan:
@@ -145,6 +162,9 @@ def check_plan(plan: LoadPlan) -> LoadPlan:
                 f"Phase {phase.name} has {phase.rate:g} requests/s for {phase.seconds:g} s; "
                 "expected more than 0 of both."
             )
+    for name in ("timeout_s", "slo_s", "concurrency"):
+        if not 0 < (value := getattr(plan, name)) < math.inf:
+            raise LoadError(f"The plan's {name} is {value:g}; expected more than 0.")
     expected = sum(phase.rate * phase.seconds for phase in plan.phases)
     if expected > MAX_ARRIVALS:
         raise LoadError(

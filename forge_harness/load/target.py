@@ -17,6 +17,7 @@ from typing import IO
 
 from forge_harness.errors import LoadError
 
+from .metrics import direct
 from .traffic import Request
 
 START_S = 90.0
@@ -49,7 +50,7 @@ class Target:
             headers={"Content-Type": "application/json"},
         )
         try:
-            with urllib.request.urlopen(asked, timeout=START_S) as answer:
+            with direct().open(asked, timeout=START_S) as answer:
                 answer.read()
         except (OSError, http.client.HTTPException):
             return None

@@ -315,6 +315,7 @@ class AuditLog:
 
     def _add_head(self, record: AuditRecord) -> None:
         try:
+            self._file.check_place()  # Its heads would be taken for those of the next log.
             self._heads.add(self._log_id, record.number, record.mac, self._signing_key)
         except BaseException:
             self._lacks_head = True
@@ -368,13 +369,15 @@ def verify(
     """
     file = AuditFile(path, read_only=True)
     try:
+        # Before the records: of a log that is written meanwhile the newest heads would be of
+        # records that were not there yet, and look like a tail that was cut off.
+        lines = HeadFile(heads or heads_beside(path)).lines()
         macs: dict[int, str] = {}
         problems = list(_chain_problems(file, keys, macs))
         log_id = file.log_id
     finally:
         file.close()
     pinned = list(public_keys)
-    lines = HeadFile(heads or heads_beside(path)).lines()
     covered, found = _head_problems(lines, pinned, log_id, macs)
     problems += found
     if newest is not None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import secrets
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from forge_harness.canonical import canonical_json
-from forge_harness.durable import sync_directory
+from forge_harness.durable import identity_of, sync_directory
 from forge_harness.errors import AuditError, ExitCode
 from forge_harness.forks import never_free
 
@@ -105,6 +107,8 @@ class AuditFile:
         except BaseException:
             self._connection.close()
             raise
+        self._place = path.absolute()
+        self._identity = identity_of(self._place)
 
     def close(self) -> None:
         """Closes the file; every record returned from `append` is on disk already."""
@@ -136,6 +140,7 @@ class AuditFile:
         """
         try:
             with self._transaction():
+                self.check_place()
                 records = follow(self.last())
                 self._connection.executemany(
                     f"INSERT INTO event ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -147,6 +152,18 @@ class AuditFile:
                 f"The audit log {str(self.path)!r} took no record ({error}), so what was to be "
                 "recorded was not done; free space or mend the log."
             ) from error
+
+    def check_place(self) -> None:
+        """Refuses to go on in a file that nobody finds any more, or takes for an older one.
+
+        Raises:
+            AuditError: It was moved, removed or replaced; SQLite itself would not notice.
+        """
+        if identity_of(self._place) != self._identity:
+            raise AuditError(
+                f"The audit log {str(self.path)!r} was moved, removed or replaced since it was "
+                "opened, so nothing is recorded; put it back, or start again what writes it."
+            )
 
     def last(self) -> AuditRecord | None:
         """Returns the newest record."""
@@ -206,16 +223,11 @@ class AuditFile:
         made = not self.path.exists()
         if made:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        mode = "ro" if read_only else "rwc"
-        connection = sqlite3.connect(
-            f"{self.path.absolute().as_uri()}?mode={mode}",
-            uri=True,
-            isolation_level=None,
-            check_same_thread=False,
-        )
+        connection = _connected(self.path, "ro" if read_only else "rwc")
         try:
-            connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
-            connection.execute("PRAGMA trusted_schema = OFF")
+            if read_only and not _is_readable_in_place(connection):
+                connection.close()
+                return _still(self.path)
             if made:
                 sync_directory(self.path.parent)
         except BaseException:
@@ -279,6 +291,47 @@ class AuditFile:
 
     def _pragma(self, name: str) -> int:
         return int(self._connection.execute(f"PRAGMA {name}").fetchone()[0])
+
+
+def _connected(path: Path, mode: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={mode}",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    try:
+        connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
+        connection.execute("PRAGMA trusted_schema = OFF")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _is_readable_in_place(connection: sqlite3.Connection) -> bool:
+    """Whether SQLite can put beside the file what it needs to read it; on a read-only disk not."""
+    try:
+        connection.execute("PRAGMA schema_version").fetchone()
+    except sqlite3.Error as error:
+        return _code_of(error) not in _REFUSED
+    return True
+
+
+def _still(path: Path) -> sqlite3.Connection:
+    """Opens a log beside which nothing can be written, and which nobody can write therefore."""
+    wal = path.with_name(f"{path.name}-wal")
+    if not wal.exists() or not wal.stat().st_size:
+        return _connected(path, "ro&immutable=1")
+    # What is in its write-ahead log can be taken in by a copy only.
+    memory = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    with tempfile.TemporaryDirectory(prefix="forge-audit-") as scratch:
+        for part in (path, wal):
+            shutil.copyfile(part, Path(scratch) / part.name)
+        with closing(sqlite3.connect(Path(scratch) / path.name)) as copy:
+            copy.execute("PRAGMA journal_mode = DELETE")
+            copy.backup(memory)
+    return memory
 
 
 def _is_busy(error: Exception) -> bool:

@@ -23,8 +23,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from forge_harness.canonical import canonical_json, sha256_hex
-from forge_harness.durable import sync_directory
-from forge_harness.errors import AuditError
+from forge_harness.durable import read_plain, sync_directory
+from forge_harness.errors import AuditError, UsageError
 from forge_harness.forks import Lockable
 
 _FIRST = "0" * 64
@@ -116,11 +116,20 @@ class HeadFile:
         self.path = path
 
     def lines(self) -> list[bytes]:
-        """Returns the lines that are whole; a torn last one was never acknowledged."""
+        """Returns the lines that are whole; a torn last one was never acknowledged.
+
+        Raises:
+            UsageError: The file cannot be read, or is no plain file.
+        """
         try:
-            content = self.path.read_bytes()
+            content = read_plain(self.path)
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise UsageError(
+                f"The heads {str(self.path)!r} cannot be read ({error.strerror}); expected the "
+                "file of heads of the log, that can be opened."
+            ) from error
         return content.split(b"\n")[:-1]
 
     def add(self, log_id: str, number: int, mac: bytes, key: Ed25519PrivateKey) -> Head:

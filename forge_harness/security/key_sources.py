@@ -8,8 +8,8 @@ import os
 import shlex
 import stat
 import subprocess
-from collections.abc import Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from forge_harness.durable import exclusive, write_durably
@@ -38,6 +38,33 @@ def load_keyring(source: str, environ: MutableMapping[str, str] | None = None) -
     if kind == "env":
         return keyring_from_environment(rest, os.environ if environ is None else environ)
     return keyring_from_command(shlex.split(rest))
+
+
+def followed_keyring(source: str) -> Callable[[], Keyring]:
+    """Returns what gives a source's keyring as it is now: a file is read again once it changed.
+
+    For what runs for hours. While the file cannot be read, it gives the keyring that was; one of
+    the environment or of a command stays what it is.
+
+    Raises:
+        MissingKeyError: There is nothing there.
+        SecurityError: It is readable by others, or is no keyring.
+    """
+    keyring, path = load_keyring(source), keyring_path(source)
+    if path is None:
+        return lambda: keyring
+    stamp: tuple[int, ...] = ()
+
+    def current() -> Keyring:
+        nonlocal keyring, stamp
+        with suppress(OSError, SecurityError):
+            status = path.stat()
+            found = (status.st_mtime_ns, status.st_ino, status.st_size)
+            if found != stamp:
+                keyring, stamp = keyring_from_file(path), found
+        return keyring
+
+    return current
 
 
 def keyring_path(source: str) -> Path | None:

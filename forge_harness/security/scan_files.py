@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+import stat
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from forge_harness.errors import UsageError
+from forge_harness.errors import UsageError, several
 from forge_harness.paths import resolved_path
 
 SKIPPED = frozenset(
@@ -17,22 +19,33 @@ NOT_TYPED = frozenset({".git", ".hg", ".svn", "__pycache__", "node_modules", "si
 """Directories in which nobody types anything; caches and virtual environments are such too."""
 
 
-def tree_files(root: Path, suffixes: Collection[str] = ()) -> Iterator[Path]:
+def _raised(error: OSError) -> NoReturn:
+    raise error
+
+
+def tree_files(
+    root: Path,
+    suffixes: Collection[str] = (),
+    *,
+    on_error: Callable[[OSError], object] = _raised,
+) -> Iterator[Path]:
     """Yields the regular files of a tree in order; links are not followed.
 
     Args:
         root: Directory, or one file.
         suffixes: Only these, for example ".py"; all when empty.
+        on_error: Told of each directory that cannot be listed.
 
     Raises:
         UsageError: Nothing is there.
+        OSError: A directory cannot be listed, unless `on_error` takes it.
     """
     if root.is_file():
         yield root
         return
     if not root.is_dir():
         raise UsageError(f"{root} does not exist; expected a directory of source, or one file.")
-    for directory, names, files in os.walk(root):
+    for directory, names, files in os.walk(root, onerror=on_error):
         here = Path(directory)
         names[:] = sorted(n for n in names if not _skipped(here / n))
         for name in sorted(files):
@@ -41,7 +54,7 @@ def tree_files(root: Path, suffixes: Collection[str] = ()) -> Iterator[Path]:
                 yield path
 
 
-def typed_files(root: Path) -> tuple[list[Path], list[Path]]:
+def typed_files(root: Path) -> tuple[list[Path], list[Path], list[OSError]]:
     """Returns the regular files of a tree that somebody may have typed into, hidden ones too.
 
     Links are not followed.
@@ -50,20 +63,30 @@ def typed_files(root: Path) -> tuple[list[Path], list[Path]]:
         root: Directory, or one file.
 
     Returns:
-        The files in order, and the directories that were left out.
+        The files in order, the directories that were left out, and why others could not be listed.
 
     Raises:
         UsageError: Nothing is there.
     """
     if not root.is_dir():
-        return list(tree_files(root)), []
-    files, left_out = [], []
-    for directory, names, found in os.walk(root):
+        return list(tree_files(root)), [], []
+    files: list[Path] = []
+    left_out: list[Path] = []
+    unlisted: list[OSError] = []
+    for directory, names, found in os.walk(root, onerror=unlisted.append):
         here = Path(directory)
         left_out += [here / name for name in sorted(names) if _not_typed(here / name)]
         names[:] = sorted(name for name in names if not _not_typed(here / name))
         files += [here / name for name in sorted(found) if _regular(here / name)]
-    return files, left_out
+    return files, left_out, unlisted
+
+
+def unread_clause(errors: Sequence[OSError], root: Path) -> str:
+    """Returns in a clause how much below `root` could not be looked at, and the first reason."""
+    first = errors[0]
+    where = relative(Path(first.filename or root), root)
+    count = several(len(errors), "file or directory", "files or directories")
+    return f"{count} cannot be read, the first is {where}: {first.strerror}"
 
 
 def relative(path: Path, root: Path) -> str:
@@ -79,15 +102,20 @@ def _skipped(directory: Path) -> bool:
         directory.name.startswith(".")
         or directory.name in SKIPPED
         or directory.name.endswith(".egg-info")
-        or (directory / "pyvenv.cfg").exists()
+        or os.path.exists(directory / "pyvenv.cfg")
     )
 
 
 def _not_typed(directory: Path) -> bool:
     # CACHEDIR.TAG: the mark of caches, https://bford.info/cachedir/
     marks = ("pyvenv.cfg", "CACHEDIR.TAG")
-    return directory.name in NOT_TYPED or any((directory / mark).exists() for mark in marks)
+    return directory.name in NOT_TYPED or any(os.path.exists(directory / mark) for mark in marks)
 
 
 def _regular(path: Path) -> bool:
-    return path.is_file() and not path.is_symlink()
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:  # Removed since it was listed.
+        return False
+    except OSError:  # Who opens it will meet the reason, and must not pass over it.
+        return True

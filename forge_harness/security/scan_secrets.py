@@ -10,7 +10,7 @@ from pathlib import Path
 
 from forge_harness.errors import several
 from forge_harness.probes import secrets
-from forge_harness.security.scan_files import relative, typed_files
+from forge_harness.security.scan_files import relative, typed_files, unread_clause
 from forge_harness.security.scan_types import Finding, Scan, judged, not_scanned
 
 NAME = "secrets"
@@ -42,9 +42,8 @@ def scan(root: Path) -> Scan:
         UsageError: It is not there.
     """
     findings: list[Finding] = []
-    unread: list[str] = []
     scanned = large = binary = ignored = 0
-    files, left_out = typed_files(root)
+    files, left_out, unread = typed_files(root)
     for path in files:
         try:
             is_large = path.stat().st_size > MAX_FILE_BYTES
@@ -52,7 +51,8 @@ def scan(root: Path) -> Scan:
         except FileNotFoundError:  # Removed since it was listed.
             continue
         except OSError as error:
-            unread.append(f"{relative(path, root)}: {error.strerror or error}")
+            # What a read raises names no file.
+            unread.append(OSError(error.errno, error.strerror or str(error), str(path)))
             continue
         large += is_large
         if text is None:
@@ -64,14 +64,12 @@ def scan(root: Path) -> Scan:
             if not marked:
                 findings.append(Finding(relative(path, root), line, "credential", why))
     if unread and not findings:
-        why = f"{several(len(unread), 'file')} cannot be read, the first is {unread[0]}"
-        return not_scanned(NAME, "forge-harness", why)
+        return not_scanned(NAME, "forge-harness", unread_clause(unread, root))
     notes = [
         f"{several(count, one, many)} {what}"
         for count, one, many, what in (
             (large, "file", "files", f"over {MAX_FILE_BYTES} bytes not read"),
             (binary, "binary file", "binary files", "not read"),
-            (len(unread), "file", "files", f"cannot be read, the first is {(*unread, '')[0]}"),
             (
                 len(left_out),
                 "directory",
@@ -82,6 +80,8 @@ def scan(root: Path) -> Scan:
         )
         if count
     ]
+    if unread:
+        notes.append(unread_clause(unread, root))
     return judged(
         NAME,
         "forge-harness",

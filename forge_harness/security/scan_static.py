@@ -10,13 +10,13 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from forge_harness.errors import several
 from forge_harness.paths import resolved_path
-from forge_harness.security.scan_files import relative, tree_files
+from forge_harness.security.scan_files import relative, tree_files, unread_clause
 from forge_harness.security.scan_tools import ToolRun, find_tool, run_tool, tool_version
 from forge_harness.security.scan_types import Finding, Scan, judged, not_scanned
 
@@ -62,16 +62,42 @@ def scan(root: Path) -> Scan:
     Raises:
         UsageError: It is not there.
     """
-    files = list(tree_files(root, (".py",)))
+    files, unread = _python_files(root)
     if not files:
-        return not_scanned(NAME, "none", f"there is no Python file in {root}")
+        why = unread_clause(unread, root) if unread else f"there is no Python file in {root}"
+        return not_scanned(NAME, "none", why)
     tool = next((name for name in _TOOLS if find_tool(name)), None)
     if tool is None:
         return not_scanned(NAME, "none", "neither ruff nor bandit is installed: pip install ruff")
     with tempfile.TemporaryDirectory(prefix="forge-scan-") as scratch:
         canary = Path(scratch) / "canary.py"
         canary.write_text(CANARY_SOURCE, encoding="utf-8")
-        return _analysed(tool, root, files, canary)
+        scan = _analysed(tool, root, files, canary)
+    if not unread or scan.state == "not scanned":
+        return scan
+    why = unread_clause(unread, root)
+    if scan.state == "clean":
+        return not_scanned(NAME, tool, why, version=scan.version)
+    return replace(scan, notes=(*scan.notes, why))
+
+
+def _python_files(root: Path) -> tuple[list[Path], list[OSError]]:
+    """Returns the files that can be opened, and why others, or directories, cannot be looked at.
+
+    The tools pass over those: ruff warns, and exits with 0.
+    """
+    files: list[Path] = []
+    unread: list[OSError] = []
+    for path in tree_files(root, (".py",), on_error=unread.append):
+        try:
+            path.open("rb").close()
+        except FileNotFoundError:  # Removed since it was listed.
+            continue
+        except OSError as error:
+            unread.append(error)
+        else:
+            files.append(path)
+    return files, unread
 
 
 def _analysed(tool: str, root: Path, files: list[Path], canary: Path) -> Scan:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from forge_harness.canonical import canonical_json
-from forge_harness.durable import exclusive, write_durably
+from forge_harness.durable import exclusive, read_plain, write_durably
 from forge_harness.errors import SecurityError, TokenError
 
 from .access import Access, Principal
@@ -234,7 +234,7 @@ class TokenStore:
         if stamp != self._stamp:
             self._stamp, self._by_hash = None, {}
             try:
-                content = self.path.read_bytes()
+                content = read_plain(self.path)
             except OSError as error:  # Of the moment: nothing about the file need change.
                 raise self._unreadable(str(error)) from error
             self._take(content)

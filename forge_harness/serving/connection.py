@@ -3,7 +3,8 @@
 A connection on which nothing is being answered waits for its client, and each such wait has an end.
 uvicorn's own has not: it begins after the first answer only, and a byte of anything stops it, be it
 of a body that nobody reads any more. Under overload it is here that refusals are written: the task
-and the routing of each would cost more than all the rest of it.
+and the routing of each would cost more than all the rest of it. What offers another protocol
+beside HTTP/1.1 is answered in HTTP/1.1; uvicorn would drop its body.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, ClassVar, cast
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .exchange import Refusal, Reply, new_request_id
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 65_536
 
 _CLOSE = (b"connection", b"close")
+_OFFER = (b"upgrade", b"http2-settings")
+"""Headers, and words of `connection`, of a request that offers to go on in another protocol."""
 
 # What a client may owe, by the setting that says how long.
 _HEADERS = "header_s"
@@ -53,6 +57,7 @@ class LimitedProtocol(HttpToolsProtocol):
     """Whether a message ended in what is being parsed."""
     _header_bytes = 0
     _owed: str | None = None
+    _answered: RequestResponseCycle | None = None
     _until = 0.0
     _timer: TimerHandle | None = None
     _write_timer: TimerHandle | None = None
@@ -77,16 +82,57 @@ class LimitedProtocol(HttpToolsProtocol):
             self._timer.cancel()
         self._is_read_again()
         super().connection_lost(exc)
+        # uvicorn tells the newest request alone; of several in a row an older one is answered.
+        if self._answered is not None and not self._answered.response_complete:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         """Parses, and gives up on headers that do not end."""
         self._has_ended = False
-        super().data_received(data)
+        self._parse(data)
         # What came with the end of a message is not all of it headers; the next read is.
         if self._is_in_headers and not self._has_ended:
             self._header_bytes += len(data)
             if self._header_bytes > MAX_HEADER_BYTES:
                 self._give_up()
+
+    def _parse(self, data: bytes) -> None:
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as offer:
+                # The parser takes the rest for the other protocol. HTTP lets a server pass over the
+                # offer, which Java's client makes with every request: it is read without it.
+                data = self._read_anew() + data[offer.args[0] :] if self._offers else b""
+            except httptools.HttpParserError as error:
+                self.logger.warning("Refused what is no HTTP: %s", error)
+                self.send_400_response(str(error))
+                return
+
+    @property
+    def _offers(self) -> bool:
+        return any(name == b"upgrade" for name, _ in self.headers)
+
+    def _should_upgrade(self) -> bool:
+        # Asked of what the parser takes for an upgrade: nothing is begun before it is read again.
+        return self._offers
+
+    def _read_anew(self) -> bytes:
+        """Returns the head of the request without its offer, for a new parser: one is set up."""
+        line = (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        lines = [b"%s %s HTTP/%s" % line]
+        for name, value in self.headers:
+            if name == b"connection":
+                words = (word.strip() for word in value.split(b","))
+                value = b", ".join(word for word in words if word.lower() not in _OFFER)
+            if name not in _OFFER:
+                lines.append(b"%s: %s" % (name, value))
+        # The old one reads nothing more after a request that was to be the last.
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return b"\r\n".join(lines) + b"\r\n\r\n"
 
     def on_message_begin(self) -> None:
         """Starts waiting for the rest of the headers."""
@@ -96,12 +142,16 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Hands the request on."""
+        if self.parser.should_upgrade() and self._offers:
+            return
         self._is_in_headers, self._is_in_body = False, True
         super().on_headers_complete()
         self._wait_as_needed()
 
     def on_message_complete(self) -> None:
         """Stops waiting for a body, whether or not somebody reads it."""
+        if self.parser.should_upgrade() and self._offers:
+            return
         super().on_message_complete()
         self._is_in_body, self._has_ended = False, True
         self._wait_as_needed()
@@ -129,6 +179,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         refusal = self.door(cast("Scope", cycle.scope))
+        self._answered = cycle
         if refusal is None:
             super()._start_asgi_task(cycle, app)
             return
@@ -138,7 +189,15 @@ class LimitedProtocol(HttpToolsProtocol):
         self._write(refusal, is_last=is_last, has_body=cycle.scope["method"] != "HEAD")
         if is_last:
             self.transport.close()
-        self.on_response_complete()
+        if self.pipeline and not is_last:
+            # Not from here: each of thousands in a row would be begun inside the one before.
+            self.loop.call_soon(self._begin_next)
+        else:
+            self.on_response_complete()
+
+    def _begin_next(self) -> None:
+        if not self.transport.is_closing():
+            self.on_response_complete()
 
     def _write(self, refusal: Refusal, *, is_last: bool, has_body: bool = True) -> None:
         head = [*self.server_state.default_headers, *refusal.head]

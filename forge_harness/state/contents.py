@@ -136,6 +136,10 @@ class Contents:
         fresh = [
             s for s in prepared.staged.values() if not self._is_good(BlobRef(s.digest, s.size))
         ]
+        if self.blobs.sealer is not None:
+            for item in fresh:
+                # The keys may have been rotated while a large one was being sealed.
+                self.blobs.sealer.rewrap_file(item.temp)
         return fresh, rows + [
             StoredObject(
                 digest=item.digest,

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from forge_harness.durable import identity_of
 from forge_harness.errors import DamagedStateError, ForgeError, StateError, StoreLockedError
 from forge_harness.forks import never_free
 
@@ -57,8 +58,12 @@ class Index:
         self._gone = ""
         """Why the connection must not be used any more, "" while it may."""
         self._sealed, self._sealed_at = False, -1
+        self._newest: StoredObject | None = None
+        self._newest_at = -1
         with self.translated():
             self.connection = _connect(path, read_only=read_only, timeout_s=timeout_s)
+        self._place = path.absolute()
+        self._identity = identity_of(self._place)
 
     def close(self) -> None:
         """Closes the file; the last one to do so folds the write-ahead log into it."""
@@ -105,13 +110,23 @@ class Index:
         with self.translated():
             self.connection.execute("BEGIN IMMEDIATE")
             try:
+                self._check_place()
                 yield
                 self.connection.execute("COMMIT")
             except BaseException:
+                self._newest_at = -1
                 with contextlib.suppress(sqlite3.Error):
                     if self.connection.in_transaction:
                         self.connection.execute("ROLLBACK")
                 raise
+
+    def _check_place(self) -> None:
+        # SQLite would go on in a file that nobody finds any more.
+        if identity_of(self._place) != self._identity:
+            raise StateError(
+                f"The index {self.path} was moved, removed or replaced since the store was opened, "
+                "so nothing was committed. Open the store again."
+            )
 
     @contextlib.contextmanager
     def _snapshot(self) -> Iterator[None]:
@@ -172,7 +187,9 @@ class Index:
     def put_objects(self, objects: Iterable[StoredObject]) -> None:
         """Records where contents are, in place of what was recorded before."""
         objects = list(objects)
-        self._sealed = self._sealed or any(item.sealed for item in objects)
+        sealed = [item for item in objects if item.sealed]
+        if sealed:
+            self._sealed, self._newest = True, sealed[-1]
         self.connection.executemany(
             f"INSERT OR REPLACE INTO object ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (tuple(getattr(item, column) for column in _COLUMNS.split(", ")) for item in objects),
@@ -180,6 +197,7 @@ class Index:
 
     def mark_collected(self, digests: Iterable[str], when: str) -> None:
         """Records that contents are gone on purpose."""
+        self._newest_at = -1
         self.connection.executemany(
             "UPDATE object SET content = NULL, collected_at = ? WHERE digest = ?",
             ((when, digest) for digest in digests),
@@ -202,12 +220,17 @@ class Index:
 
     def newest_sealed(self) -> StoredObject | None:
         """Returns the sealed content that was recorded last, None when there is none."""
+        # Every commit with a key asks; it is looked for only after another connection has written.
         with self.translated():
-            row = self.connection.execute(
-                f"SELECT {_COLUMNS} FROM object WHERE sealed AND collected_at IS NULL "
-                "ORDER BY created_at DESC LIMIT 1"
-            ).fetchone()
-        return None if row is None else _stored_object(row)
+            (version,) = self.connection.execute("PRAGMA data_version").fetchone()
+            if self._newest_at != version:
+                row = self.connection.execute(
+                    f"SELECT {_COLUMNS} FROM object WHERE sealed AND collected_at IS NULL "
+                    "ORDER BY created_at DESC LIMIT 1"
+                ).fetchone()
+                self._newest = None if row is None else _stored_object(row)
+                self._newest_at = version
+        return self._newest
 
     def has_sealed(self) -> bool:
         """Returns whether any content is sealed."""

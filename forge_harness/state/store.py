@@ -73,7 +73,6 @@ class Store:
         self._history = History()
         self._lost: Head | None = None
         self._losses: list[str] = []
-        self._knows_keys = False
         self._index: Index | None = None
         tell_of_forks(self)
 
@@ -523,9 +522,8 @@ class Store:
                 f"The state store at {self.root} holds sealed contents and was opened without a "
                 "key; expected the key, so that nothing is written in the clear."
             )
-        if not self._knows_keys:
-            self._contents().refuse_other_keys()
-            self._knows_keys = True
+        # Each time: the keys may have been rotated since the last one.
+        self._contents().refuse_other_keys()
         current = self._history.current
         if parent is not None and parent != (0 if current is None else current.number):
             at = "empty" if current is None else f"at generation {current.number}"

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from forge_harness.load.metrics import direct
 from forge_harness.load.records import Fate
 from forge_harness.load.target import started
 from forge_harness.load.traffic import judge, read_requests
@@ -127,7 +128,7 @@ def _once(url, number, request):
         url + request.path, data=request.body, headers=_headers(number), method=request.method
     )
     try:
-        with urllib.request.urlopen(asked, timeout=60) as answer:
+        with direct().open(asked, timeout=60) as answer:
             status, body, told = answer.status, answer.read(), answer.headers
     except urllib.error.HTTPError as error:
         status, body, told = error.code, error.read(), error.headers

@@ -104,6 +104,19 @@ def test_a_pipe_is_no_log_and_is_not_waited_for(log: Path) -> None:
     assert "pipe.db" in said
 
 
+@pytest.mark.parametrize("option", ["--heads", "--newest"])
+def test_a_pipe_is_no_file_of_heads_and_is_not_waited_for(log: Path, option: str) -> None:
+    pipe = log.with_name("pipe")
+    os.mkfifo(pipe)
+    code, said = code_of("audit", "verify", log, "--keys", log.with_name("keys.json"), option, pipe)
+    assert code == ExitCode.USAGE, said
+    assert str(pipe) in said
+
+
+def test_more_records_than_there_can_be_are_a_usage_error(log: Path) -> None:
+    assert code_of("audit", "tail", log, "--count", str(10**30))[0] == ExitCode.USAGE
+
+
 @pytest.mark.parametrize("command", ["tail", "verify"])
 def test_a_log_cut_off_anywhere_is_damage(log: Path, command: str) -> None:
     sqlite3.connect(log).execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -10,11 +10,15 @@ from click.testing import CliRunner, Result
 
 from forge_harness import StateManager
 from forge_harness.cli.keys import PURPOSES, keys_group
+from forge_harness.cli.options import sealer_of
 from forge_harness.cli.state import state_group
 from forge_harness.errors import ForgeError, MissingKeyError
+from forge_harness.security import envelope
 from forge_harness.security.key_sources import create_keyring, keyring_from_file
 from forge_harness.security.keys import Keyring, Purpose
 from forge_harness.security.sealing import KeyringSealer, key_ids
+
+from ..privileges import unprivileged
 
 
 @pytest.fixture
@@ -65,6 +69,16 @@ def test_a_store_and_a_file_follow_a_rotation(keys: Path, tmp_path: Path) -> Non
     assert (result.return_value, "nothing is wrong" in result.output) == (0, True)
 
 
+def test_what_runs_for_hours_follows_a_rotation(keys: Path) -> None:
+    """A training went on to seal under the former key, and lost it all when that was destroyed."""
+    sealer = sealer_of(str(keys))
+    assert run("rotate", str(keys)).return_value == 0
+    active = keyring_from_file(keys).active_id()
+    assert envelope.Head.parse(sealer.seal_bytes(b"content")[: sealer.head_bytes]).key_ids() == (
+        active,
+    )
+
+
 def test_what_is_lost_keeps_nothing_else_under_the_old_key(keys: Path, tmp_path: Path) -> None:
     """The first damaged file ended the rotation; what came after it stayed behind."""
     sealer = KeyringSealer(keyring_from_file(keys))
@@ -77,12 +91,37 @@ def test_what_is_lost_keeps_nothing_else_under_the_old_key(keys: Path, tmp_path:
     places = (part for place in "ab" for part in ("--sealed", str(tmp_path / place)))
     done = run("rotate", str(keys), *places)
     assert isinstance(done.exception, ForgeError)
-    assert f"1 of 3 sealed files of {tmp_path / 'a'}" in str(done.exception)
+    assert f"1 file or directory of {tmp_path / 'a'} could not" in str(done.exception)
     assert str(damaged) in str(done.exception)
     assert f"{tmp_path / 'b'}: 3 of 3 sealed contents put under it" in done.output
     fresh = (keyring_from_file(keys).active_id(),)
     sound = [tmp_path / place / name for place in "ab" for name in "123"]
     assert {key_ids(path) for path in sound if path != damaged} == {fresh}
+
+
+def test_what_cannot_be_listed_is_not_passed_over(keys: Path, tmp_path: Path) -> None:
+    """What was sealed in it stayed under the old key, and the command said that all was well."""
+    sealer = KeyringSealer(keyring_from_file(keys))
+    shut = tmp_path / "sealed" / "shut"
+    shut.mkdir(parents=True)
+    for path in (shut / "a", tmp_path / "sealed" / "b"):
+        path.write_bytes(sealer.seal_bytes(b"content"))
+    shut.chmod(0o100)
+    command = [sys.executable, "-m", "forge_harness", "keys", "rotate", str(keys), "--sealed"]
+    done = subprocess.run(
+        [*unprivileged(), *command, str(tmp_path / "sealed")],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    shut.chmod(0o700)
+    assert done.returncode != 0
+    assert f"1 file or directory of {tmp_path / 'sealed'} could not" in done.stderr
+    assert f"the first is {shut}: Permission denied" in done.stderr
+    assert key_ids(tmp_path / "sealed" / "b") == (keyring_from_file(keys).active_id(),)
+
+
+def test_a_rotation_of_token_keys_says_when_a_server_knows_them(keys: Path) -> None:
+    assert "is started again" in run("rotate", str(keys), "--purpose", "tokens").stderr
+    assert "is started again" not in run("rotate", str(keys)).stderr
 
 
 def test_wrong_uses(keys: Path, tmp_path: Path) -> None:

@@ -229,6 +229,8 @@ def test_a_worker_that_left_nothing_makes_the_run_invalid(tmp_path):
     directory = support.write_run(tmp_path, PLAN, RECORDS)
     rewrite(directory / "generator-0.json", of=2)
     assert "generator processes that ended well: 1 of 2" in analyse(directory).problems
+    rewrite(directory / "generator-0.json", of=10**12)  # Not all of them are counted up.
+    assert f"generator processes that ended well: 1 of {10**12}" in analyse(directory).problems
     (directory / "generator-0.json").unlink()
     assert "generator processes that ended well: none" in analyse(directory).problems
 
@@ -246,6 +248,24 @@ def test_a_damaged_file_is_said_by_name(tmp_path, name):
     (directory / name).write_text('{"a')
     with pytest.raises(LoadError, match=f"{name} is damaged"):
         analyse(directory)
+
+
+def test_a_number_that_is_none_is_damage(tmp_path):
+    directory = support.write_run(tmp_path, PLAN, RECORDS)
+    (directory / "memory.json").write_text("[[0.5, 1], [1.5, NaN]]")
+    with pytest.raises(LoadError, match=r"memory\.json is damaged"):
+        analyse(directory)
+    rewrite(directory / "generator-0.json", cpu=[[0, math.nan]])
+    with pytest.raises(LoadError, match=r"generator-0\.json is damaged"):
+        analyse(directory)
+
+
+def test_a_counter_that_is_no_number_is_not_counted(tmp_path):
+    directory = support.write_run(tmp_path, PLAN, RECORDS)
+    for value in ("NaN", "+Inf"):
+        text = f'forge_requests_total{{route="/v1/predict",code="200"}} {value}\n'
+        (directory / "server-after.prom").write_text(text)
+        assert analyse(directory).verdict == "INVALID"
 
 
 def test_a_directory_that_is_no_run_is_refused(tmp_path):

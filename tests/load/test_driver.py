@@ -7,6 +7,7 @@ import pytest
 from forge_harness.errors import LoadError
 from forge_harness.load import driver
 from forge_harness.load.driver import Base, SearchLimits, find_peak, measure, read_probe
+from forge_harness.load.peak import Peak
 
 from . import support
 
@@ -33,6 +34,16 @@ def test_a_server_that_serves_nothing_has_no_share_to_take(monkeypatch, tmp_path
     monkeypatch.setitem(driver.LIMITS, "quick", quick)
     with support.serving("--queue", 0) as url, pytest.raises(LoadError, match="even 1 request/s"):
         measure(support.plan_of(url), tmp_path, profile="quick")
+
+
+@pytest.mark.parametrize(
+    ("bound", "said"),
+    [("time", "its time was over before less than 5/s was tried"), ("generator", "could not keep")],
+)
+def test_a_search_that_found_out_nothing_blames_no_server(bound, said):
+    """After two probes of a slow server it said that not even 1 request/s was served."""
+    with pytest.raises(LoadError, match=said):
+        driver._capacity(Peak(rate=0.0, above=5.0, goodput=0.0, bound=bound))
 
 
 def test_the_base_is_a_share_of_a_capacity_that_is_known(tmp_path):

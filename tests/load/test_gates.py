@@ -179,6 +179,8 @@ def test_memory_comes_back(good, after, state):
 
 def test_memory_that_was_not_read_is_no_gate(good):
     assert "memory after over before" not in judged(good, memory=[(5.0, 100.0)])
+    # What an exporter says that does not know it.
+    assert "memory after over before" not in judged(good, memory=[(0.5, 0.0), (18.0, 100.0)])
 
 
 def test_overload_keeps_four_fifths_of_the_peak(good):

@@ -42,6 +42,7 @@ def test_samples_are_read():
     assert total(found, "process_resident_memory_bytes") == 5e7
     assert total(found, "forge_requests_total") == 24
     assert total(found, "none") is None
+    assert total(found, "forge_nan") is None
     assert dict(found[4].labels)["le"] == "+Inf"
 
 
@@ -85,6 +86,21 @@ def test_nothing_there_is_said_with_the_address():
 def test_what_no_request_can_carry_is_not_taken_for_silence():
     with pytest.raises(ValueError, match="Invalid header"):
         Server(url="http://127.0.0.1:1", token="a\nb").scrape()
+
+
+@pytest.fixture
+def proxied(monkeypatch):
+    """An environment whose proxy is not there."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.setattr("urllib.request._opener", None)  # One that was made before knows none.
+
+
+def test_a_server_is_asked_itself_as_the_load_is_sent(proxied):
+    """By the proxy of the environment it did not answer, or others' counters came back."""
+    with support.serving() as url:
+        assert "forge_requests_in_flight 0" in Server(url=url).scrape()
 
 
 def test_what_is_no_http_is_nothing_that_answers():

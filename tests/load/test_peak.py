@@ -1,5 +1,7 @@
 """The search for the peak, against servers whose peak is known."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,6 +76,28 @@ def test_a_generator_that_cannot_send_more_is_not_the_servers_peak():
     assert found.bound == "generator"
     assert found.is_lower_bound
     assert 270 <= found.rate <= 300
+
+
+def test_a_generator_that_cannot_even_send_the_least_blames_no_server():
+    clock = Clock()
+    probe, _ = model(0.0, clock, generator=0.0)
+    found = run(probe, clock)
+    assert (found.rate, found.bound, found.is_lower_bound) == (0.0, "generator", True)
+
+
+def test_a_probe_in_which_nothing_was_due_says_nothing():
+    """At 1/s one of seven probes of 2 s is such a one, and ended the search."""
+    clock = Clock()
+    inner, asked = model(1.0, clock)
+
+    def probe(rate):
+        found = inner(rate)
+        if asked.count(rate) == 1:
+            return replace(found, offered=0, good=0, goodput=0.0, p95_s=None)
+        return found
+
+    found = run(probe, clock, start=1.0)
+    assert (found.rate, asked[:2]) == (1.0, [1.0, 1.0])
 
 
 def test_a_server_that_serves_nothing_ends_the_search():

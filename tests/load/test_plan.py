@@ -77,6 +77,25 @@ def test_other_files_are_no_plans(tmp_path, text):
         read_plan(path)
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"url": None}, "url is None"),
+        ({"timeout_s": "5"}, "timeout_s is '5'"),
+        ({"timeout_s": 0}, "timeout_s is 0; expected more than 0"),
+        ({"concurrency": 1.5}, "concurrency is 1.5"),
+        ({"slo_s": True}, "slo_s is True"),
+        ({"phases": [{"name": "1x", "multiple": 1, "rate": "40", "seconds": 1}]}, "rate is '40'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_value_of_another_type_in_a_plan_edited_by_hand_is_said(tmp_path, changed, said):
+    path = support.plan_of().write(tmp_path)
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), **changed}))
+    with pytest.raises(LoadError, match=said):
+        read_plan(path)
+
+
 def test_a_plan_of_a_later_release_with_another_field_is_still_read(tmp_path):
     path = support.plan_of().write(tmp_path)
     content = {**json.loads(path.read_bytes()), "colour": "blue"}

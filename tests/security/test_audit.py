@@ -16,6 +16,8 @@ from forge_harness.errors import AuditError
 from forge_harness.security.audit import AuditEvent, AuditLog, AuditReport, Decision, verify
 from forge_harness.security.audit_heads import Head, HeadFile, parse_head
 
+from ..privileges import unprivileged
+
 KEY, SEED = bytes(range(32)), bytes(range(1, 33))
 PUBLIC = Ed25519PrivateKey.from_private_bytes(SEED).public_key()
 
@@ -100,6 +102,25 @@ def test_threads_and_processes_share_one_chain(tmp_path: Path) -> None:
     assert [child.wait(timeout=60) for child in children] == [0, 0]
     report = checked(path)
     assert (report.records, report.covered, report.problems) == (80, 80, ())
+
+
+def test_a_log_verifies_while_it_is_written(tmp_path: Path) -> None:
+    """Heads of records that came while it read the others looked like a tail that was cut off."""
+    path, is_over = tmp_path / "audit.db", threading.Event()
+    with opened(path) as log:
+        wait([log.submit(event(n)) for n in range(500)], timeout=30)
+
+        def write() -> None:
+            while not is_over.is_set():
+                log.record(event())
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        reports = [checked(path) for _ in range(3)]
+        is_over.set()
+        writer.join()
+    assert [report.problems for report in reports] == [()] * 3
+    assert reports[0].records < reports[-1].records
 
 
 def test_a_head_that_comes_after_a_newer_one_is_not_needed(log: Path) -> None:
@@ -319,6 +340,52 @@ def test_a_place_without_room_is_not_called_no_log(tmp_path: Path) -> None:
         with opened(path) as log:
             assert log.record(event()).number == 1
         assert checked(path).problems == ()
+
+
+@pytest.mark.parametrize("becomes", ["gone", "another"])
+def test_a_log_that_was_moved_takes_no_record_until_it_is_back(log: Path, becomes: str) -> None:
+    """As a rotation of logs does: SQLite went on in the moved file, its heads in a new one."""
+    heads = log.with_name("audit.db.heads")
+    with opened(log) as kept:
+        kept.submit(event(6)).result()
+        for path in (log, heads):
+            path.rename(path.with_name(f"{path.name}.1"))
+        if becomes == "another":
+            log.touch()
+        with pytest.raises(AuditError, match="moved, removed or replaced"):
+            kept.record(event(7))
+        with pytest.raises(AuditError, match="moved, removed or replaced"):
+            kept.submit(event(7)).result()
+        assert not heads.exists()
+        for path in (log, heads):
+            path.with_name(f"{path.name}.1").rename(path)
+        kept.record(event(7))
+    assert checked(log) == AuditReport(8, 8, 8, ())
+
+
+CHECK = (
+    "import sys; from pathlib import Path; from tests.security.test_audit import *\n"
+    "print(checked(Path(sys.argv[1])))\n"
+)
+CUT_SHORT = (
+    "import os, sys; from pathlib import Path; from tests.security.test_audit import *\n"
+    "log = opened(Path(sys.argv[1])); log.record(event(6)); os._exit(0)\n"
+)
+
+
+@pytest.mark.parametrize("is_cut_short", [False, True], ids=["closed", "crashed"])
+def test_a_log_beside_which_nothing_can_be_written_verifies(log: Path, is_cut_short: bool) -> None:
+    """What is archived is read-only, and SQLite wants to put something beside what it reads."""
+    root, count = Path(__file__).parents[2], 6 + is_cut_short
+    if is_cut_short:
+        subprocess.run([sys.executable, "-c", CUT_SHORT, str(log)], cwd=root, check=True)
+        log.with_name("audit.db-shm").unlink()
+        assert log.with_name("audit.db-wal").stat().st_size
+    log.parent.chmod(0o555)
+    command = [*unprivileged(), sys.executable, "-c", CHECK, str(log)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
+    log.parent.chmod(0o755)
+    assert done.stdout.strip() == str(AuditReport(count, count, count, ())), done.stderr
 
 
 def test_a_closed_log_refuses(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from forge_harness.errors import MissingKeyError, SecurityError
 from forge_harness.security.key_sources import (
+    followed_keyring,
     keyring_from_command,
     keyring_from_environment,
     keyring_from_file,
@@ -119,6 +120,23 @@ def test_a_variable_is_read_once_and_is_gone_for_children() -> None:
         keyring_from_environment("K", environ)
     with pytest.raises(SecurityError, match="not base64"):
         load_keyring("env:K", {"K": "%%"})
+
+
+def test_a_file_that_is_followed_is_read_again_and_kept_while_it_is_gone(tmp_path: Path) -> None:
+    path, first = tmp_path / "keys.json", Keyring.new()
+    write_keyring(path, first)
+    current = followed_keyring(str(path))
+    assert current().active_id() == first.active_id()
+    write_keyring(path, after := first.rotated())
+    assert current().active_id() == after.active_id()
+    for harm in (path.unlink, lambda: path.write_bytes(b"{"), lambda: path.chmod(0o644)):
+        harm()
+        assert current().active_id() == after.active_id()
+    path.unlink()
+    write_keyring(path, last := after.rotated())
+    assert current().active_id() == last.active_id()
+    with pytest.raises(MissingKeyError):
+        followed_keyring(str(tmp_path / "none"))
 
 
 def test_a_command_prints_a_keyring(tmp_path: Path) -> None:

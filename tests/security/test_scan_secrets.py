@@ -169,7 +169,7 @@ def test_a_file_that_cannot_be_read_is_never_clean(tmp_path, monkeypatch, secret
 
     monkeypatch.setattr(scan_secrets, "read_text", refused)
     scan = scan_secrets.scan(tmp_path)
-    said = "1 file cannot be read, the first is a.txt: Permission denied"
+    said = "1 file or directory cannot be read, the first is a.txt: Permission denied"
     if secret:
         assert (scan.state, scan.notes) == ("found", (said,))
     else:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forge_harness.durable import read_plain
 from forge_harness.errors import SecurityError, TokenError
 from forge_harness.security.access import Principal
 from forge_harness.security.keys import Keyring, Purpose
@@ -126,13 +127,12 @@ def test_without_its_file_nobody_is_let_in_and_none_is_listed(store: TokenStore)
 def reads(store: TokenStore, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Every reading of the file."""
     found: list[Path] = []
-    read = Path.read_bytes
 
     def counted(path: Path) -> bytes:
         found.append(path)
-        return read(path)
+        return read_plain(path)
 
-    monkeypatch.setattr(Path, "read_bytes", counted)
+    monkeypatch.setattr("forge_harness.security.tokens.read_plain", counted)
     return found
 
 
@@ -187,6 +187,15 @@ def test_a_file_that_is_just_being_written_is_looked_at_again(store: TokenStore)
     assert store.authenticate(secret, audience="serve").name == "ci"
 
 
+def test_a_pipe_in_the_place_of_the_file_is_not_waited_for(store: TokenStore) -> None:
+    """The event loop of a server would have stood still."""
+    secret, _ = store.issue("ci", ["client"], audience="serve")
+    store.path.unlink()
+    os.mkfifo(store.path)
+    with pytest.raises(SecurityError, match="not a plain file"):
+        store.authenticate(secret, audience="serve")
+
+
 def test_a_file_that_could_not_be_read_is_tried_again(
     store: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +207,7 @@ def test_a_file_that_could_not_be_read_is_tried_again(
         def refuse(path: Path) -> bytes:
             raise OSError(24, "Too many open files", str(path))
 
-        patch.setattr(Path, "read_bytes", refuse)
+        patch.setattr("forge_harness.security.tokens.read_plain", refuse)
         with pytest.raises(SecurityError, match="nobody is let in"):
             store.authenticate(secret, audience="serve")
     assert store.authenticate(secret, audience="serve").name == "ci"

@@ -2,12 +2,14 @@
 
 import asyncio
 import socket
+import time
 
 import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
 from forge_harness.serving.connection import limited_protocol
+from forge_harness.serving.exchange import Refusal
 from forge_harness.serving.metrics import Metrics
 from forge_harness.serving.settings import Settings
 
@@ -121,6 +123,82 @@ def test_what_is_no_http_is_not_answered_in_the_middle_of_an_answer(byte_lm):
         said = until_closed(server, head + wanted, b"no HTTP\r\n\r\n")
     assert said.startswith(b"HTTP/1.1 200 ")
     assert said.count(b"HTTP/1.1") == 1
+
+
+OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+ROWS = b'{"inputs": [[%s]]}' % b", ".join([b"0.25"] * 64)
+
+
+@pytest.mark.parametrize("cut", [None, 30, 200, -len(ROWS), -5], ids=str)
+def test_a_request_that_offers_another_protocol_is_answered_in_this_one(secured, cut):
+    """As Java's client sends them: its body was dropped, and what came next taken for a request."""
+    lengths = b"Host: x\r\nContent-Length: %d\r\n" % len(ROWS)
+    offering = PREDICT + lengths + secured.bearer + OFFER + b"\r\n" + ROWS
+    last = b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close, Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", secured.port), LATE_S) as connection:
+        connection.sendall(offering[:cut])
+        time.sleep(0.05 if cut else 0)
+        connection.sendall(offering[cut:] * bool(cut) + offering + last)
+        said = b""
+        while piece := connection.recv(65536):
+            said += piece
+    assert [answer[:3] for answer in said.split(b"HTTP/1.1 ")[1:]] == [b"200"] * 3
+    assert said.count(b'"labels":[4]') == 2
+
+
+def test_what_asks_for_a_tunnel_gets_none(secured):
+    asked = b"CONNECT a:1 HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n"
+    assert raw(secured, asked + HEALTH).startswith(b"HTTP/1.1 400 ")
+
+
+def test_as_many_requests_as_one_read_holds_are_refused_at_the_door():
+    """Each was refused inside the one before, and Python ended that at the thousandth call."""
+    begun = []
+
+    async def app(scope, receive, send):
+        begun.append(scope)
+        await send({"type": "http.response.start", "status": 204})
+        await send({"type": "http.response.body"})
+
+    def door(scope):
+        return Refusal(503, [(b"content-length", b"0")], b"") if begun else None
+
+    async def serve():
+        kind = limited_protocol(Settings(), Metrics(), door)
+        config = uvicorn.Config(app, http=kind, log_config=None, lifespan="off")
+        protocol, client = kind(config, ServerState(), {}), Client()
+        protocol.connection_made(client)
+        protocol.data_received(HEALTH * 3000)
+        await asyncio.gather(*protocol.tasks)
+        while protocol.pipeline and not client.is_closing():
+            await asyncio.sleep(0)
+        return client.written
+
+    written = asyncio.run(serve())
+    assert written.count(b"HTTP/1.1 204 ") == len(begun) == 1
+    assert written.count(b"HTTP/1.1 503 ") == 2999
+
+
+def test_who_leaves_is_missed_by_the_request_that_is_answered():
+    """Of several in a row uvicorn told the newest, which nobody had begun."""
+    told = []
+
+    async def app(scope, receive, send):
+        await receive()
+        told.append(await asyncio.wait_for(receive(), 1))
+
+    async def serve():
+        kind = limited_protocol(Settings(), Metrics())
+        config = uvicorn.Config(app, http=kind, log_config=None, lifespan="off")
+        protocol = kind(config, ServerState(), {})
+        protocol.connection_made(Client())
+        protocol.data_received(HEALTH * 2)
+        await asyncio.sleep(0)
+        protocol.connection_lost(None)
+        await asyncio.gather(*protocol.tasks)
+
+    asyncio.run(serve())
+    assert told == [{"type": "http.disconnect"}]
 
 
 class Client:

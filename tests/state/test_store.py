@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -348,6 +349,66 @@ def test_keys_of_another_keyring_seal_nothing_beside_what_is_there(tmp_path):
                 with pytest.raises(WrongKeyError, match="open it with the keyring it was sealed"):
                     change()
             assert len(store.generations()) == len(store.list())
+
+
+@pytest.mark.parametrize("content", [b"x", bytes(100_000)], ids=["small", "large"])
+def test_a_store_that_stays_open_goes_on_under_the_key_it_was_put_under(tmp_path, content):
+    """It went on under the former key, and what it wrote was lost when that was destroyed."""
+    root, first = tmp_path / "store", Keyring.new()
+    given = {"keyring": first}
+    with (
+        Store.open(root, sealer=KeyringSealer(first)) as stays,
+        Store.open(root, sealer=KeyringSealer(lambda: given["keyring"])) as follows,
+    ):
+        stays.commit([new("old", content)])
+        follows.commit([new("older", b"other" + content)])
+        after = first.rotated()
+        with Store.open(root, sealer=KeyringSealer(after)) as other:
+            assert other.rewrap() == (2, 2)
+        with pytest.raises(WrongKeyError):
+            stays.commit([new("late", b"late" + content)])
+        given["keyring"] = after
+        follows.commit([new("fresh", b"fresh" + content)])
+    with Store.open(root, sealer=KeyringSealer(after.destroyed(first.active_id()))) as store:
+        assert store.verify().problems == ()
+        assert {state.name for state in store.list()} == {"old", "older", "fresh"}
+
+
+def test_what_was_sealed_while_the_keys_were_rotated_comes_under_the_new_one(tmp_path):
+    root, first = tmp_path / "store", Keyring.new()
+    given = {"keyring": first}
+    with Store.open(root) as store:
+        store.commit([new("a", b"plain")])
+
+    class Rotated(Store):
+        def writing(self):
+            given["keyring"] = first.rotated()
+            return super().writing()
+
+    with Rotated.open(root, sealer=KeyringSealer(lambda: given["keyring"])) as store:
+        store.commit([new("large", bytes(100_000)), new("small", b"x")])
+    after = given["keyring"].destroyed(first.active_id())
+    with Store.open(root, sealer=KeyringSealer(after)) as store:
+        assert store.verify().problems == ()
+
+
+@pytest.mark.parametrize("becomes", ["gone", "another"])
+def test_a_store_that_was_replaced_while_it_is_open_takes_no_commit(tmp_path, becomes):
+    """A copy put in its place never saw what was acknowledged into the file that was removed."""
+    root = tmp_path / "store"
+    with Store.open(root) as store:
+        store.commit([new("a")])
+        shutil.copytree(root, tmp_path / "copy")
+        shutil.rmtree(root)
+        if becomes == "another":
+            shutil.copytree(tmp_path / "copy", root)
+        with pytest.raises(StateError, match=r"replaced since|Nothing was committed"):
+            store.commit([new("b")])
+        assert [state.name for state in store.list()] == ["a"]
+    if becomes == "another":
+        with Store.open(root) as store:
+            assert store.verify().ok
+            assert [state.name for state in store.list()] == ["a"]
 
 
 def test_a_destroyed_key_keeps_nothing_new_out(tmp_path):

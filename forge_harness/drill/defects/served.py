@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from forge_harness.drill.careless_server import careless_command
 from forge_harness.drill.defect import Defect, Stage
+from forge_harness.load.metrics import direct
 from forge_harness.load.target import started
 from forge_harness.load.traffic import Request, read_requests
 from forge_harness.protocols import ServerSpec
@@ -111,7 +112,7 @@ def _said(url: str, request: Request) -> object:
     asked = urllib.request.Request(
         url + request.path, data=request.body, headers=headers, method=request.method
     )
-    with urllib.request.urlopen(asked, timeout=60) as answer:
+    with direct().open(asked, timeout=60) as answer:
         said = json.loads(answer.read())
     return [said.get(name) for name in ("choices", "labels")]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 import time
 from collections.abc import Callable
@@ -192,7 +193,7 @@ def _head(request: Request, plan: LoadPlan) -> bytes:
         f"Host: {urlsplit(plan.url).netloc}",
         "User-Agent: forge-harness-load",
         "Accept: text/event-stream" if request.streamed else "Accept: application/json",
-        f"X-Deadline-Ms: {round(1000 * plan.timeout_s)}",
+        f"X-Deadline-Ms: {max(1, round(1000 * plan.timeout_s))}",
     ]
     if request.body or request.method in ("POST", "PUT", "PATCH"):
         lines += ["Content-Type: application/json", f"Content-Length: {len(request.body)}"]
@@ -201,13 +202,27 @@ def _head(request: Request, plan: LoadPlan) -> bytes:
     return "".join(f"{line}\r\n" for line in lines).encode("latin-1")
 
 
+def _address(host: str, port: int, patience_s: float) -> str:
+    """Returns the first address of a name at which something listens; of none, the first.
+
+    Looked up once: a lookup for each connection would be part of the server's time. localhost is
+    ::1 before it is 127.0.0.1 on many machines, whatever the server listens on.
+    """
+    found = gevent.socket.getaddrinfo(host, port, type=gevent.socket.SOCK_STREAM)
+    for family, kind, protocol, _, address in found if len(found) > 1 else ():
+        with contextlib.suppress(OSError), gevent.socket.socket(family, kind, protocol) as tried:
+            tried.settimeout(patience_s)
+            tried.connect(address)
+            return str(address[0])
+    return str(found[0][4][0])
+
+
 def _connections(plan: LoadPlan) -> ConnectionPool:
     parts = urlsplit(plan.url)
     host = parts.hostname or ""
     secure = parts.scheme == "https"
     port = parts.port or (443 if secure else 80)
-    # Looked up once: a lookup for each connection would be part of the server's time.
-    address = gevent.socket.getaddrinfo(host, port, type=gevent.socket.SOCK_STREAM)[0][4][0]
+    address = _address(host, port, plan.timeout_s)
     common: dict[str, Any] = {
         "size": plan.concurrency + _POOL_MARGIN,
         "connection_timeout": plan.timeout_s,
