@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from forge_harness import oracles
 
-from .support import Built, Count, Worst, code_errors, recording, relative, scale_groups
+from .calls import recording
+from .occasions import other_batches, with_tokens
+from .support import Built, Count, Worst, code_errors, relative, scale_groups
 
 MOVES = 4
 """Times the latent weights move: what is made again every second forward is right every second."""
@@ -28,8 +30,8 @@ def effective_errors(subject: Any, part: Built) -> tuple[Worst, Count]:
         effective = subject.effective_weights(part.model)
         for name, latent in subject.latent_weights(part.model).items():
             for run in scale_groups(effective[name]):
-                expected = oracles.ternary(latent[run])
-                values = effective[name][run].detach()
+                expected = oracles.ternary(latent[run].flatten(1))
+                values = effective[name][run].detach().flatten(1)
                 codes = torch.sign(values).to(torch.int8)
                 limit = oracles.TERNARY_MARGIN
                 case = f"{name}, {moment}"
@@ -43,32 +45,61 @@ def effective_errors(subject: Any, part: Built) -> tuple[Worst, Count]:
 def forward_excess(subject: Any, part: Built) -> Worst:
     """Worst module output error over its limit, in training and in evaluation mode.
 
-    Training forwards have gradients, as steps have, and the latent weights move before each.
+    Training forwards have gradients, as steps have, and the latent weights move before each. Each
+    module is called in either mode, with another batch where it is left out of these.
     """
-    excess = Worst()
+    excess, called = Worst(), set()
     for move in range(MOVES):
         _move(subject, part, move)
-        _see_forward(subject, part, excess, training=True)
-    _see_forward(subject, part, excess, training=False)
+        called |= _see_forward(subject, part, excess, training=True)
+    _see_left_out(subject, part, excess, called, training=True)
+    called = _see_forward(subject, part, excess, training=False)
+    _see_left_out(subject, part, excess, called, training=False)
     part.model.train()
     return excess
 
 
-def _see_forward(subject: Any, part: Built, excess: Worst, *, training: bool) -> None:
+def without_product(subject: Any, part: Built) -> list[str]:
+    """Returns the quantized modules whose weight is no matrix: a convolution has no oracle here."""
+    latents = subject.latent_weights(part.model)
+    return [name for name in part.spec.quantized if latents[name].dim() != 2]
+
+
+def _see_left_out(
+    subject: Any, part: Built, excess: Worst, called: set[str], *, training: bool
+) -> None:
+    """Looks at more batches, up to one that calls the last module that was not called yet."""
+    quantized = set(part.spec.quantized)
+    for now in other_batches(subject, part):
+        if called >= quantized:
+            break
+        called = called | _see_forward(subject, now, excess, training=training)
+    for name in sorted(quantized - called):
+        excess.see(f"{name}, {_mode(training)}: never called", float("inf"))
+
+
+def _mode(training: bool) -> str:
+    return "training" if training else "evaluation"
+
+
+def _see_forward(subject: Any, part: Built, excess: Worst, *, training: bool) -> set[str]:
+    """Looks at each module's output in one forward; returns the names of those called."""
     modules = {name: part.modules[name] for name in part.spec.quantized}
     norms = {name: part.modules[name] for name in part.spec.sub_norms if name in part.modules}
     part.model.train(training)
     with recording(modules | norms) as calls, torch.set_grad_enabled(training):
         subject.loss(part.model, part.batch)
     effective = subject.effective_weights(part.model)
-    for name, module in modules.items():
-        case = f"{name}, {'training' if training else 'evaluation'}"
-        if not calls[name]:
-            excess.see(f"{case}: never called", float("inf"))
+    unheld = without_product(subject, part)
+    for name, module in ((n, m) for n, m in modules.items() if n not in unheld):
         for index, call in enumerate(calls[name]):
+            if not call.output.numel():
+                continue
             inner = [n for n in norms if n.startswith(f"{name}.") and len(calls[n]) > index]
-            x = calls[inner[-1]][index].output if inner else call.arguments[0]
-            excess.see(case, _module_error(x, effective[name], module, call.output))
+            x = calls[inner[-1]][index].output if inner else call.input
+            error = _module_error(x, effective[name], module, call.output)
+            excess.see(f"{name}, {_mode(training)}", error)
+    return {name for name in modules if with_tokens(calls[name])}
 
 
 def _train_forward(subject: Any, part: Built) -> None:

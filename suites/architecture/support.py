@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,68 +105,6 @@ def error_over_l1(value: Any, expected: np.ndarray, l1: np.ndarray) -> float:
     return float(np.max(ratio, initial=0.0))
 
 
-def observe(subject: Any, model: nn.Module, batch: Any) -> Tensor:
-    """Returns the model's output inside the subject's own loss, whatever its call looks like."""
-    with recording({"model": model}) as calls:
-        loss_of(subject, model, batch)
-    return calls["model"][-1].output
-
-
-def loss_of(subject: Any, model: nn.Module, batch: Any) -> float:
-    """Returns the loss without gradient.
-
-    In training mode torch's generator starts anew: inputs of one shape get the same dropout mask.
-    In evaluation mode it does not, so that what is drawn there shows.
-    """
-    with torch.random.fork_rng(enabled=model.training), torch.no_grad():
-        if model.training:
-            torch.manual_seed(0)
-        return float(subject.loss(model, batch))
-
-
-def first_tensor(output: Any) -> Tensor:
-    """Returns the tensor a module answers with: itself, or the first of a sequence or mapping.
-
-    Scalars come last: a mapping may carry the loss in front of the logits.
-    """
-    if isinstance(output, Tensor):
-        return output
-    entries = output.values() if isinstance(output, Mapping) else output
-    tensors = [entry for entry in entries if isinstance(entry, Tensor)]
-    return max(tensors, key=lambda entry: entry.dim() > 0)
-
-
-@dataclass(slots=True)
-class Call:
-    """One call of a module."""
-
-    arguments: tuple[Any, ...]
-    keywords: dict[str, Any]
-    output: Tensor
-
-
-@contextmanager
-def recording(modules: dict[str, nn.Module]) -> Iterator[dict[str, list[Call]]]:
-    """Records all calls of the given modules within the block, outputs detached."""
-    calls: dict[str, list[Call]] = {name: [] for name in modules}
-
-    def recorder(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-            calls[name].append(Call(args, kwargs, first_tensor(out).detach().clone()))
-
-        return hook
-
-    handles = [
-        module.register_forward_hook(recorder(name), with_kwargs=True)
-        for name, module in modules.items()
-    ]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 @dataclass(frozen=True, slots=True)
 class Built:
     """A task's model with its declaration and one batch."""
@@ -243,7 +180,7 @@ def scale_groups(effective: Tensor) -> list[slice]:
     A weight with one scale is one run. Magnitudes within 1e-5 count as equal: the usual
     w + (wq - w).detach() misses wq by a rounding or two.
     """
-    magnitudes = oracles.float64(effective.abs().amax(dim=1))
+    magnitudes = oracles.float64(effective.abs().flatten(1).amax(dim=1))
     groups: list[slice] = []
     start, current = 0, 0.0
     for row, magnitude in enumerate(magnitudes):

@@ -11,6 +11,7 @@ from forge_harness.oracles import vectors
 from forge_harness.protocols import Batch, BuildsModel
 
 from .bf16 import bf16_results, record_bf16
+from .calls import observe
 from .support import (
     RESPONSE,
     Count,
@@ -20,7 +21,6 @@ from .support import (
     error_over_l1,
     expect_none,
     need_one_scale_a_weight,
-    observe,
     relative,
     tensor,
 )

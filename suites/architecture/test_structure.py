@@ -6,7 +6,8 @@ import torch
 from forge_harness.evidence import smallest
 from forge_harness.protocols import Batch, LoadsData
 
-from .support import RESPONSE, Count, Worst, built, expect_none, loss_of, observe
+from .calls import loss_of, observe
+from .support import RESPONSE, Count, Worst, built, expect_none
 
 MOST_CUTS = 256
 """Positions tried at most; longer inputs get as many, evenly spread."""
@@ -160,10 +161,5 @@ def _accepted_without(subject, model, state):
     for name, latent in subject.latent_weights(model).items():
         keys = {key for key, tensor in tensors.items() if tensor is latent}
         incomplete = {key: tensor for key, tensor in state.items() if key not in keys}
-        try:
-            model.load_state_dict(incomplete, strict=True)
-        except (KeyError, RuntimeError):
-            accepted.see(name, False)
-        else:
-            accepted.see(name, True)
+        accepted.see(name, not _load_problem(model, incomplete))
     return accepted

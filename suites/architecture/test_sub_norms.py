@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from .support import RESPONSE, Count, Worst, built, expect_none, loss_of, recording
+from .calls import loss_of, recording
+from .occasions import occasions
+from .support import RESPONSE, Count, Worst, built, expect_none
 
 
 @pytest.mark.forge_check("architecture.sub_norm_present")
@@ -93,8 +95,7 @@ def _bypasses(subject, part):
                 continue
             pairs = [(one, two) for one in calls[norm] for two in calls[name]]
             reads = any(
-                torch.equal(one.arguments[0], two.arguments[0])
-                and not torch.equal(one.arguments[0], one.output)
+                torch.equal(one.input, two.input) and not torch.equal(one.input, one.output)
                 for one, two in pairs
             )
             bypassed.see(f"{name} reads the input of {norm}", reads)
@@ -104,29 +105,41 @@ def _bypasses(subject, part):
 def _norm_behaviour(subject, part):
     changes, spread, silent, numb = Worst(), Worst(), Count(), Count()
     norms = {name: part.modules[name] for name in part.spec.sub_norms}
-    with recording(norms) as calls:
-        loss = loss_of(subject, part.model, part.batch)
-    for name, norm in norms.items():
-        if not calls[name]:
-            silent.see(f"{name}: never called", True)
-            continue
-        x = _unequal_tokens(calls[name][0].arguments[0])
-        with torch.no_grad():
-            y, larger = norm(x), norm(4 * x)
-            fresh, traded = y, None
-            if name in part.fresh_gains:
-                fresh = _with_gains(norm, part.fresh_gains[name], x)
-                traded = _with_gains(norm, norm.weight.roll(1), x)
-        if traded is not None:
-            moved = float((traded - y).abs().max() / y.abs().max())
-            numb.see(name, not moved >= RESPONSE)
-        changes.see(name, float((larger - y).abs().max() / y.abs().max()))
-        rms = _normalised(norm, fresh, part.fresh_gains.get(name)).square().mean(dim=-1).sqrt()
-        spread.see(name, float(rms.max() / rms.min()) - 1)
-        handle = norm.register_forward_hook(lambda *call: torch.zeros_like(call[-1]))
-        silent.see(name, loss_of(subject, part.model, part.batch) == loss)
-        handle.remove()
+    never = set(norms)
+    for now, seed, calls in occasions(subject, part, norms):
+        never -= calls.keys()
+        for name, call in calls.items():
+            fresh = part.fresh_gains.get(name)
+            _see_norm(norms[name], name, call.input, fresh, (changes, spread, numb))
+            silent.see(name, _is_silent(subject, now, norms[name], seed))
+    for name in sorted(never):
+        silent.see(f"{name}: never called", True)
     return changes, spread, silent, numb
+
+
+@torch.no_grad()
+def _see_norm(norm, name, x, fresh_gains, seen):
+    changes, spread, numb = seen
+    x = _unequal_tokens(x)
+    y, larger = norm(x), norm(4 * x)
+    fresh = y
+    if fresh_gains is not None:
+        fresh = _with_gains(norm, fresh_gains, x)
+        traded = _with_gains(norm, norm.weight.roll(1), x)
+        moved = float((traded - y).abs().max() / y.abs().max())
+        numb.see(name, not moved >= RESPONSE)
+    changes.see(name, float((larger - y).abs().max() / y.abs().max()))
+    rms = _normalised(norm, fresh, fresh_gains).square().mean(dim=-1).sqrt()
+    spread.see(name, float(rms.max() / rms.min()) - 1)
+
+
+def _is_silent(subject, part, norm, seed):
+    """Whether the loss of a batch is the same where the norm says nothing but zeros."""
+    loss = loss_of(subject, part.model, part.batch, seed)
+    handle = norm.register_forward_hook(lambda *call: torch.zeros_like(call[-1]))
+    silenced = loss_of(subject, part.model, part.batch, seed)
+    handle.remove()
+    return silenced == loss
 
 
 def _with_gains(norm, gains, x):
@@ -150,7 +163,9 @@ def _normalised(norm, y, fresh):
 
 
 def _unequal_tokens(x):
+    """Tokens of unequal magnitude, in the shape they came in; others take the place of zeros."""
     rows = x.reshape(-1, x.shape[-1])
     rms = rows.square().mean(dim=-1, keepdim=True).sqrt()
     used = rows[(rms > 0).flatten()] / rms[rms > 0][:, None]
-    return used * torch.logspace(3, 5, len(used))[:, None]
+    filled = used[torch.arange(len(rows)) % len(used)]
+    return (filled * torch.logspace(3, 5, len(rows))[:, None]).view(x.shape)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 DRAWN = 64
 """Samples drawn of a split. A quarter as many come a second time."""
+
+READ_AGAIN = 20
+"""Times the whole list is read where a sample looks misplaced."""
 
 ITEM_SIZES = (1, 2, 4, 8)
 """Bytes of a value."""
@@ -42,7 +45,8 @@ def misplaced(read: Read, size: int, seed: int) -> tuple[int, int]:
     Returns:
         Samples that are another than when read alone, and samples compared: all that are the same
         alone and after the one in front of them. Others are drawn anew, as augmentation does. One
-        that is padded to the length of its batch is the same.
+        that is padded to the length of its batch is the same. Where the whole list reads otherwise
+        the next time, so may any sample: then those count that are, byte for byte, another one.
     """
     generator = random.Random(seed)
     drawn = generator.sample(range(size), min(size, DRAWN))
@@ -53,7 +57,27 @@ def misplaced(read: Read, size: int, seed: int) -> tuple[int, int]:
     found = read(ids)
     rows = [*found, *[b""] * len(ids)]
     compared = [(index, row) for index, row in zip(ids, rows, strict=False) if index in fixed]
-    return sum(not _alike(row, alone[index]) for index, row in compared), len(compared)
+    wrong = [(index, row) for index, row in compared if not _alike(row, alone[index])]
+    if wrong and _is_redrawn(read, ids):
+        wrong = [(i, row) for i, row in wrong if _is_another(row, i, alone)]
+    return len(wrong), len(compared)
+
+
+def redrawn(read: Read, size: int, seed: int) -> tuple[int, int]:
+    """Reads one list twice; returns how many samples are another the second time, and how many."""
+    ids = random.Random(seed).sample(range(size), min(size, DRAWN))
+    pairs = zip(read(ids), read(ids), strict=False)
+    return sum(one != two for one, two in pairs), len(ids)
+
+
+def _is_redrawn(read: Read, ids: Sequence[int]) -> bool:
+    """Whether one list reads unequally: what is drawn once in a hundred reads may look fixed."""
+    first = list(read(ids))
+    return any(list(read(ids)) != first for _ in range(READ_AGAIN))
+
+
+def _is_another(row: bytes, index: int, alone: Mapping[int, bytes]) -> bool:
+    return any(_alike(row, other) for i, other in alone.items() if i != index and other)
 
 
 def _alike(row: bytes, alone: bytes) -> bool:

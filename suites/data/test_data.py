@@ -1,12 +1,11 @@
 """The data: readable, intact, disjoint, in range and balanced."""
 
-import hashlib
-
 import pytest
 
 from .inputs import NEW, Alphabet, lateness, new_share, unlike
 from .passages import LEAK, PASSAGE, Passages
-from .reads import misplaced, reads_of
+from .reads import misplaced, reads_of, redrawn
+from .rows import CHUNK, digests, input_rows
 from .support import tasks_of
 
 SPLITS = ("train", "validation")
@@ -14,13 +13,6 @@ LONG_LINE = 40
 """Characters from which a line of text is taken to identify its source."""
 SAMPLES = 4 * 1024
 """Of a split at most, whose values are compared with the other's."""
-CHUNK = 1024
-"""Samples read at a time: 1 MB of int64 at 128 tokens each."""
-
-
-def digests(contents):
-    """Returns the SHA-256 of each content."""
-    return [hashlib.sha256(content).digest() for content in contents]
 
 
 @pytest.mark.forge_check("data.readable_and_intact")
@@ -29,7 +21,8 @@ def test_readable_and_intact(subject, evidence, forge_seed):
 
     Oracles: the digest recorded with the data, against one recomputed from what is loaded now; and
     each sample read by itself, against a shuffled list in which some come twice. Samples that
-    change from read to read, as augmentation makes them, are left out.
+    change from read to read, as augmentation makes them, are left out, but where they are others.
+    Held-out samples are the same each time: what is evaluated is not augmented.
     """
     for task in tasks_of(subject):
         info = subject.data_info(task)
@@ -61,6 +54,19 @@ def test_readable_and_intact(subject, evidence, forge_seed):
                     unit="samples",
                     reason=f"of {compared} of a shuffled list, against each read by itself",
                 )
+                if split == "validation":
+                    _expect_the_same(evidence, f"{task}_{split}", name, read, size, forge_seed)
+
+
+def _expect_the_same(evidence, prefix, name, read, size, seed):
+    changed, count = redrawn(read, size, seed)
+    evidence.equal(
+        f"{prefix}_redrawn_{name}",
+        changed,
+        expected=0,
+        unit="samples",
+        reason=f"of {count} read twice: held-out samples are not drawn anew, or augmented",
+    )
 
 
 @pytest.mark.forge_check("data.splits_disjoint")
@@ -99,11 +105,11 @@ def test_splits_disjoint(subject, evidence):
             reason="what two epochs deliver, against the whole validation split",
         )
         passages = Passages()
-        validation = _input_rows(subject, task, "validation", info.validation_size, passages.hold)
-        train = _input_rows(subject, task, "train", info.train_size, passages.see)
+        validation = input_rows(subject, task, "validation", info.validation_size, passages.hold)
+        train = input_rows(subject, task, "train", info.train_size, passages.see)
         evidence.equal(
             f"{task}_shared_inputs",
-            len(train & validation),
+            train.shared(validation),
             expected=0,
             unit="rows",
             reason=f"{len(train)} against {len(validation)} distinct rows of all batches",
@@ -131,32 +137,6 @@ def _expect_no_shared_line(evidence, task, documents):
         unit="lines",
         reason=f"lines of {LONG_LINE} characters and more: copied passages leak too",
     )
-
-
-def _input_rows(subject, task, split, size, look):
-    """Digests of the inputs of each sample, as batches hold them; tokens are looked at as well."""
-    import torch
-
-    rows = set()
-    for start in range(0, size, CHUNK):
-        ids = range(start, min(start + CHUNK, size))
-        inputs = subject.batch(task, split, ids).inputs.cpu().contiguous()
-        if inputs.dim() == 2 and not inputs.is_floating_point():
-            look(inputs)
-            rows.update(digests(_unpadded(row).tobytes() for row in inputs.numpy()))
-            continue
-        values = inputs.reshape(len(ids), -1).view(torch.uint8).numpy()
-        rows.update(digests(row.tobytes() for row in values))
-    return rows
-
-
-def _unpadded(row):
-    """A row up to the first of the equal values it ends with: batches are padded unequally.
-
-    The longest of a batch has no padding that could tell where it ends, and stays as it is.
-    """
-    changes = (row != row[-1:]).nonzero()[0]
-    return row[: changes[-1] + 2] if len(changes) else row[:1]
 
 
 @pytest.mark.forge_check("data.label_or_token_range")

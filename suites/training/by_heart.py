@@ -14,6 +14,8 @@ from .support import counted, steps
 STEPS = 60
 SAMPLES = 16
 """As many images, or of text two samples: sixteen of 48 tokens each take hundreds of steps."""
+FIRST_SAMPLES = 64
+"""Among which those are: of instructions that were cut off, no target may be left."""
 LEARNED_BY_HEART = 0.05
 """Share of the first loss that may be left."""
 MULTIPLES = (1, 3, 10, 30)
@@ -21,12 +23,14 @@ MULTIPLES = (1, 3, 10, 30)
 
 
 def samples_of_targets(subject: Any, task: str) -> tuple[int, ...]:
-    """Returns the first samples: as many as have sixteen targets, and two at least."""
+    """Returns the first samples with targets: as many as have sixteen, and two at least."""
     if not isinstance(subject, LoadsData):
         return tuple(range(SAMPLES))
-    ids = range(min(SAMPLES, subject.data_info(task).train_size))
-    targets = subject.batch(task, "train", ids).targets
-    each = int(counted(subject, task, targets).sum()) / len(ids)
+    first = range(min(FIRST_SAMPLES, subject.data_info(task).train_size))
+    known = counted(subject, task, subject.batch(task, "train", first).targets)
+    counts = known.reshape(len(first), -1).sum(1).tolist()
+    ids = [index for index, count in zip(first, counts, strict=True) if count][:SAMPLES]
+    each = sum(counts[index] for index in ids) / (len(ids) or 1)
     return tuple(ids[: max(2, math.ceil(SAMPLES / max(1.0, each)))])
 
 
@@ -35,16 +39,31 @@ def is_learned(losses: Sequence[float]) -> bool:
     return losses[-1] / losses[0] <= LEARNED_BY_HEART
 
 
-def sufficient_rate(subject: Any, task: str, options: TrainOptions, least: float) -> int:
-    """Returns the multiple of the recipe's rate at which the twin learns the samples.
+def learned_at(
+    subject: Any, task: str, options: TrainOptions, least: float
+) -> tuple[int, list[float]]:
+    """Returns the losses at a rate that suffices, and what multiple of the recipe's that is.
 
-    1 where it does so at the recipe's own, or at none: then data or both arms may be broken.
+    The lowest at which the twin learns the samples, or else the next: codes lag behind weights, so
+    ternary training needs up to 1.4 times the rate. 1 where the twin learns them at none: then data
+    or both arms may be broken.
     """
+    lowest = sufficient_rate(subject, task, options, least)
+    rates = [m for m in MULTIPLES if lowest and m >= lowest][:2] or [1]
+    for multiple in rates:
+        losses = losses_at(subject, task, options, multiple, least)
+        if is_learned(losses):
+            break
+    return multiple, losses
+
+
+def sufficient_rate(subject: Any, task: str, options: TrainOptions, least: float) -> int:
+    """Returns the lowest multiple of the recipe's rate at which the twin learns; 0 for none."""
     twin = replace(options, precision="full")
     for multiple in MULTIPLES:
         if is_learned(losses_at(subject, task, twin, multiple, least)):
             return multiple
-    return 1
+    return 0
 
 
 def losses_at(
@@ -54,8 +73,9 @@ def losses_at(
     if multiple > 1:
         peak = subject.schedule_spec(task, options).peak
         options = replace(options, learning_rate=multiple * peak)
+    session = subject.session(task, options)
     try:
-        return [r.loss - least for r in steps(subject.session(task, options), options.steps)]
+        return [record.loss - least for record in steps(session, options.steps)]
     except Exception:
-        # A session that diverges raises what it likes; at this rate it learns nothing.
+        # A step that diverges raises what it likes; at this rate it learns nothing.
         return [1.0, math.inf]

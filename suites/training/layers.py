@@ -95,12 +95,14 @@ def layer_errors(subject: Any, task: str) -> LayerErrors:
     batch = subject.example_batch(task, batch_size=4, seed=1)
     weights = {k: w.detach().clone() for k, w in subject.effective_weights(model).items()}
     modules = dict(model.named_modules(remove_duplicate=False))
-    layers = {name: modules[name] for name in subject.model_spec(task).quantized}
+    declared = subject.model_spec(task).quantized
+    layers = {name: modules[name] for name in declared if name in modules and name in weights}
     with _recording(layers) as calls, Draws() as draws:
         loss = subject.loss(model, batch)
         draws.backward_begins()
         loss.backward()
-    errors = LayerErrors(draws=draws)
+    missing = [name for name in declared if name not in layers]
+    errors = LayerErrors(draws=draws, unexplained=missing)
     _compare(errors, subject, layers, calls, weights, subject.latent_weights(model))
     return errors
 
@@ -115,7 +117,7 @@ def _compare(
 ) -> None:
     sums: dict[int, list[Any]] = {}
     for name, layer in layers.items():
-        used = [call for call in calls[name] if call.upstream is not None]
+        used = [call for call in calls[name] if call.upstream is not None and call.output.numel()]
         sources = [_source(subject, layer, call, weights[name]) for call in used]
         if not used or None in sources:
             errors.unexplained.append(name)
@@ -136,6 +138,8 @@ def _compare(
 
 def _source(subject: Any, layer: nn.Module, call: Call, weight: Tensor) -> Seen | None:
     """The first tensor whose codes explain the output of a call."""
+    if weight.dim() != 2:
+        return None
     output = oracles.float64(call.output)
     bias = getattr(layer, "bias", None)
     if isinstance(bias, Tensor):

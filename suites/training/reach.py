@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from forge_harness.subject.protocols import TrainOptions
 
-from .support import Watch, trained_model, zero_factors
+from .support import Watch, is_empty, trained_model, zero_factors
 
 MOST_STEPS = 40
 """Steps made at most for parameters that some steps leave out."""
@@ -53,9 +53,9 @@ class _Step:
 def reached(subject: Any, task: str, count: int) -> Reached:
     """Makes `count` steps, and more while they may have left out what no gradient reached.
 
-    A step leaves out the parameters of modules that it does not call but others do: of layers that
-    are skipped at random, of experts that got no token. And what is behind a factor of zeros waits
-    until a step has moved that.
+    A step leaves out the parameters of modules that it does not call, or with no token at all, but
+    others do: of layers that are skipped at random, of experts that got none. And what is behind a
+    factor of zeros waits until a step has moved that.
     """
     session = subject.session(task, TrainOptions(steps=MOST_STEPS))
     model = trained_model(session)
@@ -99,7 +99,8 @@ def _used(model: nn.Module) -> Iterator[set[str]]:
     used: set[str] = set()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     handles = [
-        module.register_forward_pre_hook(partial(_note, used, names)) for module in model.modules()
+        module.register_forward_pre_hook(partial(_note, used, names), with_kwargs=True)
+        for module in model.modules()
     ]
     try:
         yield used
@@ -108,8 +109,11 @@ def _used(model: nn.Module) -> Iterator[set[str]]:
             handle.remove()
 
 
-def _note(used: set[str], names: Mapping[int, str], module: nn.Module, _: Any) -> None:
-    used.update(names[id(p)] for p in module.parameters(recurse=False) if id(p) in names)
+def _note(
+    used: set[str], names: Mapping[int, str], module: nn.Module, args: Any, kwargs: dict[str, Any]
+) -> None:
+    if not is_empty((*args, *kwargs.values())):
+        used.update(names[id(p)] for p in module.parameters(recurse=False) if id(p) in names)
 
 
 def _alive(gradient: Tensor | None) -> bool:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -121,6 +122,11 @@ def zero_factors(tensors: Mapping[str, Tensor]) -> list[str]:
     ]
 
 
+def is_empty(values: Iterable[Any]) -> bool:
+    """Whether a module was called with these, and among them no token, as an expert may be."""
+    return any(isinstance(value, Tensor) and not value.numel() for value in values)
+
+
 def settle(session: Any) -> None:
     """Makes the steps before which a factor of zeros hides the gradients of others: mostly none."""
     while session.step_index < MOST_SETTLING and zero_factors(
@@ -231,13 +237,21 @@ def _copies(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def independent_gradients(
-    subject: Any, task: str, state: Mapping[str, Tensor], ids: Sequence[int]
+    subject: Any,
+    task: str,
+    state: Mapping[str, Tensor],
+    ids: Sequence[int],
+    around: AbstractContextManager[Any],
 ) -> tuple[float, dict[str, Tensor]]:
-    """Returns loss and gradients of these train samples as one batch, by autograd alone."""
+    """Returns loss and gradients of these train samples as one batch, by autograd alone.
+
+    `around` the loss is what the session has around its own.
+    """
     model = subject.build_model(task, seed=0)
     model.load_state_dict(state)
     model.train()
-    loss = subject.loss(model, subject.batch(task, "train", list(ids)))
+    with around:
+        loss = subject.loss(model, subject.batch(task, "train", list(ids)))
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return float(loss.detach()), gradients

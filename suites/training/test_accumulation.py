@@ -1,5 +1,8 @@
 """Gradients summed over micro-batches, in whole and partial windows of an epoch."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
 
 from forge_harness import oracles
@@ -7,14 +10,13 @@ from forge_harness.errors import several
 from forge_harness.evidence import largest
 from forge_harness.subject.protocols import TrainOptions
 
-from .dropout import comparable
-from .precision import coarseness
+from .dropout import comparable, one_loss
+from .precision import Passes
 from .support import (
     Watch,
     cheapest,
     counted,
     gradient_difference,
-    independent_gradients,
     norm,
     only_cheapest,
     others,
@@ -34,9 +36,11 @@ def test_accumulation_equivalence(subject, evidence):
     micro-batches, so that they differ in size, over two steps, so that left-over gradients show.
     Tolerance: two fp32 sums in different order (`oracles.mean_gradient_limit`); accumulating in
     bf16 is ten times, a mean of unequal means a thousand times larger. A pass that computes in half
-    precision (autocast) has 16 roundings of it more. Once under a clip norm far
-    below the gradient's: it clips the whole sum once, not each micro-batch (1.1). Where the model
-    has dropout, both sides keep every element. Every task but the cheapest: one step of four.
+    precision (an autocast of the loss, or of the session around it, which the oracle is then under
+    as well) has four times what the same gradient is off by when summed over four parts. Once under
+    a clip norm far below the gradient's: it clips the whole sum once, not each micro-batch (1.1).
+    Where the model has dropout, both sides keep every element. Every task but the cheapest: one
+    step of four.
     """
     task = cheapest(subject)
     for accumulation in (1, 4, 5):
@@ -44,13 +48,13 @@ def test_accumulation_equivalence(subject, evidence):
             *(subject, evidence, task, "", f"_{accumulation}"),
             **{"steps": 2, "batch_size": 22, "accumulation": accumulation},
         )
-    _, difference, _ = _against_autograd(
+    found = _against_autograd(
         subject, task, steps=2, batch_size=22, accumulation=4, clip_norm=_SMALL_NORM
     )
     evidence.at_most(
         "clipped_difference",
-        difference,
-        limit=_limit(subject, task, 22),
+        found.gradient,
+        limit=_limit(subject, task, 22) + found.coarseness,
         reason=f"relative L2 to the whole gradient clipped to {_SMALL_NORM}, 4 micro-batches",
     )
     for other in others(subject):
@@ -62,18 +66,18 @@ def test_accumulation_equivalence(subject, evidence):
 
 def _expect_whole(subject, evidence, task, prefix, suffix, **options):
     """Holds gradient and loss of a few steps to those of whole batches."""
-    _, difference, loss_difference = _against_autograd(subject, task, **options)
-    limit = _limit(subject, task, options["batch_size"])
+    found = _against_autograd(subject, task, **options)
+    limit = _limit(subject, task, options["batch_size"]) + found.coarseness
     evidence.at_most(
         f"{prefix}gradient_difference{suffix}",
-        difference,
+        found.gradient,
         limit=limit,
         reason=f"relative L2 over {several(options['steps'], 'step')} of "
         + several(options["accumulation"], "micro-batch", "micro-batches"),
     )
     evidence.at_most(
         f"{prefix}loss_difference{suffix}",
-        loss_difference,
+        found.loss,
         limit=limit,
         reason="reported loss against the mean over the samples reported",
     )
@@ -83,7 +87,7 @@ def _limit(subject, task, samples):
     """Over targets, of which a sample of text has many."""
     targets = subject.batch(task, "train", range(samples)).targets
     terms = int(counted(subject, task, targets).sum())
-    return oracles.mean_gradient_limit(terms) + coarseness(subject, task)
+    return oracles.mean_gradient_limit(terms)
 
 
 @pytest.mark.forge_check("training.partial_window")
@@ -99,27 +103,25 @@ def test_partial_window(subject, evidence):
     size = train_size(subject, task)
     if size > 20_000:
         pytest.skip(f"an epoch of {size} samples is too long for one step")
-    records, difference, loss_difference = _against_autograd(
-        subject, task, steps=3, batch_size=size - 3, accumulation=4
-    )
-    limit = oracles.mean_gradient_limit(size) + coarseness(subject, task)
-    windows = [len(record.sample_ids) for record in records]
+    found = _against_autograd(subject, task, steps=3, batch_size=size - 3, accumulation=4)
+    limit = oracles.mean_gradient_limit(size) + found.coarseness
+    windows = [len(record.sample_ids) for record in found.records]
     evidence.record("windows", str(windows), unit="samples", reason="samples of each step")
     evidence.at_most(
         "gradient_difference",
-        difference,
+        found.gradient,
         limit=limit,
         reason="largest relative L2 over the windows",
     )
     evidence.at_most(
         "loss_difference",
-        loss_difference,
+        found.loss,
         limit=limit,
         reason="reported loss against the mean over the samples reported",
     )
     evidence.equal(
         "repeated_samples",
-        _repeated(records[0].sample_ids, records[1].sample_ids, size),
+        _repeated(found.records[0].sample_ids, found.records[1].sample_ids, size),
         expected=0,
         unit="samples",
         reason="no sample comes twice within an epoch",
@@ -141,21 +143,34 @@ def _repeated(first, second, size):
     return once + min(filled, again)
 
 
-def _against_autograd(subject, task, *, steps, batch_size, accumulation, clip_norm=1e9):
-    """Records, and the largest gradient and loss difference of a few steps to plain autograd.
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A few steps against plain autograd: the largest differences, and what rounding explains."""
 
-    The default limit is one no gradient reaches.
-    """
+    records: list[Any]
+    gradient: float
+    loss: float
+    coarseness: float
+
+
+def _against_autograd(subject, task, *, steps, batch_size, accumulation, clip_norm=1e9):
+    """Holds a few steps to plain autograd. The default limit is one no gradient reaches."""
     options = TrainOptions(
         steps=steps, batch_size=batch_size, accumulation=accumulation, clip_norm=clip_norm
     )
     session = subject.session(task, options)
-    records, difference, loss_difference = [], 0.0, 0.0
-    with comparable(_one_loss(subject, task)), Watch(session) as watch:
+    records, difference, loss_difference, coarseness = [], 0.0, 0.0, 0.0
+    with (
+        comparable(one_loss(subject, task)),
+        Watch(session) as watch,
+        Passes(subject, task, session) as passes,
+    ):
         for _ in range(steps):
             state = {k: value.clone() for k, value in trained_model(session).state_dict().items()}
             record = session.step()
-            loss, wanted = independent_gradients(subject, task, state, record.sample_ids)
+            loss, wanted = passes.gradients(state, record.sample_ids)
+            rounded = passes.coarseness(state, record.sample_ids, wanted)
+            coarseness = largest((coarseness, rounded))
             factor = min(1.0, clip_norm / norm(wanted))
             off = gradient_difference(
                 watch.updates[-1].gradients, {name: g * factor for name, g in wanted.items()}
@@ -163,12 +178,4 @@ def _against_autograd(subject, task, *, steps, batch_size, accumulation, clip_no
             difference = largest((difference, off))
             loss_difference = largest((loss_difference, abs(record.loss - loss) / abs(loss)))
             records.append(record)
-    return records, difference, loss_difference
-
-
-def _one_loss(subject, task):
-    """A function that computes the loss of one batch of a fresh model, always the same."""
-    model = subject.build_model(task, seed=0)
-    model.train()
-    batch = subject.batch(task, "train", list(range(4)))
-    return lambda: subject.loss(model, batch)
+    return _Found(records, difference, loss_difference, coarseness)

@@ -79,8 +79,8 @@ def _layers(subject, evidence):
             expected=0,
             unit="layers",
             level="warn",
-            reason="output is no product of the codes of its input or of a module inside it: "
-            + shown(errors.unexplained),
+            reason="not called with a token, or its output is no product of a matrix and the codes "
+            f"of its input or of a module inside it: {shown(errors.unexplained)}",
         )
         yield task, errors
 

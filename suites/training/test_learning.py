@@ -21,9 +21,8 @@ from .by_heart import (
     LEARNED_BY_HEART,
     STEPS,
     is_learned,
-    losses_at,
+    learned_at,
     samples_of_targets,
-    sufficient_rate,
 )
 from .objective import descends_loss, least_loss, objective
 from .outputs import right_answers
@@ -60,9 +59,10 @@ def test_overfit_one_batch(subject, evidence):
     Oracle: the loss falls to a twentieth of its start, above the least that the subject's loss can
     be for these targets (0, but where labels are smoothed). A lost estimator, frozen layers or
     shuffled labels stay above half; the reference is below a thousandth. A rate made for long runs
-    may be too low for 60 steps: where the full-precision twin does not learn them at the recipe's,
-    the lowest of 3, 10 and 30 times it counts at which the twin does. What a session descends that
-    is not `BuildsModel.loss` has no known least value: then every answer must be right.
+    may be too low for 60 steps: then the lowest of 1, 3, 10 and 30 times it counts at which the
+    full-precision twin learns them, or the next, as ternary training needs more. What a session
+    descends that is not `BuildsModel.loss` has no known least value: then every answer must be
+    right.
     """
     task = only_cheapest(subject, evidence)
     ids = samples_of_targets(subject, task)
@@ -87,9 +87,9 @@ def test_overfit_one_batch(subject, evidence):
         return
     least = least_loss(subject, task, ids)
     losses = [record.loss - least for record in records]
-    multiple = 1 if is_learned(losses) else sufficient_rate(subject, task, options, least)
-    if multiple > 1:
-        losses = losses_at(subject, task, options, multiple, least)
+    multiple = 1
+    if not is_learned(losses):
+        multiple, losses = learned_at(subject, task, options, least)
     evidence.at_most(
         "loss_ratio",
         losses[-1] / losses[0],

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from forge_harness.drill.defects.sound_training import Averages, AveragingSession
 from forge_harness.protocols import Batch, ScheduleStep
 from forge_harness.types import Outcome
 
@@ -197,6 +198,34 @@ class Autocast(foreign.Words):
         return F.cross_entropy(logits.float().flatten(0, -2), batch.targets.flatten())
 
 
+class AutocastOutside(foreign.Words):
+    """The loop puts an autocast around the loss, which asks for none itself."""
+
+    class loop(foreign.Loop):
+        def losses(self, ids):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                yield from super().losses(ids)
+
+
+class InBf16(foreign.Words):
+    """Weights, gradients and activations are all in bf16."""
+
+    def build_model(self, task, *, seed):
+        return super().build_model(task, seed=seed).bfloat16()
+
+
+class BetweenTwoRates(foreign.Words):
+    """At three times the peak rate full precision learns two samples, and ternary weights do not.
+
+    They do at ten times.
+    """
+
+    def schedule_spec(self, task, options):
+        return super().schedule_spec(
+            task, replace(options, learning_rate=options.learning_rate or 1.5e-3)
+        )
+
+
 class MadeForLongRuns(foreign.Words):
     """A peak rate at which full precision does not learn two samples in 60 steps either."""
 
@@ -223,6 +252,44 @@ class Padded(foreign.Words):
         return Batch(inputs=torch.tensor(inputs), targets=torch.tensor(targets))
 
 
+class WeighsSamples(Padded):
+    """The mean of each micro-batch counts by its samples, not by its targets."""
+
+    class loop(foreign.Loop):
+        def losses(self, ids):
+            size = -(-len(ids) // self.options.accumulation)
+            for part in (ids[i : i + size] for i in range(0, len(ids), size)):
+                batch = self.subject.batch("words", "train", part)
+                yield self.subject.loss(self.model, batch) * (len(part) / len(ids))
+
+
+class WeighsSamplesInHalf(WeighsSamples):
+    """So it does under autocast, whose rounding is far less."""
+
+    def loss(self, model, batch):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = model(batch.inputs)
+        targets = batch.targets.flatten()
+        return F.cross_entropy(logits.float().flatten(0, -2), targets, ignore_index=self.ignored)
+
+
+class WeighsSamplesOutside(WeighsSamples):
+    """The autocast is the loop's."""
+
+    class loop(WeighsSamples.loop):
+        def losses(self, ids):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                yield from super().losses(ids)
+
+
+class HoldsFloat8(WeighsSamples):
+    """One of its constants is in eight bits, which says nothing of its gradients."""
+
+    def loss(self, model, batch):
+        torch.zeros(4).to(torch.float8_e4m3fn)
+        return super().loss(model, batch)
+
+
 class PaddedOnTheLeft(Padded):
     def batch(self, task, split, ids):
         batch = super().batch(task, split, ids)
@@ -232,6 +299,15 @@ class PaddedOnTheLeft(Padded):
             for part in (batch.inputs, batch.targets)
         ]
         return Batch(inputs=torch.stack(pairs[0]), targets=torch.stack(pairs[1]))
+
+
+class CutOff(Padded):
+    """Of the first samples nothing is left to learn, as where a prompt fills the window."""
+
+    def batch(self, task, split, ids):
+        batch = super().batch(task, split, ids)
+        cut = torch.tensor([index < 3 for index in ids])
+        return replace(batch, targets=batch.targets.masked_fill(cut[:, None], self.ignored))
 
 
 class PaddedBeyond(Padded):
@@ -265,6 +341,11 @@ SOUND = [
     (HoldsPositions, "architecture.quantized_modules"),
     (Autocast, "architecture.quantized_modules"),
     (Autocast, "training.accumulation_equivalence"),
+    (AutocastOutside, "training.accumulation_equivalence"),
+    (AutocastOutside, "training.partial_window"),
+    (AutocastOutside, "training.overfit_one_batch"),
+    (InBf16, "training.accumulation_equivalence"),
+    (InBf16, "training.partial_window"),
     (Padded, "data.readable_and_intact"),
     (PaddedOnTheLeft, "data.readable_and_intact"),
     (Padded, "data.label_or_token_range"),
@@ -274,7 +355,9 @@ SOUND = [
     (foreign.Words, "data.splits_disjoint"),
     (foreign.Words, "training.overfit_one_batch"),
     (MadeForLongRuns, "training.overfit_one_batch"),
+    (BetweenTwoRates, "training.overfit_one_batch"),
     (PaddedBeyond, "training.overfit_one_batch"),
+    (CutOff, "training.overfit_one_batch"),
 ]
 
 
@@ -337,6 +420,65 @@ def test_what_is_learned_at_no_rate_is_not_excused_by_its_twin(run_check):
     run = run_check("training.overfit_one_batch", BlindToInputs())
     assert run.outcome is Outcome.FAIL, run.reason
     assert "at 1 times the recipe's rate" in run.reason
+
+
+@pytest.mark.parametrize("subject", [WeighsSamplesInHalf, WeighsSamplesOutside, HoldsFloat8])
+def test_half_precision_hides_no_mean_of_unequal_means(run_check, subject):
+    run = run_check("training.accumulation_equivalence", subject())
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert "gradient_difference_4 is 0.031" in run.reason
+
+
+def test_a_twin_that_cannot_be_made_is_no_run_that_diverges(run_check):
+    class NoTwin(BetweenTwoRates):
+        def session(self, task, options):
+            if options.precision == "full":
+                raise NotImplementedError("no full precision here")
+            return super().session(task, options)
+
+    run = run_check("training.overfit_one_batch", NoTwin())
+    assert run.outcome is Outcome.ERROR
+    assert "no full precision here" in run.reason
+
+
+class SlowAverages(Averages):
+    """Averages so slow that a gain of 1, trained at a low rate, moves by less than fp32 knows."""
+
+    class kind(AveragingSession):
+        @torch.no_grad()
+        def _average(self):
+            pairs = zip(self.model.parameters(), self.trained_model.parameters(), strict=True)
+            for average, weight in pairs:
+                average.lerp_(weight, 1e-5)
+
+    def tasks(self):
+        return ("digits",)
+
+    def session(self, task, options):
+        return self.kind(task, replace(options, learning_rate=1e-4), **self._parts())
+
+
+def test_averages_need_not_move_by_less_than_they_can_hold(run_check):
+    run = run_check("training.eval_is_quantized", SlowAverages())
+    assert run.outcome is Outcome.PASS, run.reason
+    assert run.evidence("averages_that_stay") == 0
+
+
+class ForgottenInHalf(SlowAverages):
+    """Averages that are kept in bf16, which rounds all that a step adds to them away."""
+
+    class kind(AveragingSession):
+        @torch.no_grad()
+        def _average(self):
+            pairs = zip(self.model.parameters(), self.trained_model.parameters(), strict=True)
+            for average, weight in pairs:
+                average.copy_(average.bfloat16().lerp(weight.bfloat16(), 1e-5).float())
+
+
+def test_averages_that_half_precision_rounds_away_show(run_check):
+    run = run_check("training.eval_is_quantized", ForgottenInHalf())
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert "averages_" in run.reason
 
 
 def test_halved_gradients_are_no_loss_scale(run_check):

@@ -304,3 +304,26 @@ def test_logits_of_zeros_leave_the_packed_model_unmeasured(run_check):
     run = run_check("performance.inference_speedup", BeginsAtZero())
     assert run.outcome is Outcome.NOT_MEASURED, run.reason
     assert "digits: every logit of a fresh model is 0" in run.reason
+
+
+class AnswersByName(ReferenceSubject):
+    """The model that is trained answers with a mapping, as those of transformers do."""
+
+    def tasks(self):
+        return ("digits",)
+
+    def build_model(self, task, *, seed):
+        model = super().build_model(task, seed=seed)
+        plain = model.forward
+        model.forward = lambda inputs: {"loss": None, "logits": plain(inputs)}
+        return model
+
+    def inference_model(self, task, form, *, seed):
+        return ReferenceSubject().inference_model(task, form, seed=seed)
+
+
+def test_a_model_that_answers_with_a_mapping_is_compared(run_check):
+    run = run_check("performance.inference_speedup", AnswersByName())
+    assert run.outcome is not Outcome.ERROR, run.reason
+    assert run.evidence("difference") <= 1e-3
+    assert run.evidence("digits.difference_by_shape") <= 1 / 127

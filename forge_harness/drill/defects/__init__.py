@@ -30,6 +30,7 @@ MODULES = (
     "steps_guards",
     "steps_runs",
     "averages",
+    "hidden",
     "checkpoints",
     "checkpoints_kept",
     "evaluation",

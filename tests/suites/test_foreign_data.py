@@ -1,0 +1,185 @@
+"""Data that are not the reference's: augmented images, and text padded in front of itself."""
+
+import hashlib
+import importlib.util
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from forge_harness.protocols import Batch, DataInfo
+from forge_harness.types import Outcome
+
+PATH = Path(__file__).parents[1] / "subject" / "foreign_language_model.py"
+SPEC = importlib.util.spec_from_file_location("foreign_language_model", PATH)
+foreign = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(foreign)
+
+CLASSES = 4
+SIZES = {"train": 200, "validation": 50}
+
+
+class Images:
+    """Offers LoadsData: grey images, flipped at random in training."""
+
+    flipped = 0.5
+
+    def __init__(self):
+        generator = torch.Generator().manual_seed(0)
+        self.images = {
+            split: torch.randint(256, (size, 8, 8), generator=generator) / 255
+            for split, size in SIZES.items()
+        }
+
+    def tasks(self):
+        return ("images",)
+
+    def data_info(self, task):
+        return DataInfo(
+            kind="classes",
+            cardinality=CLASSES,
+            train_size=SIZES["train"],
+            validation_size=SIZES["validation"],
+            digest=self.data_digest(task),
+            input_dtype="float32",
+        )
+
+    def data_digest(self, task):
+        content = b"".join(self.documents(task, "train"))
+        return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+    def documents(self, task, split):
+        return [image.numpy().tobytes() for image in self.images[split]]
+
+    def sample_contents(self, task, split, ids):
+        return [self.images[split][index].numpy().tobytes() for index in ids]
+
+    def labels(self, task, split):
+        return [index % CLASSES for index in range(SIZES[split])]
+
+    def read(self, split, ids):
+        return self.images[split][list(ids)]
+
+    def batch(self, task, split, ids):
+        images = self.read(split, ids)
+        if split == "train":
+            chosen = torch.rand(len(images)) < self.flipped
+            images = torch.where(chosen[:, None, None], images.flip(-1), images)
+        return Batch(inputs=images, targets=torch.tensor(list(ids)) % CLASSES)
+
+    def epoch_order(self, task, *, seed, epoch, rank=0, world_size=1):
+        order = list(range(SIZES["train"]))
+        random.Random(1000 * seed + epoch).shuffle(order)
+        return order[rank::world_size]
+
+
+class SeldomFlipped(Images):
+    """So seldom that most samples look fixed when they are read twice."""
+
+    flipped = 0.03
+
+
+class ReadsTheNext(SeldomFlipped):
+    """Every fifth of a long list is the sample that the list has next."""
+
+    def read(self, split, ids):
+        ids = list(ids)
+        late = len(ids) > 8
+        following = [*ids[1:], ids[0]]
+        places = enumerate(zip(ids, following, strict=True))
+        return super().read(
+            split, [n if late and place % 5 == 0 else i for place, (i, n) in places]
+        )
+
+
+@pytest.mark.parametrize("subject", [Images, SeldomFlipped])
+def test_augmentation_that_leaves_samples_alike_by_chance_is_no_false_alarm(run_check, subject):
+    run = run_check("data.readable_and_intact", subject())
+    assert run.outcome is Outcome.PASS, run.reason
+
+
+def test_samples_that_are_others_show_among_augmented_ones(run_check):
+    run = run_check("data.readable_and_intact", ReadsTheNext())
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert "images_train_misplaced_inputs is" in run.reason
+
+
+class FlippedInUse(Images):
+    """The splits share one dataset object, and with it what it does to its images."""
+
+    def batch(self, task, split, ids):
+        batch = super().batch(task, split, ids)
+        if split == "train":
+            return batch
+        chosen = torch.rand(len(batch.inputs)) < self.flipped
+        flipped = torch.where(chosen[:, None, None], batch.inputs.flip(-1), batch.inputs)
+        return replace(batch, inputs=flipped)
+
+
+def test_held_out_samples_that_are_augmented_show(run_check):
+    run = run_check("data.readable_and_intact", FlippedInUse())
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert "images_validation_redrawn_inputs is" in run.reason
+
+
+class PaddedInFront(foreign.Words):
+    """Short lines of unequal length, padded in front to the longest of their batch."""
+
+    ignored = -100
+
+    def batch(self, task, split, ids):
+        rows = [
+            [*text[: 12 + 7 * index % 19]]
+            for text, index in zip(self.sample_contents(task, split, ids), ids, strict=True)
+        ]
+        width = len(sorted(rows, key=len)[-1])
+        padded = [[*[0] * (width - len(row)), *row[:-1]] for row in rows]
+        targets = [[*[self.ignored] * (width - len(row)), *row[1:]] for row in rows]
+        return Batch(inputs=torch.tensor(padded), targets=torch.tensor(targets))
+
+
+class DealsTraining(PaddedInFront):
+    def batch(self, task, split, ids):
+        dealt = ids if split == "train" else [index % 3 for index in ids]
+        return super().batch(task, "train", dealt)
+
+
+class Doubled(foreign.Words):
+    """Names padded behind; those held out are some of training without their first letter."""
+
+    def batch(self, task, split, ids):
+        first = b"a" if split == "train" else b""
+        rows = [
+            first + b"a" + text[: 8 + index % 5]
+            for text, index in zip(self.sample_contents(task, "train", ids), ids, strict=True)
+        ]
+        width = 16 if split == "train" else 15
+        text = torch.tensor([[*row, *bytes(width - len(row))] for row in rows])
+        return Batch(inputs=text[:, :-1].contiguous(), targets=text[:, 1:].contiguous())
+
+
+def test_padding_in_front_hides_no_sample_that_both_splits_deliver(run_check):
+    sound = run_check("data.splits_disjoint", PaddedInFront())
+    assert sound.outcome is Outcome.PASS, sound.reason
+    run = run_check("data.splits_disjoint", DealsTraining())
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert "words_shared_inputs is 2 rows" in run.reason
+
+
+def test_a_letter_that_is_doubled_in_front_of_padded_text_makes_another_text(run_check):
+    run = run_check("data.splits_disjoint", Doubled())
+    assert run.outcome is Outcome.PASS, run.reason
+
+
+def test_what_is_drawn_anew_must_not_be_another_sample_behind_padding(run_check):
+    class Pads(ReadsTheNext):
+        def batch(self, task, split, ids):
+            batch = super().batch(task, split, ids)
+            wider = torch.nn.functional.pad(batch.inputs.flatten(1), (0, len(list(ids))))
+            return replace(batch, inputs=wider)
+
+    run = run_check("data.readable_and_intact", Pads())
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert "images_train_misplaced_inputs is" in run.reason
