@@ -21,7 +21,7 @@ from .checkpoint import (
     TensorInfo,
     files_beside,
 )
-from .hf_reader import FloatCheckpoint
+from .hf_checkpoint import FloatCheckpoint
 from .legacy import Selection, select, stored_weights
 from .pt_archive import UNSOUND, check_archive, check_content
 from .safetensors_file import NAMES, StoredTensor, encodable, is_empty_matrix

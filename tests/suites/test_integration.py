@@ -10,7 +10,7 @@ import torch
 
 from forge_harness.canonical import canonical_json
 from forge_harness.drill.defects import all_defects
-from forge_harness.formats import gguf_writer, hf_config, hf_reader, hf_writer, native, native_v09
+from forge_harness.formats import gguf_writer, hf_config, hf_found, hf_writer, native, native_v09
 from forge_harness.formats.checkpoint import Detection
 from forge_harness.formats.manifest import MANIFEST, write_manifest
 from forge_harness.integration import metrics_sync, phase4_connector
@@ -110,7 +110,7 @@ def v09_not_inverted(patch):
 def fake_requantized(patch):
     from forge_harness.formats import legacy
 
-    patch.setattr(hf_reader, "stored_weights", legacy.masters)
+    patch.setattr(hf_found, "stored_weights", legacy.masters)
 
 
 def truncated(patch):
