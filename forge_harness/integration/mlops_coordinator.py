@@ -31,7 +31,8 @@ from forge_harness.errors import (
 )
 from forge_harness.formats.manifest import verify_manifest
 from forge_harness.paths import resolved_path
-from forge_harness.training.runner import TrainingInterrupted, train_to_directory
+from forge_harness.training.interruption import TrainingInterrupted
+from forge_harness.training.runner import train_to_directory
 
 from .experiments import MetricSummary, StepLog, Tracker
 from .readiness import gate_applies, present_fields

@@ -16,6 +16,7 @@ from .data import (
 from .distributed import train_distributed
 from .evaluation import Evaluation, evaluate_model
 from .ingredients import BuildModel, Loss, reference_model, training_loss
+from .interruption import TrainingInterrupted
 from .package import (
     PackageError,
     evaluate_package,
@@ -28,7 +29,7 @@ from .quality import quality_plan, quality_run
 from .ranks import DistributedError
 from .recipe import Recipe, planned_schedule, recipe_for, resolve_recipe, schedule_spec
 from .run_directory import newest_checkpoint
-from .runner import TrainingInterrupted, train_to_directory
+from .runner import train_to_directory
 from .session import QATSession
 
 __all__ = [

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -16,17 +14,14 @@ from typing import Any, TextIO
 
 from forge_harness.canonical import canonical_json
 from forge_harness.durable import sync_directory, write_durably
-from forge_harness.errors import ExitCode, ForgeError, NonFiniteError, UsageError
+from forge_harness.errors import NonFiniteError, UsageError
 from forge_harness.formats.sizes import bytes_on_disk
-from forge_harness.paths import resolved_path
 from forge_harness.protocols import StepRecord, TrainOptions
 from forge_harness.state import Sealer
 from forge_harness.training.data import DataSource
 from forge_harness.training.ingredients import BuildModel, Loss
-from forge_harness.training.keeping import (
-    KeepsCheckpoints,
-    StateCheckpoints,
-)
+from forge_harness.training.interruption import TrainingInterrupted, signals_noted
+from forge_harness.training.keeping import KeepsCheckpoints
 from forge_harness.training.package import export_package
 from forge_harness.training.ranks import OneProcess, Ranks
 from forge_harness.training.run_directory import (
@@ -37,8 +32,8 @@ from forge_harness.training.run_directory import (
     STEPS,
     OnNote,
     TrainingDirectory,
-    json_options,
 )
+from forge_harness.training.run_record import write_down
 from forge_harness.training.run_start import (
     begin_run,
     newest_to_resume,
@@ -49,12 +44,6 @@ from forge_harness.training.session import QATSession
 
 OnStep = Callable[[StepRecord, int], None]
 """Called after each step with its record and the steps of the whole run."""
-
-
-class TrainingInterrupted(ForgeError):
-    """The run was stopped between two steps and can be resumed."""
-
-    exit_code = ExitCode.INTERRUPTED
 
 
 def train_to_directory(
@@ -125,7 +114,7 @@ def train_to_directory(
     if every is None:
         every = ranks.first(directory.checkpoint_every) if resume else 0
     try:
-        ranks.first(lambda: _write_down(session, directory, keeper, resume, every, on_note))
+        ranks.first(lambda: write_down(session, directory, keeper, resume, every, on_note))
         _train(session, directory, keeper, every, on_step)
         return _finish(session, directory, keeper)
     except OSError as error:
@@ -133,85 +122,6 @@ def train_to_directory(
             f"Cannot write to {str(directory.path)!r}: {error.strerror or error}; free space or "
             "choose another directory. --resume goes on from the last checkpoint, if there is one."
         ) from error
-
-
-def _write_down(
-    session: QATSession,
-    directory: TrainingDirectory,
-    keeper: KeepsCheckpoints,
-    resume: bool,
-    checkpoint_every: int,
-    on_note: OnNote,
-) -> None:
-    """Writes what the run is; of a resumed one, what it goes on with."""
-    content = _resumed(session, directory, on_note) if resume else _begun(session)
-    content["checkpoint_every"] = checkpoint_every
-    if isinstance(keeper, StateCheckpoints):
-        root = str(resolved_path(keeper.root))
-        content |= {"state": root, "kept_as": keeper.run, "run": keeper.owner}
-    write_durably(directory.path / OPTIONS, canonical_json(content))
-
-
-def _begun(session: QATSession) -> dict[str, Any]:
-    content: dict[str, Any] = {
-        "task": session.task,
-        "options": json_options(session.options),
-        DATA: session.data.data_digest(session.task),
-    }
-    if record := session.model_record():
-        content["model"] = record
-    # Of one process from its start to its end nothing is said.
-    if session.ranks.record()["parallel"]:
-        content["processes"] = [_processes(session)]
-    return content
-
-
-def _resumed(session: QATSession, directory: TrainingDirectory, on_note: OnNote) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((directory.path / OPTIONS).read_bytes())
-    _refuse_other_data(session, content, directory.path)
-    if lost := _keep_steps(directory.path / STEPS, session.step_index):
-        on_note(lost)
-    if "processes" in content or session.ranks.record()["parallel"]:
-        earlier = content.get("processes") or [{"from_step": 0, **OneProcess().record()}]
-        content["processes"] = [*earlier, _processes(session)]
-    return content
-
-
-def _processes(session: QATSession) -> dict[str, Any]:
-    return {"from_step": session.step_index, **session.ranks.record()}
-
-
-def _refuse_other_data(session: QATSession, content: Mapping[str, Any], path: Path) -> None:
-    """The place in the data means nothing in others, as the corpus of another Python is."""
-    digest = session.data.data_digest(session.task)
-    # Runs of earlier builds do not say what they were trained on.
-    if content.get(DATA, digest) != digest:
-        raise UsageError(
-            f"The run in {str(path)!r} was trained on data with the digest {content[DATA]!r}, and "
-            f"here they have {digest!r}; resume it with the Python and the packages it was started "
-            "with, or start a new run."
-        )
-
-
-def _keep_steps(path: Path, made: int) -> str:
-    """Leaves the lines of the steps a checkpoint has; says which of them are missing, or "".
-
-    Steps after the checkpoint are made again; their lines would be there twice.
-    """
-    lines: dict[int, bytes] = {}
-    with suppress(FileNotFoundError):
-        for line in path.read_bytes().splitlines():
-            with suppress(ValueError, TypeError, KeyError):
-                lines.setdefault(int(json.loads(line)["step"]), line)
-    kept = [lines[step] for step in range(made) if step in lines]
-    write_durably(path, b"".join(line + b"\n" for line in kept))
-    if len(kept) == made:
-        return ""
-    first = next(step for step in range(made) if step not in lines)
-    return (
-        f"{path.name} lacks {made - len(kept)} of the {made} steps made so far, the first of them "
-        f"step {first}: the machine stopped before they were on disk. The training itself is whole."
-    )
 
 
 def _train(
@@ -222,7 +132,7 @@ def _train(
     on_step: OnStep | None,
 ) -> None:
     steps, ranks = session.options.steps, session.ranks
-    with _step_lines(directory, ranks) as stream, _signals_noted() as noted:
+    with _step_lines(directory, ranks) as stream, signals_noted() as noted:
 
         def sync() -> None:
             if stream is not None:
@@ -270,32 +180,6 @@ def _step_lines(directory: TrainingDirectory, ranks: Ranks) -> Iterator[TextIO |
         return
     with (directory.path / STEPS).open("a", encoding="utf-8", buffering=1) as stream:
         yield stream
-
-
-@contextmanager
-def _signals_noted() -> Iterator[threading.Event]:
-    """Turns the first SIGINT, SIGTERM or SIGHUP into an event, so that no step is cut in half."""
-    noted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield noted
-        return
-    numbers = [signal.Signals[n] for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
-    # None: a handler that was not set by Python, and cannot be set again from here. One that is
-    # ignored stays so: nohup, and a shell's background jobs, mean it.
-    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in numbers}
-    before = {n: handler for n, handler in before.items() if handler is not signal.SIG_IGN}
-
-    def note(number: int, _: object) -> None:
-        noted.set()
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield noted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _finish(

@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 
 from forge_harness.errors import NonFiniteError, UsageError
+from forge_harness.training.interruption import TrainingInterrupted
 from forge_harness.training.parallel import Parallel, leave, ranks_of
 from forge_harness.training.ranks import DistributedError, RankError, Ranks, ToldByFirst, loopback
-from forge_harness.training.runner import TrainingInterrupted
 
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # The longest wait is for rank 0 to write the package; torch's import took 80 s on a machine loaded

@@ -72,39 +72,12 @@ def test_scenario_workflow(subject, policy, evidence, tmp_path, forge_seed):
         version = mlops.register(package, name="workflow", run_id=run.run_id)
         promoted = mlops.promote("workflow", version.version)
 
-    with manager_module.StateManager(tmp_path / "states") as states:
-        kept = states.save(phase=5, kind="package", name="workflow", data=package)
-        states.checkpoint("handed-off")
-        moved = states.migrate(phase=5, name="workflow", to_phase=6)
-        evidence.equal("store_sound", states.verify().ok, expected=True, reason="after migration")
-        states.copy_out(tmp_path / "restored", phase=6, name="workflow")
-
-    stated = json.loads((package / "metrics.json").read_text())
-    described = json.loads((package / "package.json").read_text())
-    exported = _digests(package)
-    broken = {
-        "the source changed": tree_digest(source) != before,
-        "lineage names another source": version.lineage.get("parent_digest") != before,
-        "lineage names other weights": version.lineage.get("source_digest") != run.digest,
-        "lineage names other data": version.lineage.get("data_digest")
-        != data_digest(configuration.task),
-        "the package describes another quality": described["quality_score"]
-        != stated["accuracy"]["value"],
-        "lineage names another run": version.lineage.get("run_id") != run.run_id,
-        "the weights are not the trained ones": tree_digest(tmp_path / "run" / "package")
-        != run.digest,
-        "phase 6 has other files": _digests(handoff.path) != exported,
-        "the registry has another digest": version.digest != tree_digest(package),
-        "the store has other files": _digests(tmp_path / "restored") != exported,
-        "the migrated state names another parent": moved.parents != (kept.id,),
-        "the package states another accuracy": abs(
-            stated["accuracy"]["value"] - run.metrics["accuracy"]
-        )
-        > FLIPS,
-        "the registry states another accuracy": version.metrics["accuracy"]
-        != stated["accuracy"]["value"],
-        "the promoted version is another": "champion" not in promoted.aliases,
-    }
+    broken = _broken_in_training(version, run, before, data_digest(configuration.task))
+    broken |= _broken_in_package(package, run, tmp_path / "run" / "package")
+    broken |= _broken_in_registry(package, version, promoted)
+    broken |= _broken_in_phase_6(package, handoff.path)
+    broken |= _broken_in_store(evidence, package, tmp_path)
+    broken |= {"the source changed": tree_digest(source) != before}
     wrong = [what for what, is_wrong in broken.items() if is_wrong]
     evidence.equal(
         "broken_links",
@@ -113,6 +86,55 @@ def test_scenario_workflow(subject, policy, evidence, tmp_path, forge_seed):
         unit="links",
         reason="; ".join(wrong) or f"all {len(broken)} between the six components hold",
     )
+
+
+def _broken_in_training(version, run, source_digest, data):
+    return {
+        "lineage names another source": version.lineage.get("parent_digest") != source_digest,
+        "lineage names other weights": version.lineage.get("source_digest") != run.digest,
+        "lineage names other data": version.lineage.get("data_digest") != data,
+        "lineage names another run": version.lineage.get("run_id") != run.run_id,
+    }
+
+
+def _broken_in_package(package, run, trained):
+    described = json.loads((package / "package.json").read_text())
+    accuracy = _stated_accuracy(package)
+    return {
+        "the weights are not the trained ones": tree_digest(trained) != run.digest,
+        "the package describes another quality": described["quality_score"] != accuracy,
+        "the package states another accuracy": abs(accuracy - run.metrics["accuracy"]) > FLIPS,
+    }
+
+
+def _broken_in_registry(package, version, promoted):
+    return {
+        "the registry has another digest": version.digest != tree_digest(package),
+        "the registry states another accuracy": version.metrics["accuracy"]
+        != _stated_accuracy(package),
+        "the promoted version is another": "champion" not in promoted.aliases,
+    }
+
+
+def _broken_in_phase_6(package, handed):
+    return {"phase 6 has other files": _digests(handed) != _digests(package)}
+
+
+def _broken_in_store(evidence, package, scratch):
+    with manager_module.StateManager(scratch / "states") as states:
+        kept = states.save(phase=5, kind="package", name="workflow", data=package)
+        states.checkpoint("handed-off")
+        moved = states.migrate(phase=5, name="workflow", to_phase=6)
+        evidence.equal("store_sound", states.verify().ok, expected=True, reason="after migration")
+        states.copy_out(scratch / "restored", phase=6, name="workflow")
+    return {
+        "the store has other files": _digests(scratch / "restored") != _digests(package),
+        "the migrated state names another parent": moved.parents != (kept.id,),
+    }
+
+
+def _stated_accuracy(package):
+    return json.loads((package / "metrics.json").read_text())["accuracy"]["value"]
 
 
 def _gated(evidence, coordinator, package, task, accuracy):
