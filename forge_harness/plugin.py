@@ -51,9 +51,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", TIMING_LINE)
     state = ForgeState(config)
     config.stash[STATE] = state
+    from forge_harness._pytest.forked import EndingForks
     from forge_harness._pytest.noticed import Noticing
 
     config.pluginmanager.register(Noticing(), "forge_noticing")
+    config.pluginmanager.register(EndingForks(state), "forge_ending_forks")
     if not state.is_worker:
         from forge_harness._pytest.controller import Controller
 

@@ -23,6 +23,8 @@ _MAX_TIMEOUT_S = 604_800.0
 """A week, as for a whole run: timers overflow where a float does not."""
 _MAX_WEIGHT = 1_000_000
 """Sums of it stay exact in the floats of a score and in JSON."""
+_MAX_VERSION = 2**53 - 1
+"""JSON has no larger integers, and the digest of the policy is over its JSON."""
 # Strict: `true` is no threshold and "5" no weight, though both could be read as one.
 _Weight = Annotated[int, Field(strict=True, le=_MAX_WEIGHT)]
 _Threshold = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -43,7 +45,7 @@ class CatalogueEntry(BaseModel):
     severity: Severity
     component: str
     """The integration component that owns the property."""
-    version: int = Field(default=1, ge=1)
+    version: int = Field(default=1, strict=True, ge=1, le=_MAX_VERSION)
     """Raised when the meaning of the check changes; results of other versions do not compare."""
     profiles: tuple[Profile, ...] = (Profile.QUICK, Profile.FULL, Profile.NIGHTLY)
     """Profiles whose scope the check is in."""

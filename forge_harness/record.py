@@ -23,6 +23,8 @@ from forge_harness.types import UNKNOWN_CHECK, Outcome, Profile, Severity, Verdi
 RECORD_SCHEMA_VERSION = "1.0"
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
+_SHARD = "^([1-9][0-9]{0,3}/[1-9][0-9]{0,3})?$"
+"""As `forge_harness.sharding` writes it; empty where there is none."""
 
 
 def _zoned(text: str) -> str:
@@ -180,7 +182,7 @@ class ScopeRecord(BaseModel):
     """`--suite` selection; empty for the whole profile."""
     checks: list[str]
     """`--check` selection, or the checks of the shard; empty for the whole profile."""
-    shard: str = ""
+    shard: str = Field(default="", pattern=_SHARD)
     """ "2/3" of a run that is one of three parts of the profile; empty otherwise."""
     in_scope: int
     total: int

@@ -150,6 +150,8 @@ def test_the_policy_of_a_run_is_whole(own, tmp_path):
         ("[suite_weights]\nmine = 1e23\n" + ENTRY, "suite_weights.mine"),
         (ENTRY + "timeout_s = inf\n", "check 1: timeout_s: .*finite"),
         (ENTRY + "timeout_s = 1e300\n", "check 1: timeout_s: "),
+        (ENTRY + "version = 99999999999999999999\n", "check 1: version: "),
+        (ENTRY + "version = true\n", "check 1: version: .*integer"),
     ],
 )
 def test_a_bad_catalogue_is_one_sentence(own, text, message):

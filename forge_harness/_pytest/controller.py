@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -94,8 +95,17 @@ class Controller:
         lines = str(excrepr).strip().splitlines()
         self.internal_error = self.internal_error or (lines[-1].strip() if lines else "unknown")
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_sessionfinish(
+        self, session: pytest.Session, exitstatus: int
+    ) -> Generator[None, object, object]:
+        """Ends the run, also where a second Ctrl-C ends what other plugins do before."""
+        try:
+            return (yield)
+        finally:
+            self._close(session, exitstatus)
+
+    def _close(self, session: pytest.Session, exitstatus: int) -> None:
         """Accounts for every collected item, then ends the run."""
         self.state.adopt_collected()
         if int(exitstatus) == pytest.ExitCode.USAGE_ERROR:
@@ -116,8 +126,11 @@ class Controller:
                 reason=reason,
             )
             return
+        from forge_harness.integration.stops import uninterrupted
+
         try:
-            self._end(exitstatus, lost, reason)
+            with uninterrupted():
+                self._end(exitstatus, lost, reason)
         except ForgeError as error:
             self.problem = str(error)
             session.exitstatus = int(error.exit_code)
@@ -142,9 +155,8 @@ class Controller:
                 keeper.add(record)
         if self.internal_error is not None:
             keeper.finish("aborted", reason)
-        elif self.collector.collection_errors:
-            count = len(self.collector.collection_errors)
-            keeper.finish("aborted", f"{count} module(s) could not be collected")
+        elif uncollected := self._uncollected():
+            keeper.finish("aborted", uncollected)
         elif int(exitstatus) == pytest.ExitCode.INTERRUPTED:
             keeper.finish("interrupted", "interrupted")
         elif lost:
@@ -159,8 +171,16 @@ class Controller:
         if stopped:
             return str(stopped)
         if int(exitstatus) == pytest.ExitCode.INTERRUPTED:
-            return "the run was interrupted"
+            # For pytest a module that cannot be imported is an interruption too.
+            return self._uncollected() or "the run was interrupted"
+        if session.config.option.collectonly:
+            return "only collected (--collect-only)"
         return "collected, but never reported: the process that was to run it lost it"
+
+    def _uncollected(self) -> str:
+        """Returns how many modules could not be collected, as a clause; empty when all could."""
+        count = len(self.collector.collection_errors)
+        return f"{count} module(s) could not be collected" if count else ""
 
     def _receive(self, record: ItemRecord) -> None:
         if self.state.handover is not None:

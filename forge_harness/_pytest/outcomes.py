@@ -184,9 +184,18 @@ def judge(attempt: Attempt) -> tuple[Outcome, str]:
             kind, reason = attempt.raised.get(phase, ("skip", "skipped"))
             na = kind == "not_applicable"
             return (Outcome.NOT_APPLICABLE if na else Outcome.NOT_MEASURED), reason or "skipped"
-    if attempt.skipped_subtest is not None and _passed(attempt.evidence)[0] is not Outcome.FAIL:
-        return Outcome.NOT_MEASURED, attempt.skipped_subtest
-    return _passed(attempt.evidence)
+    judged = _passed(attempt.evidence)
+    if judged[0] is not Outcome.FAIL and (left_out := _left_out(attempt)):
+        return Outcome.NOT_MEASURED, left_out
+    return judged
+
+
+def _left_out(attempt: Attempt) -> str | None:
+    """Returns what of an item that did not fail was not run, if anything."""
+    if "call" not in attempt.outcomes:
+        # Evidence of a fixture says nothing of the test (--setup-only).
+        return "its fixtures were set up, the test itself was not run"
+    return attempt.skipped_subtest
 
 
 def _passed_marked_xfail(why: str) -> str:

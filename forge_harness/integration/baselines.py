@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -28,6 +28,7 @@ from forge_harness.types import Outcome, Verdict
 
 BASELINE_FILE = "forge-baseline.json"
 _STRICT = ConfigDict(extra="forbid", frozen=True)
+_Kind = TypeVar("_Kind")
 _MACHINE = ("os", "machine", "cpu", "cpu_usable")
 _REFUSALS = {
     "machine class": (
@@ -152,14 +153,20 @@ def in_brief(record: RunRecord) -> dict[str, Any]:
     return {
         "run_id": record.run_id,
         "started_at": record.started_at,
-        "commit": record.environment.get("git_commit"),
-        "dirty": record.environment.get("git_dirty"),
+        "commit": _said(record, "git_commit", str),
+        "dirty": _said(record, "git_dirty", bool),
         "facts": compared_facts(record),
         "state": record.state,
         "verdict": record.verdict,
         "score": record.score,
         "coverage": record.coverage,
     }
+
+
+def _said(record: RunRecord, key: str, kind: type[_Kind]) -> _Kind | None:
+    """Returns a value of the environment, of which the schema says nothing; None for any other."""
+    value = record.environment.get(key)
+    return value if isinstance(value, kind) else None
 
 
 def baseline_of(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from forge_harness.environment import collect_environment
+from forge_harness.evidence import printable
 from forge_harness.policy import Policy
 from forge_harness.probes.masking import Masker
 from forge_harness.record import ItemRecord, RunRecord, SubjectRecord, Waiver
@@ -43,7 +44,8 @@ def new_context(
         environment=collect_environment() if environment is None else environment,
         declared={key: Masker().text(value) for key, value in declared.items()},
         seed=seed,
-        command=[Masker().text(argument) for argument in command],
+        # A path among them is bytes.
+        command=[Masker().text(printable(argument)) for argument in command],
         started_at=started,
     )
 

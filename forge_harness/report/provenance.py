@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from forge_harness import __version__
 from forge_harness.canonical import canonical_json, file_sha256, read_canonical, sha256_hex
-from forge_harness.durable import write_durably
+from forge_harness.durable import read_plain, write_durably
 from forge_harness.integration.baselines import AcceptedRun, Baseline
 from forge_harness.integration.kept_runs import History
 from forge_harness.policy import Policy, load_policy
@@ -187,10 +187,12 @@ def _read(run_dir: Path) -> Renderings:
         ValueError: The file is none of ours.
     """
     try:
-        values = read_canonical((run_dir / REPORTS).read_bytes())
+        values = read_canonical(read_plain(run_dir / REPORTS))
         return Renderings.model_validate(values)
     except FileNotFoundError:
         return Renderings()
+    except OSError as error:
+        raise ValueError(str(error.strerror)) from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from forge_harness.errors import UsageError
 from forge_harness.policy import Policy
-from forge_harness.record import RunRecord, ShardRecord
+from forge_harness.record import RunRecord, ShardRecord, moment
 from forge_harness.scoring.assembly import (
     SELECTING,
     RunContext,
@@ -87,8 +87,10 @@ def merge_records(policy: Policy, sources: Sequence[MergeSource]) -> RunRecord:
         declared=first.declared,
         seed=first.seed,
         command=without_options(first.command, SELECTING),
-        started_at=min(record.started_at for record in records),
-        finished_at=max(record.finished_at or record.started_at for record in records),
+        started_at=min((record.started_at for record in records), key=moment),
+        finished_at=max(
+            (record.finished_at or record.started_at for record in records), key=moment
+        ),
         shards=[_shard(place, source) for place, source in enumerate(sources)],
         # Logs and studies stay beside the records of the shards, which have their digests.
         files=None if any(record.files is None for record in records) else {},

@@ -176,3 +176,9 @@ def test_a_run_merged_from_several_classes_of_machines_says_so(baseline):
 def test_a_run_that_was_cut_short_is_no_baseline(baseline):
     held = Baseline.model_validate({**baseline.model_dump(), "state": "aborted"})
     assert not_comparable(run_of(), held) == "the baseline is aborted, not finished"
+
+
+def test_a_commit_that_is_no_text_says_of_none():
+    odd = {**MACHINE, "git_commit": ["abc"], "git_dirty": "perhaps"}
+    made = baseline_of(run_of(environment=odd), {}, ACCEPTANCE)
+    assert (made.commit, made.dirty) == (None, None)

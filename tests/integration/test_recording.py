@@ -47,6 +47,12 @@ def test_the_record_has_the_digests_of_what_the_run_left(tmp_path):
     assert Recording(POLICY, Scope(), CONTEXT).finish("finished").files == {}
 
 
+def test_a_command_with_bytes_that_are_no_text_can_be_written_down():
+    common = {"subject": CONTEXT.subject, "declared": {}, "seed": 3, "environment": {}}
+    context = new_context(**common, command=["pytest", "run\udcff"])
+    assert context.command == ["pytest", "run\\udcff"]
+
+
 def test_two_runs_of_one_second_have_two_ids():
     common = {"subject": CONTEXT.subject, "declared": {}, "seed": 3, "command": ["x"]}
     first, second = (

@@ -235,6 +235,34 @@ def test_each_end_has_its_outcome(told):
     assert [e["name"] for e in run.items["test_exception"]["evidence"]] == ["x"]
 
 
+ONLY_SET_UP = """
+@pytest.fixture
+def prepared(evidence): evidence.at_most("x", 1, limit=2, reason="r")
+
+@pytest.fixture
+def too_much(evidence):
+    try:
+        evidence.at_most("x", 3, limit=2, reason="r")
+    except AssertionError:
+        pass
+
+@pytest.mark.forge_check("mine.a", title="It", severity="high")
+def test_prepared(prepared): assert False
+
+@pytest.mark.forge_check("mine.a", title="It", severity="high")
+def test_too_much(too_much): pass
+"""
+
+
+def test_evidence_of_a_fixture_is_none_of_a_test_that_was_not_run(told):
+    run = told(ONLY_SET_UP, "--setup-only")
+    found = {name: (item["outcome"], item["reason"]) for name, item in run.items.items()}
+    assert found == {
+        "test_prepared": ("not_measured", "its fixtures were set up, the test itself was not run"),
+        "test_too_much": ("fail", "x is 3, over its limit of 2 (r)"),
+    }
+
+
 RERUNS = """
 from pathlib import Path
 def mine(name): return pytest.mark.forge_check("mine." + name, title="It", severity="high")

@@ -256,6 +256,73 @@ def test_an_ended_session_says_what_was_not_measured(pytester, number):
         assert problems == set()
 
 
+AGAIN = {
+    "while_others_finish": """
+def pytest_sessionfinish(): raise KeyboardInterrupt
+""",
+    "while_it_is_written": """
+import os, signal
+from forge_harness import finish
+
+def stopped(*given, inner=finish.finish_run):
+    os.kill(os.getpid(), signal.SIGINT)
+    return inner(*given)
+
+finish.finish_run = stopped
+""",
+}
+
+
+@pytest.mark.parametrize("when", AGAIN)
+def test_another_ctrl_c_leaves_the_run_whole(session, pytester, when):
+    pytester.makeconftest(AGAIN[when])
+    source = WAITS.replace("time.sleep(120)", "raise KeyboardInterrupt")
+    session(source, "--forge-run-dir", "run", subprocess=True)
+    record = read_record(pytester.path / "run")
+    assert record.state == "interrupted"
+    outcomes = {check.id: check.outcome.value for check in record.checks}
+    assert outcomes == {"mine.a": "pass", "mine.b": "not_measured"}
+    assert verify_run(pytester.path / "run") == []
+
+
+FORKS = """
+import os
+@pytest.mark.forge_check("mine.a", title="It", severity="high")
+def test_1(evidence):
+    evidence.record("x", 1)
+    child = os.fork()
+    assert child, "the child goes on as a session of its own"
+    _, status = os.waitpid(child, 0)
+    evidence.equal("status", os.waitstatus_to_exitcode(status), expected=1, reason="it is ended")
+@pytest.mark.forge_check("mine.b", title="It", severity="high")
+def test_2(evidence, shared_build): evidence.record("x", shared_build("n", lambda: 1))
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("-n", "1")], ids=["plain", "xdist"])
+def test_a_forked_child_that_goes_on_has_no_part_in_the_run(session, pytester, options):
+    session(FORKS, "--forge-run-dir", "run", *options, subprocess=True)
+    record = read_record(pytester.path / "run")
+    outcomes = {check.id: check.outcome.value for check in record.checks}
+    assert outcomes == {"mine.a": "pass", "mine.b": "pass"}
+    assert verify_run(pytester.path / "run") == []
+
+
+def test_a_module_that_cannot_be_imported_is_no_interruption(session, pytester):
+    pytester.makepyfile(test_bad="import gone_module")
+    pytester.makepyfile(test_it=f"import pytest\n{WAITS}")
+    session(None, "--forge-run-dir", "run", "test_bad.py", "test_it.py", keep_files=True)
+    record = read_record(pytester.path / "run")
+    assert record.state == "aborted"
+    assert {check.reason for check in record.checks} == {"1 module(s) could not be collected"}
+
+
+def test_what_was_only_collected_says_so(session, pytester):
+    session(WAITS, "--forge-run-dir", "run", "--collect-only")
+    record = read_record(pytester.path / "run")
+    assert {check.reason for check in record.checks} == {"only collected (--collect-only)"}
+
+
 MODULE = """
 import architecture
 

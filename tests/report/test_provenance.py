@@ -137,6 +137,16 @@ def test_a_page_with_a_baseline_of_which_nothing_is_said_any_more_is_named(tmp_p
     assert "report.md" in {problem.file for problem in again(path).problems}
 
 
+def test_what_stands_in_its_place_and_is_no_file_is_named(run):
+    (run / REPORTS).unlink()
+    (run / REPORTS).mkdir()
+    (problem,) = again(run).problems
+    assert (problem.file, problem.what, problem.found) == (
+        *(REPORTS, "cannot be read"),
+        "Is a directory",
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "found"),
     [

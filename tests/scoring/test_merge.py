@@ -253,6 +253,16 @@ def test_times_span_all_and_the_command_is_of_the_whole(make, shard_of):
     assert merged.checks[0].command.endswith("--policy p.toml")
 
 
+def test_times_of_two_zones_are_in_the_order_of_the_clock(make, shard_of):
+    late, early = "2026-06-15T09:00:00-09:00", "2026-06-15T11:00:00Z"
+    sources = [
+        shard_of(["a.x"], "1/2", started_at=early, finished_at=early),
+        shard_of(["b.x"], "2/2", started_at=late, finished_at=late),
+    ]
+    merged = merge_records(make.policy(*CHECKS), sources)
+    assert (merged.started_at, merged.finished_at) == (early, late)
+
+
 def test_of_several_machines_the_record_keeps_what_they_share(make, shard_of):
     sources = [
         shard_of(["a.x"], "1/2"),

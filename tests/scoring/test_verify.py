@@ -360,6 +360,12 @@ def test_what_is_no_record(sealed, content):
     assert found(sealed)[0][0] == "run.json"
 
 
+@pytest.mark.parametrize("shard", ["a/b", "0/2", "2", "1/2/3", "٣/٤"])
+def test_what_is_no_shard(sealed, shard):
+    edit(sealed, lambda run: run["scope"].update(shard=shard))
+    assert found(sealed) == [("run.json", "$.scope.shard")]
+
+
 def test_no_directory(tmp_path):
     with pytest.raises(RunDirectoryError, match="is not a directory"):
         verify_run(tmp_path / "none")
