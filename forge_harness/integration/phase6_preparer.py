@@ -30,6 +30,7 @@ from .readiness import (
     LINEAGE,
     METRICS,
     TOKENIZER,
+    Criterion,
     Evaluate,
     Readiness,
     assess,
@@ -112,6 +113,7 @@ class Phase6Preparer:
         destination: Path,
         *,
         name: str | None = None,
+        task: str | None = None,
         lineage: Mapping[str, Any] | None = None,
         formats: Sequence[str] = (),
         read: ReadOptions | None = None,
@@ -123,6 +125,7 @@ class Phase6Preparer:
             source: Checkpoint in any readable format; of a `train` directory, its package.
             destination: New directory.
             name: Of the package; None: the destination's.
+            task: Whose held-out data it is measured on, where the source names none.
             lineage: More about where it comes from (parent digest, recipe, commit).
             formats: Further formats to put beside it, each in a directory of its name.
             read: What the source's files cannot say.
@@ -142,7 +145,7 @@ class Phase6Preparer:
         title = name or destination.name
         try:
             with staged_directory(destination) as stage:
-                self._fill(origin, stage, title, dict(lineage or {}), read)
+                self._fill(origin, stage, task, dict(lineage or {}), read)
                 readiness = self._described(stage, title, formats)
                 if readiness.status != "READY" and not allow_not_ready:
                     raise NotReadyError(_refusal(title, readiness), readiness)
@@ -227,7 +230,7 @@ class Phase6Preparer:
         self,
         source: Path,
         stage: Path,
-        title: str,
+        told: str | None,
         lineage: dict[str, Any],
         read: ReadOptions | None,
     ) -> None:
@@ -235,7 +238,7 @@ class Phase6Preparer:
         with open_checkpoint(source, read) as opened:
             write_native(opened, stage, WriteOptions(), extras=opened.extras)
             family, extras = opened.model.family, opened.extras
-        task = _task(source, extras, family)
+        task = _task(source, extras, told, family)
         facts = {
             "source": source.name,
             "source_digest": tree_digest(source),
@@ -297,8 +300,8 @@ class Phase6Preparer:
         return readiness
 
 
-def _task(source: Path, extras: Mapping[str, Any], family: str) -> str | None:
-    task = extras.get("task") or TASK_OF.get(family)
+def _task(source: Path, extras: Mapping[str, Any], told: str | None, family: str) -> str | None:
+    task = extras.get("task") or told or TASK_OF.get(family)
     if not isinstance(task, str | None):
         raise CheckpointError(f"{source} records task {task!r:.80}; expected a task's name.")
     return task
@@ -334,10 +337,13 @@ def _write(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def _refusal(name: str, readiness: Readiness) -> str:
-    first = readiness.blocking[0]
-    found = "not measured" if first.value is None else f"{first.value:g}"
+    unmet = "; ".join(map(_unmet, readiness.blocking))
+    return f"Package {name!r} is not ready: {unmet}. Nothing was written."
+
+
+def _unmet(criterion: Criterion) -> str:
+    found = "not measured" if criterion.value is None else f"{criterion.value:g}"
     return (
-        f"Package {name!r} is not ready: {first.name} is {found}, required {first.direction.value} "
-        f"{first.limit:g} ({first.reason or first.unit}); {len(readiness.blocking)} criteria are "
-        "not met. Nothing was written."
+        f"{criterion.name} is {found}, required {criterion.direction.value} {criterion.limit:g} "
+        f"({criterion.reason or criterion.unit})"
     )

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from forge_harness.errors import CheckpointError
 from forge_harness.evidence import Recorder
+from forge_harness.formats.checkpoint import biases_of
 from forge_harness.formats.detect import open_checkpoint
 from forge_harness.formats.tensors import TernaryTensor
 from forge_harness.integration import phase6_preparer
+from forge_harness.integration.phase6_preparer import NotReadyError
+from forge_harness.policy import Policy
 from forge_harness.protocols import BuildsModel, ExportsWeights, LoadsData, TrainingSession
 from forge_harness.quant import dequantize
 
@@ -17,15 +23,55 @@ SCALE_ULP = 2.0**-23
 """Relative spacing of fp32: 1 / (1 / s) moves a scale by one at most."""
 
 
-def preparer(subject: ExportsWeights) -> phase6_preparer.Phase6Preparer:
+def preparer(
+    subject: ExportsWeights, policy: Policy | None = None
+) -> phase6_preparer.Phase6Preparer:
     """Returns the component over the subject's own evaluation, and its data if it has any."""
+    evaluate = partial(_evaluated, subject)
     if not isinstance(subject, LoadsData):
-        return phase6_preparer.Phase6Preparer(evaluate=subject.evaluate_package)
+        return phase6_preparer.Phase6Preparer(evaluate=evaluate, policy=policy)
     info = subject.data_info
     return phase6_preparer.Phase6Preparer(
-        evaluate=subject.evaluate_package,
+        evaluate=evaluate,
         data=subject.data_digest,
         classes=lambda task: info(task).kind == "classes",
+        policy=policy,
+    )
+
+
+def _evaluated(subject: ExportsWeights, task: str, package: Path) -> Mapping[str, float]:
+    try:
+        return subject.evaluate_package(task, package)
+    except Exception as error:
+        # What a subject raises over a format it does not know is its own affair. Where the package
+        # lies now is no part of what is said: it goes into the package.
+        said = str(error).replace(str(package), "PACKAGE")
+        raise CheckpointError(
+            f"the subject's evaluate_package does not evaluate the native package that phase 6 "
+            f"gets ({type(error).__name__}: {said}); read it by forge_harness.formats.detect."
+            "open_checkpoint, or export native packages"
+        ) from error
+
+
+def unlearned(refused: NotReadyError, task: str, session: TrainingSession) -> str:
+    """Returns why a package is refused, where its task takes more steps than it was given.
+
+    Empty where anything else is not met, or the live model is better than its package.
+
+    Args:
+        refused: Of the package.
+        task: Of the package.
+        session: Whose model was exported.
+    """
+    blocking = refused.readiness.blocking
+    if [criterion.name for criterion in blocking] != ["accuracy"] or blocking[0].value is None:
+        return ""
+    live, limit = float(session.evaluate()["accuracy"]), blocking[0].limit
+    if not live < limit:
+        return ""
+    return (
+        f"{task} has an accuracy of {live:.3g} after {session.step_index} steps, and phase 6 takes "
+        f"nothing below {limit:g}: name a task first that is learned in as many"
     )
 
 
@@ -41,8 +87,9 @@ def compare_with_trained(
 
     Oracle: what the subject's own forward multiplies by, and the state dict of its model. Codes
     and plain tensors are exact (plain ones in the type they are stored in), scales to one ulp,
-    value by value. A model without a module to compare is no sound one. A plain tensor under a
-    name the model does not know is counted, not compared.
+    value by value, and so are biases of quantized modules: some formats store them over the scale.
+    A model without a module to compare is no sound one. A plain tensor under a name the model does
+    not know is counted, not compared.
 
     Args:
         evidence: Of the check.
@@ -62,7 +109,12 @@ def compare_with_trained(
             wrong = ["the subject names no module"]
         state = session.model.state_dict()
         known = [name for name in opened.plain_names() if name in state]
-        others = [name for name in known if not _same(opened.plain(name), state[name])]
+        biases = set(biases_of(state, stored).values())
+        others = [
+            name
+            for name in known
+            if not _same(opened.plain(name), state[name], rounded=name in biases)
+        ]
         unknown = len(opened.plain_names()) - len(known)
     evidence.equal(
         f"{prefix}own_export_misread",
@@ -90,6 +142,11 @@ def _is_held(found: TernaryTensor, values: torch.Tensor) -> bool:
     return torch.allclose(dequantize(codes, found.row_scales()), values, rtol=SCALE_ULP, atol=0)
 
 
-def _same(found: torch.Tensor, trained: torch.Tensor) -> bool:
+def _same(found: torch.Tensor, trained: torch.Tensor, *, rounded: bool) -> bool:
     trained = trained.detach().cpu().to(found.dtype)
-    return found.shape == trained.shape and torch.equal(found, trained)
+    if found.shape != trained.shape:
+        return False
+    # Over the scale and times it again: half an ulp each.
+    return torch.equal(found, trained) or (
+        rounded and torch.allclose(found, trained, rtol=SCALE_ULP, atol=0)
+    )

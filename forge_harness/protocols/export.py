@@ -21,7 +21,11 @@ class ExportsWeights(Protocol):
         ...
 
     def evaluate_package(self, task: str, path: Path) -> Mapping[str, float]:
-        """`loss` and `accuracy` on the validation split, from the files alone."""
+        """`loss` and `accuracy` on the validation split, from the files alone.
+
+        Of what `export_package` wrote, and of the native package that phase 6 gets of it
+        (`forge_harness.formats.detect.open_checkpoint` reads both).
+        """
         ...
 
 

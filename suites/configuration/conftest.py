@@ -15,5 +15,5 @@ def alone(subject, tmp_path):
 def keys(subject):
     """Every key of the subject's configuration schema."""
     found = keys_of(subject.config_schema())
-    assert found, "the configuration schema has no tables with keys"
+    assert found, "the configuration schema has no keys"
     return found

@@ -15,7 +15,7 @@ class Key:
     """One scalar or list key of a configuration, as its schema describes it."""
 
     name: str
-    """Dotted: section.key."""
+    """Dotted: section.key, as deep as tables are; a key of no table has no dot."""
     kind: str
     """JSON Schema type: integer, number, string, boolean, array."""
     low: float | None
@@ -28,8 +28,8 @@ class Key:
 
     @property
     def section(self) -> str:
-        """The table the key is in."""
-        return self.name.partition(".")[0]
+        """The table the key is in; empty for one of no table."""
+        return self.name.rpartition(".")[0]
 
     @property
     def last(self) -> str:
@@ -67,20 +67,33 @@ class Key:
 
 
 def keys_of(schema: Mapping[str, Any]) -> list[Key]:
-    """Returns every key of a schema whose tables are one level deep."""
-    found = []
-    for section, table in schema.get("properties", {}).items():
-        for name, field in _resolve(table, schema).get("properties", {}).items():
-            found.append(_key(f"{section}.{name}", _resolve(field, schema)))
-    return found
+    """Returns every key of a schema, of the file itself and of tables in tables.
+
+    A table that takes any key is a key of kind object.
+    """
+    return list(_keys(schema, schema, ""))
+
+
+def _keys(table: Mapping[str, Any], schema: Mapping[str, Any], prefix: str) -> Iterator[Key]:
+    for name, node in table.get("properties", {}).items():
+        field = _resolve(node, schema)
+        if "properties" in field:
+            yield from _keys(field, schema, f"{prefix}{name}.")
+        else:
+            yield _key(f"{prefix}{name}", field)
 
 
 def _resolve(node: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a node with what it refers to; of one that may be null, what else it may be."""
     merged = dict(node)
     for part in [node.get("$ref"), *(p.get("$ref") for p in node.get("allOf", []))]:
         if isinstance(part, str) and part.startswith("#/$defs/"):
             merged = {**schema["$defs"][part.removeprefix("#/$defs/")], **merged}
-    return merged
+    kinds = merged.get("type")
+    if isinstance(kinds, list) and len(named := [kind for kind in kinds if kind != "null"]) == 1:
+        merged["type"] = named[0]
+    choices = [c for c in merged.get("anyOf", merged.get("oneOf", ())) if c.get("type") != "null"]
+    return {**_resolve(choices[0], schema), **merged} if len(choices) == 1 else merged
 
 
 def _key(name: str, field: Mapping[str, Any]) -> Key:
@@ -93,7 +106,7 @@ def _key(name: str, field: Mapping[str, Any]) -> Key:
         low_is_allowed="minimum" in field,
         high=high,
         high_is_allowed="maximum" in field,
-        choices=tuple(field.get("enum", ())),
+        choices=tuple(choice for choice in field.get("enum", ()) if choice is not None),
         min_length=int(field.get("minLength", 0)),
     )
 
@@ -102,17 +115,25 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns dotted keys as tables."""
     tables: dict[str, Any] = {}
     for name, value in values.items():
-        section, _, key = name.partition(".")
-        tables.setdefault(section, {})[key] = value
+        *path, key = name.split(".")
+        table = tables
+        for part in path:
+            table = table.setdefault(part, {})
+        table[key] = value
     return tables
 
 
 def write_toml(path: Path, values: Mapping[str, Any]) -> Path:
     """Writes dotted keys as a TOML file, by hand: no code is shared with what reads it."""
-    lines = []
-    for section, table in nested(values).items():
-        lines.append(f"[{section}]")
-        lines += [f"{key} = {literal(value)}" for key, value in table.items()]
+    tables: dict[str, list[str]] = {"": []}
+    for name, value in values.items():
+        section, _, key = name.rpartition(".")
+        tables.setdefault(section, []).append(f"{key} = {literal(value)}")
+    lines = [
+        line
+        for section, entries in tables.items()
+        for line in (*([f"[{section}]"] if section else []), *entries)
+    ]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
@@ -132,7 +153,7 @@ def literal(value: Any) -> str:
 def variable(subject: object, key: Key) -> str:
     """Returns the environment variable of a key: PREFIX_SECTION_KEY."""
     prefix = getattr(subject, "environment_prefix", "FORGE_HARNESS_")
-    return f"{prefix}{key.section}_{key.last}".upper()
+    return f"{prefix}{key.name.replace('.', '_')}".upper()
 
 
 class Isolated:

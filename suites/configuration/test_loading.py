@@ -29,7 +29,7 @@ def test_schema_valid(subject, evidence, alone):
         )
     accepted = []
     for key in keys_of(schema):
-        wrong = {"not": "a value"}
+        wrong = 0 if key.kind == "object" else {"not": "a value"}
         values = nested({**alone.defaults(), key.name: wrong})
         if validator.is_valid(values):
             accepted.append(key.name)
@@ -38,7 +38,8 @@ def test_schema_valid(subject, evidence, alone):
         len(accepted),
         expected=0,
         unit="keys",
-        reason=", ".join(accepted) or "a table in place of each value is refused by the schema",
+        reason=", ".join(accepted)
+        or "a table in place of each value, a number in place of a table: refused by the schema",
     )
 
 
@@ -50,7 +51,7 @@ def test_unknown_key_refused(alone, evidence, keys, tmp_path):
     """
     accepted, unnamed, codes = [], [], set()
     for key in keys:
-        wrong = f"{key.section}.{_misspelt(key.last)}"
+        wrong = key.name.removesuffix(key.last) + _misspelt(key.last)
         file = write_toml(tmp_path / "typo.toml", {wrong: 1})
         for layers in ({"file": file}, {"flags": {wrong: 1}}):
             error = alone.refusal(**layers)

@@ -6,7 +6,7 @@ from forge_harness.errors import several
 from forge_harness.probes import secrets
 from forge_harness.protocols import Configures, TrainOptions, Trains
 
-from .support import keys_of, nested, same, write_toml
+from .support import keys_of, same, write_toml
 
 PATH_NAMES = ("path", "paths", "dir", "file", "policy", "waivers", "runs")
 
@@ -29,14 +29,10 @@ def changed(alone, keys):
 def test_digest_stable(alone, evidence, changed, tmp_path):
     """The digest follows values: not order, comments, spelling or layer; every value moves it."""
     first = alone.load(file=write_toml(tmp_path / "a.toml", changed))
-    text = []
-    for section, table in sorted(nested(changed).items(), reverse=True):
-        lines = write_toml(
-            tmp_path / "b.toml", {f"{section}.{key}": table[key] for key in sorted(table)[::-1]}
-        ).read_text()
-        text.append("# a comment\n\n" + lines.replace(" = ", "   =  ") + "\n\n")
+    backwards = write_toml(tmp_path / "b.toml", dict(sorted(changed.items(), reverse=True)))
     reordered = tmp_path / "c.toml"
-    reordered.write_text("".join(text))
+    spaced = backwards.read_text().replace(" = ", "   =  ").replace("\n[", "\n# a comment\n\n[")
+    reordered.write_text(f"# a comment\n\n{spaced}")
     evidence.record("digest", first.digest, reason=f"{several(len(changed), 'key')} set")
     evidence.equal(
         "reformatted_digest",

@@ -16,7 +16,8 @@ from forge_harness.integration import pipeline_validator as validator_module
 from forge_harness.integration import quality_coordinator as quality_module
 from forge_harness.integration import state_manager as manager_module
 from forge_harness.integration.readiness import gate_applies
-from forge_harness.protocols import LoadsData, TrainOptions
+from forge_harness.integration.trained_export import preparer
+from forge_harness.protocols import TrainOptions
 from forge_harness.scoring import verify_run
 from forge_harness.training import data_digest
 
@@ -63,12 +64,12 @@ def test_scenario_workflow(subject, policy, evidence, tmp_path, forge_seed):
         )
         _validated(evidence, tmp_path / "validation", forge_seed)
 
-        preparer = preparer_module.Phase6Preparer()
+        component = preparer_module.Phase6Preparer()
         lineage = {"parent_digest": before, "run_id": run.run_id}
-        package = preparer.export(tmp_path / "run", tmp_path / "package", lineage=lineage).path
+        package = component.export(tmp_path / "run", tmp_path / "package", lineage=lineage).path
         _gated(evidence, coordinator, package, configuration.task, run.metrics["accuracy"])
         (tmp_path / "inbox").mkdir()
-        handoff = preparer.hand_off(package, tmp_path / "inbox")
+        handoff = component.hand_off(package, tmp_path / "inbox")
         version = mlops.register(package, name="workflow", run_id=run.run_id)
         promoted = mlops.promote("workflow", version.version)
 
@@ -182,10 +183,14 @@ def test_registry_round_trip(subject, evidence, tmp_path):
     """
     task = next(iter(subject.tasks()))
     subject.export_package(subject.session(task, TrainOptions(steps=1)), tmp_path / "trained")
-    data = subject.data_digest if isinstance(subject, LoadsData) else None
-    preparer = preparer_module.Phase6Preparer(evaluate=subject.evaluate_package, data=data)
     # How good the model is, is not what a registry is asked.
-    first = preparer.export(tmp_path / "trained", tmp_path / "first", allow_not_ready=True)
+    first = preparer(subject).export(
+        tmp_path / "trained", tmp_path / "first", task=task, allow_not_ready=True
+    )
+    if first.readiness.quality_score is None:
+        pytest.skip(
+            f"a registry takes no package without metrics: {first.readiness.criteria[0].reason}"
+        )
     second = _restated(first.path, tmp_path / "second", lineage={"note": "second"})
     with mlops_module.MLOpsCoordinator(tmp_path / "mlops") as mlops:
         for package in (first.path, second):
