@@ -56,10 +56,11 @@ class PackedTernary:
             self.data.dtype != torch.uint8
             or tuple(self.data.shape) != expected
             or not self.data.is_contiguous()
+            or self.data.is_neg()
         ):
             raise ValueError(
-                f"packed data are {self.data.dtype} {tuple(self.data.shape)}; expected contiguous "
-                f"torch.uint8 {expected} for a weight ({self.rows}, {self.columns})."
+                f"packed data are {_described(self.data)}; expected contiguous torch.uint8 "
+                f"{expected} for a weight ({self.rows}, {self.columns})."
             )
         if (
             self.scale.dtype != torch.float32
@@ -67,10 +68,9 @@ class PackedTernary:
             or not self.scale.is_contiguous()
             or self.scale.is_neg()
         ):
-            strides = "" if self.scale.is_contiguous() else f" with strides {self.scale.stride()}"
             raise ValueError(
-                f"scale is {self.scale.dtype} {tuple(self.scale.shape)}{strides}; expected "
-                f"contiguous torch.float32 () or ({self.rows},)."
+                f"scale is {_described(self.scale)}; expected contiguous torch.float32 () or "
+                f"({self.rows},)."
             )
         if self.scale.device != self.data.device:
             raise ValueError(
@@ -258,6 +258,13 @@ def checked_scales(given: Tensor) -> Tensor:
             "check the weight it was made from."
         )
     return scales
+
+
+def _described(tensor: Tensor) -> str:
+    """Returns dtype, shape, and what else keeps a kernel from reading a tensor by its address."""
+    strides = "" if tensor.is_contiguous() else f" with strides {tensor.stride()}"
+    negated = ", a negated view" if tensor.is_neg() else ""
+    return f"{tensor.dtype} {tuple(tensor.shape)}{strides}{negated}"
 
 
 def _kind(scale: object) -> str:

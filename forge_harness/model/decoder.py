@@ -149,7 +149,7 @@ class CachedDecoder(nn.Module):
         Raises:
             ValueError: The cache holds fewer.
         """
-        if not isinstance(length, int) or not 0 <= length <= self.position:
+        if type(length) is not int or not 0 <= length <= self.position:
             raise ValueError(
                 f"Cannot keep {length} tokens; expected 0 to the {self.position} in the cache."
             )

@@ -55,11 +55,12 @@ def generate(
         Token ids.
 
     Raises:
-        TypeError: A token id of the prompt is no integer.
+        TypeError: A token id of the prompt, or a number that must be one, is no integer.
         ValueError: An argument is out of range, or logits are not finite; what the model raises,
             for example when its context is full.
     """
     _check(prompt, max_new_tokens, temperature, top_k)
+    _check_whole(max_new_tokens=max_new_tokens, top_k=top_k, seed=seed)
     tokens = torch.tensor([list(prompt)], dtype=torch.int64, device=device)
     pick = Picker(temperature, top_k, seed)
     return _continue(model, tokens, max_new_tokens, pick, frozenset(stop))
@@ -111,6 +112,18 @@ class Picker:
         kept, tokens = scaled.topk(most)
         drawn = torch.multinomial(kept.softmax(dim=0), 1, generator=self.generator)
         return int(tokens[drawn])
+
+
+def _check_whole(**numbers: int | None) -> None:
+    for name, number in numbers.items():
+        if number is None and name == "top_k":
+            continue
+        try:
+            whole = operator.index(number)  # type: ignore[arg-type]
+        except TypeError:
+            raise TypeError(f"{name} {number!r}; expected an integer.") from None
+        if not -(2**63) <= whole < 2**63:
+            raise ValueError(f"{name} {whole}; expected -2**63 to 2**63 - 1: take a smaller one.")
 
 
 def _check(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import fields, replace
 from typing import Self, cast
 
@@ -162,23 +162,37 @@ class PackedLinear(nn.Module):
         """Does nothing: a state dict's were compared before its weight was taken."""
 
     def _load_from_state_dict(
-        self, state_dict: MutableMapping[str, Tensor], prefix: str, *args: object
+        self,
+        state_dict: MutableMapping[str, Tensor],
+        prefix: str,
+        local_metadata: Mapping[str, object],
+        *args: object,
     ) -> None:
         # Before anything is taken over: the fast kernels do not look at any of it again. Each
         # alone, since a shard may bring one without the others, and old states have no shape, or
         # no layout after it.
         extra = state_dict.setdefault(prefix + "_extra_state", self.get_extra_state())
-        if not extra.is_meta:
-            rows, columns, *layout = extra.tolist()
-            self._check_shape((rows, columns))
-            check_layout("".join(map(chr, layout)) or LAYOUT)
+        if not isinstance(extra, Tensor) or not extra.is_meta:
+            shape, layout = _shape_and_layout(extra)
+            self._check_shape(shape)
+            check_layout(layout or LAYOUT)
+        given = self._given(state_dict, prefix)
         for name, check in (("data", self._check_codes), ("scale", checked_scales)):
-            given = state_dict.get(prefix + name)
-            # Another shape is a mismatch that torch reports; meta has no values.
-            if given is not None and given.shape == self._buffers[name].shape and not given.is_meta:  # type: ignore[union-attr]
-                check(given)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+            if name in given and not given[name].is_meta:
+                check(given[name])
+        if local_metadata.get("assign_to_params_buffers"):
+            replace(self._packed, **given)  # type: ignore[arg-type]
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
         self._link()
+
+    def _given(self, state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+        """Returns codes and scale of a state dict; without another shape, which torch reports."""
+        found = {name: state_dict.get(prefix + name) for name in _tensor_names(self._packed)}
+        return {
+            name: tensor
+            for name, tensor in found.items()
+            if tensor is not None and tensor.shape == getattr(self._packed, name).shape
+        }
 
     def _check_shape(self, shape: tuple[int, ...]) -> None:
         if shape != self._packed.shape:
@@ -191,7 +205,7 @@ class PackedLinear(nn.Module):
         """Raises unless the data are codes of this layer's N x K."""
         rows, columns = self._packed.shape
         scale = torch.ones((), dtype=torch.float32, device=data.device)
-        given = PackedTernary(data, rows, columns, scale)
+        given = PackedTernary(data.contiguous(), rows, columns, scale)
         if not torch.equal(pack(unpack(given), scale=1.0).data, data):
             raise ValueError(
                 f"The packed weight holds codes beyond {rows} x {columns}; expected one of that "
@@ -222,6 +236,26 @@ def stacked_bias(layers: Sequence[BitLinear]) -> Tensor | None:
             for layer in layers
         ]
     ).detach()
+
+
+def _shape_and_layout(extra: object) -> tuple[tuple[int, ...], str]:
+    """Returns what `get_extra_state` made a tensor of; "" for a layout that is not there.
+
+    Raises:
+        ValueError: It made no such thing.
+    """
+    shown = f"a {type(extra).__name__}"
+    if isinstance(extra, Tensor):
+        shown = f"{extra.dtype} {tuple(extra.shape)}"
+        if extra.dtype == torch.int64 and extra.dim() == 1 and len(extra) >= 2:
+            rows, columns, *layout = extra.tolist()
+            if all(0 <= code < 128 for code in layout):
+                return (rows, columns), "".join(map(chr, layout))
+            shown = f"{extra.tolist()}"
+    raise ValueError(
+        f"_extra_state of a packed weight is {shown}; expected torch.int64 N, K and the layout in "
+        "ASCII: save the state dict again, or leave the entry out."
+    )
 
 
 def _tensor_names(packed: PackedTernary) -> list[str]:

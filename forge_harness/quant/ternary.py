@@ -121,7 +121,8 @@ def row_magnitudes(w: Tensor) -> Tensor:
     read a few rows at a time: the same bits come out as long as no run of rows of a taller weight
     is a single row (torch sums a tensor with one result in another order).
     """
-    return w.detach().float().abs().sum(dim=1)
+    # Row by row in memory: torch sums a weight that is stored by columns in another order.
+    return w.detach().float().abs().contiguous().sum(dim=1)
 
 
 def absmean_of_rows(magnitudes: Tensor, columns: int) -> Tensor:

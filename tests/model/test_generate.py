@@ -124,6 +124,10 @@ def test_forbidden_tokens_are_never_drawn_and_broken_logits_are_refused():
         ({"temperature": float("nan")}, ValueError, "temperature nan; expected 0"),
         ({"temperature": float("inf")}, ValueError, "temperature inf; expected 0"),
         ({"top_k": 0}, ValueError, "top_k 0; expected at least 1"),
+        ({"top_k": 1.5}, TypeError, "top_k 1.5; expected an integer"),
+        ({"max_new_tokens": 1.5}, TypeError, "max_new_tokens 1.5; expected an integer"),
+        ({"seed": 1.5}, TypeError, "seed 1.5; expected an integer"),
+        ({"seed": 2**70}, ValueError, "seed 1180591620717411303424; expected -2"),
     ],
 )
 def test_arguments_out_of_range_are_named_before_the_model_is_called(given, error, sentence):

@@ -391,3 +391,48 @@ def test_a_layer_shows_its_sizes():
     two = PackedLinear.fused([BitLinear(16, 8), BitLinear(16, 4)])
     assert repr(one) == "PackedLinear(16, 8, bias=True, backend=auto)"
     assert repr(two) == "PackedLinear(16, 12, bias=False, parts=(8, 4), backend=auto)"
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "sentence"),
+    [
+        ("scale", torch.ones((), dtype=torch.float64), r"scale is torch.float64 \(\); expected"),
+        ("scale", torch._neg_view(torch.ones(())), r"\(\), a negated view; expected contiguous"),
+        ("data", torch.full((1, 256, 2), 85, dtype=torch.uint8).mT, r"\(1, 2, 256\) with strides"),
+        ("data", torch._neg_view(torch.zeros(1, 2, 256, dtype=torch.uint8)), "a negated view"),
+    ],
+)
+def test_what_kernels_cannot_read_is_not_assigned_and_nothing_changes(name, given, sentence):
+    packed = PackedLinear.from_bitlinear(layer())
+    x = draw(3, 24)
+    before = packed(x)
+    with pytest.raises(ValueError, match=sentence):
+        packed.load_state_dict({**packed.state_dict(), name: given}, assign=True)
+    assert torch.equal(packed(x), before)
+
+
+def test_codes_and_scales_of_any_strides_are_copied():
+    packed = PackedLinear.from_bitlinear(layer(parts=(4, 8)))
+    state = PackedLinear.from_bitlinear(layer(seed=1, parts=(4, 8))).state_dict()
+    strided = {**state, "data": state["data"].mT.contiguous().mT}
+    strided["scale"] = torch.stack([state["scale"]] * 2, dim=1)[:, 0]
+    packed.load_state_dict(strided)
+    assert torch.equal(packed.data, state["data"])
+    assert torch.equal(packed.scale, state["scale"])
+
+
+@pytest.mark.parametrize(
+    ("extra", "shown"),
+    [
+        ("x", "a str"),
+        (None, "a NoneType"),
+        (torch.tensor([]), r"torch.float32 \(0,\)"),
+        (torch.tensor([12]), r"torch.int64 \(1,\)"),
+        (torch.tensor([12, 24, 10**9]), r"\[12, 24, 1000000000\]"),
+    ],
+    ids=str,
+)
+def test_a_state_whose_shape_is_none_is_refused_in_one_sentence(extra, shown):
+    packed = PackedLinear.from_bitlinear(layer())
+    with pytest.raises(ValueError, match=f"_extra_state .* is {shown}; expected torch.int64 N, K"):
+        packed.load_state_dict({**packed.state_dict(), "_extra_state": extra})

@@ -245,7 +245,7 @@ def test_what_does_not_fit_is_refused_and_the_cache_stays():
         with pytest.raises(ValueError, match=words):
             call(given_tokens)
         assert decoder.position == CONTEXT - 1
-    for length in (-1, CONTEXT, 1.5):
+    for length in (-1, CONTEXT, 1.5, True):
         with pytest.raises(ValueError, match=f"expected 0 to the {CONTEXT - 1} in the cache"):
             decoder.truncate(length)
     again = PackedLM(model)

@@ -244,6 +244,16 @@ def test_thread_count_does_not_move_the_scale():
     assert scales[0] == scales[1] == scales[2]
 
 
+def test_how_a_weight_lies_in_memory_does_not_move_the_scale():
+    for seed in range(20):
+        w = torch.randn(65, 200, generator=torch.Generator().manual_seed(seed))
+        by_columns = w.t().contiguous().t()
+        every_other = torch.stack([w, -w], dim=2)[:, :, 0]
+        for strided in (by_columns, every_other):
+            for same, expected in zip(absmean_ternary(strided), absmean_ternary(w), strict=True):
+                assert torch.equal(same, expected)
+
+
 def test_parts_keep_one_scale_each():
     generator = torch.Generator().manual_seed(5)
     small, large = torch.randn(6, 64, generator=generator) * 0.02, torch.randn(10, 64) * 0.5
