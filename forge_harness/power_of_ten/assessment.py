@@ -131,6 +131,7 @@ def assess(
     counts: list[Count] = []
     unreadable: list[Place] = []
     warnings: list[Measure] = []
+    without_lizard: list[Place] = []
     read = 0
     for root in roots:
         files = list(tree_files(root, (".py", *c_source.SUFFIXES)))
@@ -139,10 +140,13 @@ def assess(
         for path in files:
             try:
                 counts += _counts(path, relative(path, root))
-            except (*python_source.UNREADABLE, ImportError) as error:
+            except ImportError:
+                why = "lizard is not installed"
+                without_lizard.append(Place(relative(path, root), 0, f"{_MISSING}: {why}"))
+            except python_source.UNREADABLE as error:
                 why = python_source.why_unreadable(error)
                 unreadable.append(Place(relative(path, root), 0, f"{_MISSING}: {why}"))
-    measures = [*merged(counts), *warnings, *_lost(unreadable)]
+    measures = [*merged(counts), *warnings, *_lost(unreadable), *_lost_c(without_lizard)]
     live = [w for w in waivers if w.expires >= (today or date.today())]
     rules = tuple(_score(rule, measures, live) for rule in RULES)
     used = tuple(w for w in live if any(_covers(w, r.rule, p) for r in rules for p in r.places))
@@ -189,22 +193,31 @@ def _warnings(root: Path, files: Sequence[Path]) -> Measure:
     command = find_tool("ruff")
     if command is None:
         return _uncounted(found, root, sources, "not installed")
-    arguments = [*command, "check", "--output-format", "concise", "--no-cache", "--quiet"]
+    # A configuration may say `fix`: nobody who asks for counts wants sources changed.
+    arguments = [*command, "check", "--no-fix", "--no-fix-only", "--no-cache", "--quiet"]
     for path in _not_plain(root):
         arguments += ["--extend-exclude", glob.escape(str(path))]
     # From within the tree: without a configuration of its own ruff would take that of the directory
     # the harness happens to run in.
     folder = resolved_path(root if root.is_dir() else root.parent)
-    run = run_tool([*arguments, str(resolved_path(root))], cwd=folder)
+    whole = str(resolved_path(root))
+    run = run_tool([*arguments, "--output-format", "concise", whole], cwd=folder)
     found = replace(
         found,
         version=tool_version(command),
-        command=(*arguments, str(root)),
+        command=(*arguments, "--output-format", "concise", str(root)),
         exit_code=run.exit_code,
     )
-    if run.exit_code not in (0, 1):
+    # 1 says that there are findings; a program that could not start ends so too, and lists none.
+    if run.exit_code not in (0, 1) or (run.exit_code == 1 and not run.stdout):
         return _uncounted(found, root, sources, run.last_words())
-    return replace(found, places=tuple(_first_findings(run.stdout, root, folder, sources)))
+    shown = run_tool([*arguments, "--show-files", whole], cwd=folder).stdout.splitlines()
+    looked_at = {resolved_path(Path(line)) for line in shown}
+    seen = [path for path in sources if resolved_path(path) in looked_at]
+    if sources and not seen:
+        return _uncounted(found, root, sources, "its configuration leaves out every file")
+    places = tuple(_first_findings(run.stdout, root, folder, seen))
+    return replace(found, opportunities=len(seen), places=places)
 
 
 def _not_plain(root: Path) -> Iterator[Path]:
@@ -241,6 +254,20 @@ def _lost(unreadable: Iterable[Place]) -> list[Measure]:
             rule=rule, name="files that could be read", opportunities=len(places), places=places
         )
         for rule in RULES
+    ]
+
+
+def _lost_c(files: Sequence[Place]) -> list[Measure]:
+    return [
+        Measure(
+            rule=rule,
+            name="files of C that could be counted",
+            tool="lizard",
+            opportunities=len(files),
+            places=tuple(files),
+            missing="not installed",
+        )
+        for rule in (c_source.RULES if files else ())
     ]
 
 

@@ -9,6 +9,8 @@ from .measures import Count, Place
 from .rules import FUNCTION_LINES
 
 SUFFIXES = (".c", ".cc", ".cpp", ".cxx", ".cu", ".cuh", ".h", ".hpp", ".inl")
+RULES = (1, 2, 4, 8, 9)
+"""Those that are counted here."""
 _JUMPS = re.compile(r"\b(goto\s+\w+|setjmp\s*\(|longjmp\s*\()")
 _ENDLESS = re.compile(r"\b(for\s*\(\s*;\s*;|while\s*\(\s*(true|1)\s*\))")
 _LOOPS = re.compile(r"\b(for|while)\s*\(")

@@ -13,10 +13,11 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import util
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,14 +108,26 @@ def _from_file(path: Path, queried: Mapping[str, str]) -> ScanResult:
         why = f"its newest advisory is {age:.0f} days old, live data are at most {MAX_AGE_DAYS}"
         return _not_scanned(source, why, age)
     releases = [*queried.items(), CANARY]
-    hits = [
-        (name, version, str(record.get("id", "?")))
-        for record in records
-        for affected in record.get("affected", [])
-        for name, version in releases
-        if _affects(affected, name, version)
-    ]
-    return replace(_verdict(source, queried, hits), age_days=age)
+    hits, doubts = _covered(records, releases)
+    result = replace(_verdict(source, queried, hits), age_days=age)
+    return _not_scanned(source, doubts[0], age) if doubts and result.state == "clean" else result
+
+
+def _covered(
+    records: Iterable[Mapping[str, Any]], releases: Sequence[tuple[str, str]]
+) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """Returns (name, version, advisory) of what is covered, and why others cannot be told."""
+    hits: list[tuple[str, str, str]] = []
+    doubts: list[str] = []
+    for record in records:
+        advisory = str(record.get("id", "?"))
+        for affected, (name, version) in product(record.get("affected", []), releases):
+            try:
+                if _affects(affected, name, version):
+                    hits.append((name, version, advisory))
+            except InvalidVersion as error:
+                doubts.append(f"{name} {version} cannot be compared with {advisory}: {error}")
+    return hits, doubts
 
 
 def _read_records(path: Path) -> list[dict[str, Any]]:
@@ -130,14 +143,28 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def _affects(affected: Mapping[str, Any], name: str, version: str) -> bool:
-    """Whether an OSV `affected` entry covers a release (OSV schema 1.6, evaluation algorithm)."""
+    """Whether an OSV `affected` entry covers a release (OSV schema 1.6, evaluation algorithm).
+
+    Raises:
+        InvalidVersion: The release, or an event of the entry, cannot be put in order.
+    """
     package = affected.get("package", {})
     if package.get("ecosystem") != "PyPI" or canonicalize_name(package.get("name", "")) != name:
         return False
-    if version in affected.get("versions", []):
+    listed, spans = affected.get("versions", []), affected.get("ranges", [])
+    if version in listed:
         return True
+    # A build of a release (2.13.0+cpu) is that release; by PEP 440 it sorts behind it.
+    release = Version(Version(version).public)
+    return any(_is_release(text, release) for text in listed) or any(
+        _in_range(span, release) for span in spans
+    )
+
+
+def _is_release(text: str, release: Version) -> bool:
+    """Whether a listed version is a release, however it is spelled; old ones follow no rules."""
     try:
-        return any(_in_range(r, Version(version)) for r in affected.get("ranges", []))
+        return Version(text) == release
     except InvalidVersion:
         return False
 
@@ -182,7 +209,8 @@ def _from_pip_audit(queried: Mapping[str, str]) -> ScanResult:
 
 def _audit(listing: Path, lines: list[str]) -> dict[str, Any] | str:
     listing.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pip_audit", "--strict", "--no-deps", "--disable-pip"]
+    # -P: a file of the working directory (types.py) would be imported for the library's.
+    command = [sys.executable, "-P", "-m", "pip_audit", "--strict", "--no-deps", "--disable-pip"]
     try:
         done = subprocess.run(
             [*command, "--format", "json", "-r", str(listing)],

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from packaging.requirements import Requirement
+from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
+
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 if TYPE_CHECKING:
     from email.message import Message
@@ -34,13 +37,24 @@ class Unsatisfied:
 
 def requirements(distribution: str = DISTRIBUTION, extras: Iterable[str] = ()) -> list[Requirement]:
     """Returns the requirements a distribution declares for this interpreter and these extras."""
-    declared = [Requirement(text) for text in metadata.requires(distribution) or []]
+    declared = [_requirement(text) for text in metadata.requires(distribution) or []]
     chosen = ("", *extras)
     return [
         r
         for r in declared
         if r.marker is None or any(r.marker.evaluate({"extra": extra}) for extra in chosen)
     ]
+
+
+def _requirement(text: str) -> Requirement:
+    """Returns a declared requirement; of one in a form from before PEP 508 the name alone."""
+    try:
+        return Requirement(text)
+    except InvalidRequirement:
+        name = _NAME.match(text)
+        if name is None:
+            raise
+        return Requirement(name.group())
 
 
 def unsatisfied(wanted: Iterable[Requirement]) -> list[Unsatisfied]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,15 @@ from forge_harness.paths import resolved_path
 
 NETWORK_TYPES = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre"}
-    | {"beegfs", "gpfs", "orangefs", "davfs", "ocfs2"}
+    | {"beegfs", "gpfs", "orangefs", "pvfs2", "davfs", "ocfs2", "gfs2", "wekafs", "panfs"}
 )
 """Types on which rename or locks are not atomic between machines, or fsync may lie."""
 LOCAL_FUSE_TYPES = frozenset({"fuse.overlayfs", "fuse.fuse-overlayfs", "fuse.ntfs-3g"})
 """User-space file systems on local disks; others (sshfs, s3fs, gcsfuse, rclone) are not."""
+
+
+_ESCAPED = re.compile(r"\\([0-7]{3})")
+"""How the kernel writes blanks, tabs, line ends and backslashes of a path."""
 
 
 def is_network(kind: str) -> bool:
@@ -54,7 +59,7 @@ def file_system_type(path: Path, mounts: str | None = None) -> str:
         fields = line.split(" ")
         if len(fields) < 3:
             continue
-        point = fields[1].replace("\\040", " ")
+        point = _ESCAPED.sub(lambda found: chr(int(found[1], 8)), fields[1])
         # The last mount on a point is the one in force.
         if target.is_relative_to(point) and len(point) >= len(best):
             best, kind = point, fields[2]

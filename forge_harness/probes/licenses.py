@@ -17,7 +17,9 @@ REFUSED_WORDS = frozenset(
 )
 """Licenses whose terms reach the program that uses the library, or forbid its use."""
 
-_OR_LATER = re.compile(r"\bor[ -](?:later|newer)\b|-or-later\b")
+_OR_LATER = re.compile(
+    r"\bor(?:[ -]|,? \(at your option\),? )(?:any )?(?:later|newer)(?: versions?)?\b|-or-later\b"
+)
 # The exception lifts the license's terms from what is merely linked with the compiler's runtime.
 _RUNTIME_EXCEPTION = re.compile(r"\S+ with gcc-exception\S*")
 
@@ -37,9 +39,10 @@ def alternatives(text: str) -> list[set[str]]:
 def judge(text: str) -> Literal["allowed", "refused", "unclear"]:
     """Returns what a license text means for a program that uses the library.
 
-    Refused when every alternative binds the program, unclear when no word is a known one.
+    Allowed when one alternative is known and does not bind the program, refused when every one
+    binds it, unclear otherwise.
     """
     offers = alternatives(text)
-    if not any(offer & (ALLOWED_WORDS | REFUSED_WORDS) for offer in offers):
-        return "unclear"
-    return "refused" if all(offer & REFUSED_WORDS for offer in offers) else "allowed"
+    if any(offer & ALLOWED_WORDS and not offer & REFUSED_WORDS for offer in offers):
+        return "allowed"
+    return "refused" if offers and all(offer & REFUSED_WORDS for offer in offers) else "unclear"

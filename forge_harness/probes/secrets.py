@@ -52,12 +52,13 @@ def suspicious(values: Mapping[str, object]) -> dict[str, str]:
 
 
 # A name from its first letter on, and no longer than names are: tried from every letter of a word,
-# a line of 45,000 took a minute.
+# a line of 45,000 took a minute. Quotes may be escaped: a notebook holds its code in JSON.
 _ASSIGNED = re.compile(
-    r"""(?<![A-Za-z0-9_.-])([A-Za-z0-9_.-]{1,200})["']?\s{0,99}[:=]\s*["']([^"'\s{}<>$]{6,})["']""",
+    r"""(?<![A-Za-z0-9_.-])([A-Za-z0-9_.-]{1,200})(?:\\?["'])?\s{0,99}[:=]\s*"""
+    r"""\\?["']([^"'\s{}<>$]{6,}?)\\?["']""",
 )
 # A digest with its algorithm before it, as a content security policy has them, is public.
-_QUOTED = re.compile(r"""["'](?!sha\d{3}-)([A-Za-z0-9+/=_-]{32,})["']""")
+_QUOTED = re.compile(r"""["'](?!sha\d{3}-)([A-Za-z0-9+/=_-]{32,})\\?["']""")
 _UNQUOTED = re.compile(
     r"""\s{0,99}(?:export\s{1,99})?([A-Za-z_][A-Za-z0-9_.-]{0,199})\s{0,99}=\s{0,99}"""
     r"""([^\s"'{}<>$#]{6,})\s{0,99}(?:#.*)?$""",

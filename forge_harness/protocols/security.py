@@ -95,7 +95,11 @@ class SignsPackages(Protocol):
     """Signs export packages, and holds packages against signatures with pinned keys."""
 
     def sign_package(self, directory: Path) -> Path:
-        """Signs every file of a directory; returns the signature, which lies outside of it."""
+        """Signs every file of a directory; returns the signature, which lies outside of it.
+
+        Its format is the subject's. A second instance, made without arguments, signs with a key of
+        its own, which the first does not trust.
+        """
         ...
 
     def check_package(self, directory: Path, signature: Path) -> None:

@@ -95,8 +95,11 @@ def scan(root: Path) -> Scan:
 
 
 def read_text(path: Path) -> str | None:
-    """Returns the text of a file, None when it is binary: UTF-8, or UTF-16 that says so."""
+    """Returns the text of a file, None when it is binary: UTF-8, or UTF-16 or 32 that says so."""
     raw = path.read_bytes()
+    # Its mark begins with that of UTF-16.
+    if raw.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return raw.decode("utf-32", errors="replace")
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return raw.decode("utf-16", errors="replace")
     if b"\x00" in raw[:8192]:

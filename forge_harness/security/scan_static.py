@@ -37,6 +37,8 @@ NOT_FINDINGS = ("101", "404", "603", "607", "105", "106", "107")
 """assert, import of subprocess, and calls of it without a shell: they say where a reader should
 look, not that something is wrong. Passwords in the text (105 to 107) are the secrets scan's."""
 _TOOLS = ("ruff", "bandit")
+_UNREADABLE = "E902"
+"""What ruff says, when asked, of a file that it cannot read: one in another encoding than UTF-8."""
 _MOST_ARGUMENT_BYTES = 100_000
 """Of names of files in one run of a tool; systems take 128 KiB and more."""
 
@@ -116,11 +118,11 @@ def _analysed(tool: str, root: Path, files: list[Path], canary: Path) -> Scan:
         named = {r.number for r in part if resolved_path(Path(r.file)) == resolved_path(canary)}
         missed |= set(CANARY_RULES) - named
         raw += part
-    broken = [r for r in raw if not r.code[1:].isdigit()]
+    broken = [r for r in raw if r.code == _UNREADABLE or not r.number.isdigit()]
     if broken:
         place = f"{relative(Path(broken[0].file), root)}:{broken[0].line}"
         count = several(len({r.file for r in broken}), "file")
-        why = f"{count} cannot be parsed, the first at {place}"
+        why = f"{count} cannot be parsed, the first at {place}: {broken[0].message}"
         return not_scanned(NAME, tool, why, version=version)
     own = [r for r in raw if resolved_path(Path(r.file)) != resolved_path(canary)]
     kept = [r for r in own if r.number not in NOT_FINDINGS and not _suppressed(r)]
@@ -184,7 +186,7 @@ def _bandit(run: ToolRun) -> Iterator[_Raw]:
 _ARGUMENTS = {
     "ruff": (
         *("check", "--isolated", "--ignore-noqa", "--no-cache", "--no-respect-gitignore"),
-        *("--select", "S", "--output-format", "json"),
+        *("--select", f"S,{_UNREADABLE}", "--output-format", "json"),
     ),
     "bandit": ("--quiet", "--ignore-nosec", "--format", "json"),
 }

@@ -46,7 +46,8 @@ def find_tool(name: str) -> tuple[str, ...] | None:
     """
     module = name.replace("-", "_")
     if util.find_spec(module) is not None and util.find_spec(f"{module}.__main__") is not None:
-        return (sys.executable, "-m", module)
+        # -P: a file of the tree it runs in (types.py) would be imported for the library's.
+        return (sys.executable, "-P", "-m", module)
     beside = Path(sys.executable).with_name(name)
     found = str(beside) if beside.is_file() else shutil.which(name)
     return (found,) if found else None

@@ -263,6 +263,8 @@ def test_audit_coverage(subject, evidence, tmp_path):
     request that was not let in stands under nobody's name who was.
     """
     spec = subject.server(tmp_path, secured=True)
+    if spec.audited is None or not spec.routes:
+        pytest.skip("the server shows no audit log, or no route that needs a token (ServerSpec)")
     answered, asker = {}, {}
     holders = {**spec.tokens, "nobody": None}
     access = {**spec.access, "nobody": frozenset()}

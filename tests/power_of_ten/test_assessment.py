@@ -1,6 +1,7 @@
 """Scores over trees whose counts are known by hand."""
 
 import os
+import sys
 from datetime import date
 from fractions import Fraction
 
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forge_harness.errors import ConfigError, UsageError
-from forge_harness.power_of_ten import Waiver, assess, assessment, load_waivers
+from forge_harness.power_of_ten import Waiver, assess, assessment, c_source, load_waivers
 from forge_harness.power_of_ten.documentation import documentation
 
 RECURSIVE = "def f(n):\n    return f(n - 1)\n\n\ndef g():\n    return 1\n"
@@ -173,3 +174,49 @@ def test_source_no_parser_takes_is_unreadable_and_no_error(tmp_path, content):
     assert place.sentence().startswith("a.py:0: not counted: ")
     assert not place.sentence().endswith(": ")
     assert documentation([tmp_path]).share == 0
+
+
+@pytest.mark.parametrize("setting", ["fix", "fix-only"])
+def test_a_tree_that_asks_for_fixes_is_not_changed(tmp_path, setting):
+    """Ruff took `fix = true` from the tree, and rewrote the sources it was to count."""
+    root = tree(tmp_path, a="import os\n")
+    (tmp_path / "ruff.toml").write_text(f"{setting} = true\n")
+    assert score(root, 10) == 0
+    assert (root / "a.py").read_text() == "import os\n"
+
+
+def test_files_that_its_configuration_leaves_out_are_not_without_a_warning(tmp_path):
+    root = tree(tmp_path, a="import os\n", b="import os\n", made="import os\n")
+    (tmp_path / "ruff.toml").write_text('exclude = ["made.py"]\n')
+    (measure,) = (m for m in assess([root]).rules[9].measures if m.tool == "ruff")
+    assert (measure.opportunities, len(measure.places)) == (2, 2)
+    (tmp_path / "ruff.toml").write_text('exclude = ["*"]\n')
+    (measure,) = (m for m in assess([root]).rules[9].measures if m.tool == "ruff")
+    assert measure.missing == "its configuration leaves out every file"
+
+
+def test_where_lizard_is_missing_c_is_not_counted(tmp_path, monkeypatch):
+    (tmp_path / "a.c").write_text("int f() { return 0; }\n")
+    monkeypatch.setitem(sys.modules, "lizard", None)
+    found = assess([tmp_path])
+    assert found.unreadable == ()
+    lost = {m.rule: m.missing for rule in found.rules for m in rule.measures if m.missing}
+    assert lost == dict.fromkeys(c_source.RULES, "not installed")
+
+
+@pytest.mark.parametrize("name", ["types", "ruff", "functools"])
+def test_a_module_of_the_tree_is_not_run_in_place_of_a_librarys(tmp_path, name):
+    """Ruff ended with 1 before it began, and every file of the tree was without a warning."""
+    root = tree(tmp_path, a="import os\n", **{name: "raise SystemExit(1)\n"})
+    found = assess([root]).rules[9]
+    assert found.score == Fraction(1, 2)
+    assert [place.file for place in found.places] == ["a.py"]
+
+
+def test_a_tool_that_ends_as_if_it_had_findings_and_lists_none_did_not_count(tmp_path, monkeypatch):
+    root = tree(tmp_path, a="x = 1\n")
+    monkeypatch.setattr(
+        assessment, "find_tool", lambda name: (sys.executable, "-c", "raise OSError")
+    )
+    (measure,) = (m for m in assess([root]).rules[9].measures if m.tool == "ruff")
+    assert measure.missing == "OSError"

@@ -148,6 +148,10 @@ def test_the_variable_may_name_a_directory(database, monkeypatch):
         ("AGPL-3.0-only", "found"),
         ("nobody knows", "found"),
         ("GPL OR MIT", "clean"),
+        ("GPLv3 or (at your option) any later version", "found"),
+        ("GPL v2 or any newer version", "found"),
+        ("GPL-3.0-only OR LicenseRef-of-ours", "found"),
+        ("BSD 3-Clause New or Revised License", "clean"),
     ],
 )
 def test_licenses(text, state):

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import random
 
 import pytest
@@ -102,6 +103,7 @@ def test_binary_large_hidden_and_linked_files(tmp_path, monkeypatch):
         (".aws/credentials", "utf-8"),
         ("build/deploy.sh", "utf-8"),
         ("settings.ini", "utf-16"),
+        ("settings.ini", "utf-32"),
     ],
 )
 def test_where_credentials_are_pasted_is_looked_at(place, encoding, tmp_path):
@@ -111,6 +113,21 @@ def test_where_credentials_are_pasted_is_looked_at(place, encoding, tmp_path):
     scan = scan_secrets.scan(tmp_path)
     assert [(f.place, f.line) for f in scan.findings] == [(place, 2)]
     assert scan.notes == ()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "api_" + 'key = "hunter2secret"',
+        'settings = {"pass' + 'word": "hunter2abc"}',
+        'x = "' + "q7Zk2LxW9vTb4RnYc8" + 'HsJd3GmPfUa6Ee"',
+    ],
+)
+def test_the_code_of_a_notebook_is_read(source, tmp_path):
+    """A notebook holds it in JSON, where quotes are escaped."""
+    cell = {"cell_type": "code", "source": ["import os\n", f"{source}\n"]}
+    (tmp_path / "a.ipynb").write_text(json.dumps({"cells": [cell]}, indent=1))
+    assert [f.line for f in scan_secrets.scan(tmp_path).findings] == [7]
 
 
 @pytest.mark.parametrize(

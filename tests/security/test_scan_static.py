@@ -71,6 +71,25 @@ def test_a_file_that_cannot_be_parsed_is_no_scan(tree, tool):
     assert "1 file cannot be parsed, the first at bad.py" in scan.why_not
 
 
+def test_a_file_in_another_encoding_is_no_scan_or_found(tree, tool):
+    """Ruff passed over it, and the scan was clean."""
+    path = tree("old.py", "") / "old.py"
+    path.write_bytes(b"# -*- coding: latin-1 -*-\nname = 'caf\xe9'\n" + HOLE.encode())
+    scan = scan_static.scan(path.parent)
+    if tool == "ruff":
+        assert scan.state == "not scanned"
+        assert "the first at old.py:1: stream did not contain valid UTF-8" in scan.why_not
+    else:
+        assert scan.state == "found"
+
+
+def test_a_module_beside_it_is_not_run_in_place_of_a_librarys(tree, tool, monkeypatch):
+    """Where the harness ran decided whether its tools could start."""
+    root = tree("a.py", HOLE)
+    monkeypatch.chdir(tree("types.py", "raise SystemExit(1)\n"))
+    assert scan_static.scan(root).state == "found"
+
+
 def test_nothing_to_look_at_is_no_scan(tree, tmp_path):
     assert scan_static.scan(tree("a.txt", "x")).state == "not scanned"
     with pytest.raises(UsageError, match="does not exist"):

@@ -264,6 +264,9 @@ def advisory_file(tmp_path, monkeypatch, records):
     monkeypatch.setenv(advisories.FILE_VARIABLE, str(path))
 
 
+V = "2.13.0"
+
+
 def affecting(name, **versions):
     return {
         "id": "TEST-1",
@@ -408,6 +411,42 @@ def test_osv_ranges(tmp_path, events, version, affected):
     path.write_text(json.dumps([CANARY_ADVISORY, record]))
     result = advisories.scan({"demo": version}, {advisories.FILE_VARIABLE: str(path)})
     assert result.state == ("found" if affected else "clean")
+
+
+def test_requirements_from_before_pep_508_are_part_of_the_closure(monkeypatch, tmp_path):
+    """One such distribution ended every check of the suite with a traceback."""
+    for name, wanted in (("old-one", "demo (>dev)"), ("demo", "nobody (>=1)")):
+        about = tmp_path / f"{name.replace('-', '_')}-1.0.dist-info" / "METADATA"
+        about.parent.mkdir()
+        about.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        about.write_text(about.read_text() + f"Requires-Dist: {wanted}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert distributions.dependency_closure("old-one") == ["demo"]
+
+
+@pytest.mark.parametrize(
+    "covered",
+    [
+        {"versions": ["2.13.0"]},
+        {"versions": ["of old", "2.13"]},
+        {"ranges": [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"last_affected": V}]}]},
+    ],
+)
+def test_a_build_of_a_release_is_that_release(tmp_path, covered):
+    """PyTorch's wheels for processors, 2.13.0+cpu, came out clean of what is wrong with 2.13.0."""
+    record = affecting("torch", **covered)
+    result = scan_records(tmp_path, [CANARY_ADVISORY, record], {"torch": f"{V}+cpu"})
+    assert result.findings == ("torch 2.13.0+cpu: TEST-1",)
+
+
+def test_a_version_that_cannot_be_compared_is_never_clean(tmp_path):
+    span = {"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "2.0"}]}
+    records = [CANARY_ADVISORY, affecting("demo", ranges=[span]), affecting("other", versions=[V])]
+    result = scan_records(tmp_path, records, {"demo": "1.0-of-ours"})
+    assert result.state == "not scanned"
+    assert "demo 1.0-of-ours cannot be compared with TEST-1" in result.why_not
+    result = scan_records(tmp_path, records, {"demo": "1.0-of-ours", "other": V})
+    assert result.findings == ("other 2.13.0: TEST-1",)
 
 
 def test_events_may_come_in_any_order(tmp_path):

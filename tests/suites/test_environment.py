@@ -4,6 +4,7 @@ import errno
 import os
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -310,6 +311,12 @@ def test_the_type_of_the_innermost_mount_counts(tmp_path):
     assert filesystem.file_system_type(tmp_path.parent, mounts) == "ext4"
 
 
+@pytest.mark.parametrize(("name", "written"), [("a b", "a\\040b"), ("a\tb\\c", "a\\011b\\134c")])
+def test_a_mount_point_is_read_as_the_kernel_writes_it(name, written):
+    mounts = f"/dev/sda / ext4 rw 0 0\nserver:/x /mnt/{written} nfs4 rw 0 0\n"
+    assert filesystem.file_system_type(Path("/mnt") / name / "x", mounts) == "nfs4"
+
+
 @pytest.mark.parametrize(
     ("kind", "network"),
     [
@@ -321,6 +328,8 @@ def test_the_type_of_the_innermost_mount_counts(tmp_path):
         ("fuse.sshfs", True),
         ("fuse.gcsfuse", True),
         ("beegfs", True),
+        ("gfs2", True),
+        ("wekafs", True),
     ],
 )
 def test_network_file_systems_are_known(kind, network):

@@ -6,6 +6,7 @@ import pytest
 
 from forge_harness.drill.defects import all_benign, all_defects
 from forge_harness.drill.defects.state import KeepsIn
+from forge_harness.state import Store
 from forge_harness.subject.reference import ReferenceSubject
 from forge_harness.types import Outcome
 
@@ -41,6 +42,17 @@ def test_a_plain_file_that_is_not_declared_is_named(run_check):
     assert run.outcome is Outcome.FAIL
     assert "unlisted_plain_files is 1 files" in run.reason
     assert "VERSION" in run.reason
+
+
+def keyed_store(root, *, sealer=None, **options):
+    if sealer is None:
+        raise PermissionError(f"{root} is sealed: give the key")
+    return Store.open(root, sealer=sealer, **options)
+
+
+def test_a_store_may_refuse_to_open_without_its_key(run_check):
+    run = run_check("security.encryption_at_rest", KeepsIn(f"{__name__}:keyed_store"))
+    assert (run.outcome, run.reason) == (Outcome.PASS, "")
 
 
 def test_every_check_has_a_defect():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from forge_harness.drill.defects import all_defects
+from forge_harness.protocols import ServerSpec
 from forge_harness.subject.reference import ReferenceSubject
 from forge_harness.types import Outcome
 
@@ -37,3 +38,13 @@ def test_a_subject_without_a_server_is_not_applicable(run_check, check):
         name = "silent"
 
     assert run_check(check, Silent()).outcome is Outcome.NOT_APPLICABLE
+
+
+def test_a_server_without_an_audit_log_is_not_measured(run_check, tmp_path):
+    class Unaudited(ReferenceSubject):
+        def server(self, directory, *, secured=False):
+            return ServerSpec(command=("false",), requests=tmp_path)
+
+    run = run_check("security.audit_coverage", Unaudited())
+    assert run.outcome is Outcome.NOT_MEASURED
+    assert "shows no audit log" in run.reason

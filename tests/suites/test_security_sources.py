@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from forge_harness.config import load_config
@@ -59,3 +61,13 @@ def test_where_a_tool_refuses_nothing_is_measured(run_check, tmp_path):
     run = check(run_check, tmp_path)
     assert run.outcome is Outcome.NOT_MEASURED
     assert "not counted by ruff (" in run.reason
+    assert "pip install" not in run.reason
+
+
+def test_without_lizard_c_is_not_measured(run_check, tmp_path, monkeypatch):
+    """A user without it was told of bad code that nobody had looked at."""
+    (tmp_path / "a.c").write_text("int f() { return 0; }\n")
+    monkeypatch.setitem(sys.modules, "lizard", None)
+    run = check(run_check, tmp_path)
+    assert run.outcome is Outcome.NOT_MEASURED
+    assert "not counted by lizard (not installed); pip install" in run.reason

@@ -8,6 +8,7 @@ import pytest
 from forge_harness.drill import power_cut, storage, strace, syscalls
 from forge_harness.drill.defects import all_defects, defects_of
 from forge_harness.drill.tally import NotMeasured
+from forge_harness.subject.reference import ReferenceSubject
 
 SOUND = [
     "bit_flips",
@@ -89,3 +90,19 @@ def test_without_root_a_power_cut_is_not_measured(run_check, monkeypatch):
     run = run_check("state.power_loss", profile="full")
     assert run.outcome == "not_measured"
     assert "needs root" in run.reason
+
+
+class KeepsDirectories(ReferenceSubject):
+    """Its checkpoints are directories, which it makes anew."""
+
+    def save_session(self, session, path):
+        (path / "inner").mkdir(parents=True)
+        super().save_session(session, path / "inner" / "state")
+
+    def resume_session(self, task, options, path):
+        return super().resume_session(task, options, path / "inner" / "state")
+
+
+def test_a_checkpoint_may_be_a_directory(run_check):
+    run = run_check("state.checkpoint_restore", KeepsDirectories())
+    assert run.outcome == "pass", run.reason
