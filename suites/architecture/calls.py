@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,12 +36,12 @@ def loss_of(subject: Any, model: nn.Module, batch: Any, seed: int = 0) -> float:
     layers that are skipped at random are the same ones. In evaluation mode they do not, so that
     what is drawn there shows.
     """
-    with _seeded(seed) if model.training else nullcontext(), torch.no_grad():
+    with seeded(seed) if model.training else nullcontext(), torch.no_grad():
         return float(subject.loss(model, batch))
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Starts torch's, numpy's and Python's generators anew within the block."""
     kept = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
@@ -56,18 +56,26 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def first_tensor(output: Any) -> Tensor:
-    """Returns the tensor a module answers with: itself, or the first of a sequence or mapping.
+    """Returns the tensor a module answers with: itself, or the first of what holds several.
 
     Scalars come last: a mapping may carry the loss in front of the logits.
     """
     if isinstance(output, Tensor):
         return output
-    entries = output.values() if isinstance(output, Mapping) else output
-    tensors = [entry for entry in entries if isinstance(entry, Tensor)]
+    tensors = [entry for entry in _entries(output) if isinstance(entry, Tensor)]
     return max(tensors, key=lambda entry: entry.dim() > 0)
 
 
-@dataclass(slots=True)
+def _entries(output: Any) -> Iterable[Any]:
+    """The entries of a mapping, a dataclass or a sequence."""
+    if isinstance(output, Mapping):
+        return output.values()
+    if dataclasses.is_dataclass(output):
+        return [getattr(output, field.name) for field in dataclasses.fields(output)]
+    return output
+
+
+@dataclasses.dataclass(slots=True)
 class Call:
     """One call of a module."""
 

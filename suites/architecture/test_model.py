@@ -6,7 +6,7 @@ import torch
 from forge_harness import oracles
 
 from .angles import Angles
-from .calls import first_tensor, observe, recording
+from .calls import first_tensor, observe, recording, seeded
 from .forwards import effective_errors, forward_excess, without_product
 from .support import RESPONSE, Count, Worst, built, expect_none, levels, scale_groups
 
@@ -213,10 +213,13 @@ def _full_precision_response(subject, part, name):
 
     Codes and absolute mean stay, so a module that quantizes this weight does not notice. Where only
     the weight of a module is read, as that of a head that is tied, the model's output responds.
+    Masks of dropout are the same ones in either case, and no response.
     """
     module = part.modules[name]
-    with recording({name: module}) as calls, torch.no_grad():
-        output = observe(subject, part.model, part.batch)
+    with recording({name: module}) as calls:
+        observe(subject, part.model, part.batch)
+    with torch.no_grad():
+        output = _answer(subject, part, module, calls[name][:1])
         weights = [
             p
             for owner in (module, *getattr(module, "parametrizations", {}).values())
@@ -226,15 +229,19 @@ def _full_precision_response(subject, part, name):
         kept = [p.clone() for p in weights]
         for p in weights:
             p.copy_(_shuffled_within_codes(p))
-        if calls[name]:
-            call = calls[name][0]
-            output, moved = call.output, first_tensor(module(*call.arguments, **call.keywords))
-        else:
-            moved = observe(subject, part.model, part.batch)
+        moved = _answer(subject, part, module, calls[name][:1])
         for p, values in zip(weights, kept, strict=True):
             p.copy_(values)
     scale = float(output.abs().max())
     return float((moved - output).abs().max()) / max(scale, 1e-30)
+
+
+def _answer(subject, part, module, calls):
+    """What a module answers to a call it had, or the model where it had none."""
+    for call in calls:
+        with seeded(0):
+            return first_tensor(module(*call.arguments, **call.keywords))
+    return observe(subject, part.model, part.batch)
 
 
 def _shuffled_within_codes(weight):

@@ -58,18 +58,32 @@ def _sequences(subject, part):
 def _influence(subject, part, batch, leak):
     """Notes the largest change before each cut in `leak`; returns the least response after one."""
     inputs = batch.inputs
-    before = observe(subject, part.model, batch)
+    before = _by_token(observe(subject, part.model, batch), inputs)
     scale = float(before.abs().max())
     others = _exchanged(inputs)
     least = float("inf")
     for cut in _cuts(inputs.shape[1]):
         changed = torch.cat([inputs[:, : cut + 1], others[:, cut + 1 :]], dim=1)
-        after = observe(subject, part.model, Batch(inputs=changed, targets=batch.targets))
+        output = observe(subject, part.model, Batch(inputs=changed, targets=batch.targets))
+        after = _by_token(output, inputs)
         moved = (after - before).abs()
         kept, later = moved[:, : cut + 1], moved[:, cut + 1 :]
         leak.see(f"{inputs.shape[1]} tokens, after position {cut}", float(kept.max()) / scale)
         least = smallest((least, float(later.max()) / scale))
     return least
+
+
+def _by_token(output, inputs):
+    """Outputs as (batch, tokens, ...): tokens may come last, or together with their sample."""
+    batch, tokens = inputs.shape[:2]
+    if output.shape[0] == batch and tokens in output.shape[1:]:
+        return output.movedim(1 + list(output.shape[1:]).index(tokens), 1)
+    if output.shape[0] == batch * tokens:
+        return output.reshape(batch, tokens, -1)
+    pytest.skip(
+        f"which outputs are those of which token does not show: {tuple(output.shape)} of inputs "
+        f"{tuple(inputs.shape)}; return one row a token, (batch, tokens, ...)"
+    )
 
 
 def _exchanged(inputs):

@@ -44,16 +44,17 @@ def misplaced(read: Read, size: int, seed: int) -> tuple[int, int]:
 
     Returns:
         Samples that are another than when read alone, and samples compared: all that are the same
-        alone and after the one in front of them. Others are drawn anew, as augmentation does. One
-        that is padded to the length of its batch is the same. Where the whole list reads otherwise
-        the next time, so may any sample: then those count that are, byte for byte, another one.
+        alone and after the one in front of them, or are that one. Others are drawn anew, as
+        augmentation does. One that is padded to the length of its batch is the same. Where the
+        whole list reads otherwise the next time, so may any sample: then those count that are, byte
+        for byte, another one.
     """
     generator = random.Random(seed)
     drawn = generator.sample(range(size), min(size, DRAWN))
     ids = [*drawn, *drawn[: -(-len(drawn) // 4)]]
     generator.shuffle(ids)
     alone = {index: read([index])[0] for index in drawn}
-    fixed = {i for i in drawn if _alike(read([max(0, i - 1), i])[-1], alone[i])}
+    fixed = {i for i in drawn if _is_fixed(read, i, alone[i])}
     found = read(ids)
     rows = [*found, *[b""] * len(ids)]
     compared = [(index, row) for index, row in zip(ids, rows, strict=False) if index in fixed]
@@ -68,6 +69,13 @@ def redrawn(read: Read, size: int, seed: int) -> tuple[int, int]:
     ids = random.Random(seed).sample(range(size), min(size, DRAWN))
     pairs = zip(read(ids), read(ids), strict=False)
     return sum(one != two for one, two in pairs), len(ids)
+
+
+def _is_fixed(read: Read, index: int, alone: bytes) -> bool:
+    """Whether a sample behind the one in front is itself, or that one: neither is drawn anew."""
+    front = max(0, index - 1)
+    row = read([front, index])[-1]
+    return _alike(row, alone) or _alike(row, read([front])[0])
 
 
 def _is_redrawn(read: Read, ids: Sequence[int]) -> bool:

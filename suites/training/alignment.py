@@ -43,8 +43,7 @@ def align(subject: Any, task: str) -> Alignment:
     found = Alignment()
     if before is not None:
         known = counted(subject, task, batch.targets).flatten()
-        places = known.nonzero().flatten().tolist()
-        for place in sorted({places[0], places[(len(places) - 1) // 2], places[-1]}):
+        for place in _places(batch.targets.flatten(), known):
             targets = _moved(batch.targets, place, known)
             after = outputs.gradient(
                 subject.loss(model, Batch(inputs=batch.inputs, targets=targets))
@@ -52,6 +51,14 @@ def align(subject: Any, task: str) -> Alignment:
             _see(found, place, (after - before).norm(dim=-1))
     handle.remove()
     return found
+
+
+def _places(targets: Tensor, known: Tensor) -> list[int]:
+    """Returns the first, a middle and the last known target; none where no other one occurs."""
+    if len(targets[known].unique()) < 2:
+        return []
+    places = known.nonzero().flatten().tolist()
+    return sorted({places[0], places[(len(places) - 1) // 2], places[-1]})
 
 
 def ignored_share(subject: Any, task: str) -> float | None:

@@ -96,15 +96,24 @@ def layer_errors(subject: Any, task: str) -> LayerErrors:
     weights = {k: w.detach().clone() for k, w in subject.effective_weights(model).items()}
     modules = dict(model.named_modules(remove_duplicate=False))
     declared = subject.model_spec(task).quantized
-    layers = {name: modules[name] for name in declared if name in modules and name in weights}
+    named = {name: modules[name] for name in declared if name in modules and name in weights}
+    layers = _each_once(named)
     with _recording(layers) as calls, Draws() as draws:
         loss = subject.loss(model, batch)
         draws.backward_begins()
         loss.backward()
-    missing = [name for name in declared if name not in layers]
+    missing = [name for name in declared if name not in named]
     errors = LayerErrors(draws=draws, unexplained=missing)
     _compare(errors, subject, layers, calls, weights, subject.latent_weights(model))
     return errors
+
+
+def _each_once(named: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Leaves out further names of a layer that has several: its calls are those of the first."""
+    first: dict[int, str] = {}
+    for name, layer in named.items():
+        first.setdefault(id(layer), name)
+    return {name: named[name] for name in first.values()}
 
 
 def _compare(

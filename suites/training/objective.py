@@ -49,13 +49,16 @@ def descends_loss(subject: Any, task: str, options: TrainOptions) -> bool:
 def least_loss(subject: Any, task: str, ids: Sequence[int]) -> float:
     """Returns the loss of the best outputs there are for samples of the train split.
 
-    0 where it cannot be known: the subject has no data to ask for, or its loss does not see what
-    torch's hooks put in place of an output.
+    0 where it cannot be known: the subject has no data to ask for, its outputs are no logits of all
+    classes (one of two, as for a binary cross-entropy), or its loss does not see what torch's hooks
+    put in place of an output.
     """
     if not (isinstance(subject, LoadsData) and isinstance(subject, BuildsModel)):
         return 0.0
     batch = subject.batch(task, "train", list(ids))
-    losses = [_loss_at(subject, task, batch, _sure(batch.targets, by)) for by in CERTAINTIES]
+    classes = subject.data_info(task).cardinality
+    sure = [_sure(batch.targets, classes, by) for by in CERTAINTIES]
+    losses = [_loss_at(subject, task, batch, change) for change in sure]
     return min(losses) if len(set(losses)) > 1 else 0.0
 
 
@@ -76,8 +79,10 @@ def objective(subject: Any, task: str) -> float:
     return round(_loss_at(subject, task, Batch(inputs=batch.inputs, targets=targets), fixed), 4)
 
 
-def _sure(targets: Tensor, by: float) -> Callable[[Tensor], Tensor]:
+def _sure(targets: Tensor, classes: int, by: float) -> Callable[[Tensor], Tensor]:
     def change(output: Tensor) -> Tensor:
+        if output.shape[-1] < classes:
+            return output
         logits = torch.zeros_like(output).view(*targets.shape, -1)
         # What is no target, a number beyond the classes, counts nowhere.
         places = targets.clamp(0, logits.shape[-1] - 1).unsqueeze(-1)

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,10 +40,18 @@ def changed_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> tuple[Any
     return result, total
 
 
+def _entries(output: Any) -> Iterable[Any]:
+    if isinstance(output, Mapping):
+        return output.values()
+    if dataclasses.is_dataclass(output):
+        return [getattr(output, field.name) for field in dataclasses.fields(output)]
+    return output
+
+
 def choices(output: Any, cardinality: int) -> Tensor:
     """Returns the largest of each run of `cardinality` logits, from a tensor or what holds one."""
     if not isinstance(output, Tensor):
-        entries = output.values() if isinstance(output, Mapping) else output
+        entries = _entries(output)
         output = next(e for e in entries if isinstance(e, Tensor) and e.dim() > 1)
     if output.shape[-1] != cardinality:
         return output.new_empty(0)

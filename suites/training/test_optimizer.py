@@ -344,11 +344,13 @@ def _multiples(updates, expected, kind):
         planned = getattr(now, kind)
         for name, rate in getattr(update, kind).items() if planned else ():
             found.setdefault(name, []).append(rate / planned)
-    drift = largest(
+    drifts = (
         (largest(ratios) - smallest(ratios)) / largest(map(abs, ratios)) if any(ratios) else 0.0
         for ratios in found.values()
     )
-    return drift, ", ".join(sorted({f"{ratios[0]:.4g}" for ratios in found.values()}))
+    # What is planned to be 0 throughout has no multiples; whether it is used shows elsewhere.
+    multiples = ", ".join(sorted({f"{ratios[0]:.4g}" for ratios in found.values()}))
+    return largest((0.0, *drifts)), multiples or "0 throughout"
 
 
 def _rates_error(rates, expected):

@@ -18,6 +18,7 @@ foreign = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(foreign)
 
 CLASSES = 4
+DRAWN = 64
 SIZES = {"train": 200, "validation": 50}
 
 
@@ -183,3 +184,45 @@ def test_what_is_drawn_anew_must_not_be_another_sample_behind_padding(run_check)
     run = run_check("data.readable_and_intact", Pads())
     assert run.outcome is Outcome.FAIL, run.reason
     assert "images_train_misplaced_inputs is" in run.reason
+
+
+class Reversed(Images):
+    """Images come last first; targets are those that were asked for."""
+
+    flipped = 0.0
+
+    def read(self, split, ids):
+        return super().read(split, list(ids)[::-1])
+
+
+def test_a_batch_in_reverse_is_not_taken_for_augmentation(run_check):
+    run = run_check("data.readable_and_intact", Reversed())
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert run.evidence("images_train_misplaced_inputs") > DRAWN
+
+
+class Translates(foreign.Words):
+    """Targets are the end of the input, last letter first: those of an encoder and decoder."""
+
+    causal = False
+
+    def model_spec(self, task):
+        return replace(super().model_spec(task), causal=self.causal)
+
+    def batch(self, task, split, ids):
+        batch = super().batch(task, split, ids)
+        return replace(batch, targets=batch.inputs.flip(1)[:, :20].contiguous())
+
+
+class TranslatesCausally(Translates):
+    causal = True
+
+
+def test_targets_that_are_no_next_inputs_are_not_measured_where_none_are_declared(run_check):
+    run = run_check("data.label_or_token_range", Translates())
+    assert run.outcome is Outcome.NOT_MEASURED, run.reason
+    assert "the targets of words_train, words_validation are not the next inputs" in run.reason
+    assert run.evidence("words_train_bad_targets") == 0
+    run = run_check("data.label_or_token_range", TranslatesCausally())
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert "words_train_wrong_targets is" in run.reason

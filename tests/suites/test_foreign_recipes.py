@@ -51,6 +51,20 @@ class NesterovFromZero(Nesterov, FromZero):
     pass
 
 
+class WithoutDecay(foreign.Words):
+    def schedule_spec(self, task, options):
+        return replace(super().schedule_spec(task, options), weight_decay=0.0)
+
+
+class DecaysUnplanned(WithoutDecay):
+    class loop(foreign.Loop):
+        def step(self):
+            for group in self.optimizer.param_groups:
+                group["decays"] = 1.0
+            self.plan = [replace(step, weight_decay=0.1) for step in self.plan]
+            return super().step()
+
+
 class Lamb(torch.optim.Optimizer):
     """Updates of the norm of their weight (arXiv 1904.00962)."""
 
@@ -320,6 +334,7 @@ SOUND = [
     (AmsGrad, "training.schedule_trace"),
     (HeadDecaysLess, "training.schedule_trace"),
     (HeadDecaysLess, "training.decay_groups"),
+    (WithoutDecay, "training.schedule_trace"),
     (Nesterov, "training.decay_groups"),
     (NesterovFromZero, "training.decay_groups"),
     (FromZero, "training.decay_groups"),
@@ -479,6 +494,12 @@ def test_averages_that_half_precision_rounds_away_show(run_check):
     run = run_check("training.eval_is_quantized", ForgottenInHalf())
     assert run.outcome is Outcome.FAIL, run.reason
     assert "averages_" in run.reason
+
+
+def test_decay_that_is_not_planned_shows_where_none_is(run_check):
+    run = run_check("training.schedule_trace", DecaysUnplanned())
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert "error is" in run.reason
 
 
 def test_halved_gradients_are_no_loss_scale(run_check):

@@ -1,0 +1,242 @@
+"""Sound models whose outputs, layers or targets are of another shape than the reference's."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from forge_harness.protocols import Batch, DataInfo
+from forge_harness.types import Outcome
+
+
+def _loaded(name):
+    path = Path(__file__).parents[1] / "subject" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+foreign = _loaded("foreign_language_model")
+points = _loaded("foreign_subject")
+
+
+class TokensTogether(foreign.Words):
+    """Logits of all tokens of all samples in one dimension, as a cross-entropy takes them."""
+
+    class net(foreign.Net):
+        def forward(self, ids):
+            return super().forward(ids).flatten(0, 1)
+
+
+class TokensLast(foreign.Words):
+    """Logits as (batch, vocabulary, tokens), which a cross-entropy takes as well."""
+
+    class net(foreign.Net):
+        def forward(self, ids):
+            return super().forward(ids).transpose(1, 2)
+
+    def loss(self, model, batch):
+        return F.cross_entropy(model(batch.inputs), batch.targets)
+
+
+class SeesTheNext(TokensTogether):
+    """Positions are told what comes after them."""
+
+    class net(TokensTogether.net):
+        def placed(self, ids):
+            return super().placed(ids) + 0.1 * self.embed(ids.roll(-1, 1))
+
+
+class TokensFirst(foreign.Words):
+    class net(foreign.Net):
+        def forward(self, ids):
+            return super().forward(ids).transpose(0, 1)
+
+    def loss(self, model, batch):
+        logits = model(batch.inputs).transpose(0, 1).flatten(0, 1)
+        return F.cross_entropy(logits, batch.targets.flatten())
+
+
+@dataclasses.dataclass
+class Output:
+    loss: torch.Tensor | None
+    logits: torch.Tensor
+
+
+class AnswersWithADataclass(foreign.Words):
+    class net(foreign.Net):
+        def forward(self, ids):
+            return Output(None, super().forward(ids))
+
+    def loss(self, model, batch):
+        logits = model(batch.inputs).logits.flatten(0, 1)
+        return F.cross_entropy(logits, batch.targets.flatten())
+
+
+class OneBlockTwice(foreign.Words):
+    """The second block is the first: its layers have two names, and are called twice."""
+
+    def build_model(self, task, *, seed):
+        model = super().build_model(task, seed=seed)
+        model.blocks[1] = model.blocks[0]
+        return model
+
+    def model_spec(self, task):
+        parameters = sum(p.numel() for p in self.build_model(task, seed=0).parameters())
+        return dataclasses.replace(super().model_spec(task), parameters=parameters)
+
+
+class NothingToPredict(points.Blobs):
+    """Inputs are what is learned; targets are of no use, and all the same."""
+
+    def example_batch(self, task, *, batch_size, seed):
+        batch = super().example_batch(task, batch_size=batch_size, seed=seed)
+        return dataclasses.replace(batch, targets=torch.zeros_like(batch.targets))
+
+    def loss(self, model, batch):
+        return F.mse_loss(model(batch.inputs), batch.inputs[:, :2])
+
+
+@pytest.mark.parametrize(
+    ("subject", "check"),
+    [
+        (TokensTogether, "architecture.causal_mask"),
+        (TokensLast, "architecture.causal_mask"),
+        (AnswersWithADataclass, "architecture.activation_scale"),
+        (AnswersWithADataclass, "architecture.causal_mask"),
+        (OneBlockTwice, "training.ste_input_gradient"),
+        (OneBlockTwice, "training.ste_weight_gradient"),
+        (NothingToPredict, "training.gradient_reaches_all"),
+    ],
+    ids=lambda part: getattr(part, "__name__", part),
+)
+def test_a_sound_model_of_another_shape_is_no_false_alarm(run_check, subject, check):
+    run = run_check(check, subject())
+    assert run.outcome is Outcome.PASS, run.reason
+
+
+def test_a_leak_shows_in_outputs_of_all_tokens_together(run_check):
+    run = run_check("architecture.causal_mask", SeesTheNext())
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert "words.leak is" in run.reason
+
+
+def test_outputs_that_are_of_no_token_are_not_measured(run_check):
+    run = run_check("architecture.causal_mask", TokensFirst())
+    assert run.outcome is Outcome.NOT_MEASURED, run.reason
+    assert "(48, 2, 128) of inputs (2, 48)" in run.reason
+
+
+class ScalesTheEstimator(OneBlockTwice):
+    """Gradients of the shared layers' weights are twice what they should be."""
+
+    def build_model(self, task, *, seed):
+        model = super().build_model(task, seed=seed)
+        for name in foreign.SHAPES:
+            model.blocks[0].get_submodule(name).weight.register_hook(lambda gradient: 2 * gradient)
+        return model
+
+
+def test_gradients_of_a_layer_with_two_names_are_held(run_check):
+    run = run_check("training.ste_weight_gradient", ScalesTheEstimator())
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert "words.layer_error is" in run.reason
+
+
+class TernaryPositions(foreign.Words):
+    """The model holds its positions itself, makes them ternary, and drops out behind them."""
+
+    full_precision = ("embed", "", "head")
+
+    class net(foreign.Net):
+        def __init__(self, seed):
+            super().__init__(seed)
+            table = self.positions.weight
+            del self.positions
+            self.positions = nn.Parameter(table.detach())
+
+        def placed(self, ids):
+            codes, scale = foreign.weight_codes(self.positions)
+            table = self.positions + (codes * scale - self.positions).detach()
+            return F.dropout(self.embed(ids) + table[: ids.shape[1]], 0.1, self.training)
+
+
+def test_masks_of_dropout_are_no_response_of_full_precision(run_check):
+    run = run_check("architecture.quantized_modules", TernaryPositions())
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert "words.the model.response is 0" in run.reason
+
+
+class OneLogit(points.Blobs):
+    """A classifier of two classes with one logit; offers LoadsData too."""
+
+    samples = 512
+
+    def build_model(self, task, *, seed):
+        model = points.Net(seed)
+        model.down = points.BitLayer(32, 1, torch.Generator().manual_seed(seed + 1))
+        return model
+
+    def model_spec(self, task):
+        return dataclasses.replace(super().model_spec(task), parameters=8 * 32 + 32)
+
+    def loss(self, model, batch):
+        logits = model(batch.inputs).squeeze(-1)
+        return F.binary_cross_entropy_with_logits(logits, batch.targets.float())
+
+    def data_info(self, task):
+        return DataInfo(
+            kind="classes",
+            cardinality=2,
+            train_size=self.samples,
+            validation_size=self.samples,
+            digest=self.data_digest(task),
+            input_dtype="float32",
+        )
+
+    def batch(self, task, split, ids):
+        seed = 0 if split == "train" else 1
+        data = self.example_batch(task, batch_size=self.samples, seed=seed)
+        return Batch(inputs=data.inputs[list(ids)], targets=data.targets[list(ids)])
+
+    def data_digest(self, task):
+        return "sha256:" + "0" * 64
+
+    def documents(self, task, split):
+        return self.sample_contents(task, split, range(self.samples))
+
+    def sample_contents(self, task, split, ids):
+        return [row.numpy().tobytes() for row in self.batch(task, split, ids).inputs]
+
+    def labels(self, task, split):
+        return self.batch(task, split, range(self.samples)).targets.tolist()
+
+    def epoch_order(self, task, *, seed, epoch, rank=0, world_size=1):
+        return list(range(self.samples))[rank::world_size]
+
+
+class LearnsLittle(OneLogit):
+    """Steps are so small that a tenth of the loss is left at no rate."""
+
+    class loop(points.Loop):
+        def __init__(self, subject, options):
+            super().__init__(subject, options)
+            for step in self.plan:
+                object.__setattr__(step, "learning_rate", 2e-4)
+
+    def session(self, task, options):
+        return self.loop(self, options)
+
+
+def test_one_logit_of_two_classes_has_a_least_loss_of_zero(run_check):
+    run = run_check("training.overfit_one_batch", OneLogit())
+    assert run.outcome is Outcome.PASS, run.reason
+    assert 0 <= run.evidence("loss_ratio") <= 0.05
+    run = run_check("training.overfit_one_batch", LearnsLittle())
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert "loss_ratio is" in run.reason
