@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from forge_harness.errors import ExitCode, ForgeError, SubjectError
+from forge_harness.imports import python_program
 from forge_harness.integration import lifeline
 from forge_harness.probes.masking import Masker
 
@@ -53,7 +54,7 @@ def offer_of(spec: str) -> Offer:
     with tempfile.TemporaryDirectory(prefix="forge-subject-") as directory:
         out, log = Path(directory) / "offer.json", Log(None)
         deadline = time.monotonic() + SUBJECT_TIMEOUT_S
-        with Child([sys.executable, "-m", __name__, spec, str(out)], log) as child:
+        with Child([*python_program(__name__), spec, str(out)], log) as child:
             status = None
             while status is None and time.monotonic() < deadline:
                 status = child.pump(_POLL_S)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from forge_harness.imports import python_program
 from forge_harness.model.decoder import CachedDecoder
 from forge_harness.model.generate import Picker
 from forge_harness.security import tokens
@@ -228,7 +229,7 @@ def careless_command(command: Sequence[str], defect: str) -> tuple[str, ...]:
         defect: Name of one of `DEFECTS`.
     """
     after = list(command).index("serve") + 1
-    return (sys.executable, "-m", __name__, defect, *command[after:])
+    return (*python_program(__name__), defect, *command[after:])
 
 
 def _put(owner: object, name: str, value: object) -> None:

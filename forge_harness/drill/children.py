@@ -62,7 +62,7 @@ def program(module: str, *arguments: object) -> list[str]:
     both make system calls that would be counted as the store's.
     """
     base = getattr(sys, "_base_executable", None) or sys.executable
-    command = [os.path.realpath(base), "-S", "-B", "-m", f"forge_harness.drill.{module}"]
+    command = [os.path.realpath(base), "-S", "-B", "-P", "-m", f"forge_harness.drill.{module}"]
     return [*command, *(str(argument) for argument in arguments)]
 
 

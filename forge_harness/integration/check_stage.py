@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from forge_harness.imports import python_program
 from forge_harness.integration.child import Child, Log, describe_status
 from forge_harness.integration.pytest_events import Events
 from forge_harness.paths import suites_dir
@@ -27,7 +27,7 @@ _POLL_S = 0.1
 def pytest_command(paths: Sequence[Path], *options: str) -> list[str]:
     """Returns the command that runs checks with the settings that ship with the suites."""
     suites = suites_dir()
-    base = [sys.executable, "-m", "pytest", "-c", str(suites / "pytest.ini")]
+    base = [*python_program("forge_harness._pytest"), "-c", str(suites / "pytest.ini")]
     base += ["--rootdir", str(suites), "--color=no", "--timeout", f"{DEFAULT_LIMIT_S:g}"]
     return [*base, *options, *map(str, paths)]
 

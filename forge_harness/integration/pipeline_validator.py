@@ -12,6 +12,7 @@ from pathlib import Path
 
 from forge_harness.canonical import canonical_json
 from forge_harness.errors import NothingCollectedError, SubjectError, UsageError
+from forge_harness.imports import python_program
 from forge_harness.integration.check_stage import CheckStage, pytest_command
 from forge_harness.integration.child import Child, Log, describe_status
 from forge_harness.integration.pipeline_child import PROGRESS, write_error
@@ -40,7 +41,7 @@ from forge_harness.types import Outcome, Profile
 SUBJECT_TIMEOUT_S = 300.0
 """Longest time importing the subject may take; torch alone took 13 s on a loaded machine."""
 COLLECT_TIMEOUT_S = 120.0
-_CHILD = (sys.executable, "-m", "forge_harness.integration.pipeline_child")
+_CHILD = (*python_program("forge_harness.integration.pipeline_child"),)
 _POLL_S = 0.1
 _COLLECTED = (0, 5)
 """Exit statuses of a pytest that looked at every file: with tests in them, and without."""

@@ -7,7 +7,6 @@ environment variables before it is imported. `reader_agreement` judges what it c
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from forge_harness.errors import ForgeError, UsageError
+from forge_harness.imports import python_program
 from forge_harness.integration.child import Child, Log, describe_status
 from forge_harness.integration.third_party_child import ARRAYS, READERS, RESULT
 
@@ -194,7 +194,7 @@ def _ask(
     asked.write_text(json.dumps(request), encoding="utf-8")
     module = "forge_harness.integration.third_party_child"
     log = Log(None)
-    status = _run([sys.executable, "-m", module, reader, str(asked), str(out)], log, timeout_s)
+    status = _run([*python_program(module), reader, str(asked), str(out)], log, timeout_s)
     if status is None:
         raise ReaderFailedError(
             f"Reader {reader!r} did not answer within {timeout_s:g} s.{_end(log)}"

@@ -8,7 +8,6 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from forge_harness.errors import GeneratorError, LoadError
+from forge_harness.imports import python_program
 from forge_harness.paths import resolved_path
 
 from .metrics import MEMORY, CountersRefusedError, Server, parse, total
@@ -253,7 +253,7 @@ def server_of(plan: LoadPlan) -> Server:
 
 def locust_command() -> list[str]:
     """Returns the start of the command line of Locust with our locustfile."""
-    return [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--exit-code-on-error", "0"]
+    return [*python_program("locust"), "-f", str(LOCUSTFILE), "--exit-code-on-error", "0"]
 
 
 def child_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -13,6 +13,7 @@ from types import ModuleType
 
 from forge_harness.canonical import file_sha256, sha256_hex, tree_digest
 from forge_harness.errors import SubjectError, nearest, unknown_choice
+from forge_harness.imports import import_from
 from forge_harness.paths import home_path, resolved_path
 from forge_harness.subject.protocols import capabilities_of
 
@@ -136,10 +137,9 @@ def _load_file(path: Path) -> ModuleType:
         raise SubjectError(f"Subject file {str(path)!r} is not a Python file.")
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module
+    import_from(Path.cwd())
     # What a file imports from its own directory must be found as when it is run as a script.
-    directory = str(resolved.parent)
-    if directory not in sys.path:
-        sys.path.append(directory)
+    import_from(resolved.parent)
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:
@@ -151,9 +151,7 @@ def _load_file(path: Path) -> ModuleType:
 
 
 def _import(name: str) -> ModuleType:
-    cwd = str(Path.cwd())
-    if cwd not in sys.path:
-        sys.path.append(cwd)
+    import_from(Path.cwd())
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 from forge_harness import training
+from forge_harness.imports import python_program
 from forge_harness.model import ByteLM
 from forge_harness.protocols import AuditedRequest, ServerSpec, TrainOptions
 from forge_harness.security.audit_events import AuditEvent
@@ -89,7 +89,7 @@ def _trained(task: str) -> training.QATSession:
 
 
 def _command(package: Path, deadline_ms: int) -> tuple[str, ...]:
-    serve = (sys.executable, "-m", "forge_harness", "serve", "--package", str(package))
+    serve = (*python_program("forge_harness"), "serve", "--package", str(package))
     return (*serve, "--port", "0", "--deadline-ms", str(deadline_ms))
 
 

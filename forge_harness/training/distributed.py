@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from forge_harness.errors import ConfigError
+from forge_harness.imports import import_paths, python_program
 from forge_harness.protocols import TrainOptions
 from forge_harness.training.data import DataSource
 from forge_harness.training.ingredients import BuildModel, Loss
@@ -112,7 +113,7 @@ def _run_ranks(directory: Path, ranks: int, timeout_s: float) -> None:
             with output.open("wb") as stream:
                 processes.append(
                     subprocess.Popen(
-                        [sys.executable, "-m", "forge_harness.training.rank", str(directory)],
+                        [*python_program("forge_harness.training.rank"), str(directory)],
                         env=_environment(rank, ranks),
                         # Nothing is written; its end tells the rank that this process is gone.
                         stdin=subprocess.PIPE,
@@ -154,7 +155,7 @@ def _wait(
 def _environment(rank: int, ranks: int) -> dict[str, str]:
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PYTHONPATH": import_paths(),
         "RANK": str(rank),
         "WORLD_SIZE": str(ranks),
         "OMP_NUM_THREADS": "1",

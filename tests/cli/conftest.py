@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from forge_harness.canonical import sha256_hex
 from forge_harness.cli import app
+from forge_harness.imports import python_program
 from forge_harness.integration.recording import Recording
 from forge_harness.policy import CatalogueEntry, Policy
 from forge_harness.record import EvidenceRecord, ItemRecord, SubjectRecord
@@ -53,7 +53,7 @@ def forge() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs the command line in a process of its own."""
 
     def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "forge_harness", *map(str, arguments)]
+        command = [*python_program("forge_harness"), *map(str, arguments)]
         return subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=120, **options
         )

@@ -87,6 +87,24 @@ def test_a_run_is_scored_reported_sealed_and_ends_by_its_verdict(forge, project)
     assert "\x1b" not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_modules_of_the_project_are_found_and_none_stands_in_for_the_library(
+    forge, project, workers
+):
+    for name in ("types", "secrets", "queue"):
+        (project / f"{name}.py").write_text("raise RuntimeError('not the library')")
+    # Of the project's own name, and of an installed package.
+    for name in ("mine_to_use", "networkx"):
+        (project / f"{name}.py").write_text("HERE = True")
+    for file in ("toy.py", "mine/test_mine.py"):
+        text = (project / file).read_text()
+        (project / file).write_text(f"import networkx, mine_to_use, secrets\nnetworkx.HERE\n{text}")
+    done = forge("run", "--run-dir", "out", "--check", "mine.good", "--workers", str(workers))
+    assert (project / "out" / "run.json").exists(), done.stderr
+    (check,) = read_record(project / "out").checks
+    assert check.outcome == "pass", done.stdout
+
+
 def test_flags_beat_the_environment_in_every_process(forge, project):
     done = forge(
         "run",
