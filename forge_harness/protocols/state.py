@@ -35,5 +35,8 @@ class ReadsCheckpoints(Protocol):
     """Reads checkpoints that come from outside."""
 
     def read_checkpoint(self, path: Path) -> None:
-        """Opens a file or directory and reads every tensor; raises ForgeError to refuse it."""
+        """Opens a file or directory and reads every tensor; raises ForgeError to refuse it.
+
+        Formats that it does not know are refused too.
+        """
         ...

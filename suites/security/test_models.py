@@ -23,12 +23,18 @@ def test_hostile_model_refused(subject, evidence, tmp_path):
 
     Each hostile file is opened and read whole, with 1 GiB of memory over what is in use and 20
     seconds; a payload that runs leaves a mark. Oracle: the mark, the limits, no file that appears
-    or is gone outside the place of the file, and that sound files of every format are read by the
-    same call.
+    or is gone outside the place of the file, and that the same call reads a sound file: of five
+    formats those that the subject knows, and the others are refused.
     """
-    read = sum(_outcome(subject, fixtures_dir() / "checkpoints" / name) == "read" for name in SOUND)
-    evidence.equal(
-        "sound_files_read", read, expected=len(SOUND), unit="files", reason=", ".join(SOUND)
+    sound = {name: _outcome(subject, fixtures_dir() / "checkpoints" / name) for name in SOUND}
+    read = [name for name, outcome in sound.items() if outcome == "read"]
+    unread = [name for name in SOUND if name not in read]
+    evidence.at_least(
+        "sound_files_read",
+        len(read),
+        limit=1,
+        unit="files",
+        reason=f"not read: {', '.join(unread)}" if unread else "one of each format",
     )
     canary, outside = tmp_path / "ran", tmp_path / "outside.safetensors"
     outside.write_bytes(
@@ -62,6 +68,7 @@ def test_hostile_model_refused(subject, evidence, tmp_path):
         unit="files",
         reason=", ".join(left[:3]) or "nothing outside the places of the files was touched",
     )
+    outcomes |= {f"sound {name}": outcome for name, outcome in sound.items() if name in unread}
     for what in ("read", "overran", "crashed"):
         names = [name for name, outcome in outcomes.items() if outcome == what]
         evidence.equal(
