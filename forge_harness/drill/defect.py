@@ -55,6 +55,11 @@ class Defect:
     def __post_init__(self) -> None:
         if not self.id.isidentifier():
             raise ValueError(f"Defect {self.id!r}: the id must be an identifier.")
+        if not self.shows.strip():
+            raise ValueError(
+                f"Defect {self.id!r}: shows is {self.shows!r}; expected words of the check's "
+                "reason, without which any reason would do."
+            )
         if not 1 <= self.subtlety <= 5:
             raise ValueError(f"Defect {self.id!r}: subtlety {self.subtlety}; expected 1 to 5.")
 

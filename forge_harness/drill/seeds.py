@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 from forge_harness.drill import defects as shipped
 from forge_harness.drill.defect import Benign, Defect
 from forge_harness.errors import UsageError
-from forge_harness.subject.loader import load_module
+from forge_harness.subject.loader import REFERENCE_SPEC, load_module
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,8 @@ def load_seeds(where: str | None = None) -> Seeds:
 
     Raises:
         SubjectError: The module cannot be imported.
-        UsageError: It holds no seeds, two of one id, or some that cannot be loaded by name.
+        UsageError: It holds no seeds, two of one id, some that cannot be loaded by name, or a
+            variant for which no check would be run.
     """
     if where is None:
         return Seeds(shipped.__name__, shipped.all_defects(), shipped.all_benign())
@@ -47,17 +49,35 @@ def load_seeds(where: str | None = None) -> Seeds:
         )
     if not all(isinstance(each, Benign) for each in benign):
         raise UsageError(f"BENIGN of {where!r} holds what is no forge_harness.drill.defect.Benign.")
-    seeds = [*defects, *benign]
+    _refuse_names([*defects, *benign], where, module)
+    _refuse_idle(benign, defects, where)
+    return Seeds(location, {d.id: d for d in defects}, {b.id: b for b in benign})
+
+
+def _refuse_names(seeds: Sequence[Defect | Benign], where: str, module: ModuleType) -> None:
     ids = [seed.id for seed in seeds]
     for seed in seeds:
-        if ids.count(seed.id) > 1:
-            raise UsageError(f"Two seeds of {where!r} are called {seed.id!r}; give one another id.")
+        if ids.count(seed.id) > 1 or seed.id == REFERENCE_SPEC:
+            what = f"Two seeds of {where!r} are" if seed.id != REFERENCE_SPEC else "A seed is"
+            raise UsageError(f"{what} called {seed.id!r}; give one another id.")
         if getattr(module, seed.id, None) is not seed.subject:
             raise UsageError(
                 f"Seed {seed.id!r} of {where!r} cannot be loaded by name; end the module with "
                 "`__getattr__ = subjects_of(DEFECTS, BENIGN)` (forge_harness.drill.seeds)."
             )
-    return Seeds(location, {d.id: d for d in defects}, {b.id: b for b in benign})
+
+
+def _refuse_idle(benign: Iterable[Benign], defects: Iterable[Defect], where: str) -> None:
+    """Only checks that have seeds are run: a variant for others would accuse nobody, unrun."""
+    checks = {defect.check for defect in defects}
+    names = checks | {check.partition(".")[0] for check in checks}
+    for variant in benign:
+        for name in variant.checks or ("",):
+            if name not in names:
+                raise UsageError(
+                    f"Sound variant {variant.id!r} of {where!r} names {name!r}, for which there is "
+                    f"no seeded defect; expected checks or suites of {sorted(names)}."
+                )
 
 
 def subjects_of(*groups: Iterable[Defect | Benign]) -> Callable[[str], object]:

@@ -149,10 +149,16 @@ def run_suites(
         tell: Told of each subject that was drilled.
 
     Raises:
-        UsageError: The selection names what is not there, or a seed names a check that is not.
+        UsageError: The selection names what is not there, a seed names a check that is not, or
+            a subject is given without seeds of it.
         SubjectError: The user's seeds or subject cannot be loaded.
     """
     chosen, own = selection or Selection(), own or Own()
+    if own.subject is not None and own.seeds is None:
+        raise UsageError(
+            f"Subject {own.subject!r} has no seeds: the shipped ones are seeded in the reference "
+            "subject. Give seeds of your own with --seeds."
+        )
     seeds = load_seeds(own.seeds)
     defects = selected(chosen, seed, seeds)
     policy = _policy(own, profile)

@@ -144,9 +144,7 @@ def _load_file(path: Path) -> ModuleType:
         module_spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise SubjectError(
-            f"Importing subject file {str(path)!r} raised {type(error).__name__}: {error}."
-        ) from error
+        raise SubjectError(f"Importing subject file {str(path)!r} {_raised(error)}") from error
     return module
 
 
@@ -164,9 +162,7 @@ def _import(name: str) -> ModuleType:
             f"Importing subject module {name!r} needs {error.name!r}, which is not installed."
         ) from error
     except Exception as error:
-        raise SubjectError(
-            f"Importing subject module {name!r} raised {type(error).__name__}: {error}."
-        ) from error
+        raise SubjectError(f"Importing subject module {name!r} {_raised(error)}") from error
 
 
 def _attribute(module: ModuleType, attribute: str, spec: str) -> tuple[object, Path | None]:
@@ -189,9 +185,11 @@ def _entry_point(name: str) -> tuple[object, Path | None]:
     try:
         return found[name].load(), None
     except Exception as error:
-        raise SubjectError(
-            f"Loading subject entry point {name!r} raised {type(error).__name__}: {error}."
-        ) from error
+        raise SubjectError(f"Loading subject entry point {name!r} {_raised(error)}") from error
+
+
+def _raised(error: Exception, when: str = "") -> str:
+    return f"raised {type(error).__name__}{when}: {str(error).rstrip('.')}."
 
 
 def _instantiate(target: object, spec: str) -> object:
@@ -200,6 +198,4 @@ def _instantiate(target: object, spec: str) -> object:
     try:
         return target()
     except Exception as error:
-        raise SubjectError(
-            f"Subject {spec!r} raised {type(error).__name__} when called: {error}."
-        ) from error
+        raise SubjectError(f"Subject {spec!r} {_raised(error, ' when called')}") from error

@@ -125,6 +125,10 @@ def test_without_its_directory_the_check_is_not_known(project, forge):
         ("BENIGN = (", "BENIGN = (1, ", "BENIGN of"),
         ('seed("rude", Rude)', 'seed("mumbling", Rude)', "Two seeds"),
         ('id="loud"', 'id="rude"', "Two seeds"),
+        ('seed("rude"', 'seed("reference"', "called 'reference'"),
+        ('id="loud"', 'id="reference"', "called 'reference'"),
+        ('checks=("mine",)', 'checks=("mine.greet",)', "'loud' of .* names 'mine.greet'"),
+        ('checks=("mine",)', "checks=()", "'loud' of .* names ''"),
         ("__getattr__ = subjects_of(DEFECTS, BENIGN)", "", "'rude' of"),
     ],
 )
@@ -135,6 +139,20 @@ def test_a_module_of_no_use_is_refused(project, old, new, said):
     (project / "seeds.py").write_text(text)
     with pytest.raises(UsageError, match=said):
         load_seeds(str(project / "seeds.py"))
+
+
+def test_a_seed_that_any_reason_would_kill_is_refused(project):
+    text = (project / "seeds.py").read_text()
+    (project / "seeds.py").write_text(text.replace('shows="greeting is"', 'shows=" "'))
+    with pytest.raises(SubjectError, match=r"'rude': shows is ' '.*any reason would do\.$"):
+        load_seeds(str(project / "seeds.py"))
+
+
+def test_the_shipped_seeds_are_not_those_of_another_subject(project, forge):
+    done = forge("drill", "suites", "--subject", "mine.py:Mine", "--sample", "1", cwd=project)
+    assert done.returncode == 4
+    assert "'mine.py:Mine' has no seeds" in done.stderr
+    assert "--seeds" in done.stderr
 
 
 def test_a_module_that_is_not_there_is_refused(tmp_path):
