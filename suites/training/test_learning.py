@@ -60,9 +60,9 @@ def test_overfit_one_batch(subject, evidence):
     be for these targets (0, but where labels are smoothed). A lost estimator, frozen layers or
     shuffled labels stay above half; the reference is below a thousandth. A rate made for long runs
     may be too low for 60 steps: then the lowest of 1, 3, 10 and 30 times it counts at which the
-    full-precision twin learns them, or the next, as ternary training needs more. What a session
-    descends that is not `BuildsModel.loss` has no known least value: then every answer must be
-    right.
+    full-precision twin learns them, or the next, as ternary training needs more; where it learns
+    them at none, 240 steps are taken. What a session descends that is not `BuildsModel.loss` has no
+    known least value: then every answer must be right.
     """
     task = only_cheapest(subject, evidence)
     ids = samples_of_targets(subject, task)
@@ -77,9 +77,15 @@ def test_overfit_one_batch(subject, evidence):
         reason="every step uses the batch that was asked for",
     )
     if not descends_loss(subject, task, options):
+        right = right_answers(subject, session, task, ids)
+        if math.isnan(right):
+            pytest.skip(
+                f"the session descends another loss than the subject's, and which answers the "
+                f"model of {task} gives does not show in its outputs: return a logit a class"
+            )
         evidence.at_least(
             "right_answers",
-            right_answers(subject, session, task, ids),
+            right,
             limit=1.0,
             reason="share of the batch; the session descends another loss than the subject's, "
             f"whose last over first is {records[-1].loss / records[0].loss:.3g}",
@@ -87,15 +93,15 @@ def test_overfit_one_batch(subject, evidence):
         return
     least = least_loss(subject, task, ids)
     losses = [record.loss - least for record in records]
-    multiple = 1
+    taken, multiple = STEPS, 1
     if not is_learned(losses):
-        multiple, losses = learned_at(subject, task, options, least)
+        taken, multiple, losses = learned_at(subject, task, options, least)
     evidence.at_most(
         "loss_ratio",
         losses[-1] / losses[0],
         limit=LEARNED_BY_HEART,
         reason=f"last over first loss of {several(len(ids), 'sample')}, above the least there is, "
-        f"{least:.3g}, at {multiple} times the recipe's rate",
+        f"{least:.3g}, in {taken} steps at {multiple} times the recipe's rate",
         samples=[loss for loss in losses if math.isfinite(loss)],
     )
 

@@ -249,6 +249,19 @@ class MadeForLongRuns(foreign.Words):
         )
 
 
+class DrawnSmall(foreign.Words):
+    """Weights as Hugging Face draws them, tied: neither arm learns in 60 steps, at any rate."""
+
+    def build_model(self, task, *, seed):
+        model = super().build_model(task, seed=seed)
+        model.head.weight = model.embed.weight
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(0.02 / parameter.std())
+        return model
+
+
 class Padded(foreign.Words):
     """Lines of unequal length, padded to the longest of their batch; the last token is no input."""
 
@@ -370,6 +383,7 @@ SOUND = [
     (foreign.Words, "data.splits_disjoint"),
     (foreign.Words, "training.overfit_one_batch"),
     (MadeForLongRuns, "training.overfit_one_batch"),
+    (DrawnSmall, "training.overfit_one_batch"),
     (BetweenTwoRates, "training.overfit_one_batch"),
     (PaddedBeyond, "training.overfit_one_batch"),
     (CutOff, "training.overfit_one_batch"),
