@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -56,8 +57,16 @@ def describe(item: pytest.Item, call: pytest.CallInfo[Any]) -> Raised | None:
             return Raised("timeout", f"timed out after {float(timeout[1]):g} s")
         return Raised("assertion", first_line(str(error)) or "failed")
     if isinstance(error, AssertionError):
-        return Raised("assertion", first_line(str(error)) or "assertion failed")
-    return Raised("exception", first_line(f"{type(error).__name__}: {error}"))
+        said = first_line(str(error)) or f"assertion failed in {_place(call.excinfo)}"
+        return Raised("assertion", said)
+    said = str(error).strip() or f"raised in {_place(call.excinfo)}"
+    return Raised("exception", first_line(f"{type(error).__name__}: {said}"))
+
+
+def _place(raised: pytest.ExceptionInfo[BaseException]) -> str:
+    """Where an error without words of its own came from, which is all there is to say of it."""
+    last = raised.traceback[-1]
+    return f"{last.name} ({Path(last.path).name}:{last.lineno + 1})"
 
 
 def first_line(text: str) -> str:

@@ -210,6 +210,30 @@ EXPECTED = {
 }
 
 
+WORDLESS = """
+import json, pytest
+class Mine:
+    def evaluate(self):
+        raise NotImplementedError
+@pytest.mark.forge_check("data.alpha", title="x", severity="high")
+def test_exception(evidence):
+    evidence.record("x", 1)
+    Mine().evaluate()
+@pytest.mark.forge_check("data.alpha", title="x", severity="high")
+def test_assertion(evidence):
+    evidence.record("x", 1)
+    raise AssertionError
+"""
+
+
+def test_an_error_without_words_is_named_by_its_place(told):
+    items = told(WORDLESS).items
+    assert {name: item["reason"] for name, item in items.items()} == {
+        "test_exception": "NotImplementedError: raised in evaluate (test_it.py:6)",
+        "test_assertion": "assertion failed in test_assertion (test_it.py:14)",
+    }
+
+
 def test_each_end_has_its_outcome(told):
     run = told(SOURCE)
     found = {name: (item["outcome"], item["reason"]) for name, item in run.items.items()}
