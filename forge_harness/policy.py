@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import codecs
 import tomllib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -222,6 +223,8 @@ def _refuse_misfits(file: Path, own: dict[str, Any], shipped: Iterable[str]) -> 
             raise ConfigError(
                 f"{file}: {key} is {described(value)}; expected a table [{key}].", key=key
             )
+    for table in ("thresholds", "units"):
+        _refuse_a_name_twice(file, table, own.get(table, {}))
     thresholds = set(shipped)
     sections = {name.partition(".")[0] for name in thresholds}
     added = _flatten(own.get("thresholds", {}))
@@ -232,6 +235,17 @@ def _refuse_misfits(file: Path, own: dict[str, Any], shipped: Iterable[str]) -> 
     for name in _flatten(own.get("units", {})):
         if name not in stems:
             raise ConfigError(f"{file}: {unknown_choice('unit', name, stems)}", key=name)
+
+
+def _refuse_a_name_twice(file: Path, table: str, values: dict[str, Any]) -> None:
+    counted = Counter(name for name, _ in _named(values))
+    for name, times in counted.items():
+        if times > 1:
+            raise ConfigError(
+                f"{file}: {table}.{name} is stated {times} times, in quotes and in a table; keep "
+                "one of them.",
+                key=name,
+            )
 
 
 def _overlay(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
@@ -245,14 +259,17 @@ def _overlay(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flatten(table: dict[str, Any]) -> dict[str, Any]:
+    return dict(_named(table))
+
+
+def _named(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted name, value); a name in quotes may have dots, and come a second time."""
     for key, value in table.items():
         if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            yield from _named(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            yield f"{prefix}{key}", value
 
 
 def described(value: object) -> str:

@@ -5,7 +5,7 @@ Everything a report shows is derived from this record and the policy beside it.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -32,7 +32,8 @@ def _zoned(text: str) -> str:
     expected = "expected a time with its zone, such as 2026-01-02T03:04:05Z"
     try:
         found = datetime.fromisoformat(text)
-    except ValueError:
+        found.astimezone(UTC)  # of the first and the last day not in every zone
+    except (ValueError, OverflowError):
         raise ValueError(f"{text!r} is no time; {expected}") from None
     if found.tzinfo is None:
         raise ValueError(f"{text!r} has no time zone; {expected}")

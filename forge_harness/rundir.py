@@ -194,11 +194,20 @@ class RunDirectory:
 
 
 def check_is_free(path: Path) -> None:
-    """Refuses a path that holds anything.
+    """Refuses a path that holds anything, or lies within a run, which it would damage.
 
     Raises:
-        RunDirectoryError: With what is there.
+        RunDirectoryError: With what is there, or around it.
     """
+    _refuse_content(path)
+    if around := run_around(path):
+        raise RunDirectoryError(
+            f"Run directory {path} lies within a run ({around}), which would no longer verify; "
+            "choose a place outside of it."
+        )
+
+
+def _refuse_content(path: Path) -> None:
     try:
         names = sorted(entry.name for entry in path.iterdir())
     except FileNotFoundError:

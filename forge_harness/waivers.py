@@ -37,13 +37,22 @@ def _waiver(where: str, row: dict[str, Any]) -> Waiver:
         # Here and not in the record's schema: what an earlier release recorded must still verify.
         if isinstance(value, str) and not value.strip():
             raise ConfigError(f"{where}: {key} is empty; expected text.", key=key)
+    if "expires" in values and not _is_day(values["expires"]):
+        raise ConfigError(
+            f"{where}: expires is {values['expires']!r}; expected a day such as 2026-12-31.",
+            key="expires",
+        )
     try:
-        waiver = Waiver.model_validate(values)
-        date.fromisoformat(waiver.expires)
+        return Waiver.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{where}: {key}: {first['msg']}.", key=key) from error
-    except ValueError as error:
-        raise ConfigError(f"{where}: expires: {error}.", key="expires") from error
-    return waiver
+
+
+def _is_day(value: object) -> bool:
+    """Whether a value is a day as text compares it: 20261231 is one day and another text."""
+    try:
+        return isinstance(value, str) and date.fromisoformat(value).isoformat() == value
+    except ValueError:
+        return False

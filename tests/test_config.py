@@ -180,6 +180,8 @@ def test_a_variable_that_is_not_in_capitals_does_not_win_over_the_one_that_is():
     error = refused(environ=environ)
     assert error.suggestion == "run.seed"
     assert "(FORGE_HARNESS_run_seed, which is not in capitals)" in str(error)
+    for name in ("forge_harness_run_seed", "Forge_Harness_RUN_SEED"):
+        assert f"({name}, which is not in capitals)" in str(refused(environ={name: "3"}))
     # Of an open section as well.
     assert "DECLARED_gpu" in str(refused(environ={"FORGE_HARNESS_DECLARED_gpu": "none"}))
 
@@ -396,6 +398,16 @@ def test_an_unusable_file_is_refused(tmp_path, name, content, sentence):
 def test_a_table_of_ours_that_is_none_is_not_passed_over(tmp_path):
     (tmp_path / "pyproject.toml").write_text("tool.forge-harness = 3\n")
     assert "tool.forge-harness is 3" in str(refused(cwd=tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name", ["forge_harness", "forgeharness", "Forge-Harness", "bitnet-forge-harness"]
+)
+def test_a_table_of_another_spelling_is_not_passed_over(tmp_path, name):
+    (tmp_path / "pyproject.toml").write_text(f"[tool.{name}.run]\nseed = 4\n")
+    error = refused(cwd=tmp_path)
+    assert f"[tool.{name}] in {tmp_path / 'pyproject.toml'} is not read" in str(error)
+    assert "name it [tool.forge-harness]." in str(error)
 
 
 def test_text_that_is_not_unicode_is_refused():

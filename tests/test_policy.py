@@ -95,6 +95,11 @@ def test_formatting_does_not_move_the_digest(tmp_path):
         ("[severity_weights]\nhigh = -1\n", r"toml: severity_weights.high is -1; expected a pos"),
         ("[suite_weights]\ndata = 0\n", r"toml: suite_weights.data is 0; expected a positive int"),
         (f"[suite_weights]\ndata = {'9' * 5000}\n", "is not valid TOML"),
+        (
+            "[thresholds]\n'gates.accuracy.at_least' = 0.1\n[thresholds.gates]\n"
+            "accuracy.at_least = 0.9\n",
+            "thresholds.gates.accuracy.at_least is stated 2 times, in quotes and in a table; keep",
+        ),
     ],
 )
 def test_a_bad_policy_is_refused_by_key(tmp_path, text, message):

@@ -228,6 +228,16 @@ def test_what_is_there_is_left_alone(tmp_path, make, sentence):
     assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.parametrize("name", ["part", "deeper/part", "link/part"])
+def test_a_place_within_a_run_is_refused(sealed, name):
+    """A file its manifest does not name is damage to a run that was sound."""
+    (sealed.parent / "link").symlink_to(sealed)
+    where = (sealed.parent if name.startswith("link") else sealed) / name
+    with pytest.raises(RunDirectoryError, match=r"lies within a run .*choose a place outside"):
+        start(where)
+    assert check_manifest(sealed) == []
+
+
 def test_an_empty_directory_is_used(tmp_path):
     (tmp_path / "run").mkdir()
     start(tmp_path / "run")

@@ -33,6 +33,8 @@ _BOOLEANS = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
     **dict.fromkeys(("0", "false", "no", "off"), False),
 }
+_SEPARATORS = re.compile(r"[-_.]")
+_SPELLINGS = ("forgeharness", "bitnetforgeharness")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,4000}")
 
 
@@ -96,8 +98,11 @@ def from_file(tables: Mapping[str, Any], name: str) -> Iterator[tuple[str, Given
 
 
 def configuration_variables(environ: Mapping[str, str]) -> list[str]:
-    """Returns the names of the variables that are configuration, sorted."""
-    return sorted(n for n in environ if n.startswith(ENV_PREFIX) and n not in ENV_RESERVED)
+    """Returns the names of the variables that are configuration, sorted.
+
+    Those of our prefix in any case: to pass one over that is not in capitals would be silence.
+    """
+    return sorted(n for n in environ if n.upper().startswith(ENV_PREFIX) and n not in ENV_RESERVED)
 
 
 def from_environment(
@@ -167,7 +172,7 @@ def _split_name(variable: str, sections: Collection[str]) -> str:
 
     One that is not in capitals is a typo too: it and the one that is would name one key.
     """
-    rest = variable.removeprefix(ENV_PREFIX)
+    rest = variable[len(ENV_PREFIX) :]
     if not variable.isupper():
         return rest
     rest = rest.lower()
@@ -187,10 +192,14 @@ def project_table(path: Path) -> dict[str, Any] | None:
     """Returns [tool.forge-harness] of a pyproject.toml, or None where it has none.
 
     Raises:
-        ConfigError: The file is not TOML, or what goes by the name is no table.
+        ConfigError: The file is not TOML, or what goes by the name, or one like it, is no table of
+            ours.
     """
     tool = _read_toml(path).get("tool", {})
-    if not isinstance(tool, dict) or PROJECT_TABLE not in tool:
+    if not isinstance(tool, dict):
+        return None
+    _refuse_other_spellings(tool, path)
+    if PROJECT_TABLE not in tool:
         return None
     table = tool[PROJECT_TABLE]
     if not isinstance(table, dict):
@@ -200,6 +209,16 @@ def project_table(path: Path) -> dict[str, Any] | None:
             key=f"tool.{PROJECT_TABLE}",
         )
     return table
+
+
+def _refuse_other_spellings(tool: Mapping[str, Any], path: Path) -> None:
+    """The names of the package as it is imported and installed come to mind, and are not read."""
+    for name in tool:
+        if name != PROJECT_TABLE and _SEPARATORS.sub("", name.lower()) in _SPELLINGS:
+            raise ConfigError(
+                f"[tool.{name}] in {path} is not read; name it [tool.{PROJECT_TABLE}].",
+                key=f"tool.{name}",
+            )
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -60,6 +60,8 @@ class GgmlLibrary:
     """
 
     def __init__(self, path: Path) -> None:
+        # A name without a directory would be looked for in those of the system.
+        path = path.absolute()
         cpu = _find(path, "libggml-cpu.so")
         base = _find(cpu.parent if path.is_file() else path, "libggml-base.so")
         try:

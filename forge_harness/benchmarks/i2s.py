@@ -40,7 +40,8 @@ class I2sLibrary:
 
     def __init__(self, path: Path) -> None:
         try:
-            library = ctypes.CDLL(str(path))
+            # A name without a directory would be looked for in those of the system.
+            library = ctypes.CDLL(str(path.absolute()))
         except OSError as error:
             raise UsageError(
                 f"{path} cannot be loaded ({error}); expected a shared library of bitnet.cpp's "

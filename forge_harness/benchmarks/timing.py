@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import resource
 import statistics
 import time
@@ -28,12 +29,14 @@ class Timed:
         calls: Calls in a batch.
         seconds: Seconds a call, one entry a round; rounds of all candidates correspond.
         disturbed: Whether another process took the core during the batch.
+        processor: Seconds of processor time a call, of all threads of this process together.
     """
 
     name: str
     calls: int
     seconds: list[float] = field(default_factory=list)
     disturbed: list[bool] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
 
     @property
     def median(self) -> float:
@@ -78,6 +81,16 @@ def ratio_name(slower: str, faster: str) -> str:
     return f"{slower} / {faster}"
 
 
+def in_one_thread(timed: Timed) -> Timed:
+    """Returns what a candidate would take at least with one thread, whatever number it used.
+
+    Threads that a library of its own starts know nothing of torch's limit: the work of all of them
+    counts, and so does time in which none works.
+    """
+    seconds = [max(pair) for pair in zip(timed.seconds, timed.processor, strict=True)]
+    return dataclasses.replace(timed, seconds=seconds)
+
+
 def _clean_pairs(a: Timed, b: Timed) -> list[bool]:
     return [not (x or y) for x, y in zip(a.disturbed, b.disturbed, strict=True)]
 
@@ -102,10 +115,11 @@ def interleave(
             call, timed = candidates[name], found[name]
             time.sleep(rest)
             switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-            start = time.perf_counter()
+            used, start = time.process_time(), time.perf_counter()
             for _ in range(timed.calls):
                 call()
             timed.seconds.append((time.perf_counter() - start) / timed.calls)
+            timed.processor.append((time.process_time() - used) / timed.calls)
             after = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
             timed.disturbed.append(after != switches)
     return found

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from forge_harness.cli.options import WholeNumber, examples, json_option
+from forge_harness.cli.options import NamedPath, WholeNumber, examples, json_option
 from forge_harness.cli.terminal import echo_json, say, several, table
 from forge_harness.errors import AuditError, ExitCode, UsageError
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _MOST = 2**63 - 1
 """Of records; SQLite counts no further."""
-_path = click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+_path = click.argument("path", metavar="FILE", type=NamedPath())
 
 
 @click.group(
@@ -74,12 +74,12 @@ def tail_command(path: Path, count: int, as_json: bool) -> int:
 )
 @click.option(
     "--heads",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=NamedPath(dir_okay=False),
     help="Signed heads (FILE.heads).",
 )
 @click.option(
     "--newest",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=NamedPath(exists=True, dir_okay=False),
     help="A head kept elsewhere: the last line of the file of heads, as it was.",
 )
 @json_option

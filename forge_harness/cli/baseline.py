@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from forge_harness.cli.gate import accepted, admitted
-from forge_harness.cli.options import check_target, examples, json_option
+from forge_harness.cli.options import NamedPath, check_target, examples, json_option
 from forge_harness.cli.summary import score_sentence
 from forge_harness.cli.terminal import echo_json, printable, several, shown
 from forge_harness.errors import ForgeError, UsageError, VerificationError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from forge_harness.record import RunRecord
 
 _FILE = "forge-baseline.json"
-_PATH = click.Path(path_type=Path)
+_PATH = NamedPath()
 
 
 @click.group(

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import click
 
 from forge_harness.canonical import canonical_json
-from forge_harness.durable import write_durably
+from forge_harness.cli.options import NamedPath
+from forge_harness.durable import is_written_through, write_durably
 from forge_harness.errors import ExitCode, UsageError
 
 from .options import WholeNumber, check_target, examples
@@ -55,19 +56,19 @@ def bench_group() -> None:
     "--ggml",
     "ggml_path",
     metavar="PATH",
-    type=click.Path(exists=True, path_type=Path),
+    type=NamedPath(exists=True),
     help="Also time TQ2_0 of this build of ggml: libggml-cpu.so, or a directory above it.",
 )
 @click.option(
     "--i2s",
     "i2s_path",
     metavar="FILE",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=NamedPath(exists=True, dir_okay=False),
     help="Also time I2_S of this shared library of bitnet.cpp's ggml-bitnet-mad.cpp (one thread).",
 )
 @click.option("--inductor", is_flag=True, help="Also time torch.compile with frozen bf16 weights.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything here.")
-@click.option("--plot", "plot_file", type=click.Path(path_type=Path), help="Write an SVG here.")
+@click.option("--json", "json_file", type=NamedPath(), help="Write everything here.")
+@click.option("--plot", "plot_file", type=NamedPath(), help="Write an SVG here.")
 def kernels_command(
     shapes: tuple[str, ...],
     tokens: tuple[int, ...],
@@ -103,6 +104,8 @@ def kernels_command(
         _say_hot_only(sizes)
     for target in (json_file, plot_file):
         check_target(target)
+    if json_file is not None and plot_file is not None:
+        _check_apart(json_file, plot_file)
     started = datetime.now(UTC)
     rows: list[Row] = []
     with interrupted_once():
@@ -125,6 +128,14 @@ def kernels_command(
             if rows:
                 _show_products(rows, len(cases), started, json_file, plot_file)
     return ExitCode.PASS
+
+
+def _check_apart(json_file: Path, plot_file: Path) -> None:
+    if json_file.resolve() == plot_file.resolve() and not is_written_through(json_file):
+        raise UsageError(
+            f"--json and --plot are both {json_file}; expected two files: the second would replace "
+            "the first."
+        )
 
 
 def _show_products(
@@ -175,7 +186,7 @@ def _shown_at_last(table: str) -> Iterator[None]:
 @click.option("--prompt", default=128, type=_PROMPT, help="Tokens in front.")
 @click.option("--threads", multiple=True, type=_THREADS, help="Repeatable.")
 @click.option("--rounds", default=11, type=WholeNumber(min=6), help="Batches of a contender.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything here.")
+@click.option("--json", "json_file", type=NamedPath(), help="Write everything here.")
 def lm_command(
     width: int,
     layers: int,
@@ -221,7 +232,7 @@ def lm_command(
 @click.option("--rounds", default=15, type=WholeNumber(min=6), help="Steps of a contender.")
 @click.option("--compiled", is_flag=True, help="Also time each through torch.compile (minutes).")
 @click.option("--torchao", "with_torchao", is_flag=True, help="Also time torchao's training.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything here.")
+@click.option("--json", "json_file", type=NamedPath(), help="Write everything here.")
 def train_command(
     width: int,
     layers: int,
@@ -271,14 +282,14 @@ def train_command(
 @click.option(
     "--dir",
     "place",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    type=NamedPath(file_okay=False, exists=True),
     default=Path(),
     help="A directory on the disk to measure (default: here).",
 )
 @click.option("--blob-mib", default=1024, type=WholeNumber(min=1), help="Large content.")
 @click.option("--states", default=10_000, type=WholeNumber(min=1), help="In the opened store.")
 @click.option("--rounds", default=7, type=WholeNumber(min=6), help="Turns of a candidate.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything here.")
+@click.option("--json", "json_file", type=NamedPath(), help="Write everything here.")
 def store_command(
     place: Path, blob_mib: int, states: int, rounds: int, json_file: Path | None
 ) -> int:
@@ -320,13 +331,13 @@ def store_command(
 @click.option(
     "--dir",
     "place",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    type=NamedPath(file_okay=False, exists=True),
     default=Path(),
     help="A directory on the disk to measure (default: here).",
 )
 @click.option(
     "--source",
-    type=click.Path(path_type=Path, exists=True),
+    type=NamedPath(exists=True),
     help="Checkpoint to convert (default: random codes in the shapes of a 7B model).",
 )
 @click.option(
@@ -334,7 +345,7 @@ def store_command(
 )
 @click.option("--blocks", default=2, type=WholeNumber(min=1), help="Blocks of the random model.")
 @click.option("--rounds", default=7, type=WholeNumber(min=6), help="Turns of a candidate.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything here.")
+@click.option("--json", "json_file", type=NamedPath(), help="Write everything here.")
 def convert_command(
     place: Path,
     source: Path | None,

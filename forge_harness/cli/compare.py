@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from forge_harness.cli.gate import accepted, admitted
-from forge_harness.cli.options import examples, json_option
+from forge_harness.cli.options import NamedPath, examples, json_option
 from forge_harness.cli.summary import score_sentence
 from forge_harness.cli.terminal import echo_json, printable, table
 from forge_harness.errors import ExitCode
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from forge_harness.record import RunRecord
     from forge_harness.report.model import Change, Changes
 
-_DIRECTORY = click.Path(path_type=Path)
+_DIRECTORY = NamedPath()
 
 
 @click.command(

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from forge_harness.cli.checkpoints import read_options, reading_options
-from forge_harness.cli.options import examples, json_option
+from forge_harness.cli.options import NamedPath, examples, json_option
 from forge_harness.cli.terminal import echo_json
 from forge_harness.errors import ExitCode, UsageError, several
 
@@ -30,8 +30,8 @@ _CHOICES = {"hf_scale": "hf-packed", "gguf_scale": "gguf-", "master_dtype": "hf-
         "forge-harness convert checkpoints/bitnet-2b bitnet.gguf --to gguf-tq2_0",
     ),
 )
-@click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
-@click.argument("destination", metavar="DST", type=click.Path(path_type=Path))
+@click.argument("source", metavar="SRC", type=NamedPath())
+@click.argument("destination", metavar="DST", type=NamedPath())
 @click.option("--to", required=True, type=click.Choice(FORMATS), help="Format to write.")
 @click.option(
     "--hf-scale",

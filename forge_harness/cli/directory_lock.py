@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from forge_harness.cli.terminal import say
 from forge_harness.errors import UsageError
 from forge_harness.forks import Lockable
 
@@ -49,19 +50,44 @@ def alone_in(path: Path) -> Iterator[None]:
     """Waits until no other process writes reports into a run, and keeps others out meanwhile.
 
     Of two at once each would seal what the other is about to replace. Does nothing where there is
-    no directory, or the file system has no locks.
+    no directory, or the file system has no locks. Whoever holds one run must not wait for another.
     """
+    with _locked(path, fcntl.LOCK_EX):
+        yield
+
+
+@contextmanager
+def unwritten(path: Path) -> Iterator[None]:
+    """Waits until no other process writes reports into a run, and keeps writers out meanwhile.
+
+    Between the first new report and the new manifest a run does not verify, and is sound all the
+    same. Any number read at once; otherwise as `alone_in`.
+    """
+    with _locked(path, fcntl.LOCK_SH):
+        yield
+
+
+@contextmanager
+def _locked(path: Path, how: int) -> Iterator[None]:
     try:
         held = Lockable(os.open(path, os.O_RDONLY | os.O_DIRECTORY))
     except OSError:
         yield  # whoever reads the run says what is wrong with it
         return
     try:
-        with suppress(OSError):
-            fcntl.flock(held.descriptor, fcntl.LOCK_EX)
+        _wait(held.descriptor, how, path)
         yield
     finally:
         held.close()
+
+
+def _wait(held: int, how: int, path: Path) -> None:
+    with suppress(OSError):  # A file system without locks has nothing to wait for.
+        try:
+            fcntl.flock(held, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"Waiting: another process reads the run in {path}, or writes reports into it.")
+            fcntl.flock(held, how)
 
 
 def _make(path: Path) -> list[Path]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from forge_harness.canonical import canonical_json
+from forge_harness.cli.options import NamedPath
 from forge_harness.durable import write_durably
 from forge_harness.errors import ExitCode
 
@@ -59,7 +60,7 @@ drill_group.add_command(suites_command)
 @click.option(
     "--json",
     "json_file",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="FILE",
     help="Write it all here.",
 )
@@ -82,10 +83,10 @@ def storage_command(
     cannot run here is not measured, with the reason.
     """
     from forge_harness.drill.storage import MUTANTS, run_storage
-    from forge_harness.drill.target import OWN_STORE, opener_of
+    from forge_harness.drill.target import OWN_STORE, require_opens
     from forge_harness.integration.stops import interrupted_once
 
-    opener_of(opener or OWN_STORE)
+    require_opens(opener or OWN_STORE)
     check_target(json_file)
     # Ended otherwise, it would leave its disks mounted.
     with interrupted_once(), counted(quiet) as tell:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from forge_harness.canonical import canonical_json
+from forge_harness.cli.options import NamedPath
 from forge_harness.durable import write_durably
 from forge_harness.errors import ExitCode
 from forge_harness.paths import resolved_path
@@ -58,7 +59,7 @@ _EXITS = {
     "--suite-path",
     "suite_paths",
     multiple=True,
-    type=click.Path(path_type=Path, exists=True),
+    type=NamedPath(exists=True),
     metavar="DIR",
     help="Directory of your own checks (repeatable).",
 )
@@ -68,9 +69,7 @@ _EXITS = {
 @click.option("--list", "only_list", is_flag=True, help="List the seeded defects; run nothing.")
 @click.option("--jobs", type=WholeNumber(min=1), metavar="N", help="Processes; one a core.")
 @click.option("--seed", default=0, type=WholeNumber(min=0), metavar="N", help="Random choices.")
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write it here."
-)
+@click.option("--json", "json_file", type=NamedPath(), metavar="FILE", help="Write it here.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def suites_command(
     stages: tuple[str, ...],

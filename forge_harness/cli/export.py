@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from forge_harness.cli.checkpoints import read_options, reading_options
-from forge_harness.cli.options import examples, json_option
+from forge_harness.cli.options import NamedPath, examples, json_option
 from forge_harness.cli.terminal import echo_json, several, table
 from forge_harness.errors import ExitCode, UsageError
 from forge_harness.paths import is_utf8, resolved_path
@@ -31,11 +31,11 @@ MANIFEST = "baking-manifest.json"
         "forge-harness export --fleet --out packages",
     ),
 )
-@click.argument("sources", metavar="[SOURCE]...", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("sources", metavar="[SOURCE]...", nargs=-1, type=NamedPath())
 @click.option(
     "--out",
     required=True,
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="DIR",
     help="New directory: the package, or one directory a package for several sources.",
 )

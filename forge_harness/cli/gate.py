@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from forge_harness.cli.directory_lock import unwritten
 from forge_harness.cli.github import (
     annotation_commands,
     append_summary,
@@ -100,13 +101,10 @@ def gate_command(
     """
     from forge_harness.scoring import policy_line
 
-    record, policy = admitted(directory)
-    if pinned is not None and policy.digest != pinned:
-        raise VerificationError(
-            f"Refused: the run in {directory} was scored under policy {policy.digest}, not under "
-            f"{pinned} (--policy-digest); run it under that policy, or pin this one after a review."
-        )
-    open_pages = unverified_pages(directory, record, policy)
+    with unwritten(directory):
+        record, policy = admitted_here(directory)
+        _refuse_another_policy(directory, policy, pinned)
+        open_pages = unverified_pages(directory, record, policy)
     baseline = None if accepted_at is None else accepted(accepted_at)
     code = decide(record, fail_on)
     lines = [*verdict_lines(record), printable(policy_line(policy))]
@@ -132,14 +130,28 @@ def gate_command(
     return code
 
 
+def _refuse_another_policy(directory: Path, policy: Policy, pinned: str | None) -> None:
+    if pinned is not None and policy.digest != pinned:
+        raise VerificationError(
+            f"Refused: the run in {directory} was scored under policy {policy.digest}, not under "
+            f"{pinned} (--policy-digest); run it under that policy, or pin this one after a review."
+        )
+
+
 def admitted(directory: Path) -> tuple[RunRecord, Policy]:
-    """Reads a run that may be gated.
+    """Reads a run that may be gated, while nobody writes reports into it.
 
     Raises:
         RunDirectoryError: There is no run in the directory.
         UnfinishedRunError: The run did not end.
         VerificationError: The directory does not hold what it claims to hold.
     """
+    with unwritten(directory):
+        return admitted_here(directory)
+
+
+def admitted_here(directory: Path) -> tuple[RunRecord, Policy]:
+    """Reads a run as `admitted` does, for whoever holds it already."""
     from forge_harness.errors import RunDirectoryError
     from forge_harness.scoring import verify_run
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from forge_harness.cli.terminal import printable
 from forge_harness.record import CheckRecord, ItemRecord, RunRecord
 from forge_harness.scoring.verdict import MEASURED_BAD, blocking_reasons
 from forge_harness.types import UNKNOWN_CHECK, Outcome, Severity, Verdict
@@ -79,8 +80,10 @@ def _command(kind: str, title: str, message: str) -> str:
 
 
 def _message(text: str) -> str:
-    # The escapes of actions/toolkit, packages/core/src/command.ts.
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    # What would hide or turn around other text is shown as on a terminal; the rest are the escapes
+    # of actions/toolkit, packages/core/src/command.ts.
+    shown = "\n".join(printable(line) for line in text.replace("\r\n", "\n").split("\n"))
+    return shown.replace("%", "%25").replace("\n", "%0A")
 
 
 def _property(text: str) -> str:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from forge_harness.cli.history_text import breaks_between, refused_lines, rescored_lines, trend
-from forge_harness.cli.options import check_target, config_option, examples, json_option, load
+from forge_harness.cli.options import (
+    NamedPath,
+    check_target,
+    config_option,
+    examples,
+    json_option,
+    load,
+)
 from forge_harness.cli.terminal import echo_json, say, shown
 
 if TYPE_CHECKING:
@@ -23,9 +30,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def _runs_argument(command: _Command) -> _Command:
-    return click.argument(
-        "directories", metavar="[DIR]...", nargs=-1, type=click.Path(path_type=Path)
-    )(command)
+    return click.argument("directories", metavar="[DIR]...", nargs=-1, type=NamedPath())(command)
 
 
 @click.group(
@@ -84,7 +89,7 @@ def show_command(directories: tuple[Path, ...], config_file: Path | None, as_jso
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="FILE",
     help="Write here instead of to standard output; outside of any run.",
 )
@@ -123,7 +128,7 @@ def export_command(
     "--policy",
     "policy_file",
     required=True,
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="FILE",
     help="As for `run`: TOML laid over the shipped policy, or the policy.json of a run.",
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from forge_harness.cli.options import examples
+from forge_harness.cli.options import NamedPath, examples
 from forge_harness.errors import RunDirectoryError, UsageError
 
 CHECK_PATH = "forge_checks/test_example.py"
@@ -85,7 +85,7 @@ jobs:
 @click.command(
     "init", epilog=examples("forge-harness init", "forge-harness init path/to/my_project")
 )
-@click.argument("directory", metavar="[DIR]", default=".", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="[DIR]", default=".", type=NamedPath())
 def init_command(directory: Path) -> None:
     """Write forge.toml, an example check and a GitHub Actions workflow into DIR.
 

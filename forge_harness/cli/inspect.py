@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from forge_harness.cli.checkpoints import read_options, reading_options
-from forge_harness.cli.options import examples, json_option
+from forge_harness.cli.options import NamedPath, examples, json_option
 from forge_harness.cli.terminal import echo_json, printable, several, table
 from forge_harness.errors import ExitCode, UsageError
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         "forge-harness inspect model.gguf --i2s-layout x86-act --json",
     ),
 )
-@click.argument("path", metavar="[PATH]", required=False, type=click.Path(path_type=Path))
+@click.argument("path", metavar="[PATH]", required=False, type=NamedPath())
 @click.option(
     "--matrix", is_flag=True, help="Measure the compatibility matrix on frozen models instead."
 )

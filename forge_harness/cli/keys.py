@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from forge_harness.cli.options import examples, json_option
+from forge_harness.cli.options import NamedPath, examples, json_option
 from forge_harness.cli.terminal import echo_json, say, several, table
 from forge_harness.errors import ExitCode, ForgeError, SecurityError, UsageError
 
@@ -38,7 +38,7 @@ def keys_group() -> None:
 
 
 @keys_group.command("new", epilog=examples("forge-harness keys new keys.json"))
-@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="FILE", type=NamedPath())
 def new_command(path: Path) -> int:
     """Write a new keyring to FILE, which must not exist; only its owner can read it."""
     from forge_harness.security.key_sources import create_keyring
@@ -65,7 +65,7 @@ def new_command(path: Path) -> int:
         "forge-harness keys rotate keys.json --purpose sign",
     ),
 )
-@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="FILE", type=NamedPath())
 @click.option(
     "--purpose",
     type=click.Choice(PURPOSES),
@@ -77,7 +77,7 @@ def new_command(path: Path) -> int:
     "--sealed",
     "places",
     multiple=True,
-    type=click.Path(path_type=Path, exists=True),
+    type=NamedPath(exists=True),
     metavar="PATH",
     help="File, directory or state store to put under the new key (repeatable).",
 )
@@ -169,7 +169,7 @@ def _sealed_below(place: Path, sealer: KeyringSealer) -> tuple[list[Path], list[
 @keys_group.command(
     "destroy", epilog=examples("forge-harness keys destroy keys.json 8c1f0e3ab2d47755")
 )
-@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="FILE", type=NamedPath())
 @click.argument("key_id", metavar="ID")
 def destroy_command(path: Path, key_id: str) -> int:
     """Forget the bytes of a decrypt-only key; what is still sealed under it is lost."""

@@ -13,6 +13,7 @@ import click
 from forge_harness.cli.options import (
     PROFILES,
     FiniteRange,
+    NamedPath,
     WholeNumber,
     examples,
     existing,
@@ -58,7 +59,7 @@ def _target_options(command: _Command) -> _Command:
             "--requests",
             "requests_file",
             metavar="FILE",
-            type=click.Path(path_type=Path),
+            type=NamedPath(),
             help="What is sent, and the answers expected: a JSON object a line (default: seeded "
             "8x8 digits to /v1/predict, of whose answers only the form is checked).",
         ),
@@ -68,7 +69,7 @@ def _target_options(command: _Command) -> _Command:
         click.option(
             "--ca",
             metavar="FILE",
-            type=click.Path(path_type=Path),
+            type=NamedPath(),
             help="Certificates that sign the server's (default: the system's).",
         ),
         click.option(
@@ -125,7 +126,7 @@ def _target_options(command: _Command) -> _Command:
     "--out",
     required=True,
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     help="New directory for the records and the report.",
 )
 @_target_options
@@ -204,7 +205,7 @@ def run_command(
 @click.option(
     "--out",
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     help="New directory for the records of the probes (default: they are not kept).",
 )
 @_target_options
@@ -285,7 +286,7 @@ def _find_peak(
 
 
 @load_group.command("report", epilog=examples("forge-harness load report l1") + _EXITS)
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="DIR", type=NamedPath())
 @json_option
 def report_command(directory: Path, as_json: bool) -> int:
     """Make the report of the run in DIR again, from its records: report.json, load.html, plots."""

@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from forge_harness.cli.gate import admitted
-from forge_harness.cli.options import examples
+from forge_harness.cli.options import NamedPath, examples
 from forge_harness.cli.run import DEFAULT_FORMATS, parse_formats
-from forge_harness.errors import UsageError
-from forge_harness.paths import resolved_path
 
 if TYPE_CHECKING:
     from forge_harness.policy import Policy
     from forge_harness.record import RunRecord
 
-_DIRECTORY = click.Path(path_type=Path)
+_DIRECTORY = NamedPath()
 
 
 @click.command(
@@ -52,7 +50,6 @@ def merge_command(directories: tuple[Path, ...], out: Path, formats: tuple[str, 
     from forge_harness.scoring import exit_code_for
     from forge_harness.scoring.merge import missing_shards
 
-    _refuse_within(out, directories)
     sources, policy = _read(directories)
     with uninterrupted():
         record, written = merge_runs(sources, policy, out, formats)
@@ -61,16 +58,6 @@ def merge_command(directories: tuple[Path, ...], out: Path, formats: tuple[str, 
     if missing := missing_shards(record):
         say(f"Not given: shard {', '.join(missing)}. What it measures is not measured here.")
     return code
-
-
-def _refuse_within(out: Path, directories: tuple[Path, ...]) -> None:
-    """Refuses a directory inside a run: that would not verify any more."""
-    for directory in directories:
-        if resolved_path(out).is_relative_to(resolved_path(directory)):
-            raise UsageError(
-                f"Run directory {out} lies within {directory}, which is to be merged; choose a "
-                "place outside."
-            )
 
 
 def _read(directories: tuple[Path, ...]) -> tuple[list[tuple[Path, RunRecord]], Policy]:

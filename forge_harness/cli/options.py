@@ -72,6 +72,29 @@ class FiniteRange(click.FloatRange):
         return float(super().convert(number, param, ctx))
 
 
+class NamedPath(click.Path):
+    """A path, which is never empty: of that pathlib makes the current directory.
+
+    An empty text is what a shell makes of a variable that is not set.
+    """
+
+    def __init__(
+        self, *, exists: bool = False, file_okay: bool = True, dir_okay: bool = True
+    ) -> None:
+        super().__init__(exists=exists, file_okay=file_okay, dir_okay=dir_okay, path_type=Path)
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401 - click's own signature
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Path:
+        """Reads a path; click's own error where it is empty or not what it must be."""
+        if value == "":
+            self.fail("It is empty; expected a path (. is the current directory).", param, ctx)
+        return Path(os.fsdecode(super().convert(value, param, ctx)))
+
+
 def _cut(text: str) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
@@ -87,7 +110,7 @@ def config_option(command: _Command) -> _Command:
         "-c",
         "--config",
         "config_file",
-        type=click.Path(path_type=Path),
+        type=NamedPath(),
         metavar="FILE",
         help="Configuration file (default: forge.toml or pyproject.toml, found upwards).",
     )(command)
@@ -125,7 +148,7 @@ def sealer_of(keys: str) -> KeyringSealer:
 
 def run_dir_argument(command: _Command) -> _Command:
     """Adds the argument DIR, the directory of a run."""
-    return click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))(command)
+    return click.argument("directory", metavar="DIR", type=NamedPath())(command)
 
 
 def baseline_option(command: _Command) -> _Command:
@@ -133,7 +156,7 @@ def baseline_option(command: _Command) -> _Command:
     return click.option(
         "--baseline",
         "accepted_at",
-        type=click.Path(path_type=Path),
+        type=NamedPath(),
         metavar="DIR|FILE",
         help="The run that was accepted before, or the file of `baseline accept`; compared by "
         "score and gate values.",

@@ -10,6 +10,7 @@ import click
 
 from forge_harness.cli.options import (
     FiniteRange,
+    NamedPath,
     WholeNumber,
     examples,
     existing,
@@ -32,7 +33,7 @@ _SHOWN = 50
         "forge-harness power-of-ten src --waivers power-of-ten.toml --at-least 0.9",
     ),
 )
-@click.argument("paths", metavar="[PATH]...", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("paths", metavar="[PATH]...", nargs=-1, type=NamedPath())
 @click.option(
     "--explain",
     type=WholeNumber(1, 10),
@@ -42,7 +43,7 @@ _SHOWN = 50
 @click.option(
     "--waivers",
     "waiver_file",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="FILE",
     help="TOML with [[waiver]]: rule, file, owner, expires, reason; a waived place costs half.",
 )

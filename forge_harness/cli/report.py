@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from forge_harness.cli.directory_lock import alone_in
-from forge_harness.cli.gate import accepted, admitted
+from forge_harness.cli.gate import accepted, admitted, admitted_here
 from forge_harness.cli.options import (
+    NamedPath,
     WholeNumber,
     baseline_option,
     examples,
@@ -22,7 +23,7 @@ from forge_harness.errors import ConfigError, RunDirectoryError, UsageError
 
 if TYPE_CHECKING:
     from forge_harness.integration.baselines import AcceptedRun
-    from forge_harness.integration.kept_runs import History
+    from forge_harness.integration.kept_runs import History, KeptRun
     from forge_harness.policy import Policy
     from forge_harness.record import RunRecord
 
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="DIR",
     help="Write here instead of into the run directory, which stays as it is.",
 )
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     "--history",
     "kept_in",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="DIR",
     help="Show the runs in DIR that lead up to this one, as `history` finds them (repeatable).",
 )
@@ -85,10 +86,12 @@ def report_command(
         raise UsageError("--last goes with --history DIR: name where the runs are kept.")
     if out is not None:
         _refuse_within_a_run(out)
+    # Before the run is held: two that wait for each other's run would wait for ever.
+    baseline = None if accepted_at is None else accepted(accepted_at)
+    kept = _kept(kept_in) if kept_in else None
     with alone_in(directory) if out is None else nullcontext():
-        record, policy = admitted(directory)
-        baseline = None if accepted_at is None else accepted(accepted_at)
-        history = _history(record, kept_in, last) if kept_in else None
+        record, policy = (admitted_here if out is None else admitted)(directory)
+        history = None if kept is None else _leading_to(record, kept, last)
         write = _anew if out is None else _elsewhere
         written = write(out or directory, record, policy, formats, (baseline, history))
     for path in written:
@@ -112,14 +115,17 @@ def _anew(
         return finish_run(directory, record, policy, formats, baseline=baseline, history=history)
 
 
-def _history(record: RunRecord, kept_in: tuple[Path, ...], last: int | None) -> History:
-    """Finds, verifies and reads the kept runs that lead up to a run; names those that cannot."""
+def _kept(kept_in: tuple[Path, ...]) -> tuple[list[KeptRun], int]:
+    """Finds, verifies and reads kept runs; names those that cannot, and returns how many.
+
+    That there is none yet is how every history begins, and no reason to write no report.
+    """
     from forge_harness.canonical import file_sha256
-    from forge_harness.cli.stored_runs import RefusedRun, stored_runs
-    from forge_harness.integration.kept_runs import MOST_RUNS, KeptRun, kept_run, leading_to
+    from forge_harness.cli.stored_runs import RefusedRun, found_runs
+    from forge_harness.integration.kept_runs import KeptRun, kept_run
     from forge_harness.rundir import RUN
 
-    found = stored_runs(None, kept_in)
+    found = found_runs(None, kept_in)
     refused, kept = list(found.refused), list[KeptRun]()
     for run in found.runs:
         digest = f"sha256:{file_sha256(run.directory / RUN)}"
@@ -129,8 +135,14 @@ def _history(record: RunRecord, kept_in: tuple[Path, ...], last: int | None) -> 
             refused.append(RefusedRun(run.directory, "has no gate values", str(error)))
     for run_left_out in refused:
         say(f"Left out: {run_left_out.line()}")
-    without_score = sum(run.is_run for run in refused)
-    return leading_to(record, kept, last or MOST_RUNS, without_score=without_score)
+    return kept, sum(run.is_run for run in refused)
+
+
+def _leading_to(record: RunRecord, kept: tuple[list[KeptRun], int], last: int | None) -> History:
+    from forge_harness.integration.kept_runs import MOST_RUNS, leading_to
+
+    runs, without_score = kept
+    return leading_to(record, runs, last or MOST_RUNS, without_score=without_score)
 
 
 def _refuse_within_a_run(out: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from forge_harness.cli.options import examples, existing, json_option
+from forge_harness.cli.options import NamedPath, examples, existing, json_option
 from forge_harness.cli.terminal import echo_json
 from forge_harness.errors import ExitCode
 
@@ -25,19 +25,17 @@ _SHOWN = 20
     )
     + "\n\n\b\nExit codes: 0 all clean, 1 something found, 7 something not scanned.",
 )
-@click.argument(
-    "root", metavar="[PATH]", type=click.Path(path_type=Path), required=False, default=Path()
-)
+@click.argument("root", metavar="[PATH]", type=NamedPath(), required=False, default=Path())
 @click.option(
     "--advisories",
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     help="OSV records: a directory, JSON list or archive (default: pip-audit, if it answers).",
 )
 @click.option(
     "--sbom",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     help="Write what is installed as CycloneDX JSON.",
 )
 @json_option

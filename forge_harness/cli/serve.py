@@ -9,11 +9,11 @@ from pathlib import Path
 
 import click
 
-from forge_harness.cli.options import FiniteRange, WholeNumber, examples, keys_option
+from forge_harness.cli.options import FiniteRange, NamedPath, WholeNumber, examples, keys_option
 from forge_harness.cli.places import audit_places, check_apart, given, keys_place
 from forge_harness.errors import UsageError
 
-_path = click.Path(path_type=Path)
+_path = NamedPath()
 
 
 @click.command(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from forge_harness.cli.options import examples
+from forge_harness.cli.options import NamedPath, examples
 from forge_harness.cli.places import Place, check_apart, given, keys_place
 from forge_harness.cli.terminal import several
 from forge_harness.errors import ExitCode
@@ -20,28 +20,26 @@ from forge_harness.errors import ExitCode
         "forge-harness sign packages/digits --keys keys.json --openssf d.sig --openssf-key ec.pem",
     ),
 )
-@click.argument("package", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("package", metavar="DIR", type=NamedPath())
 @click.option(
     "--keys", required=True, metavar="SOURCE", help="Keyring: FILE, env:NAME, command:..."
 )
-@click.option(
-    "--signature", type=click.Path(path_type=Path), metavar="FILE", help="Default: DIR.dsse.json."
-)
+@click.option("--signature", type=NamedPath(), metavar="FILE", help="Default: DIR.dsse.json.")
 @click.option(
     "--public",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="FILE",
     help="Also write the public key (PEM), to hand to those who verify.",
 )
 @click.option(
     "--openssf",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="FILE",
     help="Also sign in the format of OpenSSF model signing.",
 )
 @click.option(
     "--openssf-key",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=NamedPath(exists=True, dir_okay=False),
     metavar="FILE",
     help="P-256 private key (PEM); that format takes no other.",
 )

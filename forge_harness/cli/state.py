@@ -14,6 +14,7 @@ import click
 
 from forge_harness.cli.options import (
     FiniteRange,
+    NamedPath,
     WholeNumber,
     examples,
     json_option,
@@ -59,7 +60,7 @@ def _root_option(command: Callable[..., int]) -> Callable[..., int]:
         "--audit",
         envvar="FORGE_HARNESS_STATE_AUDIT",
         show_envvar=True,
-        type=click.Path(path_type=Path),
+        type=NamedPath(),
         metavar="FILE",
         help="Audit log that records every change before it is done; needs --keys.",
     )(with_store)
@@ -69,7 +70,7 @@ def _root_option(command: Callable[..., int]) -> Callable[..., int]:
         required=True,
         envvar="FORGE_HARNESS_STATE_ROOT",
         show_envvar=True,
-        type=click.Path(path_type=Path),
+        type=NamedPath(),
         metavar="DIR",
         help="Directory of the store.",
     )(with_keys)
@@ -196,7 +197,7 @@ def show_command(
         "forge-harness state save runs/digits/package --phase 5 --kind package --name digits",
     ),
 )
-@click.argument("source", metavar="PATH", type=click.Path(path_type=Path))
+@click.argument("source", metavar="PATH", type=NamedPath())
 @click.option("--phase", required=True, help="4, 5, 6 or a name.")
 @click.option("--kind", required=True, help="Kind of state; an unknown one lists the known.")
 @click.option("--name", required=True, help="Of the state.")
@@ -216,7 +217,7 @@ def save_command(store: _Opener, source: Path, phase: str, kind: str, name: str)
 )
 @click.argument("phase", metavar="PHASE")
 @click.argument("name", metavar="NAME")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="New directory.")
+@click.option("--out", required=True, type=NamedPath(), help="New directory.")
 @click.option("--generation", type=WholeNumber(), help="As it was then (default: now).")
 @_root_option
 def get_command(store: _Opener, phase: str, name: str, out: Path, generation: int | None) -> int:
@@ -325,7 +326,7 @@ def restore_command(store: _Opener, target: str) -> int:
     type=FiniteRange(min=0),
     default=3600.0,
     show_default=True,
-    help="Seconds; nothing younger is freed.",
+    help="Seconds; nothing younger is freed. 0 goes by no clock.",
 )
 @_root_option
 @json_option

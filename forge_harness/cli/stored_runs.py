@@ -77,6 +77,22 @@ def stored_runs(config_file: Path | None, directories: Sequence[Path]) -> Stored
         RunDirectoryError: A directory that was named is not there.
         NothingCollectedError: There is no run in them.
     """
+    found = found_runs(config_file, directories)
+    if not found.runs and not any(run.is_run for run in found.refused):
+        names = ", ".join(shown(place.directory) for place in found.refused)
+        raise NothingCollectedError(
+            f"No run in {names}; name the directory of a run or one that holds runs "
+            "(`forge-harness run` makes one)."
+        )
+    return found
+
+
+def found_runs(config_file: Path | None, directories: Sequence[Path]) -> StoredRuns:
+    """Finds and verifies runs as `stored_runs` does, also where there is none.
+
+    Raises:
+        RunDirectoryError: A directory that was named is not there.
+    """
     named = tuple(directories)
     where = named or _default(config_file)
     found: dict[Path, Path] = {}
@@ -92,12 +108,6 @@ def stored_runs(config_file: Path | None, directories: Sequence[Path]) -> Stored
             refused.append(RefusedRun(directory, _EMPTY, "there is no run in it."))
         for run in runs:
             found.setdefault(resolved_path(run), run)
-    if not found:
-        names = ", ".join(shown(path) for path in where)
-        raise NothingCollectedError(
-            f"No run in {names}; name the directory of a run or one that holds runs "
-            "(`forge-harness run` makes one)."
-        )
     read = [_read(run) for run in sorted(found.values())]
     refused += [run for run in read if isinstance(run, RefusedRun)]
     verified = [run for run in read if isinstance(run, StoredRun)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from forge_harness.cli.options import FiniteRange, examples, json_option, keys_option
+from forge_harness.cli.options import FiniteRange, NamedPath, examples, json_option, keys_option
 from forge_harness.cli.places import Place, audit_places, check_apart, keys_place
 from forge_harness.cli.terminal import echo_json, say, table
 from forge_harness.errors import ExitCode, UsageError
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from forge_harness.security.keys import Keyring
     from forge_harness.security.tokens import Token, TokenStore
 
-_file = click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+_file = click.argument("path", metavar="FILE", type=NamedPath())
 _audit = click.option(
     "--audit",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="FILE",
     help="Audit log that records it first.",
 )

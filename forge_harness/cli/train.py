@@ -14,6 +14,7 @@ import click
 from forge_harness.cli.directory_lock import training_into
 from forge_harness.cli.options import (
     FiniteRange,
+    NamedPath,
     WholeNumber,
     config_option,
     examples,
@@ -48,7 +49,7 @@ _PLAIN_LINES = 10
 @click.option(
     "--out",
     required=True,
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="DIR",
     help="Directory of the run; new or empty unless resuming.",
 )
@@ -64,13 +65,13 @@ _PLAIN_LINES = 10
 @click.option("--checkpoint-every", type=WholeNumber(), help="Steps between checkpoints.")
 @click.option(
     "--from-checkpoint",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="PATH",
     help="Start from the weights of a run, or of a checkpoint in any readable format.",
 )
 @click.option(
     "--state",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="ROOT",
     help="Keep the checkpoints in this state store, under the name of DIR.",
 )

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from forge_harness.cli.directory_lock import unwritten
 from forge_harness.cli.options import (
+    NamedPath,
     WholeNumber,
     examples,
     json_option,
@@ -42,13 +44,13 @@ _NAMED = 5
     "--key",
     "keys",
     multiple=True,
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=NamedPath(exists=True, dir_okay=False),
     metavar="PEM",
     help="Pinned public key: DIR is a package signed by `forge-harness sign` (repeatable).",
 )
 @click.option(
     "--signature",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="FILE",
     help="Of the package (default: DIR.dsse.json).",
 )
@@ -83,8 +85,9 @@ def verify_command(
         )
     if not directory.is_dir() or not any((directory / n).exists() for n in _OURS):
         open_run(directory)  # refuses with the sentence for what is wrong
-    problems = verify_run(directory)
-    checked = None if problems else _checked(directory)
+    with unwritten(directory):
+        problems = verify_run(directory)
+        checked = None if problems else _checked(directory)
     problems += [] if checked is None else checked.reports.problems
     code = _code(problems, checked)
     if as_json:

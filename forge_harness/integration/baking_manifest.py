@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -13,9 +14,10 @@ from forge_harness.errors import CheckpointError, DamagedCheckpointError
 from forge_harness.formats.manifest import verify_manifest
 from forge_harness.paths import resolved_path
 
-from .readiness import DESCRIPTION, Status, present_fields
+from .readiness import DESCRIPTION, Status, is_name, present_fields
 
 SCHEMA = "forge-baking/1"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,25 +123,28 @@ def read_baking_manifest(path: Path) -> BakingManifest:
     """Reads a manifest back; its totals must be those of its packages.
 
     Raises:
-        DamagedCheckpointError: It is not a baking manifest, or totals and packages disagree.
+        DamagedCheckpointError: It is not a baking manifest: totals and packages disagree, two
+            packages have one name, or one has a status, a score or a file that none can have.
     """
     try:
         stored = read_canonical(path.read_bytes())
         manifest = BakingManifest(
             packages=tuple(
-                BakedPackage(
-                    name=entry["name"],
-                    status=entry["status"],
-                    quality_score=entry["quality_score"],
-                    files=tuple(BakedFile(**file) for file in entry["files"]),
+                _described(
+                    entry["name"],
+                    entry["status"],
+                    entry["quality_score"],
+                    tuple(_file(file) for file in entry["files"]),
                 )
                 for entry in stored["packages"]
             )
         )
+        if len({package.name for package in manifest.packages}) < len(manifest.packages):
+            raise ValueError("two of its packages have one name")
         if canonical_json(manifest.to_json()) != canonical_json(stored):
             raise ValueError("its totals are not those of its packages")
         return manifest
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise DamagedCheckpointError(
             f"{path} is no sound baking manifest ({error}); bake it again.", path=str(path)
         ) from error
@@ -149,15 +154,11 @@ def _baked(package: Path) -> BakedPackage:
     verify_manifest(package)
     description = present_fields(package)[DESCRIPTION]
     try:
-        name, score = description["name"], description["quality_score"]
-        status = description["readiness"]["status"]
-        if not isinstance(name, str) or status not in get_args(Status) or not _is_score(score):
-            raise TypeError(f"a name, status or quality score: {name!r}, {status!r}, {score!r}")
-        return BakedPackage(
-            name=name,
-            status=status,
-            quality_score=score,
-            files=tuple(
+        return _described(
+            description["name"],
+            description["readiness"]["status"],
+            description["quality_score"],
+            tuple(
                 BakedFile(
                     path=path.relative_to(package).as_posix(),
                     bytes=path.stat().st_size,
@@ -171,6 +172,30 @@ def _baked(package: Path) -> BakedPackage:
         raise CheckpointError(
             f"{package} is no export package ({DESCRIPTION} lacks {error}); export it first."
         ) from error
+
+
+def _described(
+    name: object, status: object, score: object, files: tuple[BakedFile, ...]
+) -> BakedPackage:
+    """Returns a package; raises TypeError over what none can have."""
+    if not is_name(name) or status not in get_args(Status) or not _is_score(score):
+        raise TypeError(f"a name, status or quality score: {name!r}, {status!r}, {score!r}")
+    return BakedPackage(
+        name=name,
+        status=cast(Status, status),
+        quality_score=cast("float | None", score),
+        files=files,
+    )
+
+
+def _file(entry: Mapping[str, Any]) -> BakedFile:
+    """Returns a file below its package; raises TypeError over what is none."""
+    file = BakedFile(**entry)
+    inside = isinstance(file.path, str) and all(map(is_name, file.path.split("/")))
+    counted = type(file.bytes) is int and file.bytes >= 0
+    if not (inside and counted and isinstance(file.sha256, str) and _SHA256.fullmatch(file.sha256)):
+        raise TypeError(f"a path, bytes or sha256: {file.path!r}, {file.bytes!r}, {file.sha256!r}")
+    return file
 
 
 def _is_score(value: object) -> bool:

@@ -10,8 +10,9 @@ import logging
 import math
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,8 @@ _LONGEST_TAG = 5000
 """Characters of a tag's value in MLflow's schema."""
 _LONGEST_VERSION_TAG = 100_000
 """The same of a tag of a model version."""
+_UNKNOWN, _LOCKED = "RESOURCE_DOES_NOT_EXIST", "TEMPORARILY_UNAVAILABLE"
+_LOCK_WAIT_S = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +180,11 @@ class Tracker:
         """
         names = [n for n in self._run(run_id).data.metrics if not n.startswith(_FINAL)]
         client = self._client()
-        return {
-            name: _summary([metric.value for metric in client.get_metric_history(run_id, name)])
-            for name in sorted(names)
-        }
+        with _refusals(f"The history of run {run_id!r}"):
+            return {
+                name: _summary([metric.value for metric in client.get_metric_history(run_id, name)])
+                for name in sorted(names)
+            }
 
     def add_version(self, name: str, package: Path, run_id: str, tags: Mapping[str, str]) -> int:
         """Copies a directory into the registry as the next version; returns its number.
@@ -232,9 +236,19 @@ class Tracker:
         )
 
     def stored(self, name: str, number: int) -> Path:
-        """Returns the directory a version's files are in."""
-        source = urlparse(self._version(name, number).source)
-        return Path(unquote(source.path))
+        """Returns the directory a version's files are in.
+
+        Raises:
+            RegistryError: There is no such version, or its files are elsewhere.
+        """
+        source = self._version(name, number).source or ""
+        place = urlparse(source)
+        if place.scheme != "file":
+            raise RegistryError(
+                f"Version {number} of {name!r} has its files at {source!r}, where nothing was "
+                "registered from here; fetch it with MLflow, or register its package."
+            )
+        return Path(unquote(place.path))
 
     def point(self, name: str, alias: str, number: int) -> None:
         """Points an alias to a version.
@@ -301,15 +315,25 @@ class Tracker:
                 return client.get_model_version(name, str(which))
             return client.get_model_version_by_alias(name, str(which))
         except MlflowException as error:
-            try:
-                aliases = client.get_registered_model(name).aliases
-            except MlflowException:
-                known = [model.name for model in client.search_registered_models()]
-                raise RegistryError(unknown_choice("model", name, known)) from error
-            there = [*self._numbers(name), *aliases]
-            raise RegistryError(
-                unknown_choice(f"version of {name!r}", str(which), there)
-            ) from error
+            with _refusals(f"Version {which!r} of {name!r}"):
+                if error.error_code == _LOCKED:
+                    raise
+                raise self._no_version(name, which) from error
+
+    def _no_version(self, name: str, which: str | int) -> RegistryError:
+        """Returns the error that names what there is; raises what MLflow does over a store."""
+        from mlflow.exceptions import MlflowException
+
+        client = self._client()
+        try:
+            aliases = client.get_registered_model(name).aliases
+        except MlflowException as error:
+            if error.error_code != _UNKNOWN:
+                raise
+            known = [model.name for model in client.search_registered_models()]
+            return RegistryError(unknown_choice("model", name, known))
+        there = [*self._numbers(name), *aliases]
+        return RegistryError(unknown_choice(f"version of {name!r}", str(which), there))
 
     def _numbers(self, name: str) -> list[str]:
         """The versions of a model; none of a name that MLflow's filters cannot express."""
@@ -325,10 +349,14 @@ class Tracker:
     def _run(self, run_id: str) -> Any:  # noqa: ANN401 - an entity of MLflow
         from mlflow.exceptions import MlflowException
 
-        try:
-            return self._client().get_run(run_id)
-        except MlflowException as error:
-            raise RegistryError(f"There is no run {run_id!r} in {str(self.root)!r}.") from error
+        client = self._client()
+        with _refusals(f"Run {run_id!r}"):
+            try:
+                return client.get_run(run_id)
+            except MlflowException as error:
+                if error.error_code != _UNKNOWN:
+                    raise
+                raise RegistryError(f"There is no run {run_id!r} in {str(self.root)!r}.") from error
 
     def _client(self) -> MlflowClient:
         if self._opened is None:
@@ -336,12 +364,13 @@ class Tracker:
             os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
             from mlflow.tracking import MlflowClient
 
-            # It tells of every table it makes.
-            logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+            # It tells of every table it makes, and of every error, which is raised as well.
+            logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
             uri = self.uri
             # MLflow makes the tables when they are first asked for; two processes that both do
             # spoil each other's.
-            with exclusive(self.root / _DATABASE):
+            with _opening(self.root), exclusive(self.root / _DATABASE):
+                _ask(resolved_path(self.root / _DATABASE))
                 opened = MlflowClient(uri, registry_uri=uri)
                 opened.search_experiments(max_results=1)
                 opened.search_registered_models(max_results=1)
@@ -381,6 +410,29 @@ class StepLog:
 
 
 @contextmanager
+def _opening(root: Path) -> Iterator[None]:
+    """Turns what a database does not allow, or another MLflow wrote, into an error of ours."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (OSError, sqlite3.Error, MlflowException, SQLAlchemyError) as error:
+        why = str(error).partition("\n")[0].partition(". ")[0]
+        raise RegistryError(
+            f"The registry in {str(root)!r} cannot be opened ({why}); name another directory, put "
+            "back a sound copy, or, where another MLflow wrote it, open it with that one."
+        ) from error
+
+
+def _ask(database: Path) -> None:
+    """Reads from a database that is there: MLflow asks one it cannot open for 100 s."""
+    if database.exists():
+        with closing(sqlite3.connect(database, timeout=_LOCK_WAIT_S)) as opened:
+            opened.execute("SELECT name FROM sqlite_master").fetchall()
+
+
+@contextmanager
 def _refusals(what: str) -> Iterator[None]:
     """Turns what MLflow does not take into an error of ours."""
     from mlflow.exceptions import MlflowException
@@ -388,7 +440,9 @@ def _refusals(what: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise RegistryError(f"{what} is refused: {error.message}") from error
+        # What SQLAlchemy adds below it, the statement, is of no use to whoever asked.
+        why = str(error.message).partition("\n")[0]
+        raise RegistryError(f"{what} is refused: {why}") from error
 
 
 def _summary(values: list[float]) -> MetricSummary:

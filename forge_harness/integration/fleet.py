@@ -67,10 +67,10 @@ def export_fleet(
 
     Raises:
         NotReadyError: A member is not ready; members exported before it stay.
-        CheckpointError: A package is in the way.
+        CheckpointError: A package is in the way, or there is no member.
     """
     packages = []
-    for member in members or reference_fleet():
+    for member in reference_fleet() if members is None else members:
         with tempfile.TemporaryDirectory(prefix="forge-fleet-") as directory:
             source = Path(directory) / member.name
             export_package(train_member(member, steps), source)

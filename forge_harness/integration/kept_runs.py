@@ -146,7 +146,9 @@ def leading_to(
     for run in kept:
         if run.run_id == record.run_id:
             continue
-        if any(run.facts[name] != facts[name] for name in _SERIES):
+        if run.digest in (other.digest for other in shown):
+            _count(left_out, "kept more than once")
+        elif any(run.facts[name] != facts[name] for name in _SERIES):
             _count(left_out, "of another subject or selection")
         elif _moment(run.started_at) > begun:
             _count(left_out, "began later")

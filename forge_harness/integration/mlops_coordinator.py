@@ -34,7 +34,7 @@ from forge_harness.paths import resolved_path
 from forge_harness.training.interruption import TrainingInterrupted
 from forge_harness.training.runner import train_to_directory
 
-from .experiments import MetricSummary, StepLog, Tracker
+from .experiments import MetricSummary, StepLog, Tracker, VersionState
 from .readiness import gate_applies, present_fields
 
 if TYPE_CHECKING:
@@ -213,41 +213,42 @@ class MLOpsCoordinator:
 
         Raises:
             DamagedCheckpointError: The package is not what its manifest says.
-            RegistryError: It states no metrics, or one that has no value or is not finite; or the
-                registry does not take it.
+            RegistryError: It states no metrics, one that has no value, or a number beyond what JSON
+                has; or the registry does not take it.
         """
         verify_manifest(package)
         fields = present_fields(package)
         metrics, units = _stated(package, fields.get("metrics.json", {}))
         try:
-            stated = canonical_json(metrics).decode()
+            tags = {
+                _DIGEST: tree_digest(package),
+                _METRICS: canonical_json(metrics).decode(),
+                _UNITS: canonical_json(units).decode(),
+                _LINEAGE: canonical_json(fields.get("lineage.json", {})).decode(),
+            }
         except ValueError as error:
             raise RegistryError(
-                f"{str(package)!r} states a metric that is not finite ({error}); measure it again."
+                f"Metrics or lineage of {str(package)!r} hold a number that not every reader has "
+                f"({error}); export it again."
             ) from error
-        digest = tree_digest(package)
-        tags = {
-            _DIGEST: digest,
-            _METRICS: stated,
-            _UNITS: canonical_json(units).decode(),
-            _LINEAGE: canonical_json(fields.get("lineage.json", {})).decode(),
-        }
         return self.version(name, self._tracker.add_version(name, package, run_id, tags))
 
     def version(self, name: str, which: str | int) -> RegisteredVersion:
         """Returns a version by number or alias.
 
         Raises:
-            RegistryError: There is none; names what there is.
+            RegistryError: There is none, or it was registered by something else; names what there
+                is.
         """
         found = self._tracker.version(name, which)
+        metrics, units, lineage = (_tag(name, found, tag) for tag in (_METRICS, _UNITS, _LINEAGE))
         return RegisteredVersion(
             name=name,
             version=found.number,
             digest=found.tags.get(_DIGEST, ""),
-            metrics=json.loads(found.tags.get(_METRICS, "{}")),
-            units=json.loads(found.tags.get(_UNITS, "{}")),
-            lineage=json.loads(found.tags.get(_LINEAGE, "{}")),
+            metrics=metrics,
+            units=units,
+            lineage=lineage,
             run_id=found.run_id,
             aliases=found.aliases,
         )
@@ -296,8 +297,8 @@ class MLOpsCoordinator:
         """Copies a version's files into a new directory, verified; all of them or none.
 
         Raises:
-            RegistryError: There is no such version.
-            CheckpointError: The destination is in use.
+            RegistryError: There is no such version, or its files are elsewhere.
+            CheckpointError: The destination is in use, or cannot be written.
             DamagedCheckpointError: The stored files are not those that were registered.
         """
         found = self.version(name, which)
@@ -315,7 +316,27 @@ class MLOpsCoordinator:
                     )
         except FileExistsError as error:
             raise CheckpointError(f"{error}; name a new directory.") from error
+        except OSError as error:
+            raise CheckpointError(
+                f"Cannot copy version {found.version} of {name!r} to {str(destination)!r}: "
+                f"{error.strerror or error}. Nothing was written."
+            ) from error
         return found
+
+
+def _tag(name: str, found: VersionState, tag: str) -> dict[str, Any]:
+    """Returns the JSON object in a tag of a version, {} without one; raises RegistryError."""
+    text = found.tags.get(tag, "{}")
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise RegistryError(
+            f"Version {found.number} of {name!r} has the tag {tag} {text!r:.80}, which is no JSON "
+            "object; register its package again."
+        )
+    return value
 
 
 def _stated(package: Path, entries: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -19,6 +19,7 @@ from forge_harness.formats.detect import open_checkpoint
 from forge_harness.formats.manifest import verify_manifest, write_manifest
 from forge_harness.formats.native import open_native, write_native
 from forge_harness.formats.sizes import sizes_of
+from forge_harness.paths import resolved_path
 from forge_harness.policy import Policy
 from forge_harness.training import data_digest, evaluate_package
 from forge_harness.training.start import TASK_OF, builder_of
@@ -34,6 +35,7 @@ from .readiness import (
     Evaluate,
     Readiness,
     assess,
+    is_name,
     model_bytes,
     present_fields,
 )
@@ -124,7 +126,7 @@ class Phase6Preparer:
         Args:
             source: Checkpoint in any readable format; of a `train` directory, its package.
             destination: New directory.
-            name: Of the package; None: the destination's.
+            name: Of the package, and of its directory at phase 6; None: the destination's.
             task: Whose held-out data it is measured on, where the source names none.
             lineage: More about where it comes from (parent digest, recipe, commit).
             formats: Further formats to put beside it, each in a directory of its name.
@@ -133,8 +135,8 @@ class Phase6Preparer:
 
         Raises:
             NotReadyError: It is not ready. Nothing was written.
-            CheckpointError: The source cannot be read, something is at the destination, or that
-                lies inside the source.
+            CheckpointError: The source cannot be read, the name is none of a directory, what is
+                told is no JSON, something is at the destination, or that lies inside the source.
             DamagedCheckpointError: The source does not hold what it claims to hold.
         """
         origin = origin_of(source)
@@ -142,7 +144,11 @@ class Phase6Preparer:
         unknown = [to for to in formats if to not in FORMATS]
         if unknown:
             raise CheckpointError(f"Unknown format {unknown[0]!r}; expected {', '.join(FORMATS)}.")
-        title = name or destination.name
+        title = name or resolved_path(destination).name
+        if not is_name(title):
+            raise CheckpointError(
+                f"{title!r} is no name of a package; expected one of a directory, printable."
+            )
         try:
             with staged_directory(destination) as stage:
                 self._fill(origin, stage, task, dict(lineage or {}), read)
@@ -181,18 +187,21 @@ class Phase6Preparer:
             NotReadyError: A criterion is not met.
             CheckpointError: Another package of that name is there, or the copy failed. Both sides
                 are as they were.
-            DamagedCheckpointError: The package is not what its manifest says.
+            DamagedCheckpointError: The package, or the same one that is there, is not what its
+                manifest says.
         """
         verify_manifest(package)
         digest = tree_digest(package)
         name = present_fields(package)[DESCRIPTION].get("name")
-        if not isinstance(name, str) or not name or Path(name).name != name:
+        if not is_name(name):
             raise CheckpointError(
                 f"{package} has no usable name in {DESCRIPTION}; export it again."
             )
         target = inbox / name
-        if target.exists():
-            if tree_digest(target) == digest:
+        if target.is_symlink() or target.exists():
+            if not target.is_symlink() and tree_digest(target) == digest:
+                # A digest of a tree says nothing of links and pipes in it.
+                verify_manifest(target)
                 return Handoff(path=target, digest=digest, state="already there")
             raise CheckpointError(
                 f"{str(target)!r} is there and is another package; hand off under another name."
@@ -333,7 +342,12 @@ def _write_beside(stage: Path, formats: Sequence[str]) -> None:
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_bytes(canonical_json(dict(value)))
+    try:
+        path.write_bytes(canonical_json(dict(value)))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path.name} cannot hold what it is told ({error}); leave it out, or tell it as text."
+        ) from error
 
 
 def _refusal(name: str, readiness: Readiness) -> str:

@@ -114,9 +114,12 @@ class QualityCoordinator:
         self.baseline = baseline
 
     def gates(self) -> tuple[str, ...]:
-        """Returns the names of the policy's gates, sorted."""
-        names = (name.split(".") for name in self.policy.thresholds)
-        return tuple(sorted({parts[1] for parts in names if parts[0] == GATE_SUITE}))
+        """Returns the names of the policy's gates, sorted.
+
+        Raises:
+            ConfigError: A threshold among those of the gates is no limit of one.
+        """
+        return tuple(sorted(self._all_limits()))
 
     def evaluate_gate(self, name: str, value: object, unit: str = "1") -> GateResult:
         """Decides one gate.
@@ -247,15 +250,18 @@ class QualityCoordinator:
         return Decision(verdict=verdict, reasons=(*open_ends, *reasons), record=again)
 
     def _limits(self, name: str) -> tuple[GateLimit, ...]:
-        prefix = f"{GATE_SUITE}.{name}."
-        found = [
-            GateLimit(direction=Direction(key.removeprefix(prefix)), limit=limit)
-            for key, limit in sorted(self.policy.thresholds.items())
-            if key.startswith(prefix)
-        ]
-        if not found:
-            raise ConfigError(unknown_choice("gate", name, self.gates()), key=prefix[:-1])
-        return tuple(found)
+        found = self._all_limits()
+        if name not in found:
+            raise ConfigError(unknown_choice("gate", name, found), key=f"{GATE_SUITE}.{name}")
+        return tuple(found[name])
+
+    def _all_limits(self) -> dict[str, list[GateLimit]]:
+        found: dict[str, list[GateLimit]] = {}
+        for key, limit in sorted(self.policy.thresholds.items()):
+            if key.partition(".")[0] == GATE_SUITE:
+                gate, direction = _gate_and_side(key)
+                found.setdefault(gate, []).append(GateLimit(direction=direction, limit=limit))
+        return found
 
     def _unit(self, name: str) -> str:
         key = f"{GATE_SUITE}.{name}"
@@ -345,6 +351,17 @@ class QualityCoordinator:
             limits=limits,
             reason=reason,
         )
+
+
+def _gate_and_side(threshold: str) -> tuple[str, Direction]:
+    match threshold.split("."):
+        case [_, gate, "at_least" | "at_most" as side]:
+            return gate, Direction(side)
+    raise ConfigError(
+        f"Threshold {threshold!r} is no limit of a gate; expected {GATE_SUITE}.NAME.at_least or "
+        f"{GATE_SUITE}.NAME.at_most.",
+        key=threshold,
+    )
 
 
 def _stale(record: RunRecord) -> str:

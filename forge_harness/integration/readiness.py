@@ -6,19 +6,19 @@ file system, codes from the weights. What could not be measured is no pass.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
-from forge_harness.errors import CheckpointError, DamagedCheckpointError
+from forge_harness.errors import CheckpointError
 from forge_harness.formats import Checkpoint, ReadOptions
 from forge_harness.formats.inspection import count_codes
 from forge_harness.formats.manifest import verify_manifest
 from forge_harness.formats.native import open_native
 from forge_harness.formats.sizes import Sizes, sizes_of
+from forge_harness.formats.strict_json import read_object
 from forge_harness.policy import Policy, load_policy
 from forge_harness.types import Direction
 
@@ -211,22 +211,17 @@ def present_fields(package: Path) -> dict[str, dict[str, Any]]:
     """Returns the JSON objects of a package by file; {} for one that is not there.
 
     Raises:
-        DamagedCheckpointError: A file is there and is no JSON object.
+        DamagedCheckpointError: A file is there and is no JSON object that all readers take alike.
     """
-    found: dict[str, dict[str, Any]] = {}
-    for name in REQUIRED:
-        path = package / name
-        if not path.exists():
-            found[name] = {}
-            continue
-        try:
-            value = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise DamagedCheckpointError(f"{path} is not JSON: {error}.", path=str(path)) from error
-        if not isinstance(value, dict):
-            raise DamagedCheckpointError(f"{path} holds no object.", path=str(path))
-        found[name] = value
-    return found
+    paths = {name: package / name for name in REQUIRED}
+    return {name: read_object(path) if path.exists() else {} for name, path in paths.items()}
+
+
+def is_name(value: object) -> TypeGuard[str]:
+    """Whether a value can be the name of a package, and so of a directory below another one."""
+    if not isinstance(value, str) or value in ("", ".."):
+        return False
+    return value.isprintable() and Path(value).name == value
 
 
 def completeness_of(

@@ -16,6 +16,7 @@ from .bitlinear import BitLinear
 from .byte_lm import ByteLM
 from .causal_lm import CausalLM, rope_tables
 from .norm import RMSNorm
+from .whole import check_whole
 
 LanguageModel = ByteLM | CausalLM
 
@@ -92,11 +93,13 @@ def read_model(model: LanguageModel, context: int | None) -> DecoderSource:
         context: Most tokens; None: what the model has, which a `CausalLM` does not say.
 
     Raises:
-        TypeError: `model` is another model.
+        TypeError: `model` is another model, or `context` no integer.
         ValueError: `context` is missing, below 1, or more than the model has.
     """
-    if context is not None and context < 1:
-        raise ValueError(f"context {context}; expected at least 1 token.")
+    if context is not None:
+        check_whole(context=context)
+        if context < 1:
+            raise ValueError(f"context {context}; expected at least 1 token.")
     if isinstance(model, ByteLM):
         return _read_byte_lm(model, context)
     if isinstance(model, CausalLM):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Collection, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Protocol, SupportsFloat
 
 import torch
 from torch import Tensor
+
+from .whole import check_whole
 
 
 class Generates(Protocol):
@@ -55,15 +57,18 @@ def generate(
         Token ids.
 
     Raises:
-        TypeError: A token id of the prompt, or a number that must be one, is no integer.
+        TypeError: A token id of `prompt` or `stop`, or a number that must be one, is no integer; or
+            the temperature is no number.
         ValueError: An argument is out of range, or logits are not finite; what the model raises,
             for example when its context is full.
     """
-    _check(prompt, max_new_tokens, temperature, top_k)
-    _check_whole(max_new_tokens=max_new_tokens, top_k=top_k, seed=seed)
-    tokens = torch.tensor([list(prompt)], dtype=torch.int64, device=device)
-    pick = Picker(temperature, top_k, seed)
-    return _continue(model, tokens, max_new_tokens, pick, frozenset(stop))
+    check_whole(max_new_tokens=max_new_tokens, seed=seed, top_k=1 if top_k is None else top_k)
+    _check_numbers(max_new_tokens, temperature, top_k)
+    if not (ids := _token_ids("prompt", prompt)):
+        raise ValueError("The prompt is empty; expected at least one token id to continue.")
+    tokens = torch.tensor([ids], dtype=torch.int64, device=device)
+    pick, ends = Picker(temperature, top_k, seed), frozenset(_token_ids("stop", stop))
+    return _continue(model, tokens, max_new_tokens, pick, ends)
 
 
 def _continue(
@@ -114,35 +119,36 @@ class Picker:
         return int(tokens[drawn])
 
 
-def _check_whole(**numbers: int | None) -> None:
-    for name, number in numbers.items():
-        if number is None and name == "top_k":
-            continue
-        try:
-            whole = operator.index(number)  # type: ignore[arg-type]
-        except TypeError:
-            raise TypeError(f"{name} {number!r}; expected an integer.") from None
-        if not -(2**63) <= whole < 2**63:
-            raise ValueError(f"{name} {whole}; expected -2**63 to 2**63 - 1: take a smaller one.")
+def _token_ids(name: str, given: Iterable[int]) -> list[int]:
+    try:
+        tokens = list(given)
+    except TypeError:
+        raise TypeError(f"{name} {given!r}; expected a sequence of token ids.") from None
+    return [_token_id(name, token) for token in tokens]
 
 
-def _check(
-    prompt: Sequence[int], max_new_tokens: int, temperature: float, top_k: int | None
-) -> None:
-    if not len(prompt):
-        raise ValueError("The prompt is empty; expected at least one token id to continue.")
-    for token in prompt:
-        try:
-            operator.index(token)
-        except TypeError:
-            raise TypeError(
-                f"prompt holds {token!r}; expected token ids, which are integers."
-            ) from None
+def _token_id(name: str, token: int) -> int:
+    try:
+        whole = operator.index(token)
+    except TypeError:
+        raise TypeError(
+            f"{name} holds {token!r}; expected token ids, which are integers."
+        ) from None
+    if not -(2**63) <= whole < 2**63:
+        raise ValueError(
+            f"{name} holds {whole}; expected token ids of the model's vocabulary: encode the text "
+            "with the model's own tokenizer."
+        )
+    return whole
+
+
+def _check_numbers(max_new_tokens: int, temperature: float, top_k: int | None) -> None:
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens {max_new_tokens}; expected 0 or more.")
+    expected = "expected 0 for the likeliest token, or a positive number."
+    if not isinstance(temperature, SupportsFloat):
+        raise TypeError(f"temperature {temperature!r}; {expected}")
     if not 0 <= temperature < math.inf:
-        raise ValueError(
-            f"temperature {temperature}; expected 0 for the likeliest token, or a positive number."
-        )
+        raise ValueError(f"temperature {temperature}; {expected}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k {top_k}; expected at least 1, or None for all tokens.")

@@ -182,6 +182,10 @@ class PackedLinear(nn.Module):
                 check(given[name])
         if local_metadata.get("assign_to_params_buffers"):
             replace(self._packed, **given)  # type: ignore[arg-type]
+            for name in self._buffers:
+                # A parameter would be registered as one, and the buffer of its name be gone.
+                if isinstance(state_dict.get(prefix + name), nn.Parameter):
+                    state_dict[prefix + name] = state_dict[prefix + name].detach()
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
         self._link()
 

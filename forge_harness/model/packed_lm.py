@@ -45,7 +45,7 @@ class PackedLM(CachedDecoder):
     Raises:
         BackendUnavailableError: The explicit backend cannot run here.
         NonTernaryCodeError: A layer's quantizer makes other codes than -1, 0, +1.
-        TypeError: `model` is another model.
+        TypeError: `model` is another model, or `context` no integer.
         ValueError: A layer cannot be packed, no layer is ternary, or `context` or `dtype` is wrong.
     """
 
@@ -88,7 +88,7 @@ class DenseLM(CachedDecoder):
         dtype: torch.float32 or torch.bfloat16, of everything.
 
     Raises:
-        TypeError: `model` is another model.
+        TypeError: `model` is another model, or `context` no integer.
         ValueError: `context` or `dtype` is wrong.
     """
 

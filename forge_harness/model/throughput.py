@@ -18,6 +18,7 @@ from forge_harness.kernels import Backend
 from .decoder import CachedDecoder
 from .decoder_source import LanguageModel
 from .packed_lm import DenseLM, PackedLM
+from .whole import check_whole
 
 Contender = Literal["dense-bf16", "dense-fp32", "packed", "packed-bf16"]
 CONTENDERS: tuple[Contender, ...] = ("dense-bf16", "dense-fp32", "packed", "packed-bf16")
@@ -61,8 +62,10 @@ def decode_step(model: CachedDecoder, *, fill: int, batch: int = 1) -> Callable[
         batch: Sequences (B).
 
     Raises:
+        TypeError: `fill` is no integer.
         ValueError: The context has no room for `fill` + 1 tokens.
     """
+    check_whole(fill=fill)
     if not 0 <= fill < model.context:
         raise ValueError(
             f"fill {fill}; expected 0 to {model.context - 1}: the context of {model.context} must "
@@ -90,8 +93,10 @@ def prefill(model: CachedDecoder, *, length: int, batch: int = 1) -> Callable[[]
         batch: Sequences (B).
 
     Raises:
+        TypeError: `length` is no integer.
         ValueError: The context has no room for the prompt.
     """
+    check_whole(length=length)
     if not 1 <= length <= model.context:
         raise ValueError(f"length {length}; expected 1 to the context of {model.context}.")
     own = model.fork()

@@ -31,6 +31,7 @@ CANARY = ("jinja2", "2.4.1")
 FILE_VARIABLE = "FORGE_HARNESS_ADVISORIES_FILE"
 MAX_AGE_DAYS = 30
 """PyPI gets new advisories every week: a file whose newest is older is not live data."""
+_CLOCKS_DIFFER_DAYS = 1
 _TIMEOUT_S = 90
 
 
@@ -98,7 +99,7 @@ def _from_file(path: Path, queried: Mapping[str, str]) -> ScanResult:
         else:
             records = _read_records(path)
             newest = max((advisory_directory.modified(r) for r in records), default=None)
-        records = [record for record in records if "withdrawn" not in record]
+        records = [record for record in records if record.get("withdrawn") is None]
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         return _not_scanned(source, f"{path.name} cannot be read: {error}")
     if newest is None:
@@ -106,6 +107,9 @@ def _from_file(path: Path, queried: Mapping[str, str]) -> ScanResult:
     age = (datetime.now(UTC) - newest).total_seconds() / 86400
     if age > MAX_AGE_DAYS:
         why = f"its newest advisory is {age:.0f} days old, live data are at most {MAX_AGE_DAYS}"
+        return _not_scanned(source, why, age)
+    if age < -_CLOCKS_DIFFER_DAYS:
+        why = f"its newest advisory is {-age:.0f} days in the future, so its age is not known"
         return _not_scanned(source, why, age)
     releases = [*queried.items(), CANARY]
     hits, doubts = _covered(records, releases)
@@ -121,12 +125,14 @@ def _covered(
     doubts: list[str] = []
     for record in records:
         advisory = str(record.get("id", "?"))
-        for affected, (name, version) in product(record.get("affected", []), releases):
+        for affected, (name, version) in product(record.get("affected") or [], releases):
             try:
                 if _affects(affected, name, version):
                     hits.append((name, version, advisory))
             except InvalidVersion as error:
                 doubts.append(f"{name} {version} cannot be compared with {advisory}: {error}")
+            except (AttributeError, TypeError) as error:
+                doubts.append(f"what {advisory} affects is not as OSV has it: {error}")
     return hits, doubts
 
 
@@ -147,11 +153,12 @@ def _affects(affected: Mapping[str, Any], name: str, version: str) -> bool:
 
     Raises:
         InvalidVersion: The release, or an event of the entry, cannot be put in order.
+        AttributeError, TypeError: The entry is of another form.
     """
-    package = affected.get("package", {})
+    package = affected.get("package") or {}
     if package.get("ecosystem") != "PyPI" or canonicalize_name(package.get("name", "")) != name:
         return False
-    listed, spans = affected.get("versions", []), affected.get("ranges", [])
+    listed, spans = affected.get("versions") or [], affected.get("ranges") or []
     if version in listed:
         return True
     # A build of a release (2.13.0+cpu) is that release; by PEP 440 it sorts behind it.
@@ -174,7 +181,7 @@ def _in_range(span: Mapping[str, Any], version: Version) -> bool:
         return False
     inside = False
     # OSV leaves their order open; the algorithm wants them by version.
-    for event in sorted(span.get("events", []), key=lambda e: Version(str(next(iter(e.values()))))):
+    for event in sorted(span.get("events") or [], key=_version_of):
         if "introduced" in event and version >= Version(str(event["introduced"])):
             inside = True
         if "fixed" in event and version >= Version(str(event["fixed"])):
@@ -182,6 +189,10 @@ def _in_range(span: Mapping[str, Any], version: Version) -> bool:
         if "last_affected" in event and version > Version(str(event["last_affected"])):
             inside = False
     return inside
+
+
+def _version_of(event: Mapping[str, Any]) -> Version:
+    return Version(str(next(iter(event.values()), "none")))
 
 
 def _from_pip_audit(queried: Mapping[str, str]) -> ScanResult:

@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from email import message_from_string
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from email.message import Message
 
 DISTRIBUTION = "bitnet-forge-harness"
+NO_VERSION = "unknown"
+"""In place of the version of a distribution that states none: never a clean one."""
 LARGE_BYTES = 100_000_000
 """Above it only .py files are hashed: torch alone has over 800 MB of libraries."""
 
@@ -37,7 +40,7 @@ class Unsatisfied:
 
 def requirements(distribution: str = DISTRIBUTION, extras: Iterable[str] = ()) -> list[Requirement]:
     """Returns the requirements a distribution declares for this interpreter and these extras."""
-    declared = [_requirement(text) for text in metadata.requires(distribution) or []]
+    declared = map(_requirement, declared_in(metadata.distribution(distribution)))
     chosen = ("", *extras)
     return [
         r
@@ -70,9 +73,32 @@ def unsatisfied(wanted: Iterable[Requirement]) -> list[Unsatisfied]:
 def installed_version(name: str) -> str | None:
     """Returns the version of an installed distribution, None without it."""
     try:
-        return metadata.version(name)
+        return version_in(metadata.distribution(name))
     except metadata.PackageNotFoundError:
         return None
+
+
+def version_in(found: metadata.Distribution) -> str:
+    """Returns the version a distribution states, `NO_VERSION` where it states none."""
+    return str(fields_of(found).get("Version") or NO_VERSION)
+
+
+def declared_in(found: metadata.Distribution) -> list[str]:
+    """Returns the requirements a distribution declares, as it writes them."""
+    try:
+        return found.requires or []
+    except UnicodeDecodeError:
+        return fields_of(found).get_all("Requires-Dist") or []
+
+
+def fields_of(found: metadata.Distribution) -> Message:
+    """Returns the metadata of a distribution; letters in them that are not UTF-8 are replaced."""
+    # The protocol lacks `get`, which the object, an email message, has had since Python 3.8.
+    try:
+        return cast("Message", found.metadata)
+    except UnicodeDecodeError as error:
+        # Old tools wrote an author's name as they pleased. The error holds the whole file.
+        return message_from_string(bytes(error.object).decode("utf-8", "replace"))
 
 
 def committed_pins(directory: Path) -> list[Requirement]:
@@ -114,7 +140,12 @@ def check_integrity(distributions: Iterable[str]) -> IntegrityReading:
 
 
 def _recorded(distribution: metadata.Distribution) -> Iterator[tuple[Path, str, str]]:
-    files = [f for f in distribution.files or [] if f.hash is not None]
+    try:
+        listed = distribution.files or []
+    except ValueError:  # Not UTF-8, or a size that is no number: it records nothing.
+        return
+    known = hashlib.algorithms_available
+    files = [f for f in listed if f.hash is not None and f.hash.mode in known]
     large = sum(f.size or 0 for f in files) > LARGE_BYTES
     for file in files:
         if file.hash is not None and (not large or file.suffix == ".py"):
@@ -154,13 +185,11 @@ def dependency_closure(distribution: str = DISTRIBUTION) -> list[str]:
 
 def license_of(distribution: str) -> str:
     """Returns a distribution's license: SPDX expression, else classifiers, else free text."""
-    return license_in(metadata.metadata(distribution))
+    return license_in(fields_of(metadata.distribution(distribution)))
 
 
-def license_in(fields: metadata.PackageMetadata) -> str:
+def license_in(about: Message) -> str:
     """Returns the license that the metadata of a distribution name, as `license_of` does."""
-    # The protocol lacks `get`, which the object, an email message, has had since Python 3.8.
-    about = cast("Message", fields)
     if expression := about.get("License-Expression"):
         return str(expression)
     named = [

@@ -11,15 +11,16 @@ ALLOWED_WORDS = frozenset(
     | {"mit-cmu", "hpnd", "cc0-1.0", "bsl-1.0", "unicode-3.0", "zpl-2.1"}
 )
 REFUSED_WORDS = frozenset(
-    {"gpl", "gplv2", "gplv3", "agpl", "agplv3", "agpl-3.0-only", "agpl-3.0-or-later", "affero"}
-    | {"gpl-2.0", "gpl-3.0", "gpl-2.0-only", "gpl-2.0-or-later", "gpl-3.0-only", "sspl-1.0"}
-    | {"gpl-3.0-or-later", "proprietary", "busl-1.1"}
+    {"gpl", "gplv2", "gplv3", "gpl-1.0", "gpl-1.0-only", "gpl-2.0", "gpl-2.0-only", "gpl-3.0"}
+    | {"gpl-3.0-only", "agpl", "agplv3", "agpl-1.0", "agpl-1.0-only", "agpl-3.0", "agpl-3.0-only"}
+    | {"affero", "sspl-1.0", "busl-1.1", "proprietary"}
 )
 """Licenses whose terms reach the program that uses the library, or forbid its use."""
 
 _OR_LATER = re.compile(
     r"\bor(?:[ -]|,? \(at your option\),? )(?:any )?(?:later|newer)(?: versions?)?\b|-or-later\b"
 )
+_SPELLED_OUT = re.compile(r"(?<!lesser )(?<!library )general public licen[cs]e")
 # The exception lifts the license's terms from what is merely linked with the compiler's runtime.
 _RUNTIME_EXCEPTION = re.compile(r"\S+ with gcc-exception\S*")
 
@@ -31,7 +32,7 @@ def alternatives(text: str) -> list[set[str]]:
     "A AND B" is one alternative in which both bind. "Or later" and a trailing "+" are dropped.
     """
     plain = _RUNTIME_EXCEPTION.sub("gcc-exception", text.lower())
-    plain = _OR_LATER.sub("", plain)
+    plain = _SPELLED_OUT.sub("gpl", _OR_LATER.sub("", plain))
     words = (re.findall(r"[a-z0-9.+-]+", part) for part in re.split(r"\bor\b|;", plain))
     return [found for part in words if (found := {word.rstrip("+") for word in part})]
 

@@ -6,6 +6,7 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC
 from fractions import Fraction
 from math import floor
 from typing import Any, Literal, Protocol
@@ -100,13 +101,13 @@ class RunContext:
 
 
 def judged_on(started_at: str, shards: Sequence[ShardRecord]) -> str:
-    """Returns the day, ISO 8601, that decides which waivers and baselines are live.
+    """Returns the day, ISO 8601 and of UTC, that decides which waivers and baselines are live.
 
     That of the start, so that a score can be recomputed; of a merged run that of the last shard,
     or running one part again would be excused by the day of the others.
     """
     starts = [started_at, *(shard.started_at for shard in shards)]
-    return max(starts, key=moment)[:10]
+    return max(map(moment, starts)).astimezone(UTC).date().isoformat()
 
 
 def entries_in_scope(policy: Policy, scope: ScopeLike) -> tuple[CatalogueEntry, ...]:

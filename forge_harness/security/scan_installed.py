@@ -16,7 +16,9 @@ _LICENSE_CANARY = {"AGPL-3.0-only": "refused", "no word of a license": "unclear"
 def closure() -> dict[str, str]:
     """Returns name -> version of every distribution this package needs, directly or not."""
     names = distributions.dependency_closure()
-    return {name: distributions.installed_version(name) or "0" for name in names}
+    return {
+        name: distributions.installed_version(name) or distributions.NO_VERSION for name in names
+    }
 
 
 def scan_advisories(

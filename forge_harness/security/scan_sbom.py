@@ -36,7 +36,7 @@ def build(search: Sequence[str] | None = None, moment: datetime | None = None) -
     names = frozenset(found)
     components = [_component(name, about) for name, about in found.items() if name != ROOT]
     dependencies = [
-        {"ref": _purl(name, about.version), "dependsOn": _needs(about, found)}
+        {"ref": _purl(name, distributions.version_in(about)), "dependsOn": _needs(about, found)}
         for name, about in found.items()
     ]
     version = distributions.installed_version(ROOT) or "0"
@@ -87,7 +87,7 @@ def _installed(search: Sequence[str] | None) -> dict[str, metadata.Distribution]
     """Returns canonical name -> distribution, the first on the path, as an import finds it."""
     found: dict[str, metadata.Distribution] = {}
     for about in metadata.distributions(path=list(sys.path if search is None else search)):
-        if name := about.metadata["Name"]:
+        if name := distributions.fields_of(about)["Name"]:
             found.setdefault(canonicalize_name(name), about)
     return dict(sorted(found.items()))
 
@@ -102,12 +102,13 @@ def _metadata_directories(search: Sequence[str] | None) -> set[str]:
 
 
 def _component(name: str, about: metadata.Distribution) -> dict[str, Any]:
-    purl = _purl(name, about.version)
+    version = distributions.version_in(about)
+    purl = _purl(name, version)
     component: dict[str, Any] = {
         "type": "library",
         "bom-ref": purl,
-        "name": about.metadata["Name"],
-        "version": about.version,
+        "name": distributions.fields_of(about)["Name"],
+        "version": version,
         "purl": purl,
     }
     text = _license(about)
@@ -117,14 +118,15 @@ def _component(name: str, about: metadata.Distribution) -> dict[str, Any]:
 
 
 def _license(about: metadata.Distribution) -> dict[str, Any] | None:
-    if "License-Expression" in about.metadata:
-        return {"expression": about.metadata["License-Expression"]}
-    text = distributions.license_in(about.metadata)
+    fields = distributions.fields_of(about)
+    if "License-Expression" in fields:
+        return {"expression": fields["License-Expression"]}
+    text = distributions.license_in(fields)
     return None if text == "unknown" else {"license": {"name": text}}
 
 
 def _root(about: metadata.Distribution | None) -> dict[str, Any]:
-    version = "0" if about is None else about.version
+    version = "0" if about is None else distributions.version_in(about)
     purl = _purl(ROOT, version)
     return {
         "type": "application",
@@ -138,14 +140,15 @@ def _root(about: metadata.Distribution | None) -> dict[str, Any]:
 def _needs(about: metadata.Distribution, found: dict[str, metadata.Distribution]) -> list[str]:
     """Returns what a distribution needs here without an extra, among what is installed."""
     names = set()
-    for text in about.requires or []:
+    for text in distributions.declared_in(about):
         try:
             requirement = Requirement(text)
         except InvalidRequirement:
             continue
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             names.add(canonicalize_name(requirement.name))
-    return [_purl(name, found[name].version) for name in sorted(names & set(found))]
+    needed = sorted(names & set(found))
+    return [_purl(name, distributions.version_in(found[name])) for name in needed]
 
 
 def _purl(name: str, version: str) -> str:

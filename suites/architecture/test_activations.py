@@ -33,7 +33,8 @@ def test_activation_scale(subject, evidence):
     Oracle: float64 (2 roundings, under `oracles.SCALE_RTOL`), and a metamorphic relation: a token
     alone and among mates a million times larger, or zero, has the same codes and scale bit for bit.
     Of a model in evaluation mode, where one is built: a sample among copies of itself and among
-    others, in a batch of one shape, has the same output (1e-6 of the largest, as in `causal_mask`).
+    others, in a batch of one shape, has the same output (1e-6 of the largest, as in `causal_mask`);
+    where outputs are of pairs of samples, as those of contrastive models, so have two samples.
     Tokens in bf16 have the scale of the same numbers in fp32, where the quantizer answers in fp32.
     """
     error, shapes, changed = Worst(), Count(), Count()
@@ -76,22 +77,46 @@ def _samples_are_independent(subject, task, evidence):
     part = built(subject, task, batch_size=4)
     part.model.eval()
     inputs, targets = part.batch.inputs, part.batch.targets
-    copies = Batch(inputs=inputs[:1].expand_as(inputs).clone(), targets=targets)
-    alone, among = (observe(subject, part.model, batch) for batch in (copies, part.batch))
-    # Outputs of a sample come together, however many dimensions they have.
-    rows = len(inputs)
-    moved = (among - alone).abs().reshape(rows, -1).amax(1) / among.abs().max()
+    among = observe(subject, part.model, part.batch)
+    twice = subject.example_batch(task, batch_size=2 * len(inputs), seed=1)
+    shape, places = _places_of_samples(among, observe(subject, part.model, twice), len(inputs))
+    # Where outputs are of pairs, two samples stay: one and itself may be alike whatever it is.
+    kept = len(places)
+    copies = inputs[[*range(kept), *[0] * (len(inputs) - kept)]]
+    alone = observe(subject, part.model, Batch(inputs=copies, targets=targets))
+    moved = ((among - alone).abs() / among.abs().max()).reshape(shape)
+    own, others = moved, moved.narrow(places[0], kept, len(inputs) - kept)
+    for place in places:
+        own = own.narrow(place, 0, kept)
     evidence.at_most(
         f"{task}.moved_by_mates",
-        float(moved[0]),
+        float(own.max()),
         limit=1e-6,
         reason="relative change of a sample's outputs among others instead of copies of itself",
     )
     evidence.at_least(
         f"{task}.mates_differ",
-        float(moved[1:].max()),
+        float(others.max()),
         limit=RESPONSE,
         reason="relative change of the others' outputs; otherwise nothing was tested",
+    )
+
+
+def _places_of_samples(output, twice, rows):
+    """The shape to see outputs in, and the dimensions of it that are as long as the batch.
+
+    Two of them, where outputs are of pairs of samples. Those of all tokens together are taken
+    sample by sample.
+    """
+    sizes = zip(output.shape, twice.shape, strict=False)
+    places = [place for place, size in enumerate(sizes) if size == (rows, 2 * rows)]
+    if places:
+        return output.shape, places[:2]
+    if output.dim() and output.shape[0] % rows == 0:
+        return (rows, -1), [0]
+    pytest.skip(
+        f"which outputs are those of which sample does not show: {tuple(output.shape)} of a batch "
+        f"of {rows}; return one row a sample, or a token"
     )
 
 

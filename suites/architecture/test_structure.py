@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from forge_harness.evidence import smallest
+from forge_harness.evidence import largest, smallest
 from forge_harness.protocols import Batch, LoadsData
 
 from .calls import loss_of, observe
@@ -58,28 +58,37 @@ def _sequences(subject, part):
 def _influence(subject, part, batch, leak):
     """Notes the largest change before each cut in `leak`; returns the least response after one."""
     inputs = batch.inputs
-    before = _by_token(observe(subject, part.model, batch), inputs)
+    before = observe(subject, part.model, batch)
     scale = float(before.abs().max())
     others = _exchanged(inputs)
-    least = float("inf")
+    found = [[] for _ in _by_token(before, inputs)]
     for cut in _cuts(inputs.shape[1]):
         changed = torch.cat([inputs[:, : cut + 1], others[:, cut + 1 :]], dim=1)
-        output = observe(subject, part.model, Batch(inputs=changed, targets=batch.targets))
-        after = _by_token(output, inputs)
-        moved = (after - before).abs()
-        kept, later = moved[:, : cut + 1], moved[:, cut + 1 :]
-        leak.see(f"{inputs.shape[1]} tokens, after position {cut}", float(kept.max()) / scale)
-        least = smallest((least, float(later.max()) / scale))
-    return least
+        after = observe(subject, part.model, Batch(inputs=changed, targets=batch.targets))
+        for moved, sizes in zip(_by_token(after - before, inputs), found, strict=True):
+            size = moved.abs() / scale
+            kept, later = size[:, : cut + 1], size[:, cut + 1 :]
+            sizes.append((cut, float(kept.max()), float(later.max())))
+    # As many logits as tokens: read along the logits, every sound model leaks.
+    leaks = [largest(kept for _, kept, _ in sizes) for sizes in found]
+    least = smallest(leaks)
+    read = next((s for s, value in zip(found, leaks, strict=True) if value == least), found[0])
+    for cut, kept, _ in read:
+        leak.see(f"{inputs.shape[1]} tokens, after position {cut}", kept)
+    return smallest(later for _, _, later in read)
 
 
 def _by_token(output, inputs):
-    """Outputs as (batch, tokens, ...): tokens may come last, or together with their sample."""
+    """Outputs as (batch, tokens, ...): tokens may come last, or together with their sample.
+
+    Several, where more than one dimension is as long as there are tokens.
+    """
     batch, tokens = inputs.shape[:2]
     if output.shape[0] == batch and tokens in output.shape[1:]:
-        return output.movedim(1 + list(output.shape[1:]).index(tokens), 1)
+        places = [place for place, size in enumerate(output.shape) if place and size == tokens]
+        return [output.movedim(place, 1) for place in places]
     if output.shape[0] == batch * tokens:
-        return output.reshape(batch, tokens, -1)
+        return [output.reshape(batch, tokens, -1)]
     pytest.skip(
         f"which outputs are those of which token does not show: {tuple(output.shape)} of inputs "
         f"{tuple(inputs.shape)}; return one row a token, (batch, tokens, ...)"
@@ -109,8 +118,8 @@ def test_state_dict_round_trip(subject, evidence, tmp_path):
     """
     for task in subject.tasks():
         part = built(subject, task)
-        torch.save(part.model.state_dict(), tmp_path / f"{task}.pt")
-        state = torch.load(tmp_path / f"{task}.pt", weights_only=True)
+        torch.save(part.model.state_dict(), tmp_path / "state.pt")
+        state = torch.load(tmp_path / "state.pt", weights_only=True)
         other = subject.build_model(task, seed=1)
         problem = _load_problem(other, state)
         evidence.equal(

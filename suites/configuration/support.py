@@ -69,18 +69,25 @@ class Key:
 def keys_of(schema: Mapping[str, Any]) -> list[Key]:
     """Returns every key of a schema, of the file itself and of tables in tables.
 
-    A table that takes any key is a key of kind object.
+    A table that takes any key is a key of kind object, and so is one within a table of its kind:
+    such tables have no end.
     """
-    return list(_keys(schema, schema, ""))
+    return list(_keys(schema, schema, "", ()))
 
 
-def _keys(table: Mapping[str, Any], schema: Mapping[str, Any], prefix: str) -> Iterator[Key]:
-    for name, node in table.get("properties", {}).items():
+def _keys(
+    table: Mapping[str, Any], schema: Mapping[str, Any], prefix: str, around: tuple[Any, ...]
+) -> Iterator[Key]:
+    properties = table.get("properties", {})
+    around = (*around, properties)
+    for name, node in properties.items():
         field = _resolve(node, schema)
-        if "properties" in field:
-            yield from _keys(field, schema, f"{prefix}{name}.")
-        else:
+        if "properties" not in field:
             yield _key(f"{prefix}{name}", field)
+        elif any(field["properties"] is known for known in around):
+            yield _key(f"{prefix}{name}", {**field, "type": "object"})
+        else:
+            yield from _keys(field, schema, f"{prefix}{name}.", around)
 
 
 def _resolve(node: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:

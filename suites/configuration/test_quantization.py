@@ -1,6 +1,7 @@
 """The quantization a configuration states, held against the weights in memory and in files."""
 
 import copy
+from urllib.parse import quote
 
 import pytest
 
@@ -38,10 +39,11 @@ def test_quantization_consistent(subject, evidence, tmp_path):
             _packing(subject, task, evidence)
         if isinstance(subject, Trains) and isinstance(subject, ExportsWeights):
             session = subject.session(task, TrainOptions(seed=0, steps=1))
-            subject.export_package(session, tmp_path / task)
+            path = tmp_path / f"export-{quote(task, safe='')}"
+            subject.export_package(session, path)
             effective = subject.effective_weights(session.model)
             if info.packing == PACKING:
-                _files(task, info, effective, tmp_path / task, evidence)
+                _files(task, info, effective, path, evidence)
             else:
                 unknown.add(info.packing)
     if unknown:

@@ -79,7 +79,9 @@ def test_known_vulnerabilities(evidence):
     that reached no database report "no vulnerabilities" and exit 0.
     """
     names = distributions.dependency_closure()
-    installed = {name: distributions.installed_version(name) or "0" for name in names}
+    installed = {
+        name: distributions.installed_version(name) or distributions.NO_VERSION for name in names
+    }
     result = advisories.scan(installed)
     if result.state == "not scanned":
         pytest.skip(f"not scanned ({result.source}): {result.why_not}")

@@ -2,7 +2,6 @@
 
 import statistics as statistics_of
 import time
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -10,8 +9,18 @@ import torch
 from forge_harness.evidence import smallest
 from forge_harness.probes import memory
 from forge_harness.scoring import statistics
-from forge_harness.subject.arms import FIRST_STEPS, first_losses, one_arm
+from forge_harness.subject.arms import (
+    FIRST_STEPS,
+    first_steps,
+    losses_of,
+    one_arm,
+    samples_of,
+    uneven,
+)
 from forge_harness.subject.protocols import TrainOptions
+
+from .saved import saved_by
+from .tasks import largest_task
 
 LOOKS = ((20, 0.0014), (40, 0.0084))
 """(pairs, one-sided error) of the first look and of its one planned extension: ranks 4 of 20
@@ -33,11 +42,13 @@ def test_training_overhead(subject, policy, evidence):
     as they slow a core down. When the limit lies between the bounds the cheapest setting gets as
     many pairs again; when it still does the check is not measured: the machine is too noisy.
     """
-    task = _largest(subject)
+    task = largest_task(subject)
     limit = policy.threshold("training.overhead_ratio.at_most")
     known = _known_settings(subject, task, evidence)
     settings = [_prepared(subject, task, extra) for extra in known]
     for pairs in settings:
+        if problem := uneven(*pairs.first):
+            pytest.skip(problem)
         pairs.extend(LOOKS[0][0])
     best = min(settings, key=lambda pairs: pairs.interval(LOOKS[0][1]).estimate)
     look = LOOKS[0]
@@ -78,11 +89,14 @@ def test_training_throughput(subject, policy, evidence):
     median of the ratios is bounded by order statistics, with one planned extension; the fastest
     setting counts; a limit between the bounds leaves the check not measured.
     """
-    task = _largest(subject)
+    task = largest_task(subject)
     limit = policy.threshold("performance.throughput_ratio.at_least")
     known = _known_settings(subject, task, evidence)
     settings = [_prepared(subject, task, extra, time.perf_counter) for extra in known]
     for pairs in settings:
+        # Fewer samples a step make ours the slower one, and are held against it.
+        if not 0 < samples_of(pairs.first[0]) <= samples_of(pairs.first[1]):
+            pytest.skip(uneven(*pairs.first))
         pairs.extend(LOOKS[0][0])
     best = max(settings, key=lambda pairs: pairs.speedup(LOOKS[0][1]).estimate)
     look = LOOKS[0]
@@ -127,6 +141,7 @@ class Pairs:
     def __init__(self, name, ternary, full, clock):
         self.name = name
         self.sessions = (ternary, full)
+        self.first = (first_steps(ternary), first_steps(full))
         self.clock = clock
         self.seconds = ([], [])
         self.samples = ([], [])
@@ -162,13 +177,6 @@ class Pairs:
         return [one / two for one, two in zip(*self.seconds, strict=True)]
 
 
-def _largest(subject):
-    tasks = subject.tasks() if callable(getattr(subject, "tasks", None)) else ()
-    if not tasks:
-        pytest.skip("the subject does not name its tasks (BuildsModel.tasks)")
-    return max(tasks, key=lambda task: subject.model_spec(task).parameters)
-
-
 def _known_settings(subject, task, evidence):
     """Returns the settings the subject looks at, and says when it looks at none."""
     if not _takes(subject, task, NOBODYS):
@@ -195,9 +203,10 @@ def _prepared(subject, task, extra, clock=time.process_time):
     steps = LOOKS[-1][0] + FIRST_STEPS
     ternary = subject.session(task, TrainOptions(steps=steps, extra=extra))
     full = subject.session(task, TrainOptions(steps=steps, precision="full"))
-    if problem := one_arm(first_losses(ternary), first_losses(full)):
+    pairs = Pairs(extra.get("compute", "default"), ternary, full, clock)
+    if problem := one_arm(*map(losses_of, pairs.first)):
         pytest.skip(problem)
-    return Pairs(extra.get("compute", "default"), ternary, full, clock)
+    return pairs
 
 
 @pytest.mark.forge_check("performance.peak_memory")
@@ -205,14 +214,18 @@ def test_peak_memory(subject, policy, evidence):
     """A quantization-aware step keeps no more for its backward than a full-precision one.
 
     Counted, not sampled: the bytes of every tensor autograd saves in one step of either session,
-    each storage once. The peak resident size of this process is recorded beside it.
+    and of those that functions keep as attributes of their context, each storage once. The peak
+    resident size of this process is recorded beside it.
     """
-    task = _largest(subject)
+    task = largest_task(subject)
     known = _known_settings(subject, task, evidence)
-    settings = [_saved(subject, task, "ternary", extra) for extra in known]
-    full = _saved(subject, task, "full", {})
-    if problem := one_arm(settings[0].losses, full.losses):
+    settings = [saved_by(subject, task, "ternary", extra) for extra in known]
+    full = saved_by(subject, task, "full", {})
+    if problem := one_arm(losses_of(settings[0].first), losses_of(full.first)):
         pytest.skip(problem)
+    for saved in (*settings, full):
+        if problem := uneven(saved.first, full.first) or saved.problem():
+            pytest.skip(problem)
     size = smallest(saved.size for saved in settings)
     evidence.record(
         "full_precision_bytes", full.size, unit="B", reason=f"saved in one step, {task}"
@@ -230,26 +243,3 @@ def test_peak_memory(subject, policy, evidence):
         limit=policy.threshold("performance.saved_ratio.at_most"),
         reason="bytes saved for backward in one step over those of full precision",
     )
-
-
-class Saved(NamedTuple):
-    """Bytes of distinct storages saved for backward in a step, and the losses of the first."""
-
-    size: int
-    losses: list[float]
-
-
-def _saved(subject, task, precision, extra):
-    session = subject.session(
-        task, TrainOptions(steps=FIRST_STEPS + 1, precision=precision, extra=extra)
-    )
-    losses, seen = first_losses(session), {}
-
-    def note(tensor):
-        storage = tensor.untyped_storage()
-        seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        session.step()
-    return Saved(sum(seen.values()), losses)

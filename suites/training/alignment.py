@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from forge_harness.evidence import smallest
 from forge_harness.subject.protocols import Batch, LoadsData
 
 from .outputs import changed_tensors
@@ -16,6 +18,8 @@ from .support import counted
 
 FIRST_SAMPLES = 64
 """Training samples among which one is looked for that has no target somewhere."""
+_ORDERS = ((0, 1, 2), (0, 2, 1), (1, 0, 2))
+"""Of the dimensions of outputs: what makes (samples, places, classes) of them."""
 
 
 @dataclass(slots=True)
@@ -37,20 +41,24 @@ def align(subject: Any, task: str) -> Alignment:
     """Replaces the first, a middle and the last target by another one, outputs held as they are."""
     model = subject.build_model(task, seed=0)
     batch = subject.example_batch(task, batch_size=16, seed=1)
-    outputs = _HeldOutputs(batch.targets.numel())
+    outputs = _HeldOutputs(batch.targets.shape)
     handle = model.register_forward_hook(outputs.hold)
-    before = outputs.gradient(subject.loss(model, batch))
-    found = Alignment()
-    if before is not None:
-        known = counted(subject, task, batch.targets).flatten()
-        for place in _places(batch.targets.flatten(), known):
-            targets = _moved(batch.targets, place, known)
-            after = outputs.gradient(
-                subject.loss(model, Batch(inputs=batch.inputs, targets=targets))
-            )
-            _see(found, place, (after - before).norm(dim=-1))
+    before = outputs.gradients(subject.loss(model, batch))
+    found = [Alignment() for _ in before]
+    known = counted(subject, task, batch.targets).flatten()
+    for place in _places(batch.targets.flatten(), known) if before else ():
+        targets = _moved(batch.targets, place, known)
+        after = outputs.gradients(subject.loss(model, Batch(inputs=batch.inputs, targets=targets)))
+        for one, was, now in zip(found, before, after, strict=True):
+            _see(one, place, (now - was).norm(dim=-1))
     handle.remove()
-    return found
+    return _least(found)
+
+
+def _least(found: Sequence[Alignment]) -> Alignment:
+    """Returns the best of the ways to read outputs: along the classes no sound loss is aligned."""
+    least = smallest(one.elsewhere for one in found)
+    return next((one for one in found if one.elsewhere == least), Alignment())
 
 
 def _places(targets: Tensor, known: Tensor) -> list[int]:
@@ -75,14 +83,13 @@ def ignored_share(subject: Any, task: str) -> float | None:
     if known.all() or not known.any():
         return None
     model = subject.build_model(task, seed=0)
-    outputs = _HeldOutputs(batch.targets.numel())
+    outputs = _HeldOutputs(batch.targets.shape)
     handle = model.register_forward_hook(outputs.hold)
-    gradient = outputs.gradient(subject.loss(model, batch))
+    gradients = outputs.gradients(subject.loss(model, batch))
     handle.remove()
-    if gradient is None:
-        return None
-    sizes = gradient.norm(dim=-1)
-    return float(sizes[~known].max() / sizes[known].max())
+    sizes = [gradient.norm(dim=-1) for gradient in gradients]
+    shares = [float(size[~known].max() / size[known].max()) for size in sizes]
+    return smallest(shares) if shares else None
 
 
 def _see(found: Alignment, place: int, change: Tensor) -> None:
@@ -106,7 +113,7 @@ def _moved(targets: Tensor, place: int, known: Tensor) -> Tensor:
 class _HeldOutputs:
     """Puts outputs of the first call, those with a row a target, in place of later ones."""
 
-    def __init__(self, targets: int) -> None:
+    def __init__(self, targets: torch.Size) -> None:
         self._targets = targets
         self._leaves: list[Tensor] = []
         self._next = 0
@@ -115,16 +122,30 @@ class _HeldOutputs:
         self._next = 0
         return changed_tensors(out, self._held)[0]
 
-    def gradient(self, loss: Tensor) -> Tensor | None:
-        """Returns the gradient at the outputs, a row a target; None where the loss uses none."""
+    def gradients(self, loss: Tensor) -> list[Tensor]:
+        """Returns the gradient at the outputs, a row a target, in each way to read their shape.
+
+        Empty where the loss uses none of them.
+        """
         if not self._leaves:
-            return None
+            return []
         found = torch.autograd.grad(loss, self._leaves, allow_unused=True)
-        rows = [gradient.flatten(0, -2) for gradient in found if gradient is not None]
-        return torch.cat(rows, dim=-1) if rows else None
+        ways = [self._rows(gradient) for gradient in found if gradient is not None]
+        count = max(map(len, ways), default=0)
+        return [torch.cat([way[i % len(way)] for way in ways], dim=-1) for i in range(count)]
+
+    def _rows(self, value: Tensor) -> list[Tensor]:
+        """Returns a value with a row a target, in each way that its shape allows."""
+        if value.dim() == 3 and len(self._targets) == 2:
+            turned = [value.permute(order) for order in _ORDERS]
+            if fits := [one for one in turned if one.shape[:2] == self._targets]:
+                return [one.flatten(0, 1) for one in fits]
+        if value.dim() < 2 or value.shape[:-1].numel() != self._targets.numel():
+            return []
+        return [value.flatten(0, -2)]
 
     def _held(self, value: Tensor) -> Tensor:
-        if value.dim() < 2 or value.shape[:-1].numel() != self._targets:
+        if not self._rows(value):
             return value
         if self._next == len(self._leaves):
             self._leaves.append(value.detach().clone().requires_grad_())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,9 +57,11 @@ def least_loss(subject: Any, task: str, ids: Sequence[int]) -> float:
     if not (isinstance(subject, LoadsData) and isinstance(subject, BuildsModel)):
         return 0.0
     batch = subject.batch(task, "train", list(ids))
-    classes = subject.data_info(task).cardinality
-    sure = [_sure(batch.targets, classes, by) for by in CERTAINTIES]
-    losses = [_loss_at(subject, task, batch, change) for change in sure]
+    sure = _Sure(batch.targets, subject.data_info(task).cardinality)
+    losses = [_loss_at(subject, task, batch, partial(sure.put, by=by)) for by in CERTAINTIES]
+    if sure.is_square:
+        across = (partial(sure.put, by=by, across=True) for by in CERTAINTIES)
+        losses += [_loss_at(subject, task, batch, change) for change in across]
     return min(losses) if len(set(losses)) > 1 else 0.0
 
 
@@ -79,16 +82,29 @@ def objective(subject: Any, task: str) -> float:
     return round(_loss_at(subject, task, Batch(inputs=batch.inputs, targets=targets), fixed), 4)
 
 
-def _sure(targets: Tensor, classes: int, by: float) -> Callable[[Tensor], Tensor]:
-    def change(output: Tensor) -> Tensor:
-        if output.shape[-1] < classes:
-            return output
-        logits = torch.zeros_like(output).view(*targets.shape, -1)
-        # What is no target, a number beyond the classes, counts nowhere.
-        places = targets.clamp(0, logits.shape[-1] - 1).unsqueeze(-1)
-        return logits.scatter(-1, places, by)
+class _Sure:
+    """Puts logits that are certain of the targets in place of a model's.
 
-    return change
+    Attributes:
+        is_square: Whether there were as many logits as tokens: which dimension is which does not
+            show then.
+    """
+
+    def __init__(self, targets: Tensor, classes: int) -> None:
+        self._targets, self._classes = targets, classes
+        self.is_square = False
+
+    def put(self, output: Tensor, *, by: float, across: bool = False) -> Tensor:
+        """Returns them, along the last dimension, or of square outputs along the one before it."""
+        if output.shape[-1] < self._classes:
+            return output
+        is_square = output.dim() > 2 and output.shape[-1] == output.shape[-2]
+        self.is_square |= is_square
+        logits = torch.zeros_like(output).view(*self._targets.shape, -1)
+        # What is no target, a number beyond the classes, counts nowhere.
+        places = self._targets.clamp(0, logits.shape[-1] - 1).unsqueeze(-1)
+        found = logits.scatter(-1, places, by).view(output.shape)
+        return found.mT if across and is_square else found
 
 
 @torch.no_grad()

@@ -50,12 +50,11 @@ def _entries(output: Any) -> Iterable[Any]:
 
 def choices(output: Any, cardinality: int) -> Tensor:
     """Returns the largest of each run of `cardinality` logits, from a tensor or what holds one."""
-    if not isinstance(output, Tensor):
-        entries = _entries(output)
-        output = next(e for e in entries if isinstance(e, Tensor) and e.dim() > 1)
-    if output.shape[-1] != cardinality:
-        return output.new_empty(0)
-    return output.argmax(-1).flatten()
+    entries = [output] if isinstance(output, Tensor) else _entries(output)
+    logits = [entry for entry in entries if isinstance(entry, Tensor) and entry.dim() > 1]
+    if not logits or logits[0].shape[-1] != cardinality:
+        return torch.empty(0, dtype=torch.int64)
+    return logits[0].argmax(-1).flatten()
 
 
 @torch.no_grad()

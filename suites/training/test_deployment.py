@@ -4,6 +4,7 @@ import math
 import statistics
 from dataclasses import replace
 from functools import partial
+from urllib.parse import quote
 
 import pytest
 import torch
@@ -190,7 +191,7 @@ def _evaluations(subject, task, seed, directory, look):
     steps(session, 3)
     look(session)
     steps(session, 5)
-    path = directory / f"{task}-{seed}"
+    path = directory / f"{quote(task, safe='')}-{seed}"
     state = digests(session.state_tensors())
     subject.export_package(session, path)
     return {

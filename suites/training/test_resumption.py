@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from urllib.parse import quote
 
 import pytest
 import torch
@@ -146,7 +147,7 @@ def _compare_two_steps(subject, evidence, task, directory):
 
     Their metrics are left out: those of a large split take seconds.
     """
-    options, path = TrainOptions(steps=4, batch_size=6), directory / f"session-{task}"
+    options, path = TrainOptions(steps=4, batch_size=6), directory / _named("session", task)
     session = subject.session(task, options)
     steps(session, 2)
     subject.save_session(session, path)
@@ -160,13 +161,18 @@ def _compare_two_steps(subject, evidence, task, directory):
     compare_state(evidence, f"{task}.different_at_once", at_once, saved, "resumed")
 
 
+def _named(kind, task):
+    """A name for a file, whatever the task is called."""
+    return f"{kind}-{quote(task, safe='')}"
+
+
 def _compare_ties(subject, evidence, directory):
     """Whether tied parameters are one tensor in a resumed session as in the one that was saved."""
     for task in tasks(subject):
         pairs = subject.model_spec(task).tied
         if not pairs:
             continue
-        options, path = TrainOptions(steps=8), directory / f"tied-{task}"
+        options, path = TrainOptions(steps=8), directory / _named("tied", task)
         session = subject.session(task, options)
         steps(session, 4)
         subject.save_session(session, path)

@@ -53,6 +53,16 @@ def test_the_definition_is_exact_where_nothing_is_rounded():
     assert torch.equal(ggml.defined_product(weight, x), x.double() @ weight.double().t())
 
 
+@pytest.mark.parametrize("given", [".", "libggml-cpu.so"])
+def test_libraries_are_loaded_from_the_working_directory(given, tmp_path, monkeypatch):
+    """A bare name was looked for among the libraries of the system, and not found."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("libggml-base.so", "libggml-cpu.so"):
+        Path(name).write_bytes(b"no library")
+    with pytest.raises(UsageError, match=r"libggml-base\.so: (invalid ELF header|file too short)"):
+        ggml.GgmlLibrary(Path(given))
+
+
 def test_a_product_of_something_else_is_refused_and_closed():
     weight, x = drawn()
     right = ggml.defined_product(weight, x).float()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -84,6 +85,13 @@ def test_what_is_no_such_library_is_refused(tmp_path):
     (tmp_path / "x.so").write_bytes(b"no library")
     with pytest.raises(UsageError, match="cannot be loaded"):
         i2s.I2sLibrary(tmp_path / "x.so")
+
+
+@needs_gxx
+def test_a_library_is_loaded_from_the_working_directory(tmp_path, monkeypatch):
+    """A bare name was looked for among the libraries of the system."""
+    monkeypatch.chdir(built(tmp_path).parent)
+    assert i2s.I2sLibrary(Path("libk.so")).path == Path("libk.so")
 
 
 @needs_gxx

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
-from forge_harness.benchmarks.timing import Timed, interleave, speedup, void_of
+from forge_harness.benchmarks.timing import Timed, in_one_thread, interleave, speedup, void_of
 
 
 def test_candidates_take_turns_in_rotating_order():
@@ -52,3 +56,26 @@ def test_figures_of_disturbed_rounds_are_void():
 def test_too_few_rounds_give_no_ratio():
     one = Timed("one", 1, [1.0] * 5, [False] * 5)
     assert speedup(one, one) is None
+
+
+def test_the_processor_time_of_all_threads_is_counted():
+    used = []
+
+    def work():
+        start = time.thread_time()
+        hashlib.sha256(bytes(1 << 20))
+        used.append(time.thread_time() - start)
+
+    def call():
+        list(pool.map(lambda _: work(), range(2)))
+
+    with ThreadPoolExecutor(2) as pool:
+        found = interleave({"both": call}, rounds=6, batch=0.0)["both"]
+    assert found.calls == 1
+    assert sum(found.processor) >= sum(used[-2 * 6 :])
+
+
+def test_in_one_thread_work_of_all_counts_and_so_does_waiting():
+    timed = Timed("", 1, [1.0, 3.0], [False] * 2, processor=[2.0, 0.5])
+    assert in_one_thread(timed).seconds == [2.0, 3.0]
+    assert timed.seconds == [1.0, 3.0]

@@ -117,6 +117,18 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
     assert f"{tmp_path}: Is a directory; name a file." in result.stderr
 
 
+def test_one_file_for_two_things_is_refused_before_anything_is_measured(
+    tmp_path, monkeypatch, invoke
+):
+    """The plot took the place of the numbers."""
+    monkeypatch.setattr(products, "measure", pytest.fail)
+    (tmp_path / "link").symlink_to(tmp_path / "bench")
+    files = ("--json", str(tmp_path / "bench"), "--plot", str(tmp_path / "link"))
+    result = invoke("bench", *SMALL, *files)
+    assert result.exit_code == 4
+    assert "are both" in result.stderr
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
 def test_a_file_goes_through_a_device_and_never_takes_its_place(tmp_path):
     """As root, --json /dev/null and /dev/stdout put a plain file there for the whole machine."""

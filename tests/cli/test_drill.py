@@ -54,6 +54,7 @@ def test_what_was_not_measured_is_not_passed(monkeypatch):
         (("--opener", "x:y"), "cannot be imported"),
         (("--opener", "os:path"), "'os:path' is a module"),
         (("--opener", "os:sep"), "'os:sep' is a str"),
+        (("--opener", "json:loads"), "raised TypeError where a new store was to be made"),
     ],
 )
 def test_wrong_names_are_refused(arguments, said):

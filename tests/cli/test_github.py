@@ -50,6 +50,19 @@ def test_a_test_outside_the_catalogue_is_an_error(run_of, make):
     assert "title=data.stray::" in annotation_commands(changed)[0]
 
 
+def test_what_a_check_says_hides_nothing_of_an_annotation(run_of):
+    """A bidirectional override shows a failing value as a passing one; NUL ends some readers."""
+    record = read_record(run_of(alpha="fail"))
+    said = "loss \u202e9.0\x00, 50 %\r\nsecond\x1b[2J"
+    checks = [
+        check.model_copy(update={"reason": said}) if check.id == "data.alpha" else check
+        for check in record.checks
+    ]
+    (command,) = annotation_commands(record.model_copy(update={"checks": checks}))
+    assert command.isprintable()
+    assert command.endswith(r"::loss \u202e9.0\x00, 50 %25%0Asecond\x1b[2J")
+
+
 def test_a_module_that_could_not_be_collected_says_why(run_of, make):
     record = read_record(run_of())
     broken = make.item("unknown", "error").model_copy(update={"reason": "could not be collected"})

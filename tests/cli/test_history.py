@@ -311,6 +311,14 @@ class TestExport:
         assert [row["directory"] for row in found["refused"]] == [str(runs / "b")]
         assert len(found["rows"]) == 1
 
+    def test_an_odd_limit_in_one_run_costs_no_row_of_another(self, invoke, keep, runs, make):
+        keep("a")
+        odd, units = {"gates.a.b.at_least": 1.0}, {"gates.accuracy": "1", "gates.a": "1"}
+        keep("b", policy=policy_of(make, thresholds={**LIMITS, **odd}, units=units))
+        result = invoke("history", "export", runs)
+        assert len(result.stdout.splitlines()) == 2, result.output
+        assert "'gates.a.b.at_least' is no limit of a gate" in result.stderr
+
     def test_a_gate_without_a_unit_has_no_row_and_is_named(self, invoke, keep, runs, make):
         keep("a")
         keep("b", policy=policy_of(make, units={}))
@@ -415,6 +423,25 @@ class TestReport:
         assert "other: empty: there is no run in it." in result.stderr
         assert self.trend(run)["left_out"] == []
 
+    def test_a_history_begins_empty(self, invoke, keep, tmp_path):
+        (tmp_path / "kept").mkdir()
+        run = keep("first")
+        result = self.report(invoke, run, "--history", tmp_path / "kept")
+        assert result.exit_code == ExitCode.PASS, result.output
+        assert f"Left out: {tmp_path / 'kept'}: empty: there is no run in it." in result.stderr
+        assert [point["run_id"] for point in self.trend(run)["points"]] == ["run-first"]
+        assert verify_run(run) == []
+
+    def test_a_copy_of_a_run_is_no_second_measurement(self, invoke, keep, runs):
+        """It was a point of its own, and counted twice in the rates of CTRF."""
+        shutil.copytree(keep("a", hour=1), runs / "copy")
+        keep("b", hour=2)
+        run = keep("now", hour=3)
+        self.report(invoke, run, "--history", runs)
+        trend = self.trend(run)
+        assert [point["run_id"] for point in trend["points"]] == ["run-a", "run-b", "run-now"]
+        assert trend["left_out"] == ["1 run kept more than once"]
+
     def test_the_last_n(self, invoke, keep, runs):
         for hour in range(1, 5):
             keep(f"r{hour}", hour=hour)
@@ -428,15 +455,10 @@ class TestReport:
         [
             (["--last", 3], ExitCode.USAGE, "--last goes with --history DIR"),
             (["--history", "gone"], ExitCode.USAGE, "gone does not exist"),
-            (["--history", "."], ExitCode.NOTHING_COLLECTED, "No run in"),
         ],
     )
-    def test_a_history_that_is_none(
-        self, invoke, keep, tmp_path, monkeypatch, options, code, words
-    ):
+    def test_a_history_that_is_none(self, invoke, keep, options, code, words):
         run = keep("now")
-        (tmp_path / "empty").mkdir()
-        monkeypatch.chdir(tmp_path / "empty")
         before = digests(run)
         result = self.report(invoke, run, *options)
         assert (result.exit_code, words in result.stderr) == (code, True)

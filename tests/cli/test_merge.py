@@ -77,6 +77,14 @@ def test_a_place_within_a_shard_is_refused(shards, invoke):
     assert invoke("verify", path).exit_code == ExitCode.PASS
 
 
+def test_a_place_within_another_run_is_refused(shards, invoke, run_of):
+    other = run_of()
+    result = invoke("merge", shards[0][0], "--run-dir", other / "whole")
+    assert result.exit_code == ExitCode.USAGE
+    assert f"lies within a run ({other}), which would no longer verify" in result.output
+    assert invoke("verify", other).exit_code == ExitCode.PASS
+
+
 @pytest.mark.parametrize(
     ("damage", "code"),
     [("run.json", ExitCode.VERIFICATION_FAILED), ("manifest.json", ExitCode.VERIFICATION_FAILED)],

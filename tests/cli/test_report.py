@@ -4,11 +4,14 @@ import fcntl
 import json
 import os
 import signal
+import subprocess
 
 import pytest
 
 from forge_harness.canonical import canonical_json
+from forge_harness.cli.directory_lock import alone_in
 from forge_harness.errors import ExitCode
+from forge_harness.imports import python_program
 from forge_harness.report import write as report_module
 from forge_harness.rundir import RunDirectory
 from forge_harness.scoring import verify_run
@@ -154,6 +157,33 @@ def test_of_two_that_write_into_a_run_at_once_one_waits(invoke, run_of, monkeypa
     assert free == [False, True]
 
 
+@pytest.mark.parametrize("command", ["gate", "verify", "explain"])
+def test_whoever_reads_a_run_waits_until_its_reports_are_written(run_of, command):
+    """Between the first new report and the new manifest a sound run was refused with 8."""
+    run = run_of()
+    manifest = (run / "manifest.json").read_bytes()
+    with alone_in(run):
+        (run / "manifest.json").write_bytes(b"{}")
+        reader = subprocess.Popen(
+            [*python_program("forge_harness"), command, str(run)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        told = reader.stderr.readline()
+        (run / "manifest.json").write_bytes(manifest)
+    output, more = reader.communicate(timeout=60)
+    assert told == (
+        f"Waiting: another process reads the run in {run}, or writes reports into it.\n"
+    )
+    assert (reader.returncode, more) == (ExitCode.PASS, ""), output
+
+
+def test_a_run_that_is_its_own_baseline_does_not_wait_for_itself(forge, run_of):
+    run = run_of()
+    assert forge("report", run, "--baseline", run).returncode == ExitCode.PASS
+
+
 @pytest.mark.parametrize(
     ("started_at", "finished_at", "words"),
     [
@@ -165,6 +195,7 @@ def test_of_two_that_write_into_a_run_at_once_one_waits(invoke, run_of, monkeypa
         ),
         ("2026-06-15T12:00:00", None, "started_at: Value error, '2026-06-15T12:00:00' has no"),
         ("noon", None, "started_at: Value error, 'noon' is no time; expected a time with its"),
+        ("0001-01-01T00:00:00+14:00", None, "started_at: Value error, '0001-01-01T00:00:00+14:00'"),
     ],
 )
 @pytest.mark.parametrize("command", ["report", "gate", "explain", "verify"])

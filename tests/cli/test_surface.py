@@ -146,6 +146,24 @@ def test_every_number_is_finite(name, parameter, text):
         parameter.type.convert(text, parameter, context)
 
 
+PATHS = [
+    (name, parameter)
+    for name, command in commands()
+    for parameter in command.params
+    if isinstance(parameter.type, click.Path)
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter"), PATHS, ids=[f"{name}-{found.name}" for name, found in PATHS]
+)
+def test_no_path_is_empty(name, parameter):
+    """A variable that is not set was the current directory: a report landed in it."""
+    context = click.Context(dict(commands())[name])
+    with pytest.raises(click.BadParameter, match="It is empty; expected a path"):
+        parameter.type.convert("", parameter, context)
+
+
 def test_numbers_that_are_finite_keep_their_range():
     kind = dict(FLOATS)["power-of-ten"].type
     assert kind.convert("0.5", None, None) == 0.5

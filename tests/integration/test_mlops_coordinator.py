@@ -6,18 +6,28 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from forge_harness import MLOpsCoordinator, Phase6Preparer, QualityCoordinator, load_policy
 from forge_harness.canonical import tree_digest
-from forge_harness.errors import DamagedCheckpointError, ForgeError, RegistryError, UsageError
+from forge_harness.errors import (
+    CheckpointError,
+    DamagedCheckpointError,
+    ForgeError,
+    RegistryError,
+    UsageError,
+)
 from forge_harness.formats.manifest import write_manifest
+from forge_harness.integration import experiments
 from forge_harness.integration.experiments import StepLog
 from forge_harness.model import ByteLM, ByteLMConfig
 from forge_harness.paths import fixtures_dir
@@ -163,8 +173,20 @@ def test_a_damaged_package_is_not_taken(coordinator, package, tmp_path) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_metric_that_is_not_finite_is_not_taken(coordinator, package, tmp_path, value) -> None:
     broken = changed(package, tmp_path / "broken", loss={"value": value, "unit": "1"})
-    with pytest.raises(RegistryError, match="not finite"):
+    with pytest.raises(DamagedCheckpointError, match="which is no JSON number"):
         coordinator.register(broken, name="digits")
+
+
+@pytest.mark.parametrize("file", ["metrics.json", "lineage.json"])
+def test_a_number_that_readers_round_differently_is_not_taken(
+    coordinator, package, tmp_path, file
+) -> None:
+    copy = shutil.copytree(package, tmp_path / "copy")
+    stated = json.loads((copy / file).read_text())
+    (copy / file).write_text(json.dumps({**stated, "seed": 2**53 + 1}))
+    write_manifest(copy)
+    with pytest.raises(RegistryError, match="a number that not every reader has"):
+        coordinator.register(copy, name="digits")
 
 
 def test_what_misses_a_gate_is_not_promoted(empty, package, tmp_path) -> None:
@@ -377,6 +399,120 @@ def test_a_root_the_database_could_not_be_in_is_refused(tmp_path) -> None:
     ):
         coordinator.run("none")
     assert not list(tmp_path.iterdir())
+
+
+def no_database(file: Path) -> None:
+    file.write_bytes(b"no database" * 1000)
+
+
+def cut_short(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def of_another_mlflow(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
+        database.commit()
+
+
+def directory(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (no_database, "file is not a database"),
+        (cut_short, "malformed"),
+        (of_another_mlflow, "found version ffffffffffff"),
+        (directory, "unable to open database file"),
+    ],
+)
+def test_a_registry_that_cannot_be_opened_is_a_sentence(
+    empty, package, tmp_path, damage, why
+) -> None:
+    """They were tracebacks, no run of that name, or a hundred seconds of silence."""
+    root = shutil.copytree(empty, tmp_path / "mlops")
+    damage(root / "mlflow.db")
+    with MLOpsCoordinator(root) as coordinator:
+        for act in (
+            lambda: coordinator.run("none"),
+            lambda: coordinator.version("digits", 1),
+            lambda: coordinator.register(package, name="digits"),
+        ):
+            with pytest.raises(RegistryError, match=rf"mlops' cannot be opened \(.*{why}"):
+                act()
+
+
+def test_a_database_that_another_process_locks_is_a_sentence(empty, tmp_path, monkeypatch) -> None:
+    root = shutil.copytree(empty, tmp_path / "mlops")
+    monkeypatch.setattr(experiments, "_LOCK_WAIT_S", 0.1)
+    with closing(sqlite3.connect(root / "mlflow.db")) as other, MLOpsCoordinator(root) as late:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(RegistryError, match=r"cannot be opened \(database is locked\)"):
+            late.version("digits", 1)
+
+
+def test_a_database_damaged_in_use_is_a_sentence_and_nothing_else(coordinator, capfd) -> None:
+    """MLflow wrote two tracebacks, and the sentence had the statement behind it."""
+    with pytest.raises(RegistryError, match="There is no run 'none'"):
+        coordinator.run("none")
+    file = coordinator.root / "mlflow.db"
+    found = file.read_bytes()
+    # Bytes 24 to 27 count the changes: pages in memory are read again.
+    file.write_bytes(found[:24] + b"\xff" * 4 + found[28:4096] + b"\xff" * (len(found) - 4096))
+    with pytest.raises(RegistryError, match=r"^Run 'other' is refused: .*malformed$"):
+        coordinator.run("other")
+    assert not capfd.readouterr().err
+
+
+def test_a_root_that_is_a_file_is_a_sentence(tmp_path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        MLOpsCoordinator(tmp_path / "file") as coordinator,
+        pytest.raises(RegistryError, match=r"cannot be opened \(.*Not a directory"),
+    ):
+        coordinator.run("none")
+
+
+@pytest.mark.parametrize(
+    ("statement", "act", "why"),
+    [
+        (
+            "UPDATE model_version_tags SET value = 'ok' WHERE key = 'forge.metrics'",
+            lambda coordinator, out: coordinator.promote("digits", 1),
+            "tag forge.metrics 'ok', which is no JSON object",
+        ),
+        (
+            "UPDATE model_version_tags SET value = '[0.9]' WHERE key = 'forge.metrics'",
+            lambda coordinator, out: coordinator.version("digits", 1),
+            "which is no JSON object",
+        ),
+        (
+            "UPDATE model_versions SET source = 's3://bucket/model'",
+            lambda coordinator, out: coordinator.fetch("digits", 1, out),
+            "has its files at 's3://bucket/model'",
+        ),
+    ],
+)
+def test_a_version_of_another_make_is_a_sentence(
+    coordinator, package, tmp_path, statement, act, why
+) -> None:
+    coordinator.register(package, name="digits")
+    with closing(sqlite3.connect(coordinator.root / "mlflow.db")) as database:
+        database.execute(statement)
+        database.commit()
+    with pytest.raises(RegistryError, match=re.escape(why)):
+        act(coordinator, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_version_that_cannot_be_written_is_a_sentence(coordinator, package, tmp_path) -> None:
+    coordinator.register(package, name="digits")
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"Cannot copy version 1 of 'digits' to .*file/out"):
+        coordinator.fetch("digits", 1, tmp_path / "file" / "out")
 
 
 def test_an_experiment_that_is_not_taken_is_a_sentence(coordinator, tmp_path) -> None:

@@ -17,6 +17,7 @@ from forge_harness.formats.convert import convert
 from forge_harness.formats.detect import open_checkpoint
 from forge_harness.formats.manifest import MANIFEST, write_manifest
 from forge_harness.integration.baking_manifest import read_baking_manifest
+from forge_harness.integration.fleet import export_fleet
 from forge_harness.integration.phase6_preparer import NotReadyError, evaluate_shipped
 from forge_harness.integration.readiness import judge
 from forge_harness.paths import fixtures_dir
@@ -159,6 +160,51 @@ def test_totals_are_those_of_the_file_system(package, tmp_path):
         read_baking_manifest(tmp_path / "baking.json")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda p: p.update(status="MAYBE"),
+        lambda p: p.update(quality_score="0.9"),
+        lambda p: p.update(name="../model"),
+        lambda p: p["files"][0].update(path="../../etc/passwd"),
+        lambda p: p["files"][0].update(sha256="0"),
+        lambda p: (p["files"][0].update(bytes=-1), p["files"][1].update(bytes=0)),
+    ],
+)
+def test_a_manifest_of_what_no_package_has_is_not_read(package, tmp_path, change):
+    manifest = tmp_path / "baking.json"
+    Phase6Preparer().bake_manifest([package], manifest)
+    stored = json.loads(manifest.read_text())
+    (entry,) = stored["packages"]
+    change(entry)
+    size = sum(file["bytes"] for file in entry["files"])
+    entry["bytes"] = stored["totals"]["bytes"] = stored["totals"]["average_bytes"] = size
+    stored["totals"]["ready"] = int(entry["status"] == "READY")
+    stored["totals"]["quality_range"] = [entry["quality_score"]] * 2
+    manifest.write_text(json.dumps(stored))
+    with pytest.raises(DamagedCheckpointError, match="no sound baking manifest"):
+        read_baking_manifest(manifest)
+
+
+def test_a_manifest_names_a_package_once(package, tmp_path):
+    manifest = tmp_path / "baking.json"
+    Phase6Preparer().bake_manifest([package], manifest)
+    stored = json.loads(manifest.read_text())
+    stored["packages"] *= 2
+    for key in ("packages", "ready", "bytes"):
+        stored["totals"][key] *= 2
+    manifest.write_text(json.dumps(stored))
+    with pytest.raises(DamagedCheckpointError, match="two of its packages have one name"):
+        read_baking_manifest(manifest)
+
+
+def test_a_fleet_without_a_member_is_none(tmp_path):
+    """It was the eight reference models, trained one after the other."""
+    with pytest.raises(CheckpointError, match="No package was named"):
+        export_fleet(tmp_path, Phase6Preparer(), members=(), steps=1)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_fleet_of_doubles_or_of_nothing_is_refused(package, tmp_path):
     with pytest.raises(CheckpointError, match="Two packages are named 'model'"):
         Phase6Preparer().bake_manifest([package, package], tmp_path / "b.json")
@@ -180,7 +226,8 @@ def test_the_manifest_lies_beside_the_directories_it_names(package, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"quality_score": float("nan")}, {"name": 5}, {"readiness": {"status": "FINE"}}]
+    "change",
+    [{"quality_score": 1.5}, {"name": 5}, {"name": "a\0"}, {"readiness": {"status": "FINE"}}],
 )
 def test_a_description_that_is_none_is_not_baked(package, tmp_path, change):
     edit(package, "package.json", lambda m: m.update(change))
@@ -204,6 +251,27 @@ def test_a_handoff_arrives_whole_and_once(package, tmp_path):
         preparer.verify_handoff(tmp_path / "inbox", "gone", first.digest)
 
 
+def test_what_only_looks_like_the_package_is_not_there_already(package, tmp_path):
+    """A digest over a tree follows links, and passes over what is no file."""
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    (inbox / "model").symlink_to(package)
+    with pytest.raises(CheckpointError, match="is there and is another package"):
+        Phase6Preparer().hand_off(package, inbox)
+    (inbox / "model").unlink()
+    shutil.copytree(package, inbox / "model")
+    (inbox / "model" / "link").symlink_to("nowhere")
+    with pytest.raises(DamagedCheckpointError, match="is a symbolic link"):
+        Phase6Preparer().hand_off(package, inbox)
+
+
+@pytest.mark.parametrize("told", [2**60, float("nan"), "\udc80"])
+def test_lineage_that_is_no_json_is_refused(tmp_path, told):
+    with pytest.raises(CheckpointError, match=r"lineage\.json cannot hold what it is told"):
+        Phase6Preparer().export(FROZEN, tmp_path / "model", lineage={"seed": told})
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_an_interrupted_export_or_handoff_leaves_nothing(call, package, tmp_path, monkeypatch):
     def fail(*arguments):
@@ -224,14 +292,51 @@ def test_an_interrupted_export_or_handoff_leaves_nothing(call, package, tmp_path
     assert list(inbox.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["../escape", "", "a/b"])
+@pytest.mark.parametrize("name", ["../escape", "", "a/b", "..", "a\0b", "a\nb"])
 def test_a_name_leads_nowhere_else(name, package, tmp_path):
     edit(package, "package.json", lambda m: m.update(name=name))
     with pytest.raises(CheckpointError, match="no usable name"):
         Phase6Preparer().hand_off(package, tmp_path / "inbox")
 
 
-@pytest.mark.parametrize("claim", [float("nan"), float("inf"), None, "0.98", True, [0.98]])
+def test_nothing_is_exported_under_a_name_that_is_none(tmp_path):
+    with pytest.raises(CheckpointError, match="'a/b' is no name of a package"):
+        Phase6Preparer().export(FROZEN, tmp_path / "model", name="a/b")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (b'{"accuracy":{"unit":"1","value":0.1},', "key 'accuracy' is there twice"),
+        (b'{"extra":{"value":NaN},', "holds NaN"),
+        (b'{"extra":1e999,', "beyond float64"),
+        (b'{"extra":' + b"[" * 100_000 + b"]" * 100_000 + b",", "deeper"),
+    ],
+    ids=["twice", "NaN", "infinite", "deep"],
+)
+def test_what_two_readers_take_differently_is_damaged(package, tmp_path, said, why):
+    file = package / "metrics.json"
+    file.write_bytes(said + file.read_bytes()[1:])
+    write_manifest(package)
+    for act in (Phase6Preparer().assess, lambda p: Phase6Preparer().hand_off(p, tmp_path / "in")):
+        with pytest.raises(DamagedCheckpointError, match=why):
+            act(package)
+    assert not (tmp_path / "in").exists()
+
+
+def test_a_directory_in_place_of_a_description_is_damaged(package):
+    (package / "metrics.json").unlink()
+    (package / "metrics.json").mkdir()
+    (package / "metrics.json" / "x").touch()
+    write_manifest(package)
+    with pytest.raises(
+        DamagedCheckpointError, match=r"metrics\.json is damaged: it cannot be read"
+    ):
+        Phase6Preparer().assess(package)
+
+
+@pytest.mark.parametrize("claim", [None, "0.98", True, [0.98], 10**400])
 def test_a_claim_that_is_no_finite_number_is_not_ready(package, tmp_path, claim):
     edit(package, "metrics.json", lambda m: m["accuracy"].update(value=claim))
     readiness = Phase6Preparer().assess(package)

@@ -148,6 +148,15 @@ class TestEvaluateGate:
         with pytest.raises(ConfigError, match="no unit"):
             QualityCoordinator(small_policy(units={})).evaluate_gate("accuracy", 1.0)
 
+    @pytest.mark.parametrize(
+        "name", ["gates", "gates.speed", "gates.a.b.at_least", "gates.a.near", "gates.a.equal"]
+    )
+    def test_a_threshold_that_is_no_limit_is_a_policy_error(self, name):
+        """In a policy.json anything may stand; it was an internal error."""
+        policy = small_policy(thresholds={"gates.accuracy.at_least": 0.85, name: 1.0})
+        with pytest.raises(ConfigError, match=f"'{name}' is no limit of a gate; expected gates"):
+            QualityCoordinator(policy).evaluate({})
+
     def test_both_sides_of_a_gate_hold(self):
         policy = small_policy(
             thresholds={"gates.accuracy.at_least": 0.5, "gates.accuracy.at_most": 0.9}

@@ -47,6 +47,8 @@ def test_nothing_is_computed_before_it_is_asked_for():
 def test_a_stop_token_ends_the_text_and_is_not_yielded():
     assert list(generate(successor(), [0], max_new_tokens=9, stop=(4, 2))) == [1]
     assert list(generate(successor(), [3], max_new_tokens=2, stop=(3,))) == [4, 5]
+    # Tensors of one token are not found among others by their hash.
+    assert list(generate(successor(), [0], max_new_tokens=9, stop=torch.tensor([2]))) == [1]
 
 
 @pytest.mark.parametrize("token", [300, -1])
@@ -128,6 +130,13 @@ def test_forbidden_tokens_are_never_drawn_and_broken_logits_are_refused():
         ({"max_new_tokens": 1.5}, TypeError, "max_new_tokens 1.5; expected an integer"),
         ({"seed": 1.5}, TypeError, "seed 1.5; expected an integer"),
         ({"seed": 2**70}, ValueError, "seed 1180591620717411303424; expected -2"),
+        ({"prompt": [2**70]}, ValueError, "prompt holds 1180591620717411303424; expected token"),
+        ({"prompt": None}, TypeError, "prompt None; expected a sequence of token ids"),
+        ({"max_new_tokens": "3"}, TypeError, "max_new_tokens '3'; expected an integer"),
+        ({"top_k": "3"}, TypeError, "top_k '3'; expected an integer"),
+        ({"temperature": "hot"}, TypeError, "temperature 'hot'; expected 0 for the likeliest"),
+        ({"stop": "a"}, TypeError, "stop holds 'a'; expected token ids, which are integers"),
+        ({"stop": None}, TypeError, "stop None; expected a sequence of token ids"),
     ],
 )
 def test_arguments_out_of_range_are_named_before_the_model_is_called(given, error, sentence):

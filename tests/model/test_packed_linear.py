@@ -436,3 +436,14 @@ def test_a_state_whose_shape_is_none_is_refused_in_one_sentence(extra, shown):
     packed = PackedLinear.from_bitlinear(layer())
     with pytest.raises(ValueError, match=f"_extra_state .* is {shown}; expected torch.int64 N, K"):
         packed.load_state_dict({**packed.state_dict(), "_extra_state": extra})
+
+
+@pytest.mark.parametrize("name", ["data", "scale", "bias"])
+def test_a_parameter_is_assigned_as_a_buffer(name):
+    """It was registered as a parameter: the buffer was gone, and the layer with it."""
+    packed, other = (PackedLinear.from_bitlinear(layer(seed=seed, bias=True)) for seed in (0, 1))
+    state = packed.state_dict()
+    state[name] = torch.nn.Parameter(state[name], requires_grad=False)
+    other.load_state_dict(state, assign=True)
+    assert not list(other.parameters())
+    same(other, packed, draw(3, 24))

@@ -275,6 +275,9 @@ def test_what_is_no_such_model_is_refused(side):
         side(DigitsModel())
     with pytest.raises(ValueError, match="context 0; expected at least 1"):
         side(model, context=0)
+    for context in (4.5, "4"):
+        with pytest.raises(TypeError, match=f"context {context!r}; expected an integer"):
+            side(model, context=context)
     with pytest.raises(ValueError, match=f"expected at most the model's own {CONTEXT}"):
         side(model, context=CONTEXT + 1)
     with pytest.raises(ValueError, match=r"dtype torch.float16; expected torch.bfloat16 or"):

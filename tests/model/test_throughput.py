@@ -56,3 +56,7 @@ def test_what_does_not_fit_is_refused(model):
     for length in (0, CONTEXT + 1):
         with pytest.raises(ValueError, match=f"length {length}; expected 1 to the context"):
             prefill(made, length=length)
+    with pytest.raises(TypeError, match=r"fill 1\.5; expected an integer"):
+        decode_step(made, fill=1.5)
+    with pytest.raises(TypeError, match=r"length 1\.5; expected an integer"):
+        prefill(made, length=1.5)

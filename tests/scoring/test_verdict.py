@@ -192,6 +192,18 @@ def test_critical_reasons_come_first(make):
     ]
 
 
+@pytest.mark.parametrize(
+    ("started_at", "outcome"),
+    [("2026-12-31T20:00:00-10:00", "fail"), ("2027-01-01T09:00:00+14:00", "xfail")],
+)
+def test_a_waiver_ends_with_a_day_of_utc(make, started_at, outcome):
+    """Whoever wrote down the time of his own zone had a day more, or a day less."""
+    context = make.context(started_at=started_at, finished_at=started_at)
+    waivers = [make.waiver("a.x")]
+    record = with_one(make, "critical", "fail", waivers=waivers, context=context)
+    assert record.checks[-1].outcome == outcome
+
+
 def test_a_waiver_excuses_until_it_is_not_needed(make):
     waived = with_one(make, "critical", "fail", waivers=[make.waiver("a.x")])
     assert (waived.verdict, waived.checks[-1].outcome) == ("PASS_WITH_WARNINGS", "xfail")

@@ -89,6 +89,19 @@ def test_the_scan_counts_again(tmp_path):
     assert (scan.state, "two" in scan.why_not) == ("not scanned", True)
 
 
+def test_metadata_in_another_encoding_or_without_a_version_are_listed(tmp_path):
+    """Either, anywhere on the path, was a traceback in place of the bill."""
+    for name, fields in (("old", b"Version: 1\nAuthor: Andr\xe9\n"), ("bare", b"")):
+        (tmp_path / f"{name}-1.dist-info").mkdir()
+        about = b"Metadata-Version: 2.1\nName: " + name.encode() + b"\n" + fields
+        (tmp_path / f"{name}-1.dist-info" / "METADATA").write_bytes(about)
+    bill = scan_sbom.build([str(tmp_path)])
+    assert {entry["name"]: entry["version"] for entry in bill["components"]} == {
+        "old": "1",
+        "bare": "unknown",
+    }
+
+
 def test_the_first_on_the_path_is_the_one_imported(tmp_path):
     for folder, version in (("a", "1.0"), ("b", "2.0")):
         (tmp_path / folder).mkdir()

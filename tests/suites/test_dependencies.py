@@ -10,6 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from forge_harness import kernels, paths
+from forge_harness.environment import collect_environment
 from forge_harness.probes import advisories, distributions, licenses, startup
 
 CANARY_ADVISORY = {
@@ -171,7 +172,7 @@ def test_unclear_licenses_are_warned_about(run_check, monkeypatch):
         ),
         (
             "GNU General Public License v2 or later (GPLv2+)",
-            [{"gnu", "general", "public", "license", "v2", "gplv2"}],
+            [{"gnu", "gpl", "v2", "gplv2"}],
         ),
         ("BSD License; GNU General Public License (GPL)", None),
     ],
@@ -179,6 +180,22 @@ def test_unclear_licenses_are_warned_about(run_check, monkeypatch):
 def test_alternatives_of_a_license_text(text, expected):
     found = licenses.alternatives(text)
     assert found == expected if expected is not None else len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("AGPL-3.0-or-later", "refused"),
+        ("AGPL-3.0", "refused"),
+        ("GNU General Public License", "refused"),
+        ("GNU Lesser General Public License", "unclear"),
+        ("GNU Library or Lesser General Public License (LGPL)", "unclear"),
+        ("LGPL-2.1-or-later OR MIT", "allowed"),
+    ],
+)
+def test_licenses_that_bind_are_known_in_every_spelling(text, expected):
+    """AGPL-3.0-or-later, without its suffix, was no known word, and only warned about."""
+    assert licenses.judge(text) == expected
 
 
 def test_a_wheel_install_without_constraints_is_not_measured(run_check, monkeypatch, tmp_path):
@@ -251,11 +268,64 @@ def test_files_without_recorded_hashes_are_not_measured(run_check, monkeypatch, 
     assert "no hashes were recorded for toy" in run.reason
 
 
-def test_extras_asked_for_are_part_of_the_closure(monkeypatch):
-    declared = {"a": ["b[fast]"], "b": ['c; extra == "fast"', 'd; extra == "slow"'], "c": []}
-    monkeypatch.setattr(metadata, "requires", lambda name: declared[name])
-    monkeypatch.setattr(distributions, "installed_version", lambda name: "1")
+@pytest.mark.parametrize(
+    "record",
+    [b"toy.py,sha999=aa,6\n", b"toy.py,sha256=aa,six\n", b"toy.py,sha256=aa,6\nt\xe9.py,,\n"],
+    ids=["algorithm", "size", "encoding"],
+)
+def test_a_record_nobody_can_read_is_not_measured(run_check, monkeypatch, tmp_path, record):
+    distribution(tmp_path)
+    (tmp_path / "toy-1.0.dist-info" / "RECORD").write_bytes(record)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    wanted = [Requirement("toy"), Requirement("click")]
+    monkeypatch.setattr(distributions, "requirements", lambda: wanted)
+    monkeypatch.setattr(distributions, "DISTRIBUTION", "rich")
+    run = run_check("dependencies.installed_files_intact")
+    assert run.outcome == "not_measured", run.reason
+    assert "no hashes were recorded for toy" in run.reason
+
+
+def described(directory, name, *fields, version="Version: 1"):
+    """Installs the description of a distribution, in the encoding of an old tool."""
+    about = directory / f"{name}-1.dist-info" / "METADATA"
+    about.parent.mkdir()
+    lines = ["Metadata-Version: 2.1", f"Name: {name}", *([version] if version else []), *fields]
+    about.write_bytes("\n".join([*lines, "", ""]).encode("latin-1"))
+
+
+def test_extras_asked_for_are_part_of_the_closure(monkeypatch, tmp_path):
+    for name in ("c", "d"):
+        described(tmp_path, name)
+    described(tmp_path, "a", "Requires-Dist: b[fast]")
+    wanted = ("Requires-Dist: c; extra == 'fast'", "Requires-Dist: d; extra == 'slow'")
+    described(tmp_path, "b", *wanted)
+    monkeypatch.syspath_prepend(str(tmp_path))
     assert distributions.dependency_closure("a") == ["b", "c"]
+
+
+def test_metadata_in_another_encoding_are_read(monkeypatch, tmp_path):
+    """One author's name ended every check of the suite, and the doctor, with a traceback."""
+    described(tmp_path, "numpy", "Author: Andr\xe9", "License: MIT", "Requires-Dist: c")
+    described(tmp_path, "c")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert collect_environment()["packages"]["numpy"] == "1"
+    assert distributions.dependency_closure("numpy") == ["c"]
+    assert distributions.license_of("numpy") == "MIT"
+    assert not distributions.unsatisfied([Requirement("numpy>=1")])
+
+
+def test_a_distribution_without_a_version_is_judged_and_never_clean(monkeypatch, tmp_path):
+    """It was left out of the closure: neither its license nor its advisories were looked at."""
+    described(tmp_path, "a", "Requires-Dist: b")
+    described(tmp_path, "b", "License: AGPL-3.0-only", version="")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert distributions.dependency_closure("a") == ["b"]
+    missing = distributions.unsatisfied([Requirement("b>=1")])
+    assert [str(entry) for entry in missing] == ["b>=1 (installed: unknown)"]
+    installed = {"b": distributions.installed_version("b")}
+    records = [CANARY_ADVISORY, affecting("b", versions=["1.0"])]
+    result = scan_records(tmp_path, records, installed)
+    assert result.state == "not scanned", result
 
 
 def advisory_file(tmp_path, monkeypatch, records):
@@ -447,6 +517,43 @@ def test_a_version_that_cannot_be_compared_is_never_clean(tmp_path):
     assert "demo 1.0-of-ours cannot be compared with TEST-1" in result.why_not
     result = scan_records(tmp_path, records, {"demo": "1.0-of-ours", "other": V})
     assert result.findings == ("other 2.13.0: TEST-1",)
+
+
+@pytest.mark.parametrize(
+    "affected",
+    [
+        "demo",
+        ["demo"],
+        [{"package": {"ecosystem": "PyPI", "name": 5}}],
+        [
+            {
+                "package": {"ecosystem": "PyPI", "name": "demo"},
+                "ranges": [{"type": "ECOSYSTEM", "events": [{}]}],
+            }
+        ],
+    ],
+)
+def test_a_record_of_another_form_is_never_clean(tmp_path, affected):
+    records = [CANARY_ADVISORY, {"id": "TEST-2", "affected": affected}]
+    result = scan_records(tmp_path, records, {"demo": "1.0"})
+    assert result.state == "not scanned"
+    assert "TEST-2" in result.why_not
+
+
+def test_what_a_record_leaves_empty_says_nothing(tmp_path):
+    covering = {**affecting("demo", versions=["1.0"], ranges=None), "withdrawn": None}
+    empty = [{"id": "A", "affected": None}, affecting("demo", versions=None)]
+    result = scan_records(tmp_path, [CANARY_ADVISORY, *empty, covering], {"demo": "1.0"})
+    assert result.findings == ("demo 1.0: TEST-1",)
+    assert scan_records(tmp_path, [CANARY_ADVISORY, *empty], {"demo": "1.0"}).state == "clean"
+
+
+def test_an_advisory_of_the_future_makes_no_old_file_live(tmp_path):
+    old = {**CANARY_ADVISORY, "modified": "2020-01-01T00:00:00Z"}
+    late = {"id": "TEST-3", "modified": "2999-01-01T00:00:00Z"}
+    result = scan_records(tmp_path, [old, late], {"demo": "1.0"})
+    assert result.state == "not scanned"
+    assert "days in the future" in result.why_not
 
 
 def test_events_may_come_in_any_order(tmp_path):

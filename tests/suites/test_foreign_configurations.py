@@ -121,6 +121,19 @@ class NullByType(Configuration):
     clip_norm = MappingProxyType({**NUMBER, "type": ["number", "null"]})
 
 
+class Chained(Configuration):
+    """A table may hold another of its kind, so that the schema refers to itself."""
+
+    defaults = MappingProxyType({**Configuration.defaults, "part.weight": 1.0, "part.then": None})
+
+    def config_schema(self):
+        then = {"anyOf": [{"$ref": "#/$defs/Part"}, NULL]}
+        part = {"properties": {"weight": NUMBER, "then": then}, "additionalProperties": False}
+        schema = super().config_schema()
+        schema["properties"]["part"] = {"$ref": "#/$defs/Part"}
+        return {**schema, "$defs": {"Part": {"type": "object", **part}}}
+
+
 class ClipOrDefault(Configuration):
     """`config.clip_norm or 1.0`: clipping cannot be turned off."""
 
@@ -145,7 +158,7 @@ CHECKS = (
 )
 
 
-@pytest.mark.parametrize("subject", [Configuration, NullByType])
+@pytest.mark.parametrize("subject", [Configuration, NullByType, Chained])
 @pytest.mark.parametrize("check", CHECKS)
 def test_a_sound_configuration_is_no_false_alarm(run_check, subject, check):
     run = run_check(f"configuration.{check}", subject())

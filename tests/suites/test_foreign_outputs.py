@@ -23,6 +23,12 @@ def _loaded(name):
 
 foreign = _loaded("foreign_language_model")
 points = _loaded("foreign_subject")
+square = _loaded("foreign_language_model")
+square.LENGTH = square.VOCABULARY
+square.SPLITS = {
+    split: (documents, [w for w in square.windows(seed, 64)[1] if len(w) > square.LENGTH])
+    for seed, (split, (documents, _)) in enumerate(square.SPLITS.items())
+}
 
 
 class TokensTogether(foreign.Words):
@@ -44,6 +50,45 @@ class TokensLast(foreign.Words):
         return F.cross_entropy(model(batch.inputs), batch.targets)
 
 
+class TokensTogetherAsTheyAre(TokensTogether):
+    """The loss takes what the model returns, and would not take it in another shape."""
+
+    def loss(self, model, batch):
+        return F.cross_entropy(model(batch.inputs), batch.targets.flatten())
+
+
+class AsManyLogitsAsTokens(square.Words):
+    """(batch, vocabulary, tokens), and the last two are alike: which is which does not show."""
+
+    class net(square.Net):
+        def forward(self, ids):
+            return super().forward(ids).transpose(1, 2)
+
+    def loss(self, model, batch):
+        return F.cross_entropy(model(batch.inputs), batch.targets)
+
+
+class SeesTheNextOfAsMany(AsManyLogitsAsTokens):
+    class net(AsManyLogitsAsTokens.net):
+        def placed(self, ids):
+            return super().placed(ids) + 0.1 * self.embed(ids.roll(-1, 1))
+
+
+class OfTheNeighbour(AsManyLogitsAsTokens):
+    """Holds each output against the target in front of its own."""
+
+    def loss(self, model, batch):
+        return F.cross_entropy(model(batch.inputs), batch.targets.roll(1, 1))
+
+
+class LearnsNothing(AsManyLogitsAsTokens):
+    class loop(square.Loop):
+        def __init__(self, subject, options):
+            super().__init__(subject, options)
+            for step in self.plan:
+                object.__setattr__(step, "learning_rate", 1e-6)
+
+
 class SeesTheNext(TokensTogether):
     """Positions are told what comes after them."""
 
@@ -60,6 +105,51 @@ class TokensFirst(foreign.Words):
     def loss(self, model, batch):
         logits = model(batch.inputs).transpose(0, 1).flatten(0, 1)
         return F.cross_entropy(logits, batch.targets.flatten())
+
+
+class ScaleOfTheBatch(TokensFirst):
+    """A layer takes the largest value of all samples into account."""
+
+    def build_model(self, task, *, seed):
+        model = super().build_model(task, seed=seed)
+        model.blocks[0].q.register_forward_hook(_with_the_largest)
+        return model
+
+
+def _with_the_largest(module, arguments, output):
+    return output + 0.01 * output.abs().amax()
+
+
+class Contrastive(points.Blobs):
+    """How alike each sample is to each other one, as two towers of one shape see them."""
+
+    class net(points.Net):
+        def forward(self, x):
+            one, other = (F.normalize(super(type(self), self).forward(v)) for v in (x, x.flip(1)))
+            return 10 * one @ other.T
+
+    def build_model(self, task, *, seed):
+        return self.net(seed)
+
+    def loss(self, model, batch):
+        alike = model(batch.inputs)
+        return F.cross_entropy(alike, torch.arange(len(alike)))
+
+
+class OneTower(Contrastive):
+    """Each sample is as alike to itself as can be, whatever it is."""
+
+    class net(points.Net):
+        def forward(self, x):
+            seen = F.normalize(super().forward(x))
+            return 10 * seen @ seen.T
+
+
+class ContrastiveOfTheBatch(Contrastive):
+    def build_model(self, task, *, seed):
+        model = super().build_model(task, seed=seed)
+        model.down.register_forward_hook(_with_the_largest)
+        return model
 
 
 @dataclasses.dataclass
@@ -107,6 +197,13 @@ class NothingToPredict(points.Blobs):
     [
         (TokensTogether, "architecture.causal_mask"),
         (TokensLast, "architecture.causal_mask"),
+        (TokensTogetherAsTheyAre, "training.overfit_one_batch"),
+        (TokensFirst, "architecture.activation_scale"),
+        (TokensFirst, "training.gradient_reaches_all"),
+        (AsManyLogitsAsTokens, "architecture.causal_mask"),
+        (AsManyLogitsAsTokens, "training.gradient_reaches_all"),
+        (Contrastive, "architecture.activation_scale"),
+        (OneTower, "architecture.activation_scale"),
         (AnswersWithADataclass, "architecture.activation_scale"),
         (AnswersWithADataclass, "architecture.causal_mask"),
         (OneBlockTwice, "training.ste_input_gradient"),
@@ -120,10 +217,21 @@ def test_a_sound_model_of_another_shape_is_no_false_alarm(run_check, subject, ch
     assert run.outcome is Outcome.PASS, run.reason
 
 
-def test_a_leak_shows_in_outputs_of_all_tokens_together(run_check):
-    run = run_check("architecture.causal_mask", SeesTheNext())
+@pytest.mark.parametrize(
+    ("subject", "check", "reason"),
+    [
+        (SeesTheNext, "architecture.causal_mask", "words.leak is"),
+        (SeesTheNextOfAsMany, "architecture.causal_mask", "words.leak is"),
+        (OfTheNeighbour, "training.gradient_reaches_all", "words.target_elsewhere is"),
+        (LearnsNothing, "training.overfit_one_batch", "above the least there is, 0,"),
+        (ScaleOfTheBatch, "architecture.activation_scale", "words.moved_by_mates is"),
+        (ContrastiveOfTheBatch, "architecture.activation_scale", "blobs.moved_by_mates is"),
+    ],
+)
+def test_a_defect_shows_in_outputs_of_another_shape(run_check, subject, check, reason):
+    run = run_check(check, subject())
     assert run.outcome is Outcome.FAIL, run.reason
-    assert "words.leak is" in run.reason
+    assert reason in run.reason
 
 
 def test_outputs_that_are_of_no_token_are_not_measured(run_check):
@@ -218,6 +326,36 @@ class OneLogit(points.Blobs):
 
     def epoch_order(self, task, *, seed, epoch, rank=0, world_size=1):
         return list(range(self.samples))[rank::world_size]
+
+
+class SmoothsInItsSession(OneLogit):
+    """One logit a sample, in a tuple; the session descends smoothed targets."""
+
+    def build_model(self, task, *, seed):
+        model = super().build_model(task, seed=seed)
+        model.register_forward_hook(lambda module, arguments, output: (output.squeeze(-1),))
+        return model
+
+    def loss(self, model, batch, smoothed=0.0):
+        targets = batch.targets.float() * (1 - smoothed) + smoothed / 2
+        return F.binary_cross_entropy_with_logits(model(batch.inputs)[0], targets)
+
+    class loop(points.Loop):
+        def __init__(self, subject, options):
+            super().__init__(subject, options)
+            self.subject = self
+
+        def loss(self, model, batch):
+            return SmoothsInItsSession().loss(model, batch, smoothed=0.1)
+
+    def session(self, task, options):
+        return self.loop(self, options)
+
+
+def test_answers_that_outputs_do_not_say_are_not_measured(run_check):
+    run = run_check("training.overfit_one_batch", SmoothsInItsSession())
+    assert run.outcome is Outcome.NOT_MEASURED, run.reason
+    assert "which answers the model of blobs gives does not show" in run.reason
 
 
 class LearnsLittle(OneLogit):

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import threading
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from typing import ClassVar
 
 import pytest
 import torch
 
 from forge_harness.drill.defects import all_defects, defects_of
 from forge_harness.model.packed_model import pack_model
+from forge_harness.quant import absmax_int8, absmean_ternary, dequantize
 from forge_harness.subject.reference import ReferenceSubject
+from forge_harness.training.ingredients import set_compute
 from forge_harness.types import Outcome
 
 CHECKS = (
@@ -327,3 +334,325 @@ def test_a_model_that_answers_with_a_mapping_is_compared(run_check):
     assert run.outcome is not Outcome.ERROR, run.reason
     assert run.evidence("difference") <= 1e-3
     assert run.evidence("digits.difference_by_shape") <= 1 / 127
+
+
+class TwinIsTernary(ReferenceSubject):
+    """What should be the full-precision twin quantizes in its forward, as the model in training."""
+
+    def __init__(self, *tasks):
+        self.named = tasks
+
+    def tasks(self):
+        return self.named
+
+    def inference_model(self, task, form, *, seed):
+        if form == "packed":
+            return super().inference_model(task, form, seed=seed)
+        return self.build_model(task, seed=seed).eval().requires_grad_(False)
+
+
+class BranchesBeginAtZero(TwinIsTernary):
+    """Sound: no ternary layer shows in a fresh model, in whatever precision."""
+
+    def build_model(self, task, *, seed):
+        model = super().build_model(task, seed=seed)
+        for name, parameter in model.named_parameters():
+            if name.endswith((".o.weight", ".down.weight")):
+                torch.nn.init.zeros_(parameter)
+        return model
+
+
+def test_a_twin_that_is_the_ternary_model_is_none(run_check):
+    """It is slow, and made a packed model fast that was slower than full precision."""
+    run = run_check("performance.inference_speedup", TwinIsTernary("digits"))
+    assert run.outcome is Outcome.NOT_MEASURED, run.reason
+    assert "the full-precision twin answers as the ternary model does" in run.reason
+    run = run_check("performance.inference_speedup", BranchesBeginAtZero("bytes"))
+    assert "twin" not in run.reason
+
+
+class WrongBesides(TwinIsTernary):
+    def inference_model(self, task, form, *, seed):
+        return super().inference_model(task, form, seed=seed + (form == "packed"))
+
+
+def test_a_twin_that_is_none_hides_no_wrong_answer(run_check):
+    run = run_check("performance.inference_speedup", WrongBesides("digits"))
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert "difference is" in run.reason
+
+
+class OtherBatches(ReferenceSubject):
+    """Sessions of each precision take batches of a size of their own."""
+
+    def __init__(self, **sizes):
+        self.sizes = sizes
+
+    def tasks(self):
+        return ("digits",)
+
+    def session(self, task, options):
+        size = self.sizes[options.precision]
+        return super().session(task, replace(options, batch_size=size))
+
+
+@pytest.mark.parametrize(
+    ("check", "ternary", "full"),
+    [
+        ("performance.training_overhead", 16, 128),
+        ("performance.peak_memory", 16, 128),
+        ("performance.training_throughput", 128, 16),
+    ],
+)
+def test_steps_over_other_batches_do_not_compare(run_check, check, ternary, full):
+    """A ternary step cost less because it did less."""
+    run = run_check(check, OtherBatches(ternary=ternary, full=full))
+    assert run.outcome is Outcome.NOT_MEASURED, run.reason
+    counts = f"{3 * ternary} in the ternary session and {3 * full} in the full-precision one"
+    assert counts in run.reason
+
+
+class TrainsElsewhere(ReferenceSubject):
+    """Steps in a thread of their own, where no hook of this one sees what autograd saves."""
+
+    def tasks(self):
+        return ("digits",)
+
+    def session(self, task, options):
+        session = super().session(task, options)
+        step, pool = session.step, ThreadPoolExecutor(1)
+        session.step = lambda: pool.submit(step).result()
+        return session
+
+
+def test_memory_of_steps_that_nothing_shows_of_is_not_measured(run_check):
+    run = run_check("performance.peak_memory", TrainsElsewhere())
+    assert run.outcome is Outcome.NOT_MEASURED, run.reason
+    assert "autograd saved nothing" in run.reason
+
+
+class KeptOnContext(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.kept = [dequantize(*absmax_int8(x)), dequantize(*absmean_ternary(weight))]
+        return ctx.kept[0] @ ctx.kept[1].t()
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.kept
+        return grad @ weight, grad.flatten(0, -2).t() @ x.flatten(0, -2)
+
+
+class KeepsOnContext(ReferenceSubject):
+    """Keeps dequantized values for the backward, as attributes of the context."""
+
+    def linear(self, x, weight, bias=None):
+        y = KeptOnContext.apply(x, weight)
+        return y if bias is None else y + bias
+
+
+def test_what_a_function_keeps_on_its_context_counts(run_check):
+    run = run_check("performance.peak_memory", KeepsOnContext())
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert "saved_ratio is" in run.reason
+
+
+class HeldElsewhere(torch.nn.Module):
+    """Answers by a model that is known by a number alone, as what a library holds is."""
+
+    known: ClassVar = {}
+
+    def __init__(self, model):
+        super().__init__()
+        self.number = id(model)
+        HeldElsewhere.known[id(model)] = model
+
+    def forward(self, x):
+        return HeldElsewhere.known[self.number](x)
+
+
+def test_codes_that_are_held_where_nobody_looks_leave_the_ratio_unmeasured(run_check):
+    run = run_check("performance.compression", AroundPacked(HeldElsewhere))
+    HeldElsewhere.known.clear()
+    assert run.outcome is Outcome.NOT_MEASURED, run.reason
+    assert "shows 0 bytes that may be codes" in run.reason
+
+
+class Crew:
+    """Two threads of a subject's own that work during a call, whatever torch's limit is."""
+
+    def __init__(self):
+        self.on, self.block = threading.Event(), bytes(1 << 14)
+        for _ in range(2):
+            threading.Thread(target=self._work, daemon=True).start()
+
+    def _work(self):
+        while self.on.wait():
+            hashlib.sha256(self.block)
+
+    def around(self, call):
+        def called(x):
+            self.on.set()
+            try:
+                return call(x)
+            finally:
+                self.on.clear()
+
+        return called
+
+
+class Helped(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.forward = Crew().around(model)
+
+
+def test_threads_of_a_models_own_count(run_check):
+    """More cores than the one it may have made a model fast that is slow in one thread."""
+    run = run_check("performance.inference_speedup", AroundPacked(Helped))
+    assert run.outcome in (Outcome.FAIL, Outcome.NOT_MEASURED)
+    assert run.evidence("estimate") < 1
+
+
+@dataclass
+class Answer:
+    loss: torch.Tensor | None
+    logits: torch.Tensor
+
+
+class Answers(ReferenceSubject):
+    """Trained and packed model answer with `trained(logits)` and `packed(logits)`."""
+
+    def __init__(self, trained, packed):
+        self.trained, self.packed = trained, packed
+
+    def tasks(self):
+        return ("digits",)
+
+    def build_model(self, task, *, seed):
+        return changed(super().build_model(task, seed=seed), self.trained)
+
+    def inference_model(self, task, form, *, seed):
+        model = ReferenceSubject().inference_model(task, form, seed=seed)
+        return changed(model, self.packed) if form == "packed" else model
+
+
+def changed(model, change):
+    plain = model.forward
+    model.forward = lambda inputs: change(plain(inputs))
+    return model
+
+
+def with_rows_of_zeros(logits):
+    return logits * (logits[..., :1] > 0)
+
+
+@pytest.mark.parametrize(
+    ("trained", "packed"),
+    [
+        (partial(Answer, None), lambda logits: logits),
+        (with_rows_of_zeros, with_rows_of_zeros),
+    ],
+    ids=["dataclass", "rows_of_zeros"],
+)
+def test_answers_of_any_sound_form_are_compared(run_check, trained, packed):
+    run = run_check("performance.inference_speedup", Answers(trained, packed))
+    assert run.outcome is not Outcome.ERROR, run.reason
+    assert run.evidence("digits.difference_by_shape") <= 1 / 127
+
+
+def test_a_row_that_should_be_zeros_and_is_not_differs(run_check):
+    subject = Answers(with_rows_of_zeros, lambda y: with_rows_of_zeros(y) + 1e-4 * (y[:, :1] <= 0))
+    run = run_check("performance.inference_speedup", subject)
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert "difference_by_shape is inf" in run.reason
+
+
+def test_answers_of_another_shape_differ(run_check):
+    run = run_check("performance.inference_speedup", Answers(lambda y: y, lambda y: y[:, :3]))
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert "difference is inf" in run.reason
+
+
+class Unpacks(AroundPacked):
+    """Unpacks its weights for the first input of which `many` is true, and keeps them."""
+
+    def __init__(self, task, many):
+        self.task, self.many = task, many
+
+    def tasks(self):
+        return (self.task,)
+
+    def around(self, model):
+        unpacked, plain = [], model.forward
+
+        def forward(inputs):
+            if self.many(inputs) and not unpacked:
+                unpacked.extend(ReferenceSubject().build_model(self.task, seed=5).parameters())
+            return plain(inputs)
+
+        model.forward = forward
+        return model
+
+
+@pytest.mark.parametrize(
+    ("task", "many"),
+    [("digits", lambda inputs: len(inputs) > 8), ("bytes", lambda inputs: inputs.shape[1] == 1)],
+)
+def test_weights_that_are_unpacked_for_some_inputs_count(run_check, task, many):
+    run = run_check("performance.compression", Unpacks(task, many))
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert "resident_ratio is" in run.reason
+
+
+class TwinInBuffers(ReferenceSubject):
+    """Sound: what the full-precision twin multiplies by are buffers, of the given type."""
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+
+    def inference_model(self, task, form, *, seed):
+        model = super().inference_model(task, form, seed=seed)
+        for module in model.modules() if form == "full" else ():
+            for name, parameter in list(module._parameters.items()):
+                if parameter is not None:
+                    del module._parameters[name]
+                    module.register_buffer(name, parameter.detach().to(self.dtype))
+        return model
+
+
+def test_a_twin_may_hold_its_weights_in_buffers(run_check):
+    run = run_check("performance.compression", TwinInBuffers(torch.float32))
+    assert run.outcome is Outcome.PASS, run.reason
+    run = run_check("performance.compression", TwinInBuffers(torch.float64))
+    assert "full_bytes_per_parameter is 8" in run.reason
+
+
+class NamesNoTask(ReferenceSubject):
+    def tasks(self):
+        return ()
+
+
+@pytest.mark.parametrize("check", ["inference_speedup", "compression", "training_overhead"])
+def test_a_subject_without_tasks_is_not_measured(run_check, check):
+    run = run_check(f"performance.{check}", NamesNoTask())
+    assert run.outcome is Outcome.NOT_MEASURED, run.reason
+    assert "does not name its tasks" in run.reason
+
+
+class MultipliesDequantized(ReferenceSubject):
+    """Deployed in fp32: the sums of its products are rounded, and codes behind them flip."""
+
+    def inference_model(self, task, form, *, seed):
+        model = super().inference_model(task, "full", seed=seed)
+        if form == "packed":
+            model = self.build_model(task, seed=seed).eval()
+            assert set_compute(model, "fake")
+        return model
+
+
+def test_codes_that_roundings_flip_are_no_other_model(run_check):
+    run = run_check("performance.inference_speedup", MultipliesDequantized())
+    assert "difference" not in run.reason
+    assert run.evidence("bytes.difference_by_shape") > 1 / 127
+    assert run.evidence("bytes.typical_difference") < 1e-5
