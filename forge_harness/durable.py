@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from forge_harness.forks import Lockable
 
@@ -113,7 +114,18 @@ def staged_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def read_plain(path: Path) -> bytes:
-    """Returns the content of a plain file: a pipe is never waited for, a device never read.
+    """Returns the content of a plain file.
+
+    Raises:
+        OSError: As `opened_plain`.
+    """
+    with opened_plain(path) as stream:
+        return stream.read()
+
+
+@contextmanager
+def opened_plain(path: Path) -> Iterator[BinaryIO]:
+    """Opens a plain file for reading: a pipe is never waited for, a device never read.
 
     Raises:
         OSError: It cannot be read, or is something else.
@@ -128,7 +140,7 @@ def read_plain(path: Path) -> bytes:
         if not stat.S_ISREG(mode):
             raise OSError(errno.EINVAL, "it is not a plain file", str(path))
         with os.fdopen(descriptor, "rb", closefd=False) as stream:
-            return stream.read()
+            yield stream
     finally:
         os.close(descriptor)
 

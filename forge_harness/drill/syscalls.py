@@ -70,7 +70,8 @@ def strike_all(
             tally.points += len(points) * len(faults)
             trials += [(scene, template, point, fault) for point in points for fault in faults]
         syncs = [t for t in trials if _is_failed_sync(t[2], t[3])]
-        first = sample(syncs, min(limit // 2, len(syncs)), tally.seed) if limit else []
+        # `sample` takes 0 for all there are.
+        first = sample(syncs, limit // 2, tally.seed) if limit > 1 else []
         others = [t for t in trials if t not in first]
         chosen = first + sample(others, limit - len(first) if limit else 0, tally.seed)
         tally.points_tried += len(chosen)

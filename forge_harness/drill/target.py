@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -64,6 +65,24 @@ def open_store(name: str, root: Path, **options: Any) -> Store:  # noqa: ANN401 
             f"The store opener {name!r} returned a {type(store).__name__}; expected an open store."
         )
     return store
+
+
+def require_opens(name: str) -> None:
+    """Refuses what makes no store where there is none: no campaign of it could begin.
+
+    Raises:
+        UsageError: It cannot be imported, or raises something.
+    """
+    with tempfile.TemporaryDirectory(prefix="forge-opener-") as scratch:
+        try:
+            open_store(name, Path(scratch) / "store").close()
+        except UsageError:
+            raise
+        except Exception as error:
+            raise UsageError(
+                f"The store opener {name!r} raised {type(error).__name__} where a new store was to "
+                f"be made: {error}. Expected an open store."
+            ) from error
 
 
 def _takes(opener: Callable[..., object], root: Path, options: Mapping[str, object]) -> bool:

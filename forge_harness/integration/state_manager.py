@@ -316,7 +316,7 @@ class StateManager:
             DamagedStateError: The state's content is damaged; nothing was written.
         """
         source, destination = phase_name(phase), phase_name(to_phase)
-        title = checked_name(new_name or name, "name")
+        title = name if new_name is None else checked_name(new_name, "name")
         if (there := self._migrated(source, name, destination, title)) is not None:
             return there
         with self._recorded("state.migrate", f"{source}/{name}", f"{destination}/{title}"):
@@ -382,7 +382,7 @@ class StateManager:
 
         Args:
             retain: Newest generations to keep; None: all.
-            grace_s: Age in seconds below which nothing is freed.
+            grace_s: Age in seconds below which nothing is freed; 0 goes by no clock.
         """
         with self._recorded("state.collect", str(self.root)):
             return self._store.collect(

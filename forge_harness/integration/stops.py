@@ -6,9 +6,11 @@ sends one too; by then the run may be writing what it measured.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
@@ -16,25 +18,38 @@ from types import FrameType
 STOPS = tuple(
     signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
+_PAUSE_S = 0.01
 
 
 @contextlib.contextmanager
 def interrupted_once() -> Iterator[None]:
     """Ends the block with KeyboardInterrupt on the first stop signal; later ones do nothing.
 
-    They would fall into the clean-up that the first one caused. Does nothing off the main thread,
-    where no handler can be set.
+    They would fall into the clean-up that the first one caused. One that Python ignored, raised in
+    a destructor or in a weak reference's callback, is raised again. Does nothing off the main
+    thread, where no handler can be set.
     """
-    came = False
+    came: int | None = None
+    over = threading.Event()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal came
-        if not came:
-            came = True
+        if came is None:
+            came = number
             raise KeyboardInterrupt
 
-    with _handled_by(interrupt):
-        yield
+    def ignored() -> None:
+        nonlocal came
+        number, came = came, None
+        if number is not None:
+            # Not by `threading`: the destructor may have been called while it held its own lock.
+            _thread.start_new_thread(_send_again, (number, over))
+
+    with _handled_by(interrupt), _ignored_interrupts(ignored):
+        try:
+            yield
+        finally:
+            over.set()
 
 
 @contextlib.contextmanager
@@ -91,3 +106,30 @@ def _handled_by(
         for number, previous in before.items():
             # None: a handler that was not set by Python, and cannot be set again from here.
             signal.signal(number, signal.SIG_DFL if previous is None else previous)
+
+
+@contextlib.contextmanager
+def _ignored_interrupts(ignored: Callable[[], None]) -> Iterator[None]:
+    """Tells of each KeyboardInterrupt in the block that was raised where nothing can catch it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            ignored()
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+def _send_again(number: int, over: threading.Event) -> None:
+    # From another thread and later: at once it would be raised, and ignored, in the same place.
+    if not over.wait(_PAUSE_S):
+        signal.pthread_kill(threading.main_thread().ident or 0, number)

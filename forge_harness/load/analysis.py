@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,10 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from forge_harness.canonical import read_canonical
 from forge_harness.errors import LoadError, several
 
 from .gates import gates, recovers
-from .metrics import Sample, answers_by_code, labels_of, parse, refusal, unexplained
+from .metrics import (
+    Sample,
+    answers_by_code,
+    is_restarted,
+    labels_of,
+    parse,
+    refusal,
+    unexplained,
+)
 from .percentiles import encoded_histogram, summary
 from .plan import PLAN, LoadPlan, read_plan
 from .records import Account, Fate, Record, account, read_records
@@ -273,6 +281,11 @@ def _server_codes(directory: Path, routes: frozenset[str]) -> tuple[Counter[int]
     earlier, later = (_scrape(directory / f"server-{when}.prom") for when in ("before", "after"))
     if earlier is None:
         return None, ""
+    if later is not None and is_restarted(earlier, later):
+        return None, (
+            "the server's counters are of another process than before the load: it was started "
+            "again under it, or has several"
+        )
     # The second scrape names every route that was asked for; the first need not.
     labels = labels_of(later or (), routes)
     before = answers_by_code(earlier, labels)
@@ -302,7 +315,7 @@ def _json(directory: Path, name: str) -> Any:  # noqa: ANN401 - any JSON value
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_bytes())
+        return read_canonical(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from error
 

@@ -18,6 +18,7 @@ from forge_harness.errors import LoadError
 REQUESTS = "forge_requests_total"
 IN_FLIGHT = "forge_requests_in_flight"
 MEMORY = "process_resident_memory_bytes"
+STARTED = "process_start_time_seconds"
 UNMATCHED = "unmatched"
 """Label of requests for what is no route."""
 _NOT_OFFERED = (404, 405)
@@ -75,7 +76,16 @@ def refusal(status: int) -> str:
     remedy = "look at its log"
     if status in (401, 403):
         remedy = "use a token whose role has metrics:read, as engineer has"
+    elif 300 <= status < 400:
+        remedy = "give --url the address it leads to, which would get no load and no token"
     return f"the server's counters could not be read (/metrics answers {status}): {remedy}"
+
+
+def is_restarted(earlier: Iterable[Sample], later: Iterable[Sample]) -> bool:
+    """Whether two scrapes are of two processes: what they counted has nothing in common."""
+    before, after = total(earlier, STARTED), total(later, STARTED)
+    # Where the start is worked out at each scrape, from the time since boot, it may move by 1 s.
+    return before is not None and after is not None and abs(after - before) > 1
 
 
 def labels_of(samples: Iterable[Sample], routes: Iterable[str]) -> frozenset[str]:
@@ -102,9 +112,16 @@ def answers_by_code(samples: Iterable[Sample], paths: frozenset[str]) -> Counter
     return counted if known else None
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Leaves a redirect as the answer it is: elsewhere the token would be given to others."""
+
+    def redirect_request(self, *_: object) -> None:
+        """Says that nothing is asked in its place."""
+
+
 def direct(*handlers: urllib.request.BaseHandler) -> urllib.request.OpenerDirector:
-    """Returns what asks a server itself, as the generator does: no proxy of the environment."""
-    return urllib.request.build_opener(urllib.request.ProxyHandler({}), *handlers)
+    """Returns what asks a server itself, as the generator does: no proxy, no redirects."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects, *handlers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

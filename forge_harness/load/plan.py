@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -180,12 +181,12 @@ def check_address(url: str) -> None:
     Raises:
         LoadError: With the address.
     """
-    try:
+    known = named = False
+    with contextlib.suppress(ValueError):
         parts = urlsplit(url)
-        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         named = "@" in parts.netloc
-    except ValueError:
-        known = named = False
+        host = (parts.hostname or "").encode("idna")  # a label too long, or none, is no name
+        known = parts.scheme in ("http", "https") and bool(host) and parts.port != 0
     if named:
         raise LoadError(
             "The address holds a user name or a password, which the plan would keep; expected "

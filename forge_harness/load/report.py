@@ -6,11 +6,11 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from forge_harness.errors import ExitCode, several
 
-from .peak import Peak, Probe
+from .peak import Bound, Peak, Probe
 from .percentiles import Percentile, milliseconds
 from .plan import LoadPlan
 from .recovery import Recovery, Window
@@ -310,12 +310,23 @@ def peak_json(found: Peak) -> dict[str, Any]:
 
 
 def peak_from_json(content: dict[str, Any]) -> Peak:
-    """Returns the peak that `peak_json` wrote."""
+    """Returns the peak that `peak_json` wrote.
+
+    Raises:
+        KeyError: It wrote none of that form; also TypeError.
+    """
     probes = tuple(
         Probe(**{**p, "p95_s": math.inf if p["p95_s"] is None else p["p95_s"]})
         for p in content["probes"]
     )
-    return Peak(**{**content, "probes": probes})
+    peak = Peak(**{**content, "probes": probes})
+    numbers: list[object] = [peak.rate, peak.goodput]
+    numbers += [] if peak.above is None else [peak.above]
+    numbers += [n for p in probes for n in (p.rate, p.offered, p.good, p.goodput, p.p95_s)]
+    wrong = [each for each in numbers if type(each) not in (int, float)]
+    if wrong or peak.bound not in get_args(Bound):
+        raise TypeError(f"{wrong[0]!r} in place of a number" if wrong else f"{peak.bound!r}")
+    return peak
 
 
 def finite(value: float | None) -> float | None:

@@ -6,8 +6,8 @@ A request file holds a JSON object a line:
 
 `method` is POST unless given. `expect` may hold `labels`, `tokens` (ids of the first choice),
 `text_sha256` (of its text), and `json` (a part the answer must contain). Without `expect` only
-form is checked: that the answer is whole and carries the id of the request it answers. /metrics is
-no request: reading the server's counters is counted too.
+form is checked: that the answer is whole and carries the id of the request it answers. That to HEAD
+has no body. /metrics is no request: reading the server's counters is counted too.
 """
 
 from __future__ import annotations
@@ -201,6 +201,8 @@ def judge(
 
 def _problem(request: Request, body: bytes, sent_id: str) -> str:
     """Returns what is wrong with the body of an answer, "" for nothing; raises _OTHER_FORM."""
+    if request.method == "HEAD" and not body:
+        return _mismatch(request.expect, None, sent_id)
     try:
         answer = _stream(body) if request.streamed else read_strict(body.decode())
     except Truncated as error:
@@ -256,7 +258,7 @@ def _mismatch(expect: Mapping[str, Any], answer: Any, sent_id: str) -> str:  # n
         if name == "json":
             if not _contains(answer, value):
                 return "wrong answer (json)"
-        elif found[name] != value:
+        elif not _same(found[name], value):
             return f"wrong answer ({name})"
     return ""
 
@@ -266,4 +268,13 @@ def _contains(answer: Any, part: Any) -> bool:  # noqa: ANN401 - JSON values
         return isinstance(answer, dict) and all(
             key in answer and _contains(answer[key], value) for key, value in part.items()
         )
-    return bool(answer == part)
+    return _same(answer, part)
+
+
+def _same(found: Any, wanted: Any) -> bool:  # noqa: ANN401 - JSON values
+    """Whether two JSON values are equal; true is 1 to Python only."""
+    if isinstance(found, list) and isinstance(wanted, list):
+        return len(found) == len(wanted) and all(map(_same, found, wanted))
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        return found.keys() == wanted.keys() and all(_same(found[k], wanted[k]) for k in wanted)
+    return isinstance(found, bool) == isinstance(wanted, bool) and bool(found == wanted)

@@ -294,7 +294,7 @@ class AuditLog:
             records = []
             for event in map(completed, events):
                 number += 1
-                mac = mac_of(self._key, number, previous, event)
+                mac = _new_mac(self._key, number, previous, event)
                 records.append(AuditRecord(number, event, previous, mac))
                 previous = mac
             return records
@@ -322,6 +322,24 @@ class AuditLog:
             raise
         self._lacks_head = False
         self._headed_at, self._headed_number = time.monotonic(), record.number
+
+
+_UNREPRESENTABLE = (ValueError, TypeError, RecursionError)
+"""What the MAC of an event raises that no canonical JSON is made of."""
+
+
+def _new_mac(key: bytes, number: int, previous: bytes, event: AuditEvent) -> bytes:
+    try:
+        texts = (event.time, event.actor, event.action, event.resource, event.request_id)
+        if wrong := [each for each in texts if not isinstance(each, str)]:
+            # The file would keep its text, over which the MAC was not computed.
+            raise TypeError(f"{wrong[0]!r} is no text")
+        return mac_of(key, number, previous, event)
+    except _UNREPRESENTABLE as error:
+        raise AuditError(
+            f"The event {event.action!r} cannot be recorded ({error}), so what was to be recorded "
+            "was not done; expected text in UTF-8, and JSON values in the detail."
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,7 +421,10 @@ def _chain_problems(file: AuditFile, keys: Sequence[bytes], macs: dict[int, str]
 
 
 def _is_written_with(key: bytes, record: AuditRecord) -> bool:
-    mac = mac_of(key, record.number, record.previous, record.event)
+    try:
+        mac = mac_of(key, record.number, record.previous, record.event)
+    except _UNREPRESENTABLE:  # Such a one was never written.
+        return False
     return hmac.compare_digest(record.mac, mac)
 
 

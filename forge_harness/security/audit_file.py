@@ -6,7 +6,6 @@ signed heads are for.
 
 from __future__ import annotations
 
-import json
 import secrets
 import shutil
 import sqlite3
@@ -14,8 +13,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from forge_harness.canonical import canonical_json
+from forge_harness.canonical import canonical_json, read_canonical
 from forge_harness.durable import identity_of, sync_directory
 from forge_harness.errors import AuditError, ExitCode
 from forge_harness.forks import never_free
@@ -367,6 +367,23 @@ def _row(record: AuditRecord) -> tuple[object, ...]:
     )
 
 
+def _detail(text: str) -> dict[Any, Any]:
+    """Returns the detail a text is; of one that was written otherwise, what no MAC is over.
+
+    The MAC is over what was read: a key twice or a list of pairs would read as what was recorded,
+    and as something else to others.
+    """
+    with suppress(ValueError, TypeError, RecursionError):
+        found = read_canonical(text)
+        if isinstance(found, dict) and canonical_json(found).decode() == text:
+            return found
+    return {_OTHERWISE: text}
+
+
+_OTHERWISE = 0
+"""A key that no event can have."""
+
+
 def _record(row: Sequence[object]) -> AuditRecord:
     number, time, actor, action, resource, decision, request_id, detail, previous, mac = row
     event = AuditEvent(
@@ -375,7 +392,7 @@ def _record(row: Sequence[object]) -> AuditRecord:
         resource=str(resource),
         decision=Decision(str(decision)),
         request_id=str(request_id),
-        detail=json.loads(str(detail)),
+        detail=_detail(str(detail)),
         time=str(time),
     )
     if not (isinstance(number, int) and isinstance(previous, bytes) and isinstance(mac, bytes)):

@@ -151,6 +151,7 @@ def _parsed(envelope: bytes) -> tuple[str, bytes, list[bytes]]:
         payload_type = document["payloadType"]
         if not isinstance(payload_type, str):
             raise TypeError("payloadType is no text")
+        payload_type.encode()  # half of a surrogate pair was never signed
     except (KeyError, TypeError, ValueError, RecursionError, binascii.Error) as error:
         raise SignatureError(
             f"This is no DSSE envelope ({error}); get the signature again."

@@ -37,7 +37,7 @@ def load_keyring(source: str, environ: MutableMapping[str, str] | None = None) -
         return keyring_from_file(path)
     if kind == "env":
         return keyring_from_environment(rest, os.environ if environ is None else environ)
-    return keyring_from_command(shlex.split(rest))
+    return keyring_from_command(_words(rest))
 
 
 def followed_keyring(source: str) -> Callable[[], Keyring]:
@@ -200,6 +200,17 @@ def keyring_from_command(arguments: Sequence[str], timeout_s: float = _LONGEST_W
             "hand to see why."
         )
     return Keyring.from_bytes(done.stdout)
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        # Without the command: what it is given may be a credential.
+        raise SecurityError(
+            f"The key command cannot be told apart into words ({error}); expected command:PROGRAM "
+            "ARGUMENTS, quoted as for a shell."
+        ) from error
 
 
 def _refuse_shared(path: Path, status: os.stat_result) -> None:

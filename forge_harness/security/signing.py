@@ -13,7 +13,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from forge_harness.canonical import file_sha256
-from forge_harness.durable import write_durably
+from forge_harness.durable import read_plain, write_durably
 from forge_harness.errors import SecurityError, SignatureError
 from forge_harness.paths import is_utf8, resolved_path
 
@@ -139,7 +139,8 @@ def verify_package(
     _check_directory(directory)
     source = signature or signature_beside(directory)
     try:
-        envelope = source.read_bytes()
+        # What was not named came with the package: a pipe would be waited for.
+        envelope = read_plain(source) if signature is None else source.read_bytes()
     except OSError as error:
         raise SignatureError(
             f"There is no signature {str(source)!r} ({error.strerror}); sign the package, or name "

@@ -53,9 +53,10 @@ class LimitedProtocol(HttpToolsProtocol):
     settings: ClassVar[Settings]
     metrics: ClassVar[Metrics]
     _is_in_headers, _is_in_body = True, False
-    _has_ended = False
-    """Whether a message ended in what is being parsed."""
+    _has_ended = _has_body = False
+    """Whether a message ended in what is being parsed, and whether some of a body was in it."""
     _header_bytes = 0
+    """Read since the last message began or the last of its body was there: headers, or trailers."""
     _owed: str | None = None
     _answered: RequestResponseCycle | None = None
     _until = 0.0
@@ -88,11 +89,12 @@ class LimitedProtocol(HttpToolsProtocol):
             self._answered.message_event.set()
 
     def data_received(self, data: bytes) -> None:
-        """Parses, and gives up on headers that do not end."""
-        self._has_ended = False
+        """Parses, and gives up on headers, or trailers, that do not end."""
+        self._has_ended = self._has_body = False
         self._parse(data)
-        # What came with the end of a message is not all of it headers; the next read is.
-        if self._is_in_headers and not self._has_ended:
+        # What came with a body, or with the end of a message, is not all of it headers; the next
+        # read is.
+        if not self._has_ended and not self._has_body:
             self._header_bytes += len(data)
             if self._header_bytes > MAX_HEADER_BYTES:
                 self._give_up()
@@ -139,6 +141,16 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._is_in_headers, self._header_bytes = True, 0
         self._wait_as_needed()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Takes a header; a trailer, which comes after the body, is none and says nothing."""
+        if self._is_in_headers:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        """Takes a piece of the body."""
+        self._has_body, self._header_bytes = True, 0
+        super().on_body(body)
 
     def on_headers_complete(self) -> None:
         """Hands the request on."""

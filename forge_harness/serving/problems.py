@@ -9,6 +9,8 @@ from enum import StrEnum
 from typing import Any
 
 MEDIA_TYPE = "application/problem+json"
+_LONGEST_RETRY_S = 86_400
+"""No client waits longer, and at a rate of nearly nothing the time is beyond any number."""
 
 
 class Outcome(StrEnum):
@@ -104,7 +106,8 @@ class Problem(Exception):
         """Returns the response headers the problem calls for."""
         headers = list(self.headers)
         if self.retry_after_s is not None:
-            headers.append(("retry-after", str(max(1, math.ceil(self.retry_after_s)))))
+            seconds = math.ceil(min(self.retry_after_s, _LONGEST_RETRY_S))
+            headers.append(("retry-after", str(max(1, seconds))))
         if self.kind is UNAUTHENTICATED:
             headers.append(("www-authenticate", "Bearer"))
         return headers

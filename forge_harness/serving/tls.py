@@ -26,12 +26,13 @@ def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.maximum_version = ssl.TLSVersion.TLSv1_3
     try:
-        context.load_cert_chain(certificate, key)
+        # Without a password one that is encrypted would wait for it at the terminal.
+        context.load_cert_chain(certificate, key, password=b"")
         leaf = x509.load_pem_x509_certificates(certificate.read_bytes())[0]
     except (OSError, ValueError, ssl.SSLError) as error:
         raise UsageError(
             f"The certificate {str(certificate)!r} with the key {str(key)!r} cannot be used "
-            f"({error}); expected PEM files that belong together."
+            f"({error}); expected PEM files that belong together, the key not encrypted."
         ) from error
     now = datetime.now(UTC)
     if not leaf.not_valid_before_utc <= now < leaf.not_valid_after_utc:

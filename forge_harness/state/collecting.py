@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection
 from datetime import UTC, datetime
@@ -27,7 +28,9 @@ def collect(
     retained = _retained(history, retain, keep)
     needed = _needed(history, retained)
     lost = _lost(contents, needed)
-    sweep = Sweep(contents, time.time() - grace_s, spare_orphans=lost)
+    # Without grace no clock counts, which may have been ahead when something was written.
+    before = time.time() - grace_s if grace_s else math.inf
+    sweep = Sweep(contents, before, spare_orphans=lost)
     # The index first: content that is gone must never be referred to as if it were there.
     removed = sweep.forget(needed)
     sweep.files()

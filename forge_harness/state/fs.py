@@ -80,7 +80,8 @@ class RealFs:
 
     def open(self, path: Path) -> int:
         """See `Fs`."""
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # A pipe in place of a content is damage, and would be waited for.
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
 
     def read(self, handle: int, size: int) -> bytes:
         """See `Fs`."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forge_harness.canonical import sha256_hex
+from forge_harness.durable import read_plain
 
 HEAD, LOSSES = "head", "losses"
 _LINE = re.compile(r"([0-9]{20}) ([0-9a-f]{64}) ([0-9a-f]{16})\n")
@@ -51,7 +52,7 @@ def read_head(root: Path) -> Head:
         OSError: The note is there and cannot be read.
     """
     try:
-        data = (root / HEAD).read_bytes()
+        data = read_plain(root / HEAD)
     except FileNotFoundError:
         return Head(0, "")
     if not data.strip(b"\0"):  # A power cut before the first note reached the disk.
@@ -77,6 +78,6 @@ def read_losses(root: Path) -> list[str]:
         OSError: They cannot be read.
     """
     try:
-        return (root / LOSSES).read_text(encoding="utf-8", errors="replace").splitlines()
+        return read_plain(root / LOSSES).decode("utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return []

@@ -37,7 +37,8 @@ class StoreLock:
         import fcntl
 
         try:
-            handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            # A pipe, which is no lock of ours, would be waited for otherwise.
+            handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:  # A copy without its lock: nobody else can hold it.
             yield
             return

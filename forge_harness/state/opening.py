@@ -50,7 +50,8 @@ def examine(root: Path, *, create: bool) -> int:
             version = _version(root)
     except OSError as error:
         raise StateError(
-            f"{root} cannot be looked at: {error.strerror}. Check its permissions."
+            f"{error.filename or root} cannot be looked at: {error.strerror}. Check what it is and "
+            "its permissions."
         ) from error
     if version == 0 and not create:
         raise UnknownStateError(

@@ -7,6 +7,8 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from forge_harness.durable import opened_plain
+
 APPLICATION_ID = 0x46485354
 """PRAGMA application_id of every index: "FHST"."""
 VERSION = 3
@@ -71,7 +73,7 @@ def read_header(path: Path) -> Header | None:
         OSError: The file cannot be read.
     """
     try:
-        with path.open("rb") as stream:
+        with opened_plain(path) as stream:
             head = stream.read(_HEADER.size)
     except FileNotFoundError:
         return None

@@ -374,7 +374,7 @@ class Store:
             keep: Numbers of further generations to retain, or what says them once nobody else can
                 commit any more.
             grace_s: What is younger stays in any case, in seconds: it may belong to a commit that
-                is being made.
+                is being made. 0: nothing does, whatever the clock said when it was written.
 
         Raises:
             UnknownStateError: `keep` names a generation that is not there.

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -31,6 +32,8 @@ from forge_harness.training.ranks import OneProcess, Ranks
 from forge_harness.training.session import QATSession
 
 FORMAT = "forge-checkpoint/1"
+LONGEST_REASON = 400
+"""Characters of what torch says of a model that does not fit: it names every tensor."""
 
 
 class CheckpointError(UsageError):
@@ -118,7 +121,7 @@ def _fill(session: QATSession, tensors: Mapping[str, Tensor], path: Path) -> Non
     try:
         session.load_state_tensors(tensors)
     except (KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        reason = shorten(str(error), LONGEST_REASON, placeholder=" ...")
         raise CheckpointError(
             f"Checkpoint {path.name} does not fit the model or data of {session.task!r}: {reason}"
         ) from error

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from forge_harness.errors import ConfigError, unknown_choice
 from forge_harness.protocols import Precision, ScheduleSpec, ScheduleStep, TrainOptions
 from forge_harness.quant import COMPUTES, Compute
+from forge_harness.training.recipe_kinds import check_kinds
 from forge_harness.training.schedule import check_schedule, schedule_steps
 from forge_harness.training.splits import split_task
 
 PROFILES = ("quick", "full", "nightly")
+_MOST_SEED = 2**64 - 1
+"""Torch takes no larger one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +114,8 @@ def resolve_recipe(task: str, options: TrainOptions) -> Recipe:
     }
     changes = {key: value for key, value in named.items() if value is not None}
     recipe = replace(recipe, **changes, **_checked(extra, taken=set(named)))
+    given = ("seed", "steps", "accumulation", "fixed_batch")
+    check_kinds(asdict(recipe) | {key: getattr(options, key) for key in given})
     _check_ranges(recipe, options)
     return recipe
 
@@ -134,8 +139,8 @@ def _checked(extra: Mapping[str, Any], taken: set[str]) -> dict[str, Any]:
 
 
 def _check_ranges(recipe: Recipe, options: TrainOptions) -> None:
-    if options.seed < 0:
-        raise ConfigError(f"seed {options.seed} must be at least 0.", key="seed")
+    if not 0 <= options.seed <= _MOST_SEED:
+        raise ConfigError(f"seed {options.seed} must be from 0 to {_MOST_SEED}.", key="seed")
     _check_positive("steps", options.steps)
     _check_positive("batch_size", recipe.batch_size)
     _check_positive("accumulation", options.accumulation)

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from forge_harness.durable import read_plain
 from forge_harness.errors import UsageError
 from forge_harness.paths import resolved_path
 from forge_harness.protocols import TrainOptions
@@ -65,6 +66,18 @@ class TrainingDirectory:
 
     path: Path
 
+    def saved(self) -> Any:  # noqa: ANN401 - any JSON value
+        """Returns what the run's first file holds.
+
+        Raises:
+            OSError: It cannot be read, or is no plain file.
+            ValueError: It is no JSON.
+        """
+        try:
+            return json.loads(read_plain(self.path / OPTIONS))
+        except RecursionError as error:
+            raise ValueError("its values are nested too deep") from error
+
     def keeper(
         self,
         state: Path | None = None,
@@ -81,7 +94,7 @@ class TrainingDirectory:
         """
         saved: dict[str, Any] = {}
         with suppress(OSError, TypeError, ValueError):
-            saved = dict(json.loads((self.path / OPTIONS).read_bytes()))
+            saved = dict(self.saved())
         if state is None:
             with suppress(KeyError, TypeError):
                 state = Path(saved["state"])
@@ -99,7 +112,7 @@ class TrainingDirectory:
             UsageError: The directory holds no run.
         """
         try:
-            saved = json.loads((self.path / OPTIONS).read_bytes())
+            saved = self.saved()
             return str(saved["task"]), _options_of(saved["options"])
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise UsageError(
@@ -114,7 +127,7 @@ class TrainingDirectory:
             UsageError: The directory holds no run, or what is there is no number of steps.
         """
         try:
-            every = json.loads((self.path / OPTIONS).read_bytes()).get("checkpoint_every", 0)
+            every = self.saved().get("checkpoint_every", 0)
             if type(every) is not int or every < 0:
                 raise ValueError(f"it is {every!r:.80}")
         except (OSError, AttributeError, ValueError) as error:
@@ -131,7 +144,7 @@ class TrainingDirectory:
             UsageError: What is there is no record.
         """
         try:
-            saved = json.loads((self.path / OPTIONS).read_bytes()).get("model")
+            saved = self.saved().get("model")
             return None if saved is None else checked_record(saved)
         except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise UsageError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from forge_harness.canonical import canonical_json
-from forge_harness.durable import write_durably
+from forge_harness.durable import read_plain, write_durably
 from forge_harness.errors import UsageError
 from forge_harness.paths import resolved_path
 from forge_harness.training.keeping import KeepsCheckpoints, StateCheckpoints
@@ -69,7 +69,7 @@ def _begun(session: QATSession) -> dict[str, Any]:
 
 
 def _resumed(session: QATSession, directory: TrainingDirectory, on_note: OnNote) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((directory.path / OPTIONS).read_bytes())
+    content: dict[str, Any] = directory.saved()
     _refuse_other_data(session, content, directory.path)
     if lost := _keep_steps(directory.path / STEPS, session.step_index):
         on_note(lost)
@@ -102,9 +102,9 @@ def _keep_steps(path: Path, made: int) -> str:
     """
     lines: dict[int, bytes] = {}
     with suppress(FileNotFoundError):
-        for line in path.read_bytes().splitlines():
-            with suppress(ValueError, TypeError, KeyError):
-                lines.setdefault(int(json.loads(line)["step"]), line)
+        for line in read_plain(path).splitlines():
+            if (step := _step_of(line)) is not None:
+                lines.setdefault(step, line)
     kept = [lines[step] for step in range(made) if step in lines]
     write_durably(path, b"".join(line + b"\n" for line in kept))
     if len(kept) == made:
@@ -114,3 +114,12 @@ def _keep_steps(path: Path, made: int) -> str:
         f"{path.name} lacks {made - len(kept)} of the {made} steps made so far, the first of them "
         f"step {first}: the machine stopped before they were on disk. The training itself is whole."
     )
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step a line is of; None of one that was cut off, or is something else."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return step if type(step) is int else None

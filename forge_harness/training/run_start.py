@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +18,7 @@ from forge_harness.paths import resolved_path
 from forge_harness.protocols import TrainOptions
 from forge_harness.state import Sealer
 from forge_harness.training.checkpoint import (
+    LONGEST_REASON,
     CheckpointError,
     has_session_header,
     resume_session,
@@ -101,7 +103,7 @@ def started_session(
     try:
         return QATSession(task, options, initial_weights=start.weights, **parts)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
+        reason = shorten(str(error), LONGEST_REASON, placeholder=" ...")
         raise CheckpointError(
             f"The weights in {start.name} do not fit the model of {task!r}: {reason}"
         ) from error

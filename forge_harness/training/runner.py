@@ -26,7 +26,6 @@ from forge_harness.training.package import export_package
 from forge_harness.training.ranks import OneProcess, Ranks
 from forge_harness.training.run_directory import (
     DATA,
-    OPTIONS,
     PACKAGE,
     RESULT,
     STEPS,
@@ -218,7 +217,7 @@ def _result(session: QATSession, directory: TrainingDirectory) -> dict[str, Any]
         DATA: session.data.data_digest(session.task),
     }
     with suppress(KeyError):
-        result["processes"] = json.loads((directory.path / OPTIONS).read_bytes())["processes"]
+        result["processes"] = directory.saved()["processes"]
     return result
 
 

@@ -63,6 +63,13 @@ def test_seeded_bugs_of_what_is_taken_over_are_caught(name, why):
     assert re.search(why, report.reason), report.reason
 
 
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_one_trial_strikes_one_system_call():
+    """No half of it is syncs that fail: they were all of them, and the rest an internal error."""
+    report = run_campaign("errors", profile="quick", trials=1)
+    assert (report.status, report.trials) == (Status.HELD, 1)
+
+
 def test_the_same_seed_draws_the_same_trials():
     said = [[], []]
     for heard in said:

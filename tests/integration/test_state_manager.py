@@ -141,6 +141,16 @@ def test_a_migration_does_not_overwrite_what_is_not_its_own(manager: StateManage
     assert manager.migrate(phase=5, name="a", to_phase=6, new_name="b").name == "b"
 
 
+def test_a_state_is_migrated_under_whatever_name_it_has(manager: StateManager) -> None:
+    """A run that is kept has the name of its directory, which no rule of ours was asked about."""
+    given = NewState(phase="phase5", kind="package", name="lauf ä/package", files={"data": b"w"})
+    with Store.open(manager.root) as store:
+        store.commit([given])
+    assert manager.migrate(phase=5, name="lauf ä/package", to_phase=6).name == "lauf ä/package"
+    with pytest.raises(StateError, match="is no name of a state"):
+        manager.migrate(phase=5, name="lauf ä/package", to_phase=6, new_name="ä")
+
+
 def test_a_damaged_state_is_not_migrated(manager: StateManager) -> None:
     state = manager.save(phase=5, kind="model", name="a", data=b"5" * 200_000)
     (blob,) = state.files.values()

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -53,6 +54,46 @@ def test_the_first_signal_interrupts_and_later_ones_leave_the_clean_up_alone(num
     with pytest.raises(KeyboardInterrupt):
         work()
     assert cleaned == [later]
+
+
+class Stopped:
+    """What is stopped while it is being freed, where Python ignores whatever is raised."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __del__(self):
+        stop(self.number)
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_a_signal_in_a_destructor_interrupts_all_the_same(number):
+    """It was lost, and all later ones did nothing: only a kill ended the process."""
+    reached = []
+
+    def work():
+        with interrupted_once():
+            thing = Stopped(number)
+            del thing
+            reached.append("after it")
+            time.sleep(10)
+            reached.append("the end")
+
+    hook = sys.unraisablehook
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert reached == ["after it"]
+    assert sys.unraisablehook is hook
+
+
+def test_a_signal_in_a_destructor_at_the_end_is_not_left_to_the_handlers_from_before():
+    def work():
+        with interrupted_once():
+            thing = Stopped(signal.SIGTERM)
+            del thing
+
+    work()
+    time.sleep(0.05)
 
 
 @pytest.mark.parametrize("number", STOPS)

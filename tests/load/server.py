@@ -106,6 +106,8 @@ class Service:
         path = first.split()[1]
         if path != "/metrics" and self.rng.random() < self.options.drop:
             return False  # Not a word: the connection just ends.
+        if self.options.early_hints and path != "/metrics":
+            writer.write(b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n")
         status, content, extra = await self.answer(path, headers, body)
         if extra is None:
             status, content, extra = 404, b"", {}
@@ -114,6 +116,11 @@ class Service:
             writer.write(content[: len(content) // 2])
             await writer.drain()
             return False
+        if self.options.endless and path != "/metrics":
+            writer.write(b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n")
+            while True:
+                writer.write(b"10000\r\n" + bytes(1 << 16) + b"\r\n")
+                await writer.drain()
         lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(content)}"]
         if self.options.foreign_id and path != "/metrics":
             lines.append("X-Request-Id: somebody-else")
@@ -147,6 +154,7 @@ if __name__ == "__main__":
     parser.add_argument("--queue", type=int, default=10**9)
     for share in ("drop", "stale", "truncate", "cut", "fail", "undercount"):
         parser.add_argument(f"--{share}", type=float, default=0.0)
-    for flag in ("no-retry-after", "no-metrics", "foreign-id", "ready-line"):
+    flags = ("no-retry-after", "no-metrics", "foreign-id", "ready-line", "early-hints", "endless")
+    for flag in flags:
         parser.add_argument(f"--{flag}", action="store_true")
     asyncio.run(main(parser.parse_args()))

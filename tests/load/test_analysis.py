@@ -130,6 +130,21 @@ def test_a_server_that_lost_its_counters_is_said_and_not_passed(tmp_path):
     assert analyse(directory).reconciliation.counters_lost
 
 
+@pytest.mark.parametrize(
+    ("later", "verdict"), [(1000.0, "PASS"), (1001.0, "PASS"), (1002.5, "INCOMPLETE")]
+)
+def test_counters_of_another_process_are_not_compared(tmp_path, later, verdict):
+    """It was taken for somebody else's load, and the run for INVALID, whatever had failed."""
+    directory = support.write_run(tmp_path, PLAN, RECORDS)
+    found = RECORDS if verdict == "PASS" else RECORDS[len(RECORDS) // 2 :]
+    for when, start, counted in (("before", 1000.0, []), ("after", later, found)):
+        text = f"process_start_time_seconds {start}\n{support.counters(counted)}"
+        (directory / f"server-{when}.prom").write_text(text)
+    report = analyse(directory)
+    assert report.verdict == verdict
+    assert ("of another process" in table(report)) is (verdict != "PASS")
+
+
 def test_counters_that_were_refused_are_not_passed(tmp_path):
     """A token of role client has no metrics:read: the run passed, with "offers none"."""
     directory = support.write_run(tmp_path, PLAN, RECORDS, server=False)
@@ -242,6 +257,13 @@ def test_files_of_another_plan_are_refused(tmp_path):
         analyse(directory)
 
 
+PEAK = {
+    "rate": 1.0, "above": 2.0, "goodput": 1.0, "bound": "server",
+    "probes": [{"rate": 2.0, "offered": 3, "good": 0, "goodput": 0.0, "p95_s": None,
+                "valid": True}],
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ["locust.json", "memory.json", "peak.json", "generator-0.json"])
 def test_a_damaged_file_is_said_by_name(tmp_path, name):
     directory = support.write_run(tmp_path, PLAN, RECORDS)
@@ -257,6 +279,24 @@ def test_a_number_that_is_none_is_damage(tmp_path):
         analyse(directory)
     rewrite(directory / "generator-0.json", cpu=[[0, math.nan]])
     with pytest.raises(LoadError, match=r"generator-0\.json is damaged"):
+        analyse(directory)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("locust.json", '{"requests": 1e400, "failures": 0}'),
+        ("context.json", '{"cores": NaN}'),
+        ("memory.json", f"[[0.5, {10**400}]]"),
+        ("peak.json", json.dumps({**PEAK, "bound": "moon"})),
+        ("peak.json", json.dumps({**PEAK, "above": []})),
+        ("peak.json", json.dumps({**PEAK, "goodput": "1"})),
+    ],
+)
+def test_what_no_run_writes_is_damage(tmp_path, name, content):
+    directory = support.write_run(tmp_path, PLAN, RECORDS)
+    (directory / name).write_text(content)
+    with pytest.raises(LoadError, match=f"{name} is damaged"):
         analyse(directory)
 
 
@@ -290,9 +330,4 @@ def test_requests_of_unknown_answers_are_said(tmp_path):
 
 
 def test_a_peak_that_never_answered_survives_its_file():
-    content = {
-        "rate": 1.0, "above": 2.0, "goodput": 1.0, "bound": "server",
-        "probes": [{"rate": 2.0, "offered": 3, "good": 0, "goodput": 0.0, "p95_s": None,
-                    "valid": True}],
-    }  # fmt: skip
-    assert peak_from_json(content).probes[0].p95_s == math.inf
+    assert peak_from_json(PEAK).probes[0].p95_s == math.inf

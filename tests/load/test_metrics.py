@@ -3,6 +3,7 @@
 import socket
 import threading
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from hypothesis import given
@@ -117,6 +118,30 @@ def test_what_is_no_http_is_nothing_that_answers():
         with pytest.raises(LoadError, match=r"Nothing answers .*220 mail ready"):
             Server(url=f"http://127.0.0.1:{listening.getsockname()[1]}").scrape()
         thread.join()
+
+
+def test_a_redirect_is_not_followed_with_the_token():
+    """Who is asked in its place would be told the token, and its counters would be taken."""
+    asked = []
+
+    def answer(request):
+        asked.append((request.path, request.headers["Authorization"]))
+        request.send_response(302)
+        request.send_header("Location", f"http://{request.headers['Host']}/elsewhere")
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+
+    kind = type("Handler", (BaseHTTPRequestHandler,), {"do_GET": answer, "log_message": print})
+    with HTTPServer(("127.0.0.1", 0), kind) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            with pytest.raises(CountersRefusedError, match=r"answers 302.*it leads to"):
+                Server(url=f"http://127.0.0.1:{server.server_port}", token="t").scrape()
+        finally:
+            server.shutdown()
+            thread.join()
+    assert asked == [("/metrics", "Bearer t")]
 
 
 @pytest.mark.parametrize(("status", "remedy"), [(403, "metrics:read"), (503, "its log")])

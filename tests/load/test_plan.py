@@ -117,6 +117,8 @@ def test_a_plan_of_a_later_release_with_another_field_is_still_read(tmp_path):
         "http://h\nx:80",
         "http://h:80/\u00e9",
         "http://h:99999",
+        "http://a..b:80",
+        f"http://{'a' * 64}:80",
     ],
 )
 def test_an_address_that_is_none_is_refused(url):
@@ -130,7 +132,9 @@ def test_an_address_with_what_would_not_be_sent_is_refused(url):
         check_plan(support.plan_of(url=url))
 
 
-@pytest.mark.parametrize("url", ["http://ada:s3cret@h:80", "http://s3cret@h"])
+@pytest.mark.parametrize(
+    "url", ["http://ada:s3cret@h:80", "http://s3cret@h", "http://s3cret@h:port"]
+)
 def test_an_address_with_a_password_is_refused_without_it(url):
     with pytest.raises(LoadError, match="a token by --token-env") as caught:
         check_plan(support.plan_of(url=url))

@@ -166,6 +166,21 @@ def test_a_proxy_that_mixes_answers_up_is_found(loaded):
     assert details(report)["answer to another request (X-Request-Id)"] == report.phases[0].offered
 
 
+def test_an_answer_that_is_announced_is_the_one_that_counts(loaded):
+    report = loaded("--early-hints")
+    assert report.problems == ()
+    assert report.reconciliation.counts["ok"] == report.phases[0].offered
+    assert report.reconciliation.unexplained == 0
+
+
+def test_an_answer_without_an_end_is_cut_off_and_is_an_error(loaded):
+    report = loaded("--endless", base=8.0, timeout_s=20.0)
+    assert report.phases[0].counts["error"] == report.phases[0].offered > 3
+    assert details(report) == {
+        "HTTPParseError: the answer is larger than 16 MiB": report.phases[0].offered
+    }
+
+
 def test_failures_are_counted_by_status(loaded):
     report = loaded("--fail", 0.2)
     assert set(details(report)) == {"status 500"}

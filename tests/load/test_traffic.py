@@ -63,6 +63,31 @@ def test_a_wrong_answer_is_an_error(body, said):
     assert said in found.detail
 
 
+@pytest.mark.parametrize(
+    ("expect", "answer"),
+    [
+        ({"labels": [1]}, {"labels": [True]}),
+        ({"tokens": [0]}, {"choices": [{"tokens": [False]}]}),
+        ({"json": {"ok": True}}, {"ok": 1}),
+        ({"json": {"rows": [{"n": 0}]}}, {"rows": [{"n": False}]}),
+    ],
+)
+def test_true_is_no_number_and_a_number_may_be_written_as_a_fraction(expect, answer):
+    request = Request(path="/", expect=expect)
+    assert judged(request, answer).detail.startswith("wrong answer")
+    assert judged(Request(path="/", expect={"labels": [1]}), {"labels": [1.0]}).fate is Fate.OK
+
+
+def test_an_answer_to_head_has_no_body():
+    """It is whole without one, and is right for nothing that is expected of a body."""
+    head = Request(path="/healthz", method="HEAD")
+    assert judged(head, b"", x_request_id="r1").fate is Fate.OK
+    assert judged(head, b"", x_request_id="r2").fate is Fate.ERROR
+    assert judged(head, b"", 404).detail == "status 404"
+    expecting = Request(path="/healthz", method="HEAD", expect={"labels": [1]})
+    assert judged(expecting, b"").detail == "answer is no JSON object"
+
+
 def test_an_answer_to_somebody_else_is_an_error():
     found = judged(LABELS, {"labels": [3]}, x_request_id="r2")
     assert (found.fate, found.detail) == (Fate.ERROR, "answer to another request (X-Request-Id)")

@@ -186,6 +186,63 @@ def test_an_attack_on_the_file_is_found(log: Path, attack: str) -> None:
     assert checked(log).problems
 
 
+@pytest.mark.parametrize(
+    "detail",
+    [
+        '{"x":NaN}',
+        '{"x":12345678901234567890}',
+        r'{"x":"\ud800"}',
+        "[1]",
+        "null",
+        "no JSON",
+        "[" * 100_000 + "]" * 100_000,
+        # What reads as the record did, to us.
+        '{"rows":2,"rows":1}',
+        '[["rows",1]]',
+        '{"rows": 1}',
+        '{"rows":1.0}',
+    ],
+    ids=lambda text: text[:12],
+)
+def test_a_detail_that_was_written_otherwise_is_a_changed_one(log: Path, detail: str) -> None:
+    with opened(log) as again:
+        again.record(event(6, detail={"rows": 1}))
+        again.record(event(7))
+    tamper(log, f"UPDATE event SET detail = '{detail}' WHERE number = 7")
+    assert checked(log).problems == ("Record 7 was changed, or written with another key.",)
+    with opened(log) as again:
+        assert again.tail(2)[0].event.detail == {0: detail}
+
+
+def test_numbers_that_are_written_without_a_point_verify(log: Path) -> None:
+    given = {"a": 1e20, "b": 1e16, "c": -0.0, "d": 0.1, "e": 2**53 - 1, "f": 1e-320}
+    with opened(log) as again:
+        again.record(event(6, detail=given))
+        assert again.tail(1)[0].event.detail == given
+    assert checked(log) == AuditReport(7, 7, 7, ())
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"detail": {"x": float("nan")}},
+        {"detail": {"x": 2**60}},
+        {"detail": {"x": Path("x")}},
+        {"resource": "\udcff"},
+        {"actor": 5},
+    ],
+    ids=["nan", "beyond JSON", "an object", "not UTF-8", "no text"],
+)
+def test_an_event_that_cannot_be_represented_is_not_recorded(log: Path, given) -> None:
+    with opened(log) as again:
+        with pytest.raises(AuditError, match=r"'state\.save' cannot be recorded"):
+            again.record(event(6, **given))
+        with pytest.raises(AuditError, match="cannot be recorded"):
+            again.submit(event(6, **given)).result(20)
+        again.record(event(7))
+    assert checked(log) == AuditReport(7, 7, 7, ())
+
+
 def test_a_log_rewritten_with_the_chain_key_is_found_by_its_heads(log: Path) -> None:
     """The chain key alone is not enough: the heads are signed with another."""
     heads = log.with_name("audit.db.heads")

@@ -153,6 +153,9 @@ def test_a_command_prints_a_keyring(tmp_path: Path) -> None:
         load_keyring("command:/no/such/program")
     with pytest.raises(MissingKeyError, match="No command"):
         load_keyring("command:")
+    with pytest.raises(SecurityError, match="quoted as for a shell") as found:
+        load_keyring("command:vault --token 's3cret")
+    assert "s3cret" not in str(found.value)
     with pytest.raises(SecurityError, match="keyring cannot be read"):
         load_keyring("command:echo $(id)")  # no shell: the text itself, which is no keyring
 

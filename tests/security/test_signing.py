@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,6 +114,7 @@ def test_a_changed_payload_type_or_signature_is_refused(package: Path) -> None:
     changes: list[Callable[[dict[str, object]], object]] = [
         lambda d: d.update(payload=base64.b64encode(b"{}").decode()),
         lambda d: d.update(payloadType="application/json"),
+        lambda d: d.update(payloadType="\ud800"),
         lambda d: d.update(signatures=[]),
         lambda d: d.pop("payload"),
         resign,
@@ -122,6 +124,23 @@ def test_a_changed_payload_type_or_signature_is_refused(package: Path) -> None:
         forged(package, change)
         with pytest.raises(SignatureError):
             verify_package(package, KEYS[:1])
+
+
+def test_a_pipe_in_place_of_the_signature_is_not_waited_for(package: Path) -> None:
+    """It may come with the package, out of an archive."""
+    os.mkfifo(signature_beside(package))
+    found: list[Exception] = []
+
+    def verify() -> None:
+        try:
+            verify_package(package, KEYS[:1])
+        except SignatureError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=verify, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert "not a plain file" in str(found)
 
 
 def test_another_kind_of_statement_of_the_same_key_is_refused(package: Path) -> None:

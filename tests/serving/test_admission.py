@@ -43,6 +43,15 @@ def test_who_waits_as_told_is_let_in():
     quota.enter("c", found.value.retry_after_s)
 
 
+@pytest.mark.parametrize("rate", [1e-9, 5e-324])
+def test_who_would_wait_for_years_is_told_so_in_days(rate):
+    quota = Quota(rate=rate, in_flight=0)
+    quota.enter("c", 0.0)
+    with pytest.raises(Problem) as found:
+        quota.enter("c", 0.0)
+    assert found.value.all_headers() == [("retry-after", "86400")]
+
+
 def test_requests_in_flight_are_counted_by_client():
     quota = Quota(rate=0, in_flight=2)
     assert [entered(quota, "c", 0.0) for _ in range(3)] == [True, True, False]

@@ -260,11 +260,14 @@ def test_a_client_that_does_not_read_its_last_answer_does_not_hold_its_connectio
     assert (client.is_closed, client.is_aborted) == (True, True)
 
 
-def fed(*pieces):
-    """Returns the transport of a connection after these reads, each once what was is answered."""
+def fed(*pieces, is_read=True):
+    """Returns the transport of a connection after these reads, each once what was is answered.
+
+    The answer waits for the whole request if that is read.
+    """
 
     async def app(scope, receive, send):
-        while (await receive()).get("more_body"):
+        while is_read and (await receive()).get("more_body"):
             pass
         await send({"type": "http.response.start", "status": 204})
         await send({"type": "http.response.body"})
@@ -305,3 +308,26 @@ def test_headers_that_do_not_end_are_cut_off(before, size):
     lines = [endless * (size // len(endless) + 1)] * (75_000 // size + 1)
     assert fed(head, *lines).is_aborted
     assert not fed(head, endless * 60, b"\r\n").is_aborted
+
+
+CHUNKED = PREDICT + b"Host: x\r\n{more}Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n"
+
+
+@pytest.mark.parametrize("size", [70_000, 7_000], ids=["at once", "in pieces"])
+@pytest.mark.parametrize("line", [b"X-A: " + b"a" * 1000 + b"\r\n", b"a"], ids=["lines", "one"])
+def test_trailers_that_do_not_end_are_cut_off(size, line):
+    """They come after a body that was whole, so that nothing else would count them."""
+    head = CHUNKED.replace(b"{more}", b"")
+    pieces = [line * (size // len(line) + 1)] * (75_000 // size + 1)
+    assert fed(head + b"X-A: ", *pieces, is_read=False).is_aborted
+    assert not fed(head + b"X-A: b\r\nX-B: c\r\n\r\n").is_aborted
+
+
+@pytest.mark.parametrize("more", [b"", OFFER], ids=["plain", "with an offer"])
+def test_a_trailer_is_no_header(secured, more):
+    """Or a token would be there or not by how the network cuts the request."""
+    sent = CHUNKED.replace(b"{more}", more) + secured.bearer + b"X-Request-Id: trailer\r\n\r\n"
+    head, _, body = raw(secured, sent).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 401 ")
+    assert b"No token was sent" in body
+    assert b"trailer" not in body

@@ -16,19 +16,23 @@ import numpy as np
 import pytest
 import torch
 import trustme
+from cryptography.hazmat.primitives import serialization
 
 from forge_harness.errors import ExitCode
 from forge_harness.formats.detect import open_checkpoint
+from forge_harness.load.records import Fate
+from forge_harness.load.traffic import judge, read_requests
 from forge_harness.model import generate
 from forge_harness.model.from_checkpoint import model_from_checkpoint
 from forge_harness.security.audit import AuditLog
 from forge_harness.security.audit_file import AuditFile
+from forge_harness.security.certificates import LocalAuthority
 from forge_harness.serving.guard import Guard
 from forge_harness.serving.package import load_served
 from forge_harness.serving.server import serve
 from forge_harness.serving.settings import Settings
 
-from .support import DIGITS, FAULTY, PATIENCE_S, ROW, raw, run, running, wait_for
+from .support import DIGITS, FAULTY, PATIENCE_S, ROOT, ROW, raw, run, running, wait_for
 
 
 def at_rest(server, route):
@@ -507,6 +511,31 @@ def test_an_expired_certificate_and_an_exposed_server_are_refused(tmp_path, keys
     assert "--tls-cert and --tls-key, --tokens, --audit" in run(
         *serve, "--host", "0.0.0.0", expected=4
     )
+
+
+def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_password(tmp_path):
+    cert, key = LocalAuthority().issue(tmp_path)
+    private = serialization.load_pem_private_key(key.read_bytes(), None)
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8)
+    encrypted = tmp_path / "encrypted.pem"
+    encrypted.write_bytes(
+        private.private_bytes(*form, serialization.BestAvailableEncryption(b"secret"))
+    )
+    serve = ("serve", "--package", DIGITS, "--port", 0, "--no-auth", "--tls-cert", cert)
+    said = run(*serve, "--tls-key", encrypted, expected=4)
+    assert "the key not encrypted" in said
+    assert "pass phrase" not in said
+
+
+def test_what_docs_load_asks_of_this_server_is_answered_as_it_expects(digits_server, tmp_path):
+    shown = (ROOT / "docs" / "load.md").read_text(encoding="utf-8").splitlines()
+    lines = [line for line in shown if line.startswith('{"path"') and '"GET"' in line]
+    (tmp_path / "requests.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    for request in read_requests(tmp_path / "requests.jsonl"):
+        answer = digits_server.client.request(request.method, request.path)
+        sent_id = answer.headers["x-request-id"]
+        given = {"status": answer.status_code, "body": answer.content, "sent_id": sent_id}
+        assert judge(request, headers=dict(answer.headers), **given).fate is Fate.OK, request
 
 
 def test_others_are_not_held_up_by_connections_that_do_nothing(digits_server):

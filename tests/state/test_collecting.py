@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,6 +75,21 @@ def test_what_no_retained_generation_has_is_collected_beside_a_damaged_row(tmp_p
             store.collect(grace_s=0.0)
         assert store.collect(retain=1, grace_s=0.0).files_removed == 1
         assert store.read(store.get("p", "n")) == b"x" * 100_000
+
+
+def test_what_a_clock_that_was_ahead_wrote_is_collected_without_grace(tmp_path, monkeypatch):
+    """No option freed it until the clock came there."""
+    with Store.open(tmp_path / "store") as store:
+        with monkeypatch.context() as ahead:
+            ahead.setattr(time, "time", lambda: 4e9)
+            store.commit([NewState(phase="p", kind="k", name="n", files={"data": LARGE})])
+        orphan = tmp_path / "store/tmp/1-left"
+        orphan.write_bytes(b"by a kill")
+        os.utime(orphan, (4e9, 4e9))
+        store.commit([NewState(phase="p", kind="k", name="n", files={"data": b"x" * 100_000})])
+        assert store.collect(retain=1).kept_by_grace == 2
+        assert store.collect(retain=1, grace_s=0.0).files_removed == 2
+        assert store.verify().ok
 
 
 class CollectedBeside(RealFs):

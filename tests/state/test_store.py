@@ -493,3 +493,31 @@ def test_a_lock_that_cannot_be_opened_is_one_sentence_for_readers_too(tmp_path):
         for look in (store.verify, lambda: store.read(store.get("phase5", "a"))):
             with pytest.raises(StateError, match=r"could not be (read|verified): Too many levels"):
                 look()
+
+
+def read_all(root: Path) -> None:
+    with Store.open(root) as store:
+        for state in store.list():
+            store.read(state)
+
+
+@pytest.mark.parametrize("name", ["head", "losses", "index.db", "content"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "store"
+    with Store.open(root) as store:
+        store.commit([new("a", bytes(100_000))])
+        (content,) = objects(store)
+    path = content if name == "content" else root / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    with pytest.raises(StateError, match=r"it is not a plain file|it has 0 bytes; expected"):
+        read_all(root)
+
+
+def test_a_pipe_in_place_of_the_lock_keeps_no_reader_waiting(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    with Store.open(root) as store:
+        store.commit([new("a", bytes(100_000))])
+    (root / "lock").unlink()
+    os.mkfifo(root / "lock")
+    read_all(root)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
 from forge_harness.load import campaign, driver
+from forge_harness.load.peak import Peak
+from forge_harness.load.report import peak_json
 from forge_harness.protocols import ServerSpec
 from forge_harness.subject.reference import ReferenceSubject
 from forge_harness.types import Outcome
 
+from ..load.support import plan_of, served, silent, write_run
 from ..load.test_sabotage import requests_file
 
 FAULTY = Path(__file__).parents[1] / "load" / "server.py"
@@ -54,6 +58,10 @@ def measured(run_check, check, subject, **options):
         if "INVALID load" not in run.reason:
             break
     return run
+
+
+def rows_of(run):
+    return [row for item in run.items for row in item.evidence]
 
 
 def test_a_sound_server_passes(run_check):
@@ -131,6 +139,81 @@ def test_a_generator_that_gives_up_measures_nothing(run_check, monkeypatch, chec
     run = run_check(check, ServedBy("--service-ms", "60"))
     assert run.outcome is Outcome.NOT_MEASURED
     assert "INVALID load" in run.reason
+
+
+@pytest.mark.parametrize(
+    ("faults", "outcome", "said"),
+    [
+        (("--no-metrics",), Outcome.PASS, "offers no forge_requests_total"),
+        (("--metrics-status", "403"), Outcome.NOT_MEASURED, "metrics:read"),
+    ],
+    ids=["none", "refused"],
+)
+def test_a_server_whose_counters_cannot_be_read_is_no_error(
+    run_check, monkeypatch, faults, outcome, said
+):
+    monkeypatch.setattr(campaign, "measure", _at_a_rate)
+    monkeypatch.setattr(campaign, "QUICK", BRIEF)
+    run = measured(run_check, "performance.load_1x", ServedBy(*faults))
+    assert run.outcome is outcome, run.reason
+    assert said in " ".join([run.reason, *(row.reason for row in rows_of(run))])
+
+
+def test_a_percentile_may_be_bounded_by_requests_that_were_never_answered(run_check, monkeypatch):
+    plan = plan_of(shape=((1, 6),))
+    records = served(plan)
+    records = [silent(record) if record.index % 30 == 0 else record for record in records]
+    monkeypatch.setattr(campaign, "measure", _as_written(plan, records))
+    run = run_check("performance.latency_percentiles", ServedBy())
+    assert (run.outcome, run.reason) == (Outcome.PASS, "")
+    (found,) = (row for row in rows_of(run) if row.name == "latency_p95")
+    assert found.reason.endswith(" s to no answer, each with 99% confidence")
+
+
+@pytest.mark.parametrize(
+    ("late_s", "outcome", "said"),
+    [
+        # All is held up to the end, which this server does not outlive in order.
+        (0.0, Outcome.FAIL, "ended is -15"),
+        (5.0, Outcome.NOT_MEASURED, "late (p99)"),
+    ],
+    ids=["kept", "late"],
+)
+def test_a_generator_that_is_late_after_an_overload_is_no_slow_server(
+    run_check, monkeypatch, late_s, outcome, said
+):
+    plan = plan_of(shape=((1, 3), (23, 1), (50, 1), (1, 4)))
+    last = sum(phase.seconds for phase in plan.phases[:-1])
+    records = served(plan)
+    for record in records:
+        if record.intended >= last:
+            record.sent, record.done = record.sent + late_s, record.done + late_s
+    monkeypatch.setattr(campaign, "measure", _as_written(plan, records))
+    run = run_check("performance.overload_recovery", ServedBy(), profile="full")
+    assert run.outcome is outcome, run.reason
+    assert said in run.reason
+
+
+def test_a_server_that_answers_nobody_has_no_median(run_check, monkeypatch):
+    plan = plan_of(shape=((1, 3),))
+    records = served(plan)
+    records = [silent(record) if record.index % 3 else record for record in records]
+    monkeypatch.setattr(campaign, "measure", _as_written(plan, records))
+    run = run_check("gates.latency", ServedBy())
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert "latency is" in run.reason
+
+
+def _as_written(plan, records):
+    """Measures what a generator would have written of these records."""
+
+    def measure(template, directory, **options):
+        write_run(directory, plan, records)
+        peak = Peak(rate=400.0, above=420.0, goodput=400.0, bound="server")
+        (directory / "peak.json").write_text(json.dumps(peak_json(peak)))
+        return driver.write_report(directory)
+
+    return measure
 
 
 def _at_a_rate(template, directory, **options):

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from forge_harness.errors import (
 )
 from forge_harness.model import ByteLM, ByteLMConfig, DigitsConfig, DigitsModel
 from forge_harness.paths import fixtures_dir
-from forge_harness.protocols import Precision, StepRecord, TrainOptions
+from forge_harness.protocols import Precision, TrainOptions
 from forge_harness.quant import TernaryLinearOp, absmean_ternary
 from forge_harness.training import (
     CheckpointError,
@@ -32,16 +31,11 @@ from forge_harness.training import (
     train_to_directory,
 )
 from forge_harness.training.checkpoint import read_checkpoint
-from forge_harness.training.data import ReferenceData
 from forge_harness.training.keeping import DirectoryCheckpoints
 from forge_harness.training.randomness import RandomState
 from forge_harness.training.run_directory import TrainingDirectory
 
-OPTIONS = TrainOptions(steps=6, batch_size=16)
-
-
-def lines(path: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+from .runs import OPTIONS, interrupt_at, lines
 
 
 def test_directory_of_a_run(tmp_path: Path) -> None:
@@ -54,65 +48,6 @@ def test_directory_of_a_run(tmp_path: Path) -> None:
     assert quality == {"loss": result["loss"], "accuracy": result["accuracy"]}
     kept = [path.name for path in (DirectoryCheckpoints(tmp_path / "run/checkpoints")).files()]
     assert kept == ["step-4.safetensors", "step-6.safetensors"]
-
-
-def interrupt_at(step: int, number: signal.Signals):
-    def on_step(record: StepRecord, _: int) -> None:
-        if record.step == step:
-            os.kill(os.getpid(), number)
-
-    return on_step
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signal_leaves_a_checkpoint_that_resumes_bit_for_bit(
-    tmp_path: Path, number: signal.Signals
-) -> None:
-    train_to_directory("digits", tmp_path / "through", OPTIONS)
-    out = tmp_path / "out"
-    before = signal.getsignal(number)
-    with pytest.raises(TrainingInterrupted, match="Interrupted after 3 of 6 steps") as caught:
-        train_to_directory("digits", out, OPTIONS, on_step=interrupt_at(2, number))
-    assert caught.value.exit_code == 2
-    assert signal.getsignal(number) == before
-    assert not (out / "metrics.json").exists()
-    with (out / "metrics.jsonl").open("a") as stream:
-        stream.write('{"step": 3, "of": "a step the checkpoint does not have"}\n')
-    task, options = TrainingDirectory(out).options()
-    train_to_directory(task, out, options, resume=True)
-    untimed = [{**row, "seconds": 0} for row in lines(out)]
-    assert untimed == [{**row, "seconds": 0} for row in lines(tmp_path / "through")]
-    _, ours = read_checkpoint(newest_checkpoint(out))
-    _, theirs = read_checkpoint(newest_checkpoint(tmp_path / "through"))
-    assert all(torch.equal(ours[k].nan_to_num(), theirs[k].nan_to_num()) for k in theirs)
-
-
-def test_signal_while_the_last_checkpoint_is_written_is_not_forgotten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save = DirectoryCheckpoints.save
-
-    def signalled(self: DirectoryCheckpoints, session: QATSession) -> None:
-        save(self, session)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(DirectoryCheckpoints, "save", signalled)
-        with pytest.raises(TrainingInterrupted, match="after 6 of 6 steps"):
-            train_to_directory("digits", tmp_path / "run", OPTIONS)
-    assert not (tmp_path / "run/metrics.json").exists()
-    assert train_to_directory("digits", tmp_path / "run", OPTIONS, resume=True)["steps"] == 6
-
-
-def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        train_to_directory(
-            "digits", tmp_path / "run", OPTIONS, on_step=interrupt_at(2, signal.SIGHUP)
-        )
-    finally:
-        signal.signal(signal.SIGHUP, before)
-    assert len(lines(tmp_path / "run")) == 6
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
@@ -226,6 +161,24 @@ def test_a_start_of_another_size_or_task_is_told_from_the_checkpoint(tmp_path: P
         train_to_directory("digits", tmp_path / "on", OPTIONS, resume=True)
 
 
+def test_what_does_not_fit_is_told_in_a_sentence_however_large_the_model_is(tmp_path: Path) -> None:
+    def deep(task: str, seed: int, precision: Precision) -> DigitsModel:
+        return DigitsModel(DigitsConfig(width=32, hidden=32, blocks=24), precision=precision)
+
+    train_to_directory("digits", tmp_path / "run", TrainOptions(steps=1, batch_size=2))
+    with pytest.raises(
+        CheckpointError, match=r"do not fit the model of 'digits': .* \.\.\.$"
+    ) as told:
+        train_to_directory(
+            "digits",
+            tmp_path / "on",
+            OPTIONS,
+            from_checkpoint=tmp_path / "run",
+            build_model=deep,
+        )
+    assert len(str(told.value)) < 600
+
+
 def two_heads(task: str, seed: int, precision: Precision) -> ByteLM:
     with RandomState(seed).active():
         return ByteLM(ByteLMConfig(width=32, heads=2, hidden=32, layers=1), precision=precision)
@@ -289,22 +242,6 @@ def test_a_run_of_an_earlier_build_is_resumed_with_the_model_that_is_given(tmp_p
     assert train_to_directory("digits", tmp_path / "run", OPTIONS, resume=True)["steps"] == 6
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("steps", "8"), ("steps", True), ("extra", None), ("extra", [1]), ("seed", 1.5),
-        ("fixed_batch", ["x"]), ("fixed_batch", "x"), ("learning_rate", "1"), ("precision", 3),
-    ],
-)  # fmt: skip
-def test_options_that_are_none_are_refused(tmp_path: Path, key: str, value: object) -> None:
-    train_to_directory("digits", tmp_path, TrainOptions(steps=1, batch_size=2))
-    saved = json.loads((tmp_path / "training.json").read_bytes())
-    saved["options"][key] = value
-    (tmp_path / "training.json").write_text(json.dumps(saved))
-    with pytest.raises(UsageError, match="holds no training run to resume"):
-        TrainingDirectory(tmp_path).options()
-
-
 def test_steps_are_on_disk_before_the_checkpoint_that_has_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,36 +262,6 @@ def test_steps_are_on_disk_before_the_checkpoint_that_has_them(
     monkeypatch.setattr(DirectoryCheckpoints, "save", noted_save)
     train_to_directory("digits", tmp_path / "run", OPTIONS, checkpoint_every=4)
     assert calls.count("checkpoint") == 2
-
-
-@pytest.mark.parametrize(
-    ("cut", "missing", "first"),
-    [
-        (lambda text: text[:-20], 1, 3),
-        (lambda text: "".join(text.splitlines(keepends=True)[:2]), 2, 2),
-        (lambda text: "\0" * 30 + text[30:], 1, 0),
-        (lambda text: None, 4, 0),
-    ],
-)
-def test_lost_steps_are_said_and_the_run_goes_on(
-    tmp_path: Path, cut: Callable[[str], str | None], missing: int, first: int
-) -> None:
-    out, said = tmp_path / "run", []
-    train_to_directory("digits", tmp_path / "through", OPTIONS)
-    with pytest.raises(TrainingInterrupted):
-        train_to_directory("digits", out, OPTIONS, on_step=interrupt_at(3, signal.SIGINT))
-    left = cut((out / "metrics.jsonl").read_text())
-    (out / "metrics.jsonl").unlink()
-    if left is not None:
-        (out / "metrics.jsonl").write_text(left)
-    result = train_to_directory("digits", out, OPTIONS, resume=True, on_note=said.append)
-    assert result == json.loads((tmp_path / "through/metrics.json").read_bytes())
-    assert len(said) == 1
-    assert f"lacks {missing} of the 4 steps made so far, the first of them step {first}" in said[0]
-    kept = [row["step"] for row in lines(out)]
-    assert len(kept) == 6 - missing
-    assert kept == sorted(set(kept))
-    assert kept[-2:] == [4, 5]
 
 
 def test_a_damaged_package_is_no_start(tmp_path: Path) -> None:
@@ -379,55 +286,6 @@ def test_bad_directories_are_refused(tmp_path: Path) -> None:
         TrainingDirectory(tmp_path).options()
     with pytest.raises(CheckpointError, match="There is no checkpoint"):
         train_to_directory("digits", tmp_path / "new", OPTIONS, from_checkpoint=tmp_path / "no")
-
-
-class OtherData(ReferenceData):
-    """What another version of a package makes of the same task."""
-
-    @staticmethod
-    def data_digest(task: str) -> str:
-        return "sha256:other"
-
-
-def test_a_run_goes_on_with_the_data_it_began_with_or_not_at_all(tmp_path: Path) -> None:
-    with pytest.raises(TrainingInterrupted):
-        train_to_directory(
-            "digits", tmp_path / "run", OPTIONS, on_step=interrupt_at(1, signal.SIGINT)
-        )
-    before = sorted((tmp_path / "run").rglob("*")), lines(tmp_path / "run")
-    with pytest.raises(UsageError, match="'sha256:other'; resume it with the Python and"):
-        train_to_directory("digits", tmp_path / "run", OPTIONS, resume=True, load=OtherData())
-    assert (sorted((tmp_path / "run").rglob("*")), lines(tmp_path / "run")) == before
-    # A run of an earlier build does not say what it began with.
-    file = tmp_path / "run/training.json"
-    saved = json.loads(file.read_bytes())
-    del saved["data_digest"]
-    file.write_text(json.dumps(saved))
-    train_to_directory("digits", tmp_path / "run", OPTIONS, resume=True, load=OtherData())
-
-
-def test_a_resumed_run_keeps_its_steps_between_checkpoints(tmp_path: Path) -> None:
-    """Or a run that is stopped twice loses what it made since the first time."""
-    out = tmp_path / "run"
-    with pytest.raises(TrainingInterrupted):
-        train_to_directory(
-            "digits", out, OPTIONS, checkpoint_every=2, on_step=interrupt_at(0, signal.SIGINT)
-        )
-    kept = DirectoryCheckpoints(out / "checkpoints")
-    seen: list[list[str]] = []
-
-    def look(record: StepRecord, _: int) -> None:
-        seen.append([path.stem for path in kept.files()])
-
-    train_to_directory("digits", out, OPTIONS, resume=True, on_step=look)
-    assert seen[-1] == ["step-2", "step-4"]
-    assert TrainingDirectory(out).checkpoint_every() == 2
-
-
-def test_steps_between_checkpoints_that_are_none_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "training.json").write_text('{"checkpoint_every": true}')
-    with pytest.raises(UsageError, match=r"it is True.*give --checkpoint-every"):
-        TrainingDirectory(tmp_path).checkpoint_every()
 
 
 def test_nan_ends_the_run_with_a_checkpoint_from_before(tmp_path: Path) -> None:

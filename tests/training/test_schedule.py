@@ -67,6 +67,7 @@ def test_bad_values_are_refused_by_key(extra: dict[str, object], key: str) -> No
     [
         TrainOptions(steps=0),
         TrainOptions(seed=-1),
+        TrainOptions(seed=2**64),
         TrainOptions(accumulation=0),
         TrainOptions(batch_size=4, accumulation=5),
         TrainOptions(clip_norm=float("nan")),

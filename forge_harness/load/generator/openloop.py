@@ -23,6 +23,8 @@ from forge_harness.load.schedule import arrivals, choices, phase_of, share
 from forge_harness.load.traffic import Request, judge, requests_of
 
 _BLOCK = 1 << 16
+_MOST_BYTES = 16 << 20
+"""Of an answer. One without an end would take all memory before its deadline."""
 _FLUSH_S = 0.5
 _DRAIN_GRACE_S = 1.0
 _POOL_MARGIN = 1 << 14
@@ -182,9 +184,30 @@ class OpenLoop:
         except BaseException:
             self._pool.release_socket(connection)
             raise
-        return HTTPSocketPoolResponse(
-            connection, self._pool, block_size=_BLOCK, method=request.method
-        )
+        return _Response(connection, self._pool, block_size=_BLOCK, method=request.method)
+
+
+class _Response(HTTPSocketPoolResponse):
+    """An answer of a bounded size, before which others (1xx) may announce it.
+
+    The library gives the connection back at the end of those too, and the next request reads what
+    was announced.
+    """
+
+    _bytes = 0
+
+    def feed(self, data: str | bytes) -> None:
+        """Parses what was read."""
+        self._bytes += len(data)
+        if self._bytes > _MOST_BYTES:
+            raise HTTPParseError(f"the answer is larger than {_MOST_BYTES >> 20} MiB")
+        super().feed(data)
+
+    def _on_message_complete(self) -> None:
+        if self.get_code() < 200:
+            self.message_complete = True
+        else:
+            super()._on_message_complete()
 
 
 def _head(request: Request, plan: LoadPlan) -> bytes:
