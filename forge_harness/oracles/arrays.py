@@ -39,5 +39,16 @@ def _on_host(values: ArrayLike) -> ArrayLike:
     # Duck-typed, so that the oracles import no torch. NumPy has no bf16: widen first.
     if not hasattr(values, "detach"):
         return values
-    tensor = values.detach().cpu()
+    tensor = _unwrapped(values.detach()).cpu()
     return tensor.double().numpy() if tensor.is_floating_point() else tensor.numpy()
+
+
+def _unwrapped(tensor: ArrayLike) -> ArrayLike:
+    """Returns what a tensor subclass wraps (torchao's weights in training), which NumPy refuses.
+
+    Only where it wraps one tensor of its own shape: the values of others are made of several.
+    """
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return tensor
+    inner = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+    return _unwrapped(inner[0]) if [part.shape for part in inner] == [tensor.shape] else tensor

@@ -244,7 +244,9 @@ def _non_finite_values(subject, rows):
         w = (weights * factor).requires_grad_()
         y = subject.linear(x, w)
         y.sum().backward()
-        found += sum(int((~torch.isfinite(part)).sum()) for part in (y, x.grad, w.grad))
+        # A gradient that is not there is none of finite values.
+        gradients = [torch.full_like(p, torch.nan) if p.grad is None else p.grad for p in (x, w)]
+        found += sum(int((~torch.isfinite(part)).sum()) for part in (y, *gradients))
         found += int(y[0].count_nonzero())
         if factor == 0.0:
             found += int(y.count_nonzero())

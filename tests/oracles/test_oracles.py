@@ -191,3 +191,37 @@ def test_gradient_limit_holds_for_random_sums_and_is_not_slack(terms):
     assert error.max() < oracles.gradient_limit(terms)
     # bf16, the defect to be seen, is 65,536 units a rounding.
     assert oracles.gradient_limit(terms) < 2.0**-9
+
+
+class Wrapping(torch.Tensor):
+    """Holds its values in other tensors, as torchao's weights in training do."""
+
+    @staticmethod
+    def __new__(cls, *parts, shape=None):
+        return torch.Tensor._make_wrapper_subclass(cls, shape or parts[0].shape)
+
+    def __init__(self, *parts, shape=None):
+        self.parts = [f"part{n}" for n in range(len(parts))]
+        for name, part in zip(self.parts, parts, strict=True):
+            setattr(self, name, part)
+
+    def __tensor_flatten__(self):
+        return self.parts, None
+
+    @classmethod
+    def __torch_dispatch__(cls, op, types, given, named=None):
+        assert op is torch.ops.aten.detach.default
+        return given[0]
+
+
+def test_a_tensor_that_wraps_one_has_its_values():
+    values = torch.arange(6.0).reshape(2, 3)
+    assert np.array_equal(oracles.float64(Wrapping(Wrapping(values))), values.numpy())
+
+
+@pytest.mark.parametrize(
+    "parts", [(torch.ones(2, 3), torch.ones(2, 3)), (torch.ones(2),)], ids=["two", "other_shape"]
+)
+def test_a_tensor_that_is_made_of_others_is_not_guessed(parts):
+    with pytest.raises((RuntimeError, AssertionError)):
+        oracles.float64(Wrapping(*parts, shape=(2, 3)))

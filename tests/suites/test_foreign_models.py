@@ -359,6 +359,32 @@ class ConvolvesOffScale(Convolves):
     seen = 1.01
 
 
+class Typed(torch.Tensor):
+    """A tensor of a library's own type, as torchao's weights in training are."""
+
+
+class OfAnOwnType(foreign.Words):
+    def build_model(self, task, *, seed):
+        model = super().build_model(task, seed=seed)
+        for module in model.modules():
+            if isinstance(module, foreign.BitLayer):
+                module.weight = nn.Parameter(module.weight.detach().as_subclass(Typed))
+        return model
+
+
+class LosesTheGradient(foreign.Words):
+    """Its layer multiplies by a copy of the weight."""
+
+    def linear(self, x, weight, bias=None):
+        return super().linear(x, weight.detach().requires_grad_(), bias)
+
+
+def test_a_gradient_that_is_not_there_is_not_finite(run_check):
+    run = run_check("architecture.zero_and_tiny_rows", LosesTheGradient())
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert "non_finite_values is" in run.reason
+
+
 SOUND = [
     (Sparse, "architecture.quantized_modules"),
     (Sparse, "architecture.sub_norm_present"),
@@ -375,6 +401,7 @@ SOUND = [
     (WantsSequences, "architecture.sub_norm_present"),
     (ByName, "architecture.quantized_modules"),
     (OwnLoader, "architecture.state_dict_round_trip"),
+    (OfAnOwnType, "architecture.state_dict_round_trip"),
     (Convolves, "architecture.ternary_alphabet"),
 ]
 
