@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import click
 
 from forge_harness.canonical import canonical_json
-from forge_harness.cli.options import NamedPath
 from forge_harness.durable import is_written_through, write_durably
 from forge_harness.errors import ExitCode, UsageError
+from forge_harness.paths import resolved_path
 
-from .options import WholeNumber, check_target, examples
+from .options import NamedPath, WholeNumber, check_target, examples
 from .terminal import say
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def kernels_command(
 
 
 def _check_apart(json_file: Path, plot_file: Path) -> None:
-    if json_file.resolve() == plot_file.resolve() and not is_written_through(json_file):
+    if resolved_path(json_file) == resolved_path(plot_file) and not is_written_through(json_file):
         raise UsageError(
             f"--json and --plot are both {json_file}; expected two files: the second would replace "
             "the first."

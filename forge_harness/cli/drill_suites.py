@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 import click
 
 from forge_harness.canonical import canonical_json
-from forge_harness.cli.options import NamedPath
 from forge_harness.durable import write_durably
 from forge_harness.errors import ExitCode
 from forge_harness.paths import resolved_path
 
-from .options import WholeNumber, check_target, examples
+from .options import NamedPath, WholeNumber, check_target, examples
 from .progress import counted
 
 if TYPE_CHECKING:
