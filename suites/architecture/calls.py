@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+
+from forge_harness.probes.outputs import tensors_of
 
 
 def observe(subject: Any, model: nn.Module, batch: Any) -> Tensor:
@@ -60,19 +62,7 @@ def first_tensor(output: Any) -> Tensor:
 
     Scalars come last: a mapping may carry the loss in front of the logits.
     """
-    if isinstance(output, Tensor):
-        return output
-    tensors = [entry for entry in _entries(output) if isinstance(entry, Tensor)]
-    return max(tensors, key=lambda entry: entry.dim() > 0)
-
-
-def _entries(output: Any) -> Iterable[Any]:
-    """The entries of a mapping, a dataclass or a sequence."""
-    if isinstance(output, Mapping):
-        return output.values()
-    if dataclasses.is_dataclass(output):
-        return [getattr(output, field.name) for field in dataclasses.fields(output)]
-    return output
+    return max(tensors_of(output), key=lambda entry: entry.dim() > 0)
 
 
 @dataclasses.dataclass(slots=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from forge_harness.evidence import largest
+from forge_harness.probes.outputs import tensors_of
 
 from .rounding import ALLOWED, roundings
 
@@ -82,17 +82,8 @@ def logits_of(answer: Any) -> Tensor:
     """
     if isinstance(answer, Tensor):
         return answer
-    rows = [each for each in _entries(answer) if isinstance(each, Tensor) and each.dim() > 1]
+    rows = [each for each in tensors_of(answer) if each.dim() > 1]
     return rows[0]
-
-
-def _entries(answer: Any) -> Iterable[Any]:
-    """The entries of a mapping, a dataclass or a sequence."""
-    if isinstance(answer, Mapping):
-        return answer.values()
-    if dataclasses.is_dataclass(answer):
-        return [getattr(answer, field.name) for field in dataclasses.fields(answer)]
-    return answer
 
 
 def _given(inputs: Tensor, sequences: bool) -> Iterator[Tensor]:

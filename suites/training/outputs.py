@@ -6,11 +6,13 @@ import copy
 import dataclasses
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from forge_harness.probes.outputs import tensors_of
 
 from .support import counted, trained_model
 
@@ -40,18 +42,9 @@ def changed_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> tuple[Any
     return result, total
 
 
-def _entries(output: Any) -> Iterable[Any]:
-    if isinstance(output, Mapping):
-        return output.values()
-    if dataclasses.is_dataclass(output):
-        return [getattr(output, field.name) for field in dataclasses.fields(output)]
-    return output
-
-
 def choices(output: Any, cardinality: int) -> Tensor:
     """Returns the largest of each run of `cardinality` logits, from a tensor or what holds one."""
-    entries = [output] if isinstance(output, Tensor) else _entries(output)
-    logits = [entry for entry in entries if isinstance(entry, Tensor) and entry.dim() > 1]
+    logits = [entry for entry in tensors_of(output) if entry.dim() > 1]
     if not logits or logits[0].shape[-1] != cardinality:
         return torch.empty(0, dtype=torch.int64)
     return logits[0].argmax(-1).flatten()
