@@ -78,7 +78,7 @@ def require_opens(name: str) -> None:
             open_store(name, Path(scratch) / "store").close()
         except UsageError:
             raise
-        except Exception as error:
+        except Exception as error:  # code of the user's own: it raises what it likes
             raise UsageError(
                 f"The store opener {name!r} raised {type(error).__name__} where a new store was to "
                 f"be made: {error}. Expected an open store."

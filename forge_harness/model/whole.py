@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from typing import SupportsIndex, cast
 
 
 def check_whole(**numbers: object) -> None:
@@ -14,7 +15,7 @@ def check_whole(**numbers: object) -> None:
     """
     for name, number in numbers.items():
         try:
-            whole = operator.index(number)  # type: ignore[arg-type]
+            whole = operator.index(cast("SupportsIndex", number))
         except TypeError:
             raise TypeError(f"{name} {number!r}; expected an integer.") from None
         if not -(2**63) <= whole < 2**63:
