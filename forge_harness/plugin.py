@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from forge_harness._pytest.fixtures import (
     shared_build,
     subject,
 )
-from forge_harness._pytest.marks import MARKER_LINE, TIMING_LINE
+from forge_harness._pytest.marks import MARKER_LINE, TIMING_LINE, is_timed
 from forge_harness._pytest.options import add_options
 from forge_harness._pytest.state import STATE, ForgeState, state_of
 
@@ -78,22 +79,26 @@ def pytest_collection_modifyitems(
     marks, problem = marks_of(items), collision(items)
     directories = {item.path.parent for item in items if item.nodeid in marks}
     yield
+    state = state_of(config)
     if marks:
-        process_safely(state_of(config), items, marks, directories, problem)
+        process_safely(state, items, marks, directories, problem)
+    state.compares_times = any(is_timed(item) for item in items)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Lets one timing check run at a time, whatever the number of workers."""
+    """Lets a test that compares times run while the other workers run nothing."""
     from forge_harness._pytest.outcomes import STARTED
+    from forge_harness._pytest.shared import alone, alongside
 
-    if item.get_closest_marker("forge_timing") is None:
-        item.stash[STARTED] = time.monotonic()
-        return (yield)
-    from forge_harness._pytest.shared import alone
-
+    state = state_of(item.config)
+    turn: AbstractContextManager[None] = nullcontext()
+    if is_timed(item):
+        turn = alone(state.shared)
+    elif state.is_worker and state.compares_times:
+        turn = alongside(state.shared)
     # Around the whole protocol: a check that waits its turn does not spend its time limit.
-    with alone(state_of(item.config).shared):
+    with turn:
         item.stash[STARTED] = time.monotonic()
         return (yield)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from forge_harness._pytest.marks import MARKER, CheckMark, read_mark
+from forge_harness._pytest.marks import MARKER, CheckMark, is_timed, read_mark
 from forge_harness._pytest.state import ForgeState
 from forge_harness.errors import ConfigError, ForgeError
 
@@ -98,7 +98,7 @@ def process(
         if nodeid not in out and (not mark.dropped or is_selected(state, mark))
     }
     # Last, when the other workers have little left to do that would disturb a measurement.
-    items.sort(key=lambda item: item.get_closest_marker("forge_timing") is not None)
+    items.sort(key=is_timed)
     _set_timeouts(state, kept)
     state.publish_collected()
 

@@ -19,7 +19,10 @@ MARKER_LINE = (
     "forge_check(id, *, title=None, severity=None, component=None): the test belongs to the "
     "check `id` of the catalogue; title and severity together define a check of your own."
 )
-TIMING_LINE = "forge_timing: the check compares times; it runs after all that do not."
+TIMING_LINE = (
+    "forge_timing: the test compares times; it runs after all checks that do not, and while the "
+    "other workers of the session run nothing."
+)
 
 _ID = re.compile(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*")
 _SEVERITIES = ("critical", "high", "medium", "low")
@@ -62,6 +65,11 @@ class CheckMark:
     def to_json(self) -> dict[str, Any]:
         """Returns the mark as JSON values."""
         return asdict(self)
+
+
+def is_timed(item: pytest.Item) -> bool:
+    """Returns whether a test compares times."""
+    return item.get_closest_marker("forge_timing") is not None
 
 
 def read_mark(item: pytest.Item) -> CheckMark | None:

@@ -7,11 +7,13 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from forge_harness.errors import ForgeError
+
+TURN, ROOM = "timing.turn", "timing.room"
 
 
 class SharedBuildError(ForgeError):
@@ -20,10 +22,30 @@ class SharedBuildError(ForgeError):
 
 @contextmanager
 def alone(directory: Path) -> Iterator[None]:
-    """Keeps other processes of the session out of their own such blocks meanwhile."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (directory / "timing.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """Keeps other processes of the session out of such blocks, and of `alongside`, meanwhile.
+
+    Who waits is next: those that come later wait behind it, so that a stream of short blocks in
+    the other processes does not keep it out.
+    """
+    with _locked(directory / TURN, fcntl.LOCK_EX), _locked(directory / ROOM, fcntl.LOCK_EX):
+        yield
+
+
+@contextmanager
+def alongside(directory: Path) -> Iterator[None]:
+    """Runs beside other such blocks in other processes, and beside none that is `alone`."""
+    with ExitStack() as room:
+        with _locked(directory / TURN, fcntl.LOCK_EX):
+            room.enter_context(_locked(directory / ROOM, fcntl.LOCK_SH))
+        yield
+
+
+@contextmanager
+def _locked(file: Path, kind: int) -> Iterator[None]:
+    """Holds a POSIX lock: unlike flock's, a child that a check forked and left does not keep it."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with file.open("a+") as lock:
+        fcntl.lockf(lock, kind)
         yield
 
 

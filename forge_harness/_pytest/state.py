@@ -43,6 +43,8 @@ class ForgeState:
         self.problem: str | None = None
         """What a worker found wrong with the user's files; the controller refuses to go on."""
         self.catalogues: tuple[Path, ...] = ()
+        self.compares_times = False
+        """Whether a test of the session does, which then waits until the other workers pause."""
         self._is_single_threaded = False
 
     @property

@@ -156,22 +156,6 @@ def test_a_bad_catalogue_is_a_usage_error(told, pytester):
     assert "catalogue.toml: check 1: id: " in run.output
 
 
-TIMED = """
-@pytest.mark.forge_timing
-@pytest.mark.forge_check("mine.a", title="It", severity="high")
-def test_1(evidence): evidence.record("x", 1)
-@pytest.mark.forge_check("mine.b", title="It", severity="high")
-def test_2(evidence): evidence.record("x", 1)
-"""
-
-
-def test_what_compares_times_runs_last(pytester):
-    pytester.makepyfile(test_it=f"import pytest\n{TIMED}")
-    result = pytester.runpytest_inprocess("-v", "-p", "no:cacheprovider", "test_it.py")
-    ended = [line for line in result.outlines if "::" in line and "PASSED" in line]
-    assert ["::test_2" in ended[0], "::test_1" in ended[1]] == [True, True], result.outlines
-
-
 @pytest.mark.parametrize("options", [(), ("-n", "1")])
 def test_two_files_whose_tests_would_stand_for_each_other_are_a_usage_error(
     told, pytester, options

@@ -31,8 +31,8 @@ def test_the_reference_subject_passes(run_timed, check):
 
 
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.id)
-def test_a_defect_is_found(run_check, defect):
-    run = run_check(defect.check, defect.subject())
+def test_a_defect_is_found(run_timed, defect):
+    run = run_timed(defect.check, defect.subject())
     assert run.outcome is Outcome.FAIL, run.reason
     assert defect.shows in run.reason
 

@@ -77,9 +77,9 @@ def test_a_check_of_one_task_says_which_it_leaves_out(run_check):
     assert "left out: bytes" in entry.reason
 
 
-def test_slow_training_is_over_its_limit(run_check):
+def test_slow_training_is_over_its_limit(run_timed):
     defect = all_defects()["slow_ternary_step"]
-    result = run_check(defect.check, defect.subject())
+    result = run_timed(defect.check, defect.subject())
     assert result.outcome is Outcome.FAIL, result.reason
     assert defect.shows in result.reason
 
