@@ -80,8 +80,9 @@ def listing():
 VNNI_TURNS = [
     (16, 0),  # one token, on processors of Intel and others
     (16, 0),
-    # A few tokens on packed words, on words whose 16 vectors of fields are kept, on those fields.
-    *[(16 * tokens, kept) for tokens in range(2, 7) for kept in (0, 16, 0)],
+    # A few tokens on packed words (Intel, others), on words whose 16 vectors of fields are kept, on
+    # those fields.
+    *[(16 * tokens, kept) for tokens in range(2, 7) for kept in (0, 0, 16, 0)],
     (64, 0),  # the probe
 ]
 # Encoded for AVX-512 they would be counted above, and would not run where this path is for.
