@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from forge_harness.probes.waiting import waited, waits_of_threads
 from forge_harness.scoring.statistics import Interval, paired_median_bounds
 
 Call = Callable[[], object]
@@ -18,6 +19,9 @@ MEDIAN_ROUNDS = 3
 """Undisturbed rounds of which a median leaves the others out."""
 RATIO_ROUNDS = 6
 """Undisturbed pairs of which a ratio leaves the others out; of fewer there are no bounds."""
+WAITING = 0.01
+"""Of a batch: what its threads may have waited for a core before it counts as disturbed. One switch
+to another process costs a call of microseconds everything and a training step nothing."""
 
 
 @dataclass(slots=True)
@@ -28,7 +32,7 @@ class Timed:
         name: Of the candidate.
         calls: Calls in a batch.
         seconds: Seconds a call, one entry a round; rounds of all candidates correspond.
-        disturbed: Whether another process took the core during the batch.
+        disturbed: Whether other processes took the core for more than `WAITING` of the batch.
         processor: Seconds of processor time a call, of all threads of this process together.
     """
 
@@ -114,14 +118,13 @@ def interleave(
         for name in names[turn:] + names[:turn]:
             call, timed = candidates[name], found[name]
             time.sleep(rest)
-            switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-            used, start = time.process_time(), time.perf_counter()
+            before, used, start = _Cores(), time.process_time(), time.perf_counter()
             for _ in range(timed.calls):
                 call()
-            timed.seconds.append((time.perf_counter() - start) / timed.calls)
+            elapsed = time.perf_counter() - start
+            timed.seconds.append(elapsed / timed.calls)
             timed.processor.append((time.process_time() - used) / timed.calls)
-            after = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-            timed.disturbed.append(after != switches)
+            timed.disturbed.append(before.were_taken(elapsed))
     return found
 
 
@@ -137,6 +140,21 @@ def speedup(faster: Timed, slower: Timed) -> Interval | None:
     if len(chosen) < RATIO_ROUNDS:
         return None
     return paired_median_bounds([a for a, _ in chosen], [b for _, b in chosen], error=ERROR)
+
+
+class _Cores:
+    """What the system counted, when made, of cores that this process wanted and others had."""
+
+    def __init__(self) -> None:
+        self._switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+        self._waits = waits_of_threads()
+
+    def were_taken(self, elapsed: float) -> bool:
+        """Returns whether they were for more than `WAITING` of the `elapsed` seconds since."""
+        now = _Cores()
+        if self._waits is None or now._waits is None:
+            return now._switches != self._switches
+        return waited(self._waits, now._waits) > WAITING * elapsed * 1e9
 
 
 def _calls(call: Call, batch: float) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
+from forge_harness.benchmarks import timing
 from forge_harness.benchmarks.timing import Timed, in_one_thread, interleave, speedup, void_of
 
 
@@ -51,6 +53,35 @@ def test_figures_of_disturbed_rounds_are_void():
         "quiet / fewest",
         "fewest / quiet",
     ]
+
+
+@pytest.mark.parametrize(
+    ("waits", "disturbed"),
+    [
+        (lambda i: {"7": 1000 * i}, False),  # a microsecond of each batch
+        (lambda i: {"7": 10**6 * i}, True),  # a millisecond
+        (lambda i: {"7": 0, str(i): 10**6}, True),  # of a thread that began in it
+        (lambda i: {str(i): 0}, False),
+    ],
+)
+def test_a_batch_whose_threads_waited_is_disturbed(monkeypatch, waits, disturbed):
+    readings = iter(range(100))
+    monkeypatch.setattr(timing, "waits_of_threads", lambda: waits(next(readings)))
+    found = interleave({"a": lambda: time.sleep(0.02)}, rounds=6, batch=0.0)["a"]
+    assert found.disturbed == [disturbed] * 6
+
+
+@pytest.mark.parametrize(("switches", "disturbed"), [(0, False), (1, True)])
+def test_without_a_count_of_waits_a_switch_disturbs(monkeypatch, switches, disturbed):
+    readings = iter(range(100))
+    monkeypatch.setattr(timing, "waits_of_threads", lambda: None)
+    monkeypatch.setattr(
+        timing.resource,
+        "getrusage",
+        lambda _: SimpleNamespace(ru_nivcsw=switches * next(readings)),
+    )
+    found = interleave({"a": lambda: time.sleep(0.001)}, rounds=6, batch=0.0)["a"]
+    assert found.disturbed == [disturbed] * 6
 
 
 def test_too_few_rounds_give_no_ratio():
