@@ -16,6 +16,7 @@ from .linear import (
     output,
     weight_gradient,
 )
+from .narrow import Narrowed, narrowed
 from .optimizers import AdamW
 from .packing import KNOWN_BYTES, KNOWN_CODES, pack_row_blocks, unpack_row_blocks
 from .quantizers import EPS, Int8Tokens, Ternary, binary, int8_tokens, ternary, ternary_parts
@@ -47,6 +48,7 @@ __all__ = [
     "AdamW",
     "ArrayLike",
     "Int8Tokens",
+    "Narrowed",
     "Rates",
     "Schedule",
     "Ternary",
@@ -60,6 +62,7 @@ __all__ = [
     "integer_product",
     "l1",
     "mean_gradient_limit",
+    "narrowed",
     "output",
     "pack_row_blocks",
     "rates_at",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from forge_harness import oracles
+from forge_harness.probes.inputs import quantized_input
 
 from .calls import recording
 from .occasions import other_batches, with_tokens
@@ -97,6 +98,8 @@ def _see_forward(subject: Any, part: Built, excess: Worst, *, training: bool) ->
                 continue
             inner = [n for n in norms if n.startswith(f"{name}.") and len(calls[n]) > index]
             x = calls[inner[-1]][index].output if inner else call.input
+            with torch.no_grad():
+                x = x if inner else quantized_input(subject, part.model, name, x)
             error = _module_error(x, effective[name], module, call.output)
             excess.see(f"{name}, {_mode(training)}", error)
     return {name for name in modules if with_tokens(calls[name])}
@@ -115,14 +118,35 @@ def _move(subject: Any, part: Built, move: int) -> None:
 
 
 def _module_error(x: Tensor, weight: Tensor, module: nn.Module, output: Tensor) -> float:
+    """The largest error over its limit; in half precision operands may be rounded or exact."""
     q, s, margin = oracles.int8_tokens(x)
-    values = oracles.float64(weight)
+    doubtful = (margin <= oracles.INT8_MARGIN) * s
+    tokens, values = q * s, oracles.float64(weight)
+    error = _product_error((tokens, doubtful), (values, 0.0 * values), module, output)
+    roundoff = torch.finfo(output.dtype).eps / 2
+    if error > 1 and roundoff > oracles.UNIT_ROUNDOFF:
+        t, v = (oracles.narrowed(part, roundoff) for part in (tokens, values))
+        # x + (token - x) in half precision: the difference is exact for neighbours within a factor
+        # of two of each other (Sterbenz), and codes of 1 begin where it is two. Of an input at a
+        # tie either code is rounded.
+        unsure = (np.abs(oracles.float64(x)) < 0.51 * np.abs(tokens)) | (doubtful > 0)
+        slack = doubtful + t.slack + 2 * roundoff * np.abs(tokens) * unsure
+        narrow = (t.values, slack), (v.values, v.slack)
+        error = min(error, _product_error(*narrow, module, output))
+    return error
+
+
+Operand = tuple[np.ndarray, np.ndarray]
+"""Values, and how far each may be off."""
+
+
+def _product_error(x: Operand, weight: Operand, module: nn.Module, output: Tensor) -> float:
+    (tokens, of_tokens), (values, of_values) = x, weight
     bias = getattr(module, "bias", None)
     offset = 0.0 if bias is None else oracles.float64(bias)
-    tokens, magnitude = q * s, np.abs(values)
+    magnitude = np.abs(values) + of_values
     expected = tokens @ values.T + offset
-    doubtful = (margin <= oracles.INT8_MARGIN) * s
-    limit = doubtful @ magnitude.T
+    limit = of_tokens @ magnitude.T + np.abs(tokens) @ of_values.T
     limit += 2 * oracles.LINEAR_RTOL_L1 * (np.abs(tokens) @ magnitude.T + np.abs(offset) + 1e-30)
     # Half precision (autocast) rounds the product once, and once more where the bias is added.
     rounded = torch.finfo(output.dtype).eps - torch.finfo(torch.float32).eps

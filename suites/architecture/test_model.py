@@ -156,7 +156,8 @@ def test_quantized_modules(subject, evidence):
             limit=1.0,
             reason=excess.text(
                 "module output against the integer formula on its recorded input, over 16 u L1 "
-                "plus one code step for inputs at a tie; norms inside a module must be declared"
+                "plus one code step for inputs at a tie; norms inside a module must be declared: "
+                "modules in ModelSpec.sub_norms, code in its forward by quantized_input"
             ),
         )
         for name in part.spec.full_precision:

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from forge_harness.probes.inputs import prepares_inputs, quantized_input
+
 from .calls import loss_of, recording
 from .occasions import occasions
 from .support import RESPONSE, Count, Worst, built, expect_none
@@ -26,6 +28,7 @@ def test_sub_norm_present(subject, evidence):
         declared += len(names)
         missing = [name for name in names if name not in part.modules]
         if not names:
+            declared += _held_inside(subject, part, evidence)
             continue
         evidence.equal(
             f"{task}.missing",
@@ -59,7 +62,41 @@ def test_sub_norm_present(subject, evidence):
             evidence, f"{task}.numb_gains", numb, "modules", "gains are not quantized, and are used"
         )
     if not declared:
-        pytest.skip("no model declares a sub-norm")
+        pytest.skip("no model declares a sub-norm, nor layers that normalise their inputs")
+
+
+def _held_inside(subject, part, evidence):
+    """Holds what layers do to their inputs, where it is a norm for any of them; counts those."""
+    if not prepares_inputs(subject):
+        return 0
+    quantized = {name: part.modules[name] for name in part.spec.quantized}
+    changes, spread, normalise = Worst(), Worst(), 0
+    for _, _, calls in occasions(subject, part, quantized):
+        for name, call in calls.items():
+            x = _unequal_tokens(call.input.detach())
+            with torch.no_grad():
+                y, larger = (quantized_input(subject, part.model, name, v) for v in (x, 4 * x))
+            change = float((larger - y).abs().max() / y.abs().max())
+            normalise += change < RESPONSE
+            changes.see(name, change)
+            rms = y.square().mean(dim=-1).sqrt()
+            spread.see(name, float(rms.max() / rms.min()) - 1)
+    if normalise:
+        evidence.at_most(
+            f"{part.task}.scale_leak",
+            changes.value,
+            limit=1e-5,
+            reason=changes.text("relative change of what a layer quantizes for 4 times its input"),
+        )
+        evidence.at_most(
+            f"{part.task}.rms_spread",
+            spread.value,
+            limit=1e-3,
+            reason=spread.text(
+                "largest over smallest RMS of a token that a layer quantizes, less 1"
+            ),
+        )
+    return normalise
 
 
 def _unlike_their_siblings(part):

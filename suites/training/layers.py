@@ -3,7 +3,8 @@
 The hook `Quantizes.linear` may be right while the layers of `BuildsModel.build_model` compute with
 something else. Here every layer is given a copy of its input, so that the gradient seen there comes
 from this layer alone. What a layer quantizes (its input, or the output of a module inside it, such
-as a sub-norm) is the first tensor whose codes explain its output.
+as a sub-norm) is the first tensor whose codes explain its output. Where a subject says what its
+layers do to their inputs first, the gradient is taken through that as well.
 """
 
 from __future__ import annotations
@@ -20,13 +21,20 @@ import torch
 from torch import Tensor, nn
 
 from forge_harness import oracles
+from forge_harness.evidence import largest, smallest
+from forge_harness.probes.inputs import prepares_inputs, quantized_input
 
 from .redrawn import Draws
-from .support import roundoff
+from .support import is_coarse, roundoff
 
 EXPLAINED_RTOL = 1e-3
 """Relative L2 within which an output is the product of these codes: rounding leaves 1e-6, and one
 input in place of another 1e-1 and more."""
+PREPARED_RTOL = 1e-4
+"""Relative L2 of a token within which a gradient is the product's, taken through what the layer
+does to its input first: fp32 leaves 1e-6, a mask on the largest input of 160 is off by 1e-1."""
+
+Prepare = Callable[[Tensor], Tensor]
 
 
 @dataclass(slots=True)
@@ -35,6 +43,15 @@ class Seen:
 
     value: Tensor
     gradient: Tensor | None = None
+    prepare: Prepare | None = None
+    """What the layer does to it before it makes codes of it, where the subject says so."""
+
+    def prepared(self) -> Tensor:
+        """Returns what the layer makes codes of."""
+        if self.prepare is None:
+            return self.value
+        with torch.no_grad():
+            return self.prepare(self.value)
 
 
 @dataclass(slots=True)
@@ -72,7 +89,7 @@ class LayerErrors:
             self.weight_error, self.weight_layer = error, name
 
 
-def excess(found: Tensor | None, expected: Any, terms: Any, length: int) -> float:
+def excess(found: Tensor | None, expected: Any, terms: Any, length: int, extra: Any = 0.0) -> float:
     """Returns the largest error over its limit; infinite when there is no gradient at all.
 
     Args:
@@ -80,12 +97,13 @@ def excess(found: Tensor | None, expected: Any, terms: Any, length: int) -> floa
         expected: The oracle's, float64.
         terms: Sum of |terms| of each element.
         length: Terms of each sum.
+        extra: What each element may be off by besides.
     """
     if found is None:
         return math.inf
     # What is stored in bf16 is rounded once more, and once more where it came from.
     stored = 2 * (roundoff(found) - oracles.UNIT_ROUNDOFF)
-    limit = (oracles.gradient_limit(length) + stored) * terms + 1e-37
+    limit = (oracles.gradient_limit(length) + stored) * terms + extra + 1e-37
     return float(np.max(np.abs(oracles.float64(found) - expected) / limit))
 
 
@@ -104,6 +122,11 @@ def layer_errors(subject: Any, task: str) -> LayerErrors:
         loss.backward()
     missing = [name for name in declared if name not in named]
     errors = LayerErrors(draws=draws, unexplained=missing)
+    if prepares_inputs(subject):
+        for name in layers:
+            for call in calls[name]:
+                for seen in call.inputs[:1]:
+                    seen.prepare = partial(quantized_input, subject, model, name)
     _compare(errors, subject, layers, calls, weights, subject.latent_weights(model))
     return errors
 
@@ -124,7 +147,7 @@ def _compare(
     weights: Mapping[str, Tensor],
     latents: Mapping[str, nn.Parameter],
 ) -> None:
-    sums: dict[int, list[Any]] = {}
+    sums: dict[int, list[Any]] = {}  # exact operands, and operands in half precision
     for name, layer in layers.items():
         used = [call for call in calls[name] if call.upstream is not None and call.output.numel()]
         sources = [_source(subject, layer, call, weights[name]) for call in used]
@@ -136,13 +159,13 @@ def _compare(
         errors.compared += 1
         for call, seen in zip(used, sources, strict=True):
             errors.see_input(name, _input_excess(call, seen, weights[name]))
-            parts = sums.setdefault(id(latents[name]), [name, latents[name], 0.0, 0.0, 0])
+            parts = sums.setdefault(id(latents[name]), [name, latents[name], Sums(), Sums()])
             if parts:
-                _add_weight_gradient(subject, parts, call, seen)
+                _add_weight_gradient(subject, parts[2:], call, seen)
     for parts in filter(None, sums.values()):
-        name, latent, expected, terms, tokens = parts
+        name, latent, *either = parts
         if latent.requires_grad:
-            errors.see_weight(name, excess(latent.grad, expected, terms, tokens))
+            errors.see_weight(name, smallest(each.excess(latent.grad) for each in either))
 
 
 def _source(subject: Any, layer: nn.Module, call: Call, weight: Tensor) -> Seen | None:
@@ -156,7 +179,7 @@ def _source(subject: Any, layer: nn.Module, call: Call, weight: Tensor) -> Seen 
     for seen in call.inputs:
         if seen.value.shape[-1] != weight.shape[1]:
             continue
-        q, s = subject.quantize_activation(seen.value)
+        q, s = subject.quantize_activation(seen.prepared())
         product = (oracles.int64(q) * oracles.float64(s)) @ oracles.float64(weight).T
         if product.shape != output.shape:
             continue
@@ -168,16 +191,74 @@ def _source(subject: Any, layer: nn.Module, call: Call, weight: Tensor) -> Seen 
 
 def _input_excess(call: Call, seen: Seen, weight: Tensor) -> float:
     upstream, values = oracles.float64(call.upstream), oracles.float64(weight)
-    terms = np.abs(upstream) @ np.abs(values)
-    return excess(seen.gradient, upstream @ values, terms, len(values))
+    expected, terms = upstream @ values, np.abs(upstream) @ np.abs(values)
+    if seen.prepare is not None:
+        return _prepared_excess(call, seen, seen.prepare, expected, terms)
+    exact = excess(seen.gradient, expected, terms, len(values))
+    if not is_coarse(call.output):
+        return exact
+    half = roundoff(call.output)
+    narrow = oracles.narrowed(values, half)
+    expected = upstream @ narrow.values
+    extra = np.abs(upstream) @ narrow.slack + 2 * half * np.abs(expected)
+    return smallest((exact, excess(seen.gradient, expected, terms, len(values), extra)))
 
 
-def _add_weight_gradient(subject: Any, parts: list[Any], call: Call, seen: Seen) -> None:
-    q, s = subject.quantize_activation(seen.value)
+def _prepared_excess(call: Call, seen: Seen, prepare: Prepare, expected: Any, terms: Any) -> float:
+    """As `excess`, for the gradient in front of `prepare`: the largest error of a token, in L2."""
+    if seen.gradient is None:
+        return math.inf
+    x = seen.value.double().requires_grad_()
+    y = prepare(x)
+
+    def through(gradient: Any) -> Any:
+        upstream = torch.from_numpy(gradient).to(y)
+        return oracles.float64(torch.autograd.grad(y, x, upstream, retain_graph=True)[0])
+
+    expected = through(expected)
+    sizes = (np.linalg.norm(part, axis=-1) for part in (expected, through(terms)))
+    coarsest = largest((roundoff(seen.gradient), roundoff(call.output)))
+    rounded = PREPARED_RTOL + 2 * (coarsest - oracles.UNIT_ROUNDOFF)
+    error = np.linalg.norm(oracles.float64(seen.gradient) - expected, axis=-1)
+    return float(np.max(error / (rounded * sum(sizes) + 1e-37)))
+
+
+@dataclass(slots=True)
+class Sums:
+    """What the calls of a layer add to the gradient of its weight."""
+
+    expected: Any = 0.0
+    terms: Any = 0.0
+    extra: Any = 0.0
+    tokens: int = 0
+
+    def excess(self, found: Tensor | None) -> float:
+        """Returns the largest error of a gradient over its limit."""
+        return excess(found, self.expected, self.terms, self.tokens, self.extra)
+
+
+def _add_weight_gradient(subject: Any, either: list[Sums], call: Call, seen: Seen) -> None:
+    q, s = subject.quantize_activation(seen.prepared())
     upstream = oracles.float64(call.upstream)
-    parts[2] = parts[2] + oracles.weight_gradient(upstream, q, s)
-    parts[3] = parts[3] + oracles.weight_gradient(np.abs(upstream), np.abs(oracles.int64(q)), s)
-    parts[4] += upstream.size // upstream.shape[-1]
+    exact, halves = either
+    terms = oracles.weight_gradient(np.abs(upstream), np.abs(oracles.int64(q)), s)
+    for sums in either:
+        sums.terms = sums.terms + terms
+        sums.tokens += upstream.size // upstream.shape[-1]
+    exact.expected = exact.expected + oracles.weight_gradient(upstream, q, s)
+    if not is_coarse(call.output):
+        halves.expected = halves.expected + oracles.weight_gradient(upstream, q, s)
+        return
+    half = roundoff(call.output)
+    narrow = oracles.narrowed(oracles.int64(q) * oracles.float64(s), half)
+    product = _over_tokens(upstream, narrow.values)
+    halves.expected = halves.expected + product
+    slack = _over_tokens(np.abs(upstream), narrow.slack)
+    halves.extra = halves.extra + slack + 2 * half * np.abs(product)
+
+
+def _over_tokens(upstream: Any, x: Any) -> Any:
+    return upstream.reshape(-1, upstream.shape[-1]).T @ x.reshape(-1, x.shape[-1])
 
 
 @contextmanager
