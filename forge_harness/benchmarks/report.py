@@ -169,8 +169,8 @@ def _meaning_of_marks(rows: Sequence[_Timed]) -> str:
     if not any(row.void for row in rows):
         return ""
     return (
-        "\n~: other processes took the core in so many rounds that disturbed ones count; not "
-        "measured, run it again on a quiet machine."
+        "\n~: threads waited for a core in so many rounds that disturbed ones count; not "
+        "measured, run it again on a quiet machine, with no more threads than it has cores."
     )
 
 

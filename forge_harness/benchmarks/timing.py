@@ -32,7 +32,7 @@ class Timed:
         name: Of the candidate.
         calls: Calls in a batch.
         seconds: Seconds a call, one entry a round; rounds of all candidates correspond.
-        disturbed: Whether other processes took the core for more than `WAITING` of the batch.
+        disturbed: Whether its threads waited for a core for more than `WAITING` of the batch.
         processor: Seconds of processor time a call, of all threads of this process together.
     """
 

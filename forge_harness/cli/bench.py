@@ -98,7 +98,7 @@ def kernels_command(
     i2s = None if i2s_path is None else I2sLibrary(i2s_path)
     sizes = [_shape(text) for text in shapes] or list(products.SHAPES)
     counts = tokens or products.TOKENS
-    cores = threads or tuple(range(1, min(2, os.cpu_count() or 1) + 1))
+    cores = threads or _cores()
     cases = _cases(sizes, counts, cores)
     if 1 in counts:
         _say_hot_only(sizes)
@@ -206,7 +206,7 @@ def lm_command(
 
     from forge_harness.benchmarks import language_model, report
 
-    cores = threads or tuple(range(1, min(2, os.cpu_count() or 1) + 1))
+    cores = threads or _cores()
     started = datetime.now(UTC)
     found = language_model.measure(
         width=width, layers=layers, prompt=prompt, threads=cores, rounds=rounds
@@ -254,7 +254,7 @@ def train_command(
 
     from forge_harness.benchmarks import report, training
 
-    cores = threads or tuple(range(1, min(2, os.cpu_count() or 1) + 1))
+    cores = threads or _cores()
     started = datetime.now(UTC)
     found = training.measure(
         width=width,
@@ -385,6 +385,13 @@ def convert_command(
             content = {**report.heading("convert", started), "rows": [asdict(row) for row in rows]}
             write_durably(json_file, canonical_json(content))
     return ExitCode.PASS
+
+
+def _cores() -> tuple[int, ...]:
+    """Returns one and two threads, as far as this process may use as many processors."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    usable = os.cpu_count() or 1 if affinity is None else len(affinity(0))
+    return tuple(range(1, min(2, usable) + 1))
 
 
 def _check_model(width: int, layers: int) -> None:

@@ -20,6 +20,7 @@ from .packed import MAX_COLUMNS
 _PLAIN = (Tensor, torch.nn.Parameter)
 _tracing = torch._C._get_tracing_state
 _transforming = torch._C._are_functorch_transforms_active
+_batched = torch._C._functorch.is_legacy_batchedtensor  # of is_grads_batched
 _proxies: Callable[[], int] = torch._ops._len_torch_dispatch_stack_pre_dispatch
 
 
@@ -43,6 +44,7 @@ def fits(*tensors: Tensor | None) -> bool:
             and type(tensor) in _PLAIN
             and tensor.layout is torch.strided
             and not tensor._is_zerotensor()
+            and not _batched(tensor)
         ):
             return False
     return native_if_loaded() is not None or _can_load()

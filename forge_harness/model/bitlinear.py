@@ -120,6 +120,9 @@ class BitLinear(nn.Module):
         return self.linear(unit, weight, None).t()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        # Asked here too, as a wrapper that hands on attributes (torch.compile) did not ask.
+        if id(self) in memo:
+            return cast(Self, memo[id(self)])
         # A bound method as `linear` would otherwise copy the object it belongs to as well.
         memo[id(self.linear)] = self.linear
         clone = type(self).__new__(type(self))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .bitlinear import BitLinear, LinearFunction, Precision
 from .describe import DescribesItself
 from .norm import RMSNorm
+from .token_ids import check_tokens
 
 MAX_PARAMETERS = 2_000_000
 """Budget of the reference language model."""
@@ -88,8 +89,9 @@ class ByteLM(DescribesItself):
         """Maps token ids (B, T) int64, T <= context, to next-token logits (B, T, V).
 
         Raises:
-            ValueError: T exceeds the context.
+            ValueError: `tokens` are no matrix, or T exceeds the context.
         """
+        check_tokens(tokens)
         length = tokens.shape[1]
         if length > self.config.context:
             raise ValueError(
@@ -153,8 +155,9 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: Rope) -> Tensor:
         batch, length, width = x.shape
+        size = width // self.heads
         q, k, v = self._project(x)
-        q, k, v = (t.view(batch, length, self.heads, -1).transpose(1, 2) for t in (q, k, v))
+        q, k, v = (t.view(batch, length, self.heads, size).transpose(1, 2) for t in (q, k, v))
         mixed = F.scaled_dot_product_attention(
             _rotate(q, rope), _rotate(k, rope), v, is_causal=True
         )

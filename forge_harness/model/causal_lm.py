@@ -20,6 +20,7 @@ from .bitlinear import BitLinear, LinearFunction, Precision
 from .causal_lm_config import CausalLMConfig
 from .describe import DescribesItself
 from .norm import RMSNorm
+from .token_ids import check_tokens
 
 _SUB_NORMS = ("self_attn.attn_sub_norm", "mlp.ffn_sub_norm")
 _PROJECTIONS = (
@@ -92,7 +93,12 @@ class CausalLM(DescribesItself):
         return cls(read, ternary=ternary, linear=linear)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Maps token ids (B, T) int64 to next-token logits (B, T, V)."""
+        """Maps token ids (B, T) int64 to next-token logits (B, T, V).
+
+        Raises:
+            ValueError: `tokens` are no matrix.
+        """
+        check_tokens(tokens)
         return cast(Tensor, self.lm_head(self.model(tokens)))
 
     def sub_norm_names(self) -> tuple[str, ...]:

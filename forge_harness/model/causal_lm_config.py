@@ -87,10 +87,10 @@ class CausalLMConfig:
             hidden_act=_activation(values),
             rms_norm_eps=_positive(values, "rms_norm_eps"),
             rope_theta=_theta(values),
-            attention_bias=bool(values.get("attention_bias", False)),
+            attention_bias=_switch(values, "attention_bias"),
             # transformers' BitNetMLP has no biases, whatever the configuration says.
-            mlp_bias=family == "llama" and bool(values.get("mlp_bias", False)),
-            tie_word_embeddings=bool(values.get("tie_word_embeddings", False)),
+            mlp_bias=family == "llama" and _switch(values, "mlp_bias"),
+            tie_word_embeddings=_switch(values, "tie_word_embeddings"),
         )
         found._check_heads()
         return found
@@ -128,7 +128,10 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
         raise _unsupported("partial_rotary_factor", fraction, "1.0")
     if config.get("sliding_window") is not None and config.get("use_sliding_window", True):
         raise _unsupported("sliding_window", config["sliding_window"], "null")
-    other = {str(kind) for kind in config.get("layer_types") or ()} - {"full_attention"}
+    kinds = config.get("layer_types") or []
+    if not isinstance(kinds, list | tuple):
+        raise CheckpointError(f"config.json has layer_types {kinds!r}; expected a list.")
+    other = {str(kind) for kind in kinds} - {"full_attention"}
     if other:
         raise _unsupported("layer_types", sorted(other), "'full_attention' throughout")
 
@@ -158,6 +161,13 @@ def _positive(values: Mapping[str, Any], key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
         raise CheckpointError(f"config.json has {key} {value!r}; expected a positive number.")
     return float(value)
+
+
+def _switch(values: Mapping[str, Any], key: str) -> bool:
+    value = values.get(key, False)
+    if value not in (False, True):  # "false" would be true
+        raise CheckpointError(f"config.json has {key} {value!r}; expected true or false.")
+    return bool(value)
 
 
 def _count(values: Mapping[str, Any], key: str, default: int | None = None) -> int:

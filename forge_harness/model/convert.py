@@ -59,7 +59,13 @@ def convert_linears(
 
     Returns:
         Names converted, skipped and patterns that matched nothing.
+
+    Raises:
+        TypeError: `include` or `exclude` is a string alone.
     """
+    for option, patterns in (("include", include), ("exclude", exclude)):
+        if isinstance(patterns, str):  # a sequence of patterns of one character each
+            raise TypeError(f"{option} {patterns!r}; expected a sequence: give ({patterns!r},).")
     linears = [
         (name, child)
         for name, child in module.named_modules(remove_duplicate=False)
@@ -105,8 +111,13 @@ def _obstacle(name: str, child: nn.Linear, parent: nn.Module, owners: dict[int, 
         return "its TransformerEncoderLayer reads its weight without calling it when it evaluates"
     if len(owners[id(child.weight)]) > 1:
         return "its weight is tied to another module"
+    if name.rpartition(".")[2] == "_orig_mod":
+        # The wrapper would call the layer it compiled, whatever stands in its place.
+        return "torch.compile wraps it: convert before compiling"
     if any(hooks for kind, hooks in vars(child).items() if kind.endswith("_hooks")):
         return "it has hooks that would be lost"
+    if "forward" in vars(child):
+        return "it was given a forward of its own that would be lost"
     return ""
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .bitlinear import BitLinear
 from .byte_lm import ByteLM
 from .causal_lm import CausalLM, rope_tables
+from .extras import refuse_extras
 from .norm import RMSNorm
 from .whole import check_whole
 
@@ -94,20 +95,30 @@ def read_model(model: LanguageModel, context: int | None) -> DecoderSource:
 
     Raises:
         TypeError: `model` is another model, or `context` no integer.
-        ValueError: `context` is missing, below 1, or more than the model has.
+        ValueError: `context` is missing, below 1, or more than the model has; or the model or a
+            part of it has hooks or a forward of its own.
     """
     if context is not None:
         check_whole(context=context)
         if context < 1:
             raise ValueError(f"context {context}; expected at least 1 token.")
     if isinstance(model, ByteLM):
+        _refuse_extras(model, ByteLM)
         return _read_byte_lm(model, context)
     if isinstance(model, CausalLM):
+        _refuse_extras(model, CausalLM)
         return _read_causal_lm(model, context)
     raise TypeError(
         f"The model is a {type(model).__name__}; expected ByteLM or CausalLM: use pack_model for "
         "models without a key-value cache."
     )
+
+
+def _refuse_extras(model: nn.Module, kind: type[nn.Module]) -> None:
+    """Raises ValueError for a model that computes more than is read of it."""
+    refuse_extras(model, kind)
+    for name, module in model.named_modules():
+        refuse_extras(module, BitLinear if isinstance(module, BitLinear) else type(module), name)
 
 
 def _read_byte_lm(model: ByteLM, context: int | None) -> DecoderSource:

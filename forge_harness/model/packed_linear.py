@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import fields, replace
 from typing import Self, cast
@@ -16,6 +17,7 @@ from forge_harness.quant.ste import weight_scales
 from forge_harness.quant.ternary import check_parts
 
 from .bitlinear import BitLinear
+from .extras import refuse_extras
 from .norm import RMSNorm
 
 
@@ -50,7 +52,7 @@ class PackedLinear(nn.Module):
         packed: PackedTernary,
         bias: Tensor | None = None,
         *,
-        norm: RMSNorm | None = None,
+        norm: nn.Module | None = None,
         parts: Sequence[int] | None = None,
         backend: Backend = "auto",
     ) -> None:
@@ -96,7 +98,10 @@ class PackedLinear(nn.Module):
             scale = scale[:1]
         packed = pack(torch.cat(codes), scale=scale)
         sizes = [n for layer in layers for n in layer.parts or (layer.out_features,)]
-        norm = None if layers[0].norm is None else copied_norm(layers[0].norm)
+        # As it is, since it may be another norm than ours, or have hooks.
+        norm = copy.deepcopy(layers[0].norm)
+        if norm is not None:
+            norm.requires_grad_(False)
         return cls(packed, stacked_bias(layers), norm=norm, parts=sizes, backend=backend)
 
     @property
@@ -223,7 +228,12 @@ class PackedLinear(nn.Module):
 
 
 def copied_norm(norm: RMSNorm, dtype: torch.dtype | None = None) -> RMSNorm:
-    """Returns a norm of the same weight and eps, without gradient, in `dtype` or the same one."""
+    """Returns a norm of the same weight and eps, without gradient, in `dtype` or the same one.
+
+    Raises:
+        ValueError: `norm` is none of ours, or does more.
+    """
+    refuse_extras(norm, RMSNorm, "norm")
     copied = RMSNorm(norm.weight.shape[0], eps=norm.eps, device="meta")
     weight = norm.weight.detach().to(dtype or norm.weight.dtype, copy=True)
     copied.weight = nn.Parameter(weight, requires_grad=False)
@@ -273,7 +283,7 @@ def _quantized(layer: BitLinear) -> tuple[Tensor, Tensor]:
             f"A layer has precision {layer.precision!r}; expected 'ternary': only ternary codes "
             "can be packed, keep the layer as it is."
         )
-    _refuse_extras(layer)
+    refuse_extras(layer, BitLinear)
     arithmetic = layer.linear
     if (
         not isinstance(arithmetic, TernaryLinearOp)
@@ -300,20 +310,6 @@ def _quantized(layer: BitLinear) -> tuple[Tensor, Tensor]:
     return torch.cat(codes), joined
 
 
-def _refuse_extras(layer: BitLinear) -> None:
-    """Raises ValueError for a layer whose packed twin would leave something out."""
-    if type(layer).forward is not BitLinear.forward:
-        raise ValueError(
-            f"{type(layer).__name__} has a forward of its own; expected that of BitLinear: packed "
-            "codes do not compute the rest, so put it into a module around the layer."
-        )
-    if layer._forward_hooks or layer._forward_pre_hooks:
-        raise ValueError(
-            "A layer has forward hooks; expected none: remove them, or put them on a module around "
-            "the layer."
-        )
-
-
 def _check_fusible(layers: Sequence[BitLinear]) -> None:
     if not layers:
         raise ValueError("No layers to pack; expected at least one.")
@@ -331,14 +327,14 @@ def _check_fusible(layers: Sequence[BitLinear]) -> None:
 
 
 def _check_fit(
-    packed: PackedTernary, bias: Tensor | None, norm: RMSNorm | None, parts: tuple[int, ...]
+    packed: PackedTernary, bias: Tensor | None, norm: nn.Module | None, parts: tuple[int, ...]
 ) -> None:
     rows, columns = packed.shape
     if bias is not None and bias.shape != (rows,):
         raise ValueError(
             f"bias has shape {tuple(bias.shape)}; expected ({rows},): one entry an output."
         )
-    if norm is not None and norm.weight.shape != (columns,):
+    if isinstance(norm, RMSNorm) and norm.weight.shape != (columns,):
         raise ValueError(
             f"norm has {norm.weight.shape[0]} features; expected the {columns} input features."
         )

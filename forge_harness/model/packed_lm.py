@@ -46,7 +46,8 @@ class PackedLM(CachedDecoder):
         BackendUnavailableError: The explicit backend cannot run here.
         NonTernaryCodeError: A layer's quantizer makes other codes than -1, 0, +1.
         TypeError: `model` is another model, or `context` no integer.
-        ValueError: A layer cannot be packed, no layer is ternary, or `context` or `dtype` is wrong.
+        ValueError: A layer cannot be packed, no layer is ternary, the model or a part of it has
+            hooks or a forward of its own, or `context` or `dtype` is wrong.
     """
 
     def __init__(
@@ -89,7 +90,8 @@ class DenseLM(CachedDecoder):
 
     Raises:
         TypeError: `model` is another model, or `context` no integer.
-        ValueError: `context` or `dtype` is wrong.
+        ValueError: The model or a part of it has hooks or a forward of its own, or `context` or
+            `dtype` is wrong.
     """
 
     def __init__(

@@ -155,7 +155,7 @@ def test_figures_of_disturbed_rounds_are_marked(name, tmp_path, monkeypatch, req
     request.getfixturevalue("all_disturbed")
     *lines, meaning = re.split("\n~: ", BENCHMARKS[name](tmp_path))
     assert lines[0].count("~") == MARKED[name]
-    assert "not measured, run it again on a quiet machine" in meaning
+    assert "not measured, run it again on a quiet machine, with no more threads" in meaning
 
 
 def test_documents_say_what_is_void(all_disturbed):

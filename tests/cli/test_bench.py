@@ -53,6 +53,20 @@ def test_a_small_weight_is_timed_hot_only(tmp_path, invoke):
     assert [(row["columns"], row["cold"]) for row in rows] == [(1, False)]
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Needs processor affinity.")
+def test_no_more_threads_are_timed_than_the_process_may_use_processors():
+    """On one core of two, half of the figures were void: two threads wait for each other."""
+    core = min(os.sched_getaffinity(0))
+    start = f"import os, runpy; os.sched_setaffinity(0, {{{core}}}); "
+    start += "runpy.run_module('forge_harness', run_name='__main__')"
+    options = ["--shape", "1x1", "--tokens", "1", "--rounds", "6", "--no-peers"]
+    command = [sys.executable, "-c", start, "bench", "kernels", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "hot 1T" in done.stdout
+    assert "2T" not in done.stdout
+
+
 @pytest.mark.parametrize("threads", ["20000", "100000"])
 @pytest.mark.parametrize("what", ["kernels", "lm"])
 def test_threads_the_machine_cannot_start_are_refused(threads, what, invoke):

@@ -75,6 +75,20 @@ def test_a_later_token_never_moves_an_earlier_output(options):
         assert difference[position:].gt(0).any()
 
 
+@pytest.mark.parametrize("options", [{}, {"fused_qkv": True}])
+def test_no_sequences_and_no_tokens_have_no_logits(options):
+    model = small(**options)
+    for size in ((0, 5), (2, 0)):
+        y = model(torch.zeros(size, dtype=torch.int64))
+        assert y.shape == (*size, 256)
+        y.sum().backward()
+
+
+def test_a_sequence_alone_is_refused():
+    with pytest.raises(ValueError, match=r"tokens have shape \(24,\); expected \(B, T\)"):
+        small()(tokens()[0])
+
+
 def test_a_prefix_alone_gives_the_same_logits():
     model = small()
     ids = tokens()

@@ -141,6 +141,14 @@ def test_only_chosen_projections_are_ternary():
         CausalLM.from_transformers("bitnet", BITNET, ternary=["lm_head"])
 
 
+def test_no_sequences_have_no_logits_and_one_alone_is_refused():
+    model = CausalLM.from_transformers("bitnet", BITNET)
+    tokens = torch.zeros((0, 5), dtype=torch.int64)
+    assert model(tokens).shape == (0, 5, 96)
+    with pytest.raises(ValueError, match=r"tokens have shape \(5,\); expected \(B, T\)"):
+        model(tokens.new_zeros(5))
+
+
 def test_a_later_token_never_moves_an_earlier_output():
     model = CausalLM.from_transformers("bitnet", BITNET)
     before = torch.randint(0, 96, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -161,6 +169,9 @@ def test_a_later_token_never_moves_an_earlier_output():
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, r"partial_rotary_factor 0.5"),
         ({"sliding_window": 128}, r"sliding_window 128"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, r"'sliding_attention'"),
+        ({"layer_types": 5}, r"layer_types 5; expected a list"),
+        ({"tie_word_embeddings": "false"}, r"tie_word_embeddings 'false'; expected true or false"),
+        ({"attention_bias": [0]}, r"attention_bias \[0\]; expected true or false"),
         ({"hidden_act": "gelu"}, r"hidden_act 'gelu'; supported is 'relu2' or 'silu'"),
         ({"hidden_size": "64"}, r"hidden_size '64'; expected a positive count"),
         ({"hidden_size": None}, r"hidden_size None"),

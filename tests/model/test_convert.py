@@ -78,19 +78,22 @@ def test_layers_that_are_more_than_linear_are_left_alone():
     hooked.register_forward_hook(lambda *_: None)
     watched = nn.Linear(4, 4)
     watched.register_full_backward_pre_hook(lambda *_: None)
+    patched = nn.Linear(4, 4)
+    patched.forward = lambda x: 2 * nn.Linear.forward(patched, x)
     parametrized = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
     model = nn.ModuleDict(
         {
             "special": Special(4, 4),
             "hooked": hooked,
             "watched": watched,
+            "patched": patched,
             "attention": nn.MultiheadAttention(4, 1),
             "normed": parametrized,
         }
     )
     report = convert_linears(model)
     assert report.converted == ()
-    kept = {"special", "hooked", "watched", "attention.out_proj", "normed"}
+    kept = {"special", "hooked", "watched", "patched", "attention.out_proj", "normed"}
     assert set(reasons(report)) == kept
     assert "hooks" in reasons(report)["hooked"]
 
@@ -111,6 +114,23 @@ def test_a_converted_encoder_evaluates_with_the_weights_it_trains_with():
     trained = model.train()(x)
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(x), trained)
+
+
+def test_a_layer_that_is_compiled_already_is_left_alone():
+    """It was reported as converted, and the wrapper went on calling the full-precision one."""
+    compiled = torch.compile(nn.Linear(4, 4), backend="eager")
+    within = torch.compile(nn.Sequential(nn.Linear(4, 4)), backend="eager")
+    report = convert_linears(nn.Sequential(compiled, within))
+    assert report.converted == ("1._orig_mod.0",)
+    assert "convert before compiling" in reasons(report)["0._orig_mod"]
+    assert type(compiled._orig_mod) is nn.Linear
+
+
+@pytest.mark.parametrize("option", ["include", "exclude"])
+def test_a_pattern_alone_is_refused(option):
+    """Its letters were the patterns, and `exclude="head"` converted the head."""
+    with pytest.raises(TypeError, match=rf"{option} 'head'; expected a sequence: give \('head',\)"):
+        convert_linears(Foreign(), **{option: "head"})
 
 
 def test_the_root_is_reported_not_replaced():

@@ -380,9 +380,22 @@ def test_what_a_packed_layer_would_leave_out_is_refused():
     for layer in (hooked, pre_hooked):
         with pytest.raises(ValueError, match="has forward hooks"):
             PackedLinear.from_bitlinear(layer)
+    patched = BitLinear(16, 8)
+    patched.forward = lambda x: 2 * BitLinear.forward(patched, x)
+    with pytest.raises(ValueError, match="BitLinear was given a forward of its own"):
+        PackedLinear.from_bitlinear(patched)
     normed = torch.nn.utils.parametrizations.weight_norm(BitLinear(16, 8))
     x = torch.randn(3, 16)
     assert torch.equal(PackedLinear.from_bitlinear(normed)(x), normed(x))
+
+
+@pytest.mark.parametrize("kind", [torch.nn.LayerNorm, torch.nn.RMSNorm])
+def test_another_norm_is_kept(kind):
+    """Its weight and eps made an RMSNorm, which answered otherwise than the layer."""
+    reference = layer(sub_norm=True)
+    reference.norm = kind(24)
+    reference.norm.register_forward_hook(lambda module, args, y: -y)
+    same(PackedLinear.from_bitlinear(reference), reference, draw(5, 24) + 1)
 
 
 def test_a_layer_shows_its_sizes():

@@ -286,6 +286,31 @@ def test_what_is_no_such_model_is_refused(side):
         side(causal_lm("llama", LLAMA))
 
 
+class Doubled(ByteLM):
+    def forward(self, tokens):
+        return 2 * super().forward(tokens)
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("part", ["", "blocks.1", "blocks.0.ffn.up", "blocks.0.ffn_norm", "head"])
+def test_a_model_that_computes_more_than_is_read_of_it_is_refused(side, part):
+    """The decoder answered otherwise than the model, in silence."""
+    hooked, patched = byte_lm(), byte_lm()
+    hooked.get_submodule(part).register_forward_hook(lambda module, args, y: -y)
+    with pytest.raises(ValueError, match=f"^{part}.* has forward hooks"):
+        side(hooked)
+    module = patched.get_submodule(part)
+    module.forward = lambda x: -type(module).forward(module, x)
+    with pytest.raises(ValueError, match=f"^{part}.* was given a forward of its own"):
+        side(patched)
+    with pytest.raises(ValueError, match="Doubled has a forward of its own"):
+        side(Doubled(hooked.config))
+    normed = byte_lm(sub_norm=True)
+    normed.blocks[0].ffn.down.norm = torch.nn.LayerNorm(96)
+    with pytest.raises(ValueError, match=r"norm: .*LayerNorm has .* expected that of .*RMSNorm"):
+        side(normed)
+
+
 def test_a_packed_model_needs_a_ternary_layer_and_its_backend():
     with pytest.raises(ValueError, match="No layer of the model is ternary"):
         PackedLM(byte_lm(precision="full"))

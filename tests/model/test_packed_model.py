@@ -86,6 +86,16 @@ def test_a_layer_alone_and_a_shared_one():
     assert packed[0] is packed[1]
 
 
+@torch.no_grad()
+def test_a_compiled_layer_is_packed_too():
+    """torch.compile's wrapper hands on __deepcopy__: the latent layer was copied instead."""
+    layer = BitLinear(8, 8)
+    packed = pack_model(nn.Sequential(torch.compile(layer, backend="eager"), nn.ReLU()))
+    x = torch.randn(3, 8)
+    assert not any(isinstance(module, BitLinear) for module in packed.modules())
+    assert torch.equal(packed(x), layer(x).relu())
+
+
 def test_shared_memory_counts_once():
     layer = nn.Linear(8, 4, bias=False)
     layer.register_buffer("view", layer.weight.detach()[:2])

@@ -258,6 +258,20 @@ def test_second_derivatives_are_refused():
         grad_x.sum().backward()
 
 
+@pytest.mark.parametrize("compute", COMPUTES)
+def test_gradients_are_taken_by_the_batch(compute):
+    """As torch.autograd.functional.jacobian(vectorize=True) does: such tensors have no memory."""
+    x, w, _ = case(3, 8)
+    y = TernaryLinearOp(compute=compute)(x, w)
+    upstream = draw(3, 2, *y.shape)
+    found_x, found_w = torch.autograd.grad(y, (x, w), upstream, is_grads_batched=True)
+    for one, grad_x, grad_w in zip(upstream, found_x, found_w, strict=True):
+        expected_x, expected_w, _ = oracle_gradients(x, w, one)
+        most_x, most_w, _ = oracle_gradients(x.detach().abs(), w.detach().abs(), one.abs())
+        assert_elementwise(grad_x, expected_x, GRADIENT_RTOL[compute] * most_x)
+        assert_elementwise(grad_w, expected_w, GRADIENT_RTOL[compute] * most_w)
+
+
 def test_wrong_arguments_are_named():
     x, w, bias = case(3, 8)
     with pytest.raises(ValueError, match=r"compute mode 'int9'.*'int8'"):
