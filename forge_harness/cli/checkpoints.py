@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
+
+from forge_harness.errors import UsageError
 
 if TYPE_CHECKING:
     from forge_harness.formats import ReadOptions
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+READING = ("scale_convention", "i2s_layout", "quantize", "exclude")
+"""What `reading_options` adds."""
 
 
 def reading_options(command: _Command) -> _Command:
@@ -53,3 +60,16 @@ def read_options(given: Mapping[str, Any]) -> ReadOptions:
         quantize=given["quantize"] or None,
         exclude=given["exclude"],
     )
+
+
+def refuse_idle(names: Iterable[str], beside: str) -> None:
+    """Refuses options of the running command that were given and change nothing beside another.
+
+    Raises:
+        UsageError: Naming the first.
+    """
+    context = click.get_current_context()
+    options = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    for name in names:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise UsageError(f"{options[name]} changes nothing with {beside}; leave it out.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from forge_harness.cli.checkpoints import read_options, reading_options
+from forge_harness.cli.checkpoints import READING, read_options, reading_options, refuse_idle
 from forge_harness.cli.options import NamedPath, examples, json_option
 from forge_harness.cli.terminal import echo_json, several, table
 from forge_harness.errors import ExitCode, UsageError
@@ -68,6 +68,8 @@ def export_command(
     """
     if fleet == bool(sources):
         raise UsageError("Name one or more sources, or --fleet.")
+    if fleet:
+        refuse_idle(("formats", "allow_not_ready", *READING), "--fleet")
     if name is not None and (fleet or len(sources) > 1):
         raise UsageError("--name names one package; leave it out for several.")
     if name is not None:

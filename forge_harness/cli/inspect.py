@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from forge_harness.cli.checkpoints import read_options, reading_options
+from forge_harness.cli.checkpoints import READING, read_options, reading_options, refuse_idle
 from forge_harness.cli.options import NamedPath, examples, json_option
 from forge_harness.cli.terminal import echo_json, printable, several, table
 from forge_harness.errors import ExitCode, UsageError
@@ -46,6 +46,7 @@ def inspect_command(
     if matrix == (path is not None):
         raise UsageError("Name a checkpoint to inspect, or --matrix.")
     if path is None:
+        refuse_idle(READING, "--matrix")
         return _matrix(as_json)
     from forge_harness.formats.inspection import inspect_checkpoint
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,8 @@ from .detect import open_checkpoint
 from .digests import packed_sha256, values_sha256
 from .gguf_writer import write_gguf
 from .hf_writer import write_hf_online, write_hf_packed
-from .native import write_native
+from .manifest import MANIFEST
+from .native import CONFIG, write_native
 from .sizes import bytes_on_disk
 
 Writer = Callable[[Checkpoint, Path, WriteOptions], list[str]]
@@ -164,6 +166,11 @@ def _target(source: Path, destination: Path, to: str) -> Path:
     gguf = to.startswith("gguf-")
     target = destination / "model.gguf" if gguf and destination.is_dir() else destination
     check_outside(source, target)
+    if all(os.path.exists(target.parent / name) for name in (CONFIG, MANIFEST)):
+        raise CheckpointError(
+            f"{str(target)!r} lies in a package whose {MANIFEST} does not list it, which would be "
+            "damage; name a place outside."
+        )
     if gguf and target.exists():
         raise CheckpointError(f"{str(target)!r} exists; name a new file.")
     return target

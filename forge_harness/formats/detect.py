@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -37,7 +39,8 @@ def detect(path: Path) -> Detection:
         CheckpointError: Nothing is there, or no reader knows it.
         DamagedCheckpointError: A reader knows it, and its outermost structure is broken.
     """
-    return _recognised(path)[0]
+    with _readable(path):
+        return _recognised(path)[0]
 
 
 def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoint:
@@ -52,15 +55,28 @@ def open_checkpoint(path: Path, options: ReadOptions | None = None) -> Checkpoin
             option), or something was told that its format does not ask.
         DamagedCheckpointError: It does not hold what it claims to hold.
     """
-    _, module, opener = _recognised(path)
     told = options or ReadOptions()
-    opened: Checkpoint = getattr(module, opener)(path, told)
+    with _readable(path):
+        _, module, opener = _recognised(path)
+        opened: Checkpoint = getattr(module, opener)(path, told)
     if unheard := _unheard(opened, told):
         opened.close()
         raise CheckpointError(
             f"{str(path)!r} is {opened.format}, where {unheard} changes nothing; leave it out."
         )
     return opened
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Says of what the operating system refuses that it was to be read; commands write as well."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{str(error.filename or path)!r} cannot be read: {error.strerror or error}; expected "
+            "files of a checkpoint that can be."
+        ) from error
 
 
 def _unheard(opened: Checkpoint, told: ReadOptions) -> str:
@@ -97,6 +113,9 @@ def _refuse_special(path: Path) -> None:
 def _seen(path: Path) -> str:
     if path.is_dir():
         names = sorted(entry.name for entry in path.iterdir())
+        alone = [name for name in names if name.endswith((".gguf", *pt.SUFFIXES))]
+        if len(alone) > 1:
+            return f"the directory holds {', '.join(alone[:6])}, which may each be one; name it"
         return f"the directory holds {', '.join(names[:6]) or 'nothing'}"
     with path.open("rb") as stream:
         return f"the file starts with {stream.read(8)!r}"

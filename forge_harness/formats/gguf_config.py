@@ -143,7 +143,11 @@ class _Keys:
             return {"rope_type": "default"}
         if not isinstance(kind, str):
             raise damaged(self._path, self._problem("rope.scaling.type", kind, "a name"))
-        found: dict[str, Any] = {"rope_type": kind, "factor": self.number("rope.scaling.factor")}
+        factor = self.number("rope.scaling.factor")
+        if kind == "linear" and factor == 1:
+            # Positions over 1: llama.cpp's converter writes it into every BitNet file.
+            return {"rope_type": "default"}
+        found: dict[str, Any] = {"rope_type": kind, "factor": factor}
         if self._prefix + "rope.scaling.original_context_length" in self._metadata:
             found["original_max_position_embeddings"] = self.count(
                 "rope.scaling.original_context_length"

@@ -38,6 +38,7 @@ from .tensors import TernaryTensor
 
 _MAGIC = b"GGUF"
 _SCALES = (".scale", "_scale")
+_FREQUENCIES = "rope_freqs.weight"
 _QUESTION = (
     "I2_S has three byte layouts under one type id and no marker; tell which with --i2s-layout "
     "x86-act (the published files), arm or x86-rows."
@@ -216,6 +217,8 @@ def _opened(path: Path, file: GgufFile, options: ReadOptions) -> GgufCheckpoint:
     notes = read_notes(file)
     architecture = str(file.metadata.get("general.architecture", ""))
     model, style = _model(file, notes, architecture)
+    if style is not None:
+        _refuse_frequencies(file)
     apart, names = _names(file, style)
     stored = {name: file.tensors[raw] for name, raw in names.items()}
     infos = {name: _info(file, name, t, notes, name in apart) for name, t in stored.items()}
@@ -264,6 +267,15 @@ def _refuse_part(file: GgufFile) -> None:
         raise CheckpointError(
             f"{file.path} is one of {count} files of a split model; expected a whole one: join "
             "them with `llama-gguf-split --merge` first."
+        )
+
+
+def _refuse_frequencies(file: GgufFile) -> None:
+    """No configuration follows from scaled frequencies, and without them it is another model."""
+    if _FREQUENCIES in file.tensors:
+        raise CheckpointError(
+            f"{file.path} holds {_FREQUENCIES!r}, the scaled rotary frequencies of Llama 3.1 and "
+            "later, which are not read; convert the original checkpoint instead."
         )
 
 

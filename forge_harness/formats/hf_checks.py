@@ -17,6 +17,7 @@ from .native_common import check_tensors
 from .weights import StoredWeight, fake_scale
 
 _HEAD = "lm_head.weight"
+_CLASSES = ("BitNetForCausalLM", "LlamaForCausalLM")
 _HARMLESS = ("rotary_emb.inv_freq",)
 """Buffers old exporters wrote and every reader computes."""
 
@@ -133,14 +134,17 @@ def check_against_config(
 
 
 def _refuse_other_class(found: Found) -> None:
-    """The tensors of a sequence classifier, or of a model without its head, are other ones."""
+    """Other classes have other tensors: classifiers, models without a head, code beside the files.
+
+    `BitnetForCausalLM`, the first published models, has the model type "llama" and further norms.
+    """
     classes = found.model.config.get("architectures")
     named = classes[0] if isinstance(classes, list) and classes else None
-    if isinstance(named, str) and not named.endswith("ForCausalLM"):
+    if isinstance(named, str) and named not in _CLASSES:
         raise CheckpointError(
             f"{found.config.path if found.config else CONFIG} names the class {named!r}; expected "
-            "LlamaForCausalLM or BitNetForCausalLM, the ones whose tensors are known: save the "
-            "whole language model."
+            f"{' or '.join(_CLASSES)}, the ones whose tensors are known: save the whole language "
+            "model as one of them."
         )
 
 

@@ -22,6 +22,7 @@ from .checkpoint import (
     files_beside,
 )
 from .hf_checkpoint import FloatCheckpoint
+from .hf_found import SCALE
 from .legacy import Selection, select, stored_weights
 from .pt_archive import UNSOUND, check_archive, check_content
 from .safetensors_file import NAMES, StoredTensor, encodable, is_empty_matrix
@@ -197,5 +198,10 @@ def _flat(file: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise CheckpointError(
                 f"{file}: tensor {name!r} is int8, the packed layout of Microsoft's GPU kernels, "
                 "which is not read; convert the Hugging Face checkpoint it was made from."
+            )
+        if name.endswith(".weight") and name + SCALE in state:
+            raise CheckpointError(
+                f"{file}: tensor {name!r} has a scale beside it, {name + SCALE!r}, and weights "
+                "with scales are read from safetensors only; save them as such, with config.json."
             )
     return {name: tensor.detach().resolve_neg() for name, tensor in state.items()}

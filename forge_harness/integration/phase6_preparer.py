@@ -330,7 +330,7 @@ def evaluate_shipped(task: str, package: Path) -> Mapping[str, float]:
 
 def _write_beside(stage: Path, formats: Sequence[str]) -> None:
     """Converts the package into directories of its own, through one outside that is compared."""
-    for to in formats:
+    for to in dict.fromkeys(formats):
         outside = stage.with_name(f"{stage.name}.{to}")
         try:
             target = outside / "model.gguf" if to.startswith("gguf") else outside

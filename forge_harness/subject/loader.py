@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from forge_harness.canonical import file_sha256, sha256_hex, tree_digest
-from forge_harness.errors import SubjectError, nearest, unknown_choice
+from forge_harness.errors import CheckpointError, SubjectError, nearest, unknown_choice
 from forge_harness.imports import import_from
 from forge_harness.paths import home_path, resolved_path
 from forge_harness.subject.protocols import capabilities_of
@@ -107,8 +107,14 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def _checkpoint(path: Path) -> LoadedSubject:
+    from forge_harness.formats.detect import detect
     from forge_harness.subject.checkpoint import CheckpointSubject
 
+    if questions := detect(resolved_path(path)).questions:
+        raise CheckpointError(
+            f"{path}: {questions[0]} A subject cannot be told: convert it first, with "
+            "`forge-harness convert` and that option, and name the result."
+        )
     subject = CheckpointSubject(resolved_path(path))
     return LoadedSubject(
         subject=subject,
@@ -180,7 +186,7 @@ def _entry_point(name: str) -> tuple[object, Path | None]:
     if name not in found.names:
         raise SubjectError(
             unknown_choice("subject", name, {*found.names, REFERENCE_SPEC})
-            + " Or give module:object or path/to/file.py:object."
+            + " Or give module:object, path/to/file.py:object or the path of a checkpoint."
         )
     try:
         return found[name].load(), None

@@ -29,6 +29,13 @@ def test_one_source_is_one_package(tmp_path):
     assert row["bytes"] == sum(p.stat().st_size for p in (tmp_path / "p").rglob("*") if p.is_file())
 
 
+def test_a_format_named_twice_is_written_once(tmp_path):
+    twice = ("--format", "hf-packed") * 2
+    result = run(MODELS / "v1.0", "--out", tmp_path / "p", *twice)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert (tmp_path / "p" / "hf-packed" / "model.safetensors").is_file()
+
+
 @pytest.mark.parametrize("name", ["../../evil", "a\\b", "..", "", "\udcff", "a\x1b[2J", "a\nb"])
 def test_a_name_that_is_none_is_refused(tmp_path, name):
     result = run(MODELS / "v1.0", "--out", tmp_path / "p", "--name", name)
@@ -92,6 +99,9 @@ def test_what_is_not_ready_is_refused_with_exit_code_1(tmp_path):
         (("a", "--fleet"), 4, "Name one or more sources, or --fleet"),
         (("a", "b", "--name", "x"), 4, "--name names one package"),
         (("nowhere",), 4, "'nowhere' does not exist"),
+        (("--fleet", "--format", "gguf-tq2_0"), 4, "--format changes nothing with --fleet; leave"),
+        (("--fleet", "--allow-not-ready"), 4, "--allow-not-ready changes nothing with --fleet"),
+        (("--fleet", "--exclude", "x"), 4, "--exclude changes nothing with --fleet"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, code, sentence, tmp_path):
@@ -114,6 +124,9 @@ def test_the_matrix_is_printed():
     text = CliRunner().invoke(app, ["inspect", "--matrix"])
     assert "Auto-detect" in text.stdout
     assert CliRunner().invoke(app, ["inspect"]).exit_code == 4
+    idle = CliRunner().invoke(app, ["inspect", "--matrix", "--i2s-layout", "arm"])
+    assert (idle.exit_code, idle.stdout) == (4, "")
+    assert "--i2s-layout changes nothing with --matrix; leave it out" in idle.stderr
 
 
 @pytest.mark.parametrize("inside", [".", "x", "deeper/x"])

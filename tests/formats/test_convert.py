@@ -221,6 +221,16 @@ def test_gguf_goes_into_an_existing_directory(tmp_path):
     assert Path(report.destination) == tmp_path / "models" / "model.gguf"
 
 
+@pytest.mark.parametrize("to", ["gguf-tq2_0", "hf-packed"])
+def test_nothing_is_put_into_a_package(to, tmp_path):
+    start = written(hf_checkpoint(), tmp_path / "start")
+    convert(start, tmp_path / "package", "native")
+    place = tmp_path / "package" / ("" if to.startswith("gguf") else "hf")
+    with pytest.raises(CheckpointError, match=r"lies in a package whose manifest\.json"):
+        convert(start, place, to)
+    open_checkpoint(tmp_path / "package").close()
+
+
 def test_the_command_says_what_it_did(tmp_path):
     assert command.FORMATS == FORMATS
     start = written(hf_checkpoint(), tmp_path / "start")

@@ -11,6 +11,7 @@ from forge_harness.errors import CheckpointError, DamagedCheckpointError
 from forge_harness.formats import WriteOptions
 from forge_harness.formats.convert import convert
 from forge_harness.formats.detect import open_checkpoint
+from forge_harness.model.from_checkpoint import model_from_checkpoint
 
 from ..hf_checkpoints import LLAMA as SMALL_LLAMA
 from ..hf_checkpoints import masters, write
@@ -136,3 +137,46 @@ def test_a_part_of_a_split_model_is_no_damage(tmp_path):
         with pytest.raises(CheckpointError, match="is one of 2 files of a split model") as caught:
             open_checkpoint(part)
         assert not isinstance(caught.value, DamagedCheckpointError)
+
+
+def llama_cpp_file(path, *tensors):
+    """A BitNet model as llama.cpp's converter describes it, of the tensors every layer has."""
+    width = 4
+    writer = gguf.GGUFWriter(path, "bitnet")
+    for add in (writer.add_embedding_length, writer.add_feed_forward_length):
+        add(width)
+    for add in (writer.add_block_count, writer.add_head_count):
+        add(1)
+    writer.add_context_length(8)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    writer.add_rope_scaling_factor(1.0)
+    matrices = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    for name in ("token_embd", *(f"blk.0.{matrix}" for matrix in matrices)):
+        writer.add_tensor(f"{name}.weight", np.eye(width, dtype=np.float32))
+    norms = [f"blk.0.{kind}{sub}_norm" for kind in ("attn", "ffn") for sub in ("", "_sub")]
+    for name in ("output_norm", *norms, *tensors):
+        writer.add_tensor(f"{name}.weight", np.ones(width, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_scaling_by_one_of_every_bitnet_file_of_llama_cpp_is_none(tmp_path):
+    source = llama_cpp_file(tmp_path / "bitnet.gguf")
+    with open_checkpoint(source) as opened:
+        assert opened.model.config["rope_parameters"]["rope_type"] == "default"
+        logits = model_from_checkpoint(opened)(torch.tensor([[1, 2, 3]]))
+    assert logits.shape == (1, 3, 4)
+    convert(source, tmp_path / "again.gguf", "gguf-tq2_0")
+    with open_checkpoint(tmp_path / "again.gguf") as opened:
+        assert opened.quantization["architecture"] == "bitnet"
+
+
+def test_frequencies_no_configuration_follows_from_are_no_damage(tmp_path):
+    source = llama_cpp_file(tmp_path / "scaled.gguf", "rope_freqs")
+    with pytest.raises(CheckpointError, match=r"'rope_freqs\.weight', the scaled") as found:
+        open_checkpoint(source)
+    assert not isinstance(found.value, DamagedCheckpointError)

@@ -88,10 +88,14 @@ def test_a_tied_embedding_may_be_stored_under_the_name_of_the_head(tmp_path):
             assert torch.equal(opened.plain("model.embed_tokens.weight"), embedding)
 
 
-@pytest.mark.parametrize("name", ["LlamaForSequenceClassification", "LlamaModel"])
+@pytest.mark.parametrize(
+    "name", ["LlamaForSequenceClassification", "LlamaModel", "BitnetForCausalLM"]
+)
 def test_another_class_of_transformers_is_no_damage(name, tmp_path):
     tensors = masters(SMALL)
     del tensors["lm_head.weight"]
+    if name == "BitnetForCausalLM":  # As 1bitLLM published them, with norms of their own.
+        tensors["model.layers.0.self_attn.inner_attn_ln.weight"] = torch.ones(64)
     start = write(tmp_path / "other", {**SMALL, "architectures": [name]}, tensors, None)
     with pytest.raises(CheckpointError, match=f"names the class '{name}'; expected") as caught:
         open_checkpoint(start)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
+import subprocess
+import sys
 
 import gguf
 import numpy as np
@@ -16,6 +19,9 @@ from forge_harness.errors import CheckpointError, DamagedCheckpointError
 from forge_harness.formats import ReadOptions
 from forge_harness.formats.detect import detect, open_checkpoint
 from forge_harness.formats.inspection import inspect_checkpoint
+from forge_harness.paths import fixtures_dir
+
+from ..privileges import unprivileged
 
 GOOD = {"a.weight": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}
 
@@ -130,3 +136,24 @@ def test_two_gguf_tensors_of_one_meaning_are_refused(names, meant, tmp_path):
     file = written(tmp_path / "model.gguf", tensors)
     with pytest.raises(DamagedCheckpointError, match=f"both mean '{meant}'"):
         open_checkpoint(file)
+
+
+@pytest.mark.parametrize("end", [".gguf", ".bin", ".pt"])
+def test_a_directory_of_several_models_asks_for_one(end, tmp_path):
+    """What a trainer leaves: arguments of training beside the weights."""
+    for name in ("model", "training_args"):
+        (tmp_path / f"{name}{end}").write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match=rf"model{end}, training_args{end}, .*; name it"):
+        detect(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "forge.json"])
+def test_a_file_that_may_not_be_read_is_no_place_to_write_to(name, tmp_path):
+    source = "native" if name == "forge.json" else "hf-packed-autobitlinear-tied"
+    shutil.copytree(fixtures_dir() / "checkpoints" / source, tmp_path / "model")
+    (tmp_path / "model" / name).chmod(0)
+    inspect = [sys.executable, "-m", "forge_harness", "inspect", str(tmp_path / "model")]
+    found = subprocess.run([*unprivileged(), *inspect], capture_output=True, text=True, check=False)
+    assert "cannot be read" in found.stdout + found.stderr
+    assert "Permission denied" in found.stdout + found.stderr
+    assert "written" not in found.stderr

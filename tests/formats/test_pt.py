@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from forge_harness.errors import DamagedCheckpointError, ExitCode
+from forge_harness.errors import CheckpointError, DamagedCheckpointError, ExitCode
 from forge_harness.formats import ReadOptions
 from forge_harness.formats.detect import open_checkpoint
 from forge_harness.formats.inspection import inspect_checkpoint
@@ -168,3 +168,12 @@ def test_a_pickle_that_asks_for_memory_is_refused(tmp_path):
         archive.writestr("model/data.pkl", b"\x80\x02}r\xff\xff\xff\x7f.")
     with pytest.raises(DamagedCheckpointError, match="memo 2147483647"):
         open_checkpoint(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_a_weight_with_a_scale_does_not_lose_it(dtype, tmp_path):
+    """Codes of a Hugging Face model, saved as a state dict: without scales they are others."""
+    codes = torch.ones(8, 16, dtype=dtype)
+    torch.save({"a.weight": codes, "a.weight_scale": torch.ones(1)}, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=r"'a\.weight' has a scale beside it"):
+        inspect_checkpoint(tmp_path / "model.pt")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 
+import gguf
 import pytest
+import torch
 
 from forge_harness.errors import UsageError
+from forge_harness.formats import gguf_reader, gguf_rope, gguf_writer
 from forge_harness.formats.convert import convert
 from forge_harness.formats.detect import open_checkpoint
 from forge_harness.integration import third_party_child
@@ -19,7 +22,10 @@ from forge_harness.integration.third_party import (
     read_with_llama_cpp,
     read_with_transformers,
 )
+from forge_harness.integration.third_party_gguf import tensor_results
 from forge_harness.paths import fixtures_dir
+
+from ..hf_checkpoints import LLAMA, masters, write
 
 ROOT = fixtures_dir() / "checkpoints"
 TOKENS = [[1, 5, 9, 13, 2, 30, 7, 7], [0, 31, 4, 4, 8, 15, 16, 23]]
@@ -78,6 +84,30 @@ def test_gguf_decodes_exactly_what_was_written(to, tmp_path):
     assert not isinstance(reading, NotAvailable)
     assert sum(tensor.layout.startswith("TQ") for tensor in reading.tensors) == 14
     assert [tensor.name for tensor in reading.tensors if tensor.differing] == []
+
+
+@pytest.mark.parametrize("key_heads", [4, 2])
+def test_gguf_sees_the_rows_of_a_llama_as_llama_cpp_turns_them(key_heads, tmp_path):
+    """Queries and keys, with biases and fewer heads of keys; in the order of transformers none."""
+    config = {**LLAMA, "num_key_value_heads": key_heads, "attention_bias": True}
+    dense = write(tmp_path / "dense", config, masters(config), None)
+    convert(dense, tmp_path / "model.gguf", "gguf-tq2_0")
+    reading = read_with_gguf(tmp_path / "model.gguf")
+    with open_checkpoint(dense) as opened:
+        assert {tensor.name for tensor in reading.tensors} == set(opened.infos)
+    assert [tensor.name for tensor in reading.tensors if tensor.differing] == []
+
+
+def test_rows_in_another_order_than_llama_cpp_has_differ(tmp_path, monkeypatch):
+    """Reader and writer of this package agree on it, so their own comparison cannot tell."""
+    same = lambda rows, heads: torch.arange(rows)  # noqa: E731
+    for module in (gguf_rope, gguf_reader, gguf_writer):
+        monkeypatch.setattr(module, "interleaving", same)
+    dense = write(tmp_path / "dense", LLAMA, masters(LLAMA), None)
+    convert(dense, tmp_path / "model.gguf", "gguf-tq2_0")
+    wrong = [t["name"] for t in tensor_results(gguf, tmp_path / "model.gguf") if t["differing"]]
+    assert len(wrong) == 2 * LLAMA["num_hidden_layers"]
+    assert all(name.endswith(("q_proj.weight", "k_proj.weight")) for name in wrong)
 
 
 def test_a_reader_that_is_not_installed_says_so(tmp_path):

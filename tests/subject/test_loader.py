@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from forge_harness.errors import ExitCode, SubjectError
+from forge_harness.errors import CheckpointError, ExitCode, SubjectError
+from forge_harness.paths import fixtures_dir
 from forge_harness.protocols import CAPABILITIES, capabilities_of, methods_of
 from forge_harness.subject import load_subject
 
@@ -114,3 +115,9 @@ def test_a_name_that_no_report_can_show_is_refused(tmp_path, name):
     )
     with pytest.raises(SubjectError, match="expected text of one line"):
         load_subject(f"{tmp_path / 'named.py'}:Packer")
+
+
+def test_a_checkpoint_that_leaves_a_question_open_is_to_be_converted_first():
+    checkpoint = fixtures_dir() / "checkpoints" / "gguf-i2_s-arm"
+    with pytest.raises(CheckpointError, match=r"--i2s-layout .* `forge-harness convert` and that"):
+        load_subject(str(checkpoint))
