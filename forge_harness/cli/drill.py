@@ -9,7 +9,8 @@ import click
 
 from forge_harness.canonical import canonical_json
 from forge_harness.durable import write_durably
-from forge_harness.errors import ExitCode
+from forge_harness.errors import ExitCode, UsageError
+from forge_harness.imports import import_from
 
 from .drill_suites import suites_command
 from .options import NamedPath, WholeNumber, check_target, examples
@@ -54,7 +55,11 @@ drill_group.add_command(suites_command)
     "--trials", type=WholeNumber(min=1), metavar="N", help="Most trials of each campaign."
 )
 @click.option("--seed", default=0, type=WholeNumber(min=0), metavar="N", help="Random choices.")
-@click.option("--opener", metavar="MODULE:ATTRIBUTE", help="Opens another store than our own.")
+@click.option(
+    "--opener",
+    metavar="MODULE:ATTRIBUTE",
+    help="Opens another store than our own; called as Store.open is, in processes of their own.",
+)
 @click.option("--mutants", is_flag=True, help="Also find the seeded bugs: the negative control.")
 @click.option(
     "--json",
@@ -81,11 +86,19 @@ def storage_command(
     full disks, two writers, collections inside commits, old and newer schemas. A campaign that
     cannot run here is not measured, with the reason.
     """
+    from forge_harness.drill.children import problem_of
     from forge_harness.drill.storage import MUTANTS, run_storage
     from forge_harness.drill.target import OWN_STORE, require_opens
     from forge_harness.integration.stops import interrupted_once
 
+    if opener is not None:
+        import_from(Path.cwd())
     require_opens(opener or OWN_STORE)
+    if opener is not None and (problem := problem_of(opener)):
+        raise UsageError(
+            f"{problem[0].upper()}{problem[1:].rstrip('.')}. Faults strike processes of their "
+            "own, started with `python -S`: have it open one there too."
+        )
     check_target(json_file)
     # Ended otherwise, it would leave its disks mounted.
     with interrupted_once(), counted(quiet) as tell:

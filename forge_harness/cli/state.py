@@ -21,8 +21,8 @@ from forge_harness.cli.options import (
     keys_option,
 )
 from forge_harness.cli.places import audit_places, check_apart, given, keys_place
-from forge_harness.cli.terminal import echo_json, several, table
-from forge_harness.errors import ExitCode, StateError, UsageError
+from forge_harness.cli.terminal import echo_json, say, several, table
+from forge_harness.errors import DamagedStateError, ExitCode, StateError, UsageError
 
 if TYPE_CHECKING:
     from forge_harness.integration.state_manager import StateManager
@@ -85,8 +85,13 @@ class _Opener:
     audit: Path | None
 
     @contextmanager
-    def __call__(self, *, create: bool = False, reads: bool = False) -> Iterator[StateManager]:
-        """Yields the open store; where nobody can write, it can still be read."""
+    def __call__(
+        self, *, create: bool = False, reads: bool = False, told: bool = True
+    ) -> Iterator[StateManager]:
+        """Yields the open store; where nobody can write, it can still be read.
+
+        With `told` it says on standard error that what is left is older than what was acknowledged.
+        """
         if self.keys is None and self.audit is not None:
             raise UsageError(
                 f"--audit {str(self.audit)!r} needs --keys, which chain and sign its records."
@@ -94,6 +99,7 @@ class _Opener:
         check_apart(audit_places(self.audit), [*given(root=self.root), *keys_place(self.keys)])
         if self.keys is None:
             with self._manager(create=create, reads=reads) as manager:
+                _tell_of_losses(manager, told)
                 yield manager
             return
         from forge_harness.security.audit import AuditLog
@@ -106,9 +112,11 @@ class _Opener:
             if self.audit is not None:
                 log = stack.enter_context(AuditLog.of_keyring(self.audit, keyring))
             sealer = KeyringSealer(keyring)
-            yield stack.enter_context(
+            manager = stack.enter_context(
                 self._manager(create=create, reads=reads, sealer=sealer, audit=log)
             )
+            _tell_of_losses(manager, told)
+            yield manager
 
     def _manager(self, *, create: bool, reads: bool, **options: Any) -> StateManager:  # noqa: ANN401 - of StateManager
         from forge_harness.integration.state_manager import StateManager
@@ -123,6 +131,11 @@ class _Opener:
             if not reads or type(error) is not StateError:
                 raise
             return StateManager(self.root, create=False, read_only=True, **options)
+
+
+def _tell_of_losses(manager: StateManager, told: bool) -> None:
+    for sentence in manager.lost() if told else ():
+        say(f"Warning: {sentence}. What is left is older; verify the store.")
 
 
 @state_group.command(
@@ -221,8 +234,18 @@ def save_command(store: _Opener, source: Path, phase: str, kind: str, name: str)
 @click.option("--generation", type=WholeNumber(), help="As it was then (default: now).")
 @_root_option
 def get_command(store: _Opener, phase: str, name: str, out: Path, generation: int | None) -> int:
-    """Write a state's files into a new directory, verified; all of them or none."""
+    """Write a state's files into a new directory, verified; all of them or none.
+
+    Where the store has lost newer generations, only of a --generation that is named.
+    """
     with store(reads=True) as manager:
+        if generation is None and manager.lost():
+            at = max((g.number for g in manager.generations()), default=0)
+            raise DamagedStateError(
+                f"{store.root} has lost what is newer than generation {at}, so nothing was "
+                f"written: it might be what you ask for. Give --generation {at} to get what is "
+                "left, or restore the store from a copy."
+            )
         manager.copy_out(out, phase=phase, name=name, generation=generation)
     click.echo(f"{out}: written and verified.")
     return ExitCode.PASS
@@ -243,7 +266,7 @@ def verify_command(store: _Opener, shallow: bool, as_json: bool) -> int:
 
     Exit code 7 when nothing is wrong and sealed contents were not opened, for want of --keys.
     """
-    with store(reads=True) as manager:
+    with store(reads=True, told=False) as manager:
         report = manager.verify(deep=not shallow)
     if as_json:
         echo_json(asdict(report))
@@ -291,10 +314,15 @@ def _not_looked_at(report: VerifyReport) -> Iterator[str]:
 @click.argument("label", metavar="LABEL")
 @_root_option
 def checkpoint_command(store: _Opener, label: str) -> int:
-    """Name the current state of everything; `restore` finds it, `gc` keeps it."""
+    """Name the current state of everything; `restore` finds it, `gc` keeps it.
+
+    A label that is taken moves here from the generation it named.
+    """
     with store() as manager:
+        before = manager.checkpoints().get(label)
         generation = manager.checkpoint(label)
-    click.echo(f"Checkpoint {label}: generation {generation.number}.")
+    moved = "" if before is None else f"; it named generation {before}, which `gc` may free now"
+    click.echo(f"Checkpoint {label}: generation {generation.number}{moved}.")
     return ExitCode.PASS
 
 

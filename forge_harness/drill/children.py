@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,10 +93,13 @@ def fill_cache(command: Sequence[str]) -> None:
 def environment() -> dict[str, str]:
     """Returns the variables of a child: it imports what this process imports."""
     package = str(Path(forge_harness.__file__).resolve().parents[1])
-    # The interpreter finds its own library without help; each place more costs system calls.
     own = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib")}
     own |= {os.path.join(path, "lib-dynload") for path in own}
-    paths = [package, *(path for path in sys.path if os.path.isdir(path) and path not in own)]
+    # In the order of this process, in which a `types.py` beside somebody's store comes after that
+    # of the library: PYTHONPATH alone would have it in front.
+    paths = [path for path in sys.path if os.path.isdir(path)]
+    after = 1 + max((n for n, path in enumerate(paths) if path in own), default=-1)
+    paths.insert(after, package)
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "COVERAGE"))}
     return {**kept, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "PYTHONHASHSEED": "0"}
 
@@ -112,6 +116,26 @@ def run(command: Sequence[str], *, timeout_s: float = TIMEOUT_S) -> tuple[int, b
         except subprocess.TimeoutExpired as error:
             raise TimeoutError(f"{command[0]} did not end within {timeout_s:g} s") from error
     return child.returncode, out, err
+
+
+def problem_of(opener: str) -> str:
+    """Returns why no child program can write to a store of an opener; "" when one can.
+
+    A campaign whose writers write nothing would find nothing lost.
+    """
+    with tempfile.TemporaryDirectory(prefix="forge-opener-") as scratch:
+        try:
+            _, output, said = run(writer(Path(scratch) / "store", opener))
+        except TimeoutError as error:
+            return f"the store opener {opener!r} hangs in a fresh process: {error}"
+    session = session_of(output)
+    if session.acked:
+        return ""
+    lines = session.errors or said.decode("utf-8", "replace").split("\n")
+    why = next((line for line in reversed(lines) if line.strip()), "it ended without a word")
+    return (
+        f"the store opener {opener!r} makes no store that takes a commit in a fresh process: {why}"
+    )
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from forge_harness.drill import children, scenes, workload
 from forge_harness.drill.children import Session, session_of
-from forge_harness.drill.tally import Finding, Result, Tally
+from forge_harness.drill.tally import Finding, NotMeasured, Result, Tally
 from forge_harness.drill.target import open_store
 from forge_harness.errors import ConflictError
 
@@ -33,6 +33,9 @@ def kill_writers(tally: Tally, opener: str, *, trials: int, tell: Step) -> None:
         opener: What opens the store.
         trials: How often.
         tell: Progress.
+
+    Raises:
+        NotMeasured: Nothing was acknowledged, as by writers that wait for each other.
     """
     generator = random.Random(tally.seed)
     with scenes.workspace() as workspace:
@@ -49,6 +52,8 @@ def kill_writers(tally: Tally, opener: str, *, trials: int, tell: Step) -> None:
             for session in sessions:
                 session.errors.clear()
             tell(index + 1, trials, "two writers killed")
+        if not any(session.acked for session in sessions):
+            raise NotMeasured("no commit returned before its writer was killed")
 
 
 def _run_and_kill(

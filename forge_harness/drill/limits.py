@@ -16,7 +16,7 @@ from forge_harness.drill import children, scenes, workload
 from forge_harness.drill.children import Session, session_of
 from forge_harness.drill.judge import judge
 from forge_harness.drill.scenes import Scene
-from forge_harness.drill.tally import NotMeasured, Tally
+from forge_harness.drill.tally import Finding, NotMeasured, Tally, hung
 from forge_harness.drill.target import open_store
 
 _FILLING = Scene(name="fill", base=-1, rounds=4)
@@ -42,15 +42,21 @@ def fill_disks(tally: Tally, opener: str, *, kibibytes: Sequence[int], tell: Ste
             with _memory_disk(workspace / "disk", size) as disk:
                 root = disk / "store"
                 command = _FILLING.command(root, opener, tally.seed)
-                session = session_of(children.run(command)[1], base=-1)
-                tally.details["commits refused"] += len(session.errors)
-                tally.details["readable while full"] += _readable(opener, root, session, tally)
-                moved = workspace / "moved"
-                shutil.rmtree(moved, ignore_errors=True)
-                shutil.copytree(root, moved) if root.exists() else moved.mkdir()
-            finding = judge(opener, moved, session, seed=tally.seed, shape=_FILLING.shape)
+                finding = _filled(command, root, opener, workspace / "moved", tally)
             tally.add(finding, where=f"disk of {size} KiB")
             tell(index + 1, len(kibibytes), f"disk of {size} KiB")
+
+
+def _filled(command: Sequence[str], root: Path, opener: str, moved: Path, tally: Tally) -> Finding:
+    try:
+        session = session_of(children.run(command)[1], base=-1)
+    except TimeoutError as error:
+        return hung(error)
+    tally.details["commits refused"] += len(session.errors)
+    tally.details["readable while full"] += _readable(opener, root, session, tally)
+    shutil.rmtree(moved, ignore_errors=True)
+    shutil.copytree(root, moved) if root.exists() else moved.mkdir()
+    return judge(opener, moved, session, seed=tally.seed, shape=_FILLING.shape)
 
 
 def limit_files(tally: Tally, opener: str, *, limits: Sequence[int], tell: Step) -> None:
@@ -71,11 +77,18 @@ def limit_files(tally: Tally, opener: str, *, limits: Sequence[int], tell: Step)
             command = children.writer(
                 root, opener, seed=tally.seed, rounds=4, shape="mixed", fsize=limit
             )
-            session = session_of(children.run(command)[1])
-            tally.details["commits refused"] += len(session.errors)
-            finding = judge(opener, root, session, seed=tally.seed, shape="mixed")
+            finding = _limited(command, root, opener, tally)
             tally.add(finding, where=f"files of at most {limit} B")
             tell(index + 1, len(limits), f"files of at most {limit} B")
+
+
+def _limited(command: Sequence[str], root: Path, opener: str, tally: Tally) -> Finding:
+    try:
+        session = session_of(children.run(command)[1])
+    except TimeoutError as error:
+        return hung(error)
+    tally.details["commits refused"] += len(session.errors)
+    return judge(opener, root, session, seed=tally.seed, shape="mixed")
 
 
 def _readable(opener: str, root: Path, session: Session, tally: Tally) -> bool:

@@ -19,7 +19,7 @@ from forge_harness.canonical import file_sha256
 from forge_harness.drill import children, scenes, strace, workload
 from forge_harness.drill.strace import Call, Fault
 from forge_harness.drill.syscalls import sample
-from forge_harness.drill.tally import Finding, NotMeasured, Result, Tally
+from forge_harness.drill.tally import Finding, NotMeasured, Result, Tally, hung
 from forge_harness.drill.target import open_store
 from forge_harness.drill.workload import View
 from forge_harness.errors import NewerSchemaError
@@ -73,7 +73,7 @@ def migrate_all(
         opener: What opens a store and migrates it.
         directory: Where the old stores are.
         faults: What is done to a call of the migration.
-        limit: Most struck trials; all of them when 0.
+        limit: Most trials; all of them when 0. The ones that are not struck come first.
         tell: Progress.
 
     Raises:
@@ -86,20 +86,30 @@ def migrate_all(
         opened = children.program("storage_opener", root, opener)
         command = children.cached_in(opened, workspace / "byte code")
         trials = []
+        untouched = sample(stores, limit, tally.seed)
         for old in stores:
             points = _points(command, old, root, trace)
-            tally.add(_look(opener, root, old), where=f"{old.name}, not struck")
+            if old in untouched:
+                tally.add(_look(opener, root, old), where=f"{old.name}, not struck")
             tally.points += len(points) * len(faults)
             trials += [(old, point, fault) for point in points for fault in faults]
-        chosen = sample(trials, limit, tally.seed)
+        rest = limit - len(untouched)
+        # `sample` takes 0 for all there are.
+        chosen = sample(trials, max(rest, 0), tally.seed) if rest else []
         tally.points_tried = len(chosen)
         for index, (old, point, fault) in enumerate(chosen):
             where = f"{old.name}, {fault.name} at {point.name} #{point.nth}"
             strike = partial(_strike, command, old, root, trace, fault)
-            if strace.aimed(point, strike, partial(_points, command, old, root, trace)) is None:
-                tally.miss(where)
+            again = partial(_points, command, old, root, trace)
+            try:
+                missed = strace.aimed(point, strike, again) is None
+            except TimeoutError as error:
+                tally.add(hung(error), where=where)
             else:
-                tally.add(_look(opener, root, old), where=where)
+                if missed:
+                    tally.miss(where)
+                else:
+                    tally.add(_look(opener, root, old), where=where)
             tell(index + 1, len(chosen), where)
 
 
@@ -117,19 +127,21 @@ def _strike(
     return strace.strike(command, point, fault, trace, root)
 
 
-def refuse_newer(tally: Tally, opener: str, *, tell: Step) -> None:
+def refuse_newer(tally: Tally, opener: str, *, limit: int, tell: Step) -> None:
     """Raises the schema number of a store, opens it in each way, and compares every byte.
 
     Args:
         tally: Takes the findings.
         opener: What opens the store.
+        limit: Most ways; all of them when 0.
         tell: Progress.
     """
-    ways: Sequence[dict[str, bool]] = (
+    known: Sequence[dict[str, bool]] = (
         {},
         {"create": False},
         {"create": False, "read_only": True},
     )
+    ways = sample(known, limit, tally.seed)
     with scenes.workspace() as workspace:
         template = workspace / "template"
         scenes.prepare(scenes.COMMIT, template, opener, tally.seed)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from forge_harness.drill import (
+    children,
     collection,
     contention,
     damage,
@@ -30,7 +31,7 @@ from forge_harness.drill.tally import (
     Tally,
     not_measured,
 )
-from forge_harness.drill.target import OWN_STORE
+from forge_harness.drill.target import OWN_STORE, opener_of
 from forge_harness.errors import UsageError, unknown_choice
 from forge_harness.paths import fixtures_dir
 
@@ -100,10 +101,10 @@ def _replay(trial: Trial) -> None:
 
 
 def _power_cut(trial: Trial) -> None:
-    for shape in ("mixed", "small") if trial.thorough else ("mixed",):
-        power_cut.cut_power(
-            trial.tally, trial.opener, trials=trial.size, shape=shape, tell=trial.tell
-        )
+    shapes = ("mixed", "small") if trial.thorough and trial.size > 1 else ("mixed",)
+    for number, shape in enumerate(shapes):
+        share = (trial.size + len(shapes) - 1 - number) // len(shapes)
+        power_cut.cut_power(trial.tally, trial.opener, trials=share, shape=shape, tell=trial.tell)
 
 
 def _bit_flips(trial: Trial) -> None:
@@ -146,7 +147,7 @@ def _migration(trial: Trial) -> None:
 
 
 def _newer_schema(trial: Trial) -> None:
-    migration.refuse_newer(trial.tally, trial.opener, tell=trial.tell)
+    migration.refuse_newer(trial.tally, trial.opener, limit=trial.size, tell=trial.tell)
 
 
 CAMPAIGNS: Mapping[str, Campaign] = {
@@ -155,14 +156,14 @@ CAMPAIGNS: Mapping[str, Campaign] = {
         ("kill", "killed at each write-class system call", _kill, 24, 0),
         ("errors", "EIO, ENOSPC, EINTR and a disk that stays full at each call", _errors, 32, 0),
         ("replay", "power cut before each call, on a simulated disk", _replay, 160, 0),
-        ("power_cut", "power cut of an ext4 on a loop device", _power_cut, 5, 25),
+        ("power_cut", "power cut of an ext4 on a loop device", _power_cut, 5, 50),
         ("bit_flips", "one bit flipped in contents, index or log", _bit_flips, 400, 4000),
         ("swaps", "files cut, zeroed, lengthened, aged, removed, swapped", _swaps, 80, 0),
         ("disk_full", "memory disks of every size", _disk_full, 6, 48),
         ("file_limit", "RLIMIT_FSIZE", _file_limit, 5, 0),
         ("writers", "two writers, both killed", _writers, 4, 60),
         ("collection", "garbage collection inside commits and reads", _collection, 2000, 10_000),
-        ("migration", "old stores, struck while they migrate", _migration, 12, 0),
+        ("migration", "old stores, struck while they migrate", _migration, 15, 0),
         ("newer_schema", "a store of a later release", _newer_schema, 0, 0),
     )
 }
@@ -308,15 +309,18 @@ def run_campaign(
         tell: Progress.
 
     Raises:
-        UsageError: There is no campaign of that name.
+        UsageError: There is no campaign of that name, or the opener cannot be imported.
     """
     if name not in CAMPAIGNS:
         raise UsageError(unknown_choice("campaign", name, CAMPAIGNS))
+    opener_of(opener)
     campaign, tally = CAMPAIGNS[name], Tally(name, seed, stop_early=stop_early)
     quick = profile == "quick"
     size = (campaign.quick if quick else campaign.full) if trials is None else trials
     started = time.perf_counter()
     try:
+        if problem := children.problem_of(opener):
+            raise NotMeasured(problem)
         campaign.run(
             Trial(
                 opener=opener,

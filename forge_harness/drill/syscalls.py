@@ -13,7 +13,7 @@ from forge_harness.drill.children import session_of
 from forge_harness.drill.judge import judge
 from forge_harness.drill.scenes import Scene
 from forge_harness.drill.strace import Call, Fault
-from forge_harness.drill.tally import Finding, Result, Tally
+from forge_harness.drill.tally import Finding, Result, Tally, hung
 
 _T = TypeVar("_T")
 Step = Callable[[int, int, str], None]
@@ -100,12 +100,12 @@ def _strike(
 ) -> Finding | None:
     root = scenes.fresh(template, workspace / "store")
     command = _command(scene, workspace, opener, seed)
-    if _is_failed_sync(point, fault):
-        return _failed_sync(scene, template, root, command, opener, point, seed)
     try:
+        if _is_failed_sync(point, fault):
+            return _failed_sync(scene, template, root, command, opener, point, seed)
         output = strace.strike(command, point, fault, root.parent / "trace", root)
     except TimeoutError as error:
-        return Finding(result=Result.UNRECOVERABLE, message=str(error))
+        return hung(error)
     if output is None:
         return None
     return judge(opener, root, session_of(output, base=scene.base), seed=seed, shape=scene.shape)

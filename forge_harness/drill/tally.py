@@ -72,6 +72,11 @@ class Finding:
     orphans: int = 0
 
 
+def hung(error: TimeoutError) -> Finding:
+    """Returns the finding of a trial whose program did not end."""
+    return Finding(result=Result.UNRECOVERABLE, message=str(error))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CampaignReport:
     """The counts of one campaign."""

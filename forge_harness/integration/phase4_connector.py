@@ -15,7 +15,7 @@ from forge_harness.formats.detect import detect, open_checkpoint
 from forge_harness.formats.digests import codes_sha256
 from forge_harness.protocols import TrainOptions
 from forge_harness.training import QATSession, evaluate_package
-from forge_harness.training.start import TASK_OF, read_start
+from forge_harness.training.start import TASK_OF, misfit, read_start, require_fit
 
 from .compatibility import (
     CompatibilityCase,
@@ -67,7 +67,8 @@ class QATConfiguration:
 
     Attributes:
         family: Of the model.
-        task: Reference task it is trained on; None where there is none.
+        task: Reference task it is trained on; None where there is none, or where the sizes of the
+            model are not those of its data.
         ternary: Weights that stay ternary.
         excluded: Matrices in full precision.
         granularity: "tensor" or "part": what shares a scale.
@@ -154,7 +155,7 @@ class Phase4Connector:
             coded = [info for info in infos if info.kind == "ternary"]
             return QATConfiguration(
                 family=opened.model.family,
-                task=TASK_OF.get(opened.model.family),
+                task=None if misfit(opened.model) else TASK_OF.get(opened.model.family),
                 ternary=tuple(info.name for info in coded),
                 excluded=tuple(i.name for i in infos if i.kind == "plain" and len(i.shape) > 1),
                 granularity="part" if any(len(info.parts) > 1 for info in coded) else "tensor",
@@ -166,10 +167,11 @@ class Phase4Connector:
         """Starts training whose first forward multiplies by the checkpoint's codes and scales.
 
         Raises:
-            CheckpointError: It cannot be read, its family has no reference task, or no latent
-                weight quantizes to what it stores.
+            CheckpointError: It cannot be read, its family has no reference task or its sizes are
+                not those of the task's data, or no latent weight quantizes to what it stores.
         """
         start = read_start(path, self.read)
+        require_fit(path.name, start.model)
         return QATSession(
             TASK_OF[start.model.family],
             options,

@@ -174,8 +174,9 @@ class StateManager:
         """
         states = [self._new(given) for given in inputs]
         with self._recorded("state.save", *(f"{state.phase}/{state.name}" for state in states)):
-            self._store.commit(states, note=note)
-        return tuple(self._store.get(state.phase, state.name) for state in states)
+            at = self._store.commit(states, note=note).number
+        # At its own generation: another process may have put the same name meanwhile.
+        return tuple(self._store.get(s.phase, s.name, generation=at) for s in states)
 
     def load(self, *, phase: str | int, name: str, generation: int | None = None) -> Any:  # noqa: ANN401
         """Returns what was saved, verified; of a file its bytes, of a directory bytes by path.
@@ -272,7 +273,7 @@ class StateManager:
 
         with self._recorded("state.checkpoint", label):
             # What it names must be the current generation still: nothing else is sure to be kept.
-            named = self._commit_on_current(mark, f"checkpoint {label}")
+            named, _ = self._commit_on_current(mark, f"checkpoint {label}")
         assert named is not None
         return named
 
@@ -295,6 +296,11 @@ class StateManager:
             if target not in marks and not (target.isdecimal() and len(target) < 20):
                 raise UnknownStateError(unknown_choice("checkpoint", target, marks))
             target = marks.get(target) or int(target)
+        if type(target) is not int:
+            raise StateError(
+                f"What to restore is {shown(target)}; expected the label of a checkpoint, or the "
+                "number of a generation."
+            )
         with self._recorded("state.restore", str(target)):
             return self._store.restore(target, keep_phases=(MARKS,))
 
@@ -320,11 +326,11 @@ class StateManager:
         if (there := self._migrated(source, name, destination, title)) is not None:
             return there
         with self._recorded("state.migrate", f"{source}/{name}", f"{destination}/{title}"):
-            self._commit_on_current(
+            _, made = self._commit_on_current(
                 lambda _: self._moved(source, name, destination, title),
                 f"migrate {source}/{name} to {destination}/{title}",
             )
-        return self._store.get(destination, title)
+        return self._store.get(destination, title, generation=made.number)
 
     def _migrated(self, source: str, name: str, destination: str, title: str) -> State | None:
         """Returns what an earlier migration made of the state as it is; raises as `migrate`."""
@@ -357,11 +363,11 @@ class StateManager:
 
     def _commit_on_current(
         self, build: Callable[[Generation | None], NewState], note: str
-    ) -> Generation | None:
+    ) -> tuple[Generation | None, Generation]:
         """Commits what is built from a look at the store, on what was looked at and nothing newer.
 
         Returns:
-            The generation it was built on.
+            The generation it was built on, and the one it made.
 
         Raises:
             StateError: Somebody else commits all the time.
@@ -370,8 +376,7 @@ class StateManager:
             current = self._store.current()
             parent = 0 if current is None else current.number
             with suppress(ConflictError):
-                self._store.commit([build(current)], note=note, parent=parent)
-                return current
+                return current, self._store.commit([build(current)], note=note, parent=parent)
         raise StateError(
             f"The store {str(self.root)!r} is written to all the time: {_ATTEMPTS} attempts met "
             "another commit each. Try again when it is less busy."
@@ -406,6 +411,10 @@ class StateManager:
             generations=len(self._store.generations()),
             bytes=sum(file.size for state in states for file in state.files.values()),
         )
+
+    def lost(self) -> Sequence[str]:
+        """Returns what was acknowledged after all that is shown now, and is gone; see `verify`."""
+        return self._store.lost()
 
     def generations(self) -> Sequence[Generation]:
         """Returns the generations kept, oldest first."""

@@ -33,6 +33,8 @@ class History:
         """Newest number in the index, verified or not."""
         self.damaged = 0
         """Generations that do not count."""
+        self._gone: list[Problem] = []
+        """Generations after the current one that do not count, or are not there any more."""
         self._manifests: dict[int, Manifest] = {}
         self._numbers: dict[str, int] = {}
         self._current: int | None = None
@@ -67,11 +69,13 @@ class History:
         elif parent is None:
             self._view = {}
         self._current = row.number
+        self._gone.clear()
         _apply(self._view, manifest)
 
     def _damage(self, number: int, why: str) -> None:
         self.damaged += 1
-        self.problems.append(Problem(f"generation {number}", why))
+        self._gone.append(Problem(f"generation {number}", why))
+        self.problems.append(self._gone[-1])
 
     @property
     def current(self) -> Generation | None:
@@ -94,13 +98,18 @@ class History:
         if self.lacks(head):
             losses = [*losses, f"{head.number} {head.digest}"]
         for loss in losses:
-            self.problems.append(
-                Problem(
-                    f"generation {loss.partition(' ')[0]}",
-                    "it was acknowledged and is not in the index; the index or its write-ahead log "
-                    f"was damaged or replaced (manifest {loss.partition(' ')[2]})",
-                )
+            number, _, digest = loss.partition(" ")
+            what = (
+                "it was acknowledged and is not in the index; the index or its write-ahead log was "
+                f"damaged or replaced (manifest {digest})"
             )
+            self.problems.append(Problem(f"generation {number}", what))
+        if self.lacks(head):
+            self._gone.append(self.problems[-1])
+
+    def lost(self) -> list[Problem]:
+        """Returns what is gone and came after the current generation, which stands in for it."""
+        return list(self._gone)
 
     @property
     def fell_back(self) -> bool:

@@ -182,6 +182,11 @@ class Store:
         with self._reading_history() as history:
             return [f"{problem.where}: {problem.what}" for problem in history.problems]
 
+    def lost(self) -> list[str]:
+        """Returns what is newer than the current generation and gone, until the next commit."""
+        with self._reading_history() as history:
+            return [f"{problem.where}: {problem.what}" for problem in history.lost()]
+
     def generations(self) -> list[Generation]:
         """Returns the generations that verify, oldest first."""
         with self._reading_history() as history:

@@ -264,7 +264,7 @@ class StateCheckpoints:
             on_damaged: Told of newer ones that are damaged.
         """
         with self._open(create=False) as store:
-            damaged: list[str] = []
+            damaged = [f"{sentence}." for sentence in store.lost()]
             for state in reversed(self._own(store)):
                 target = self._scratch / f"{state.name.rpartition('/')[2]}.safetensors"
                 try:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from forge_harness.durable import remove_partials
 from forge_harness.errors import UsageError
+from forge_harness.formats import ModelDescription
+from forge_harness.formats.detect import detect
 from forge_harness.paths import resolved_path
 from forge_harness.protocols import TrainOptions
 from forge_harness.state import Sealer
@@ -38,7 +40,7 @@ from forge_harness.training.run_directory import (
     TrainingDirectory,
 )
 from forge_harness.training.session import QATSession
-from forge_harness.training.start import read_start
+from forge_harness.training.start import TASK_OF, read_start, require_fit
 
 
 def begin_run(
@@ -99,6 +101,8 @@ def started_session(
     if source is None:
         return QATSession(task, options, **parts)
     start = parts["ranks"].everywhere(lambda: _start(source, sealer))
+    if parts["load"] is None and parts["build_model"] is None and start.model is not None:
+        require_fit(start.name, start.model)
     parts = {**parts, "build_model": parts["build_model"] or start.build_model}
     try:
         return QATSession(task, options, initial_weights=start.weights, **parts)
@@ -115,17 +119,37 @@ class _Start:
 
     name: str
     weights: dict[str, Tensor]
+    model: ModelDescription | None
     build_model: BuildModel | None
 
 
 def _start(source: Path, sealer: Sealer | None) -> _Start:
     if not _is_session(source):
+        _refuse_unsaid(source)
         start = read_start(source)
-        return _Start(source.name, start.weights, start.build_model)
+        return _Start(source.name, start.weights, start.model, start.build_model)
     with _newest_of(source, sealer) as file:
         weights, record = saved_model(file)
-    build_model = None if record is None else recorded_builder({**record, "compute": "exact"})
-    return _Start(file.name, weights, build_model)
+    if record is None:
+        return _Start(file.name, weights, None, None)
+    model = ModelDescription(record["family"], record["config"])
+    build_model = recorded_builder({**record, "compute": "exact"})
+    return _Start(file.name, weights, model, build_model)
+
+
+def _refuse_unsaid(source: Path) -> None:
+    """Refuses files that do not say how they are read: they do not name a model of ours either.
+
+    What opens them advises an option, which would only lead to that answer.
+
+    Raises:
+        CheckpointError: They leave a question open.
+    """
+    if detect(source).questions:
+        raise CheckpointError(
+            f"{str(source)!r} does not say that it holds a model of {' or '.join(TASK_OF)}, which "
+            "training starts from; give a package, or a checkpoint with its configuration."
+        )
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -28,9 +29,15 @@ from forge_harness.protocols import Precision
 from forge_harness.quant import Compute, TernaryLinearOp, absmean_ternary
 from forge_harness.training.ingredients import BuildModel
 from forge_harness.training.randomness import RandomState
+from forge_harness.training.splits import CONTEXT, IMAGE_BYTES
 
 TASK_OF = {"digits": "digits", "byte-lm": "bytes"}
 """Model family -> the reference task its models are trained on."""
+_SIZES: Mapping[str, Mapping[str, tuple[int, int | None]]] = {
+    "digits": {"inputs": (IMAGE_BYTES, IMAGE_BYTES), "classes": (10, None)},
+    "byte-lm": {"vocabulary": (256, None), "context": (CONTEXT, None)},
+}
+"""Model family -> size -> least and most that the data of its task ask for."""
 _ULPS = 1
 _NEIGHBOURS = 8
 _ATTEMPTS = 8
@@ -88,6 +95,29 @@ def start_of(checkpoint: Checkpoint) -> Start:
     compute = cast(Compute, checkpoint.quantization.get("compute", "exact"))
     weights = {key: tensor.detach() for key, tensor in model.state_dict().items()}
     return Start(checkpoint.model, weights, compute)
+
+
+def misfit(model: ModelDescription) -> str:
+    """Returns what of a model the data of its reference task do not fit; "" where they do."""
+    for name, (least, most) in _SIZES.get(model.family, {}).items():
+        size = model.config.get(name)
+        if isinstance(size, int) and not least <= size <= (most or size):
+            task, bound = TASK_OF[model.family], "" if most else "at least "
+            return f"{name} {size}, and the data of {task!r} ask for {bound}{least}"
+    return ""
+
+
+def require_fit(name: str, model: ModelDescription) -> None:
+    """Refuses a model of sizes that the data of its reference task do not fit.
+
+    Raises:
+        CheckpointError: A size is another one.
+    """
+    if reason := misfit(model):
+        raise CheckpointError(
+            f"Training cannot start from {name!r}: its model has {reason}. Start from another, or "
+            "train it on data of its size (`load` of train_to_directory)."
+        )
 
 
 def require_own(checkpoint: Checkpoint) -> None:

@@ -47,6 +47,27 @@ def test_what_was_not_measured_is_not_passed(monkeypatch):
     assert "kill: no strace here" in done.output
 
 
+def test_a_store_of_the_working_directory_leaves_the_library_alone(tmp_path):
+    """Its children took the `types.py` beside it for the standard library's."""
+    (tmp_path / "types.py").write_text("raise SystemExit('not the library')")
+    (tmp_path / "mine.py").write_text(
+        "from forge_harness.state import Store\n"
+        "def start(root, **options):\n    return Store.open(root, **options)\n"
+        "def here(root, **options):\n    import sys\n"
+        "    assert 'storage_writer' not in ' '.join(sys.orig_argv)\n"
+        "    return Store.open(root, **options)\n"
+    )
+    program = "import sys; from forge_harness.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-P", "-c", program, "drill", *STORAGE, "--campaign", "writers"]
+    command += ["--trials", "1", "--opener"]
+    done = [
+        subprocess.run([*command, f"mine:{name}"], cwd=tmp_path, capture_output=True, text=True)
+        for name in ("start", "here")
+    ]
+    assert [each.returncode for each in done] == [0, 4], done
+    assert "makes no store that takes a commit in a fresh process: AssertionError" in done[1].stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from forge_harness import StateManager
 from forge_harness.cli.state import state_group
-from forge_harness.errors import ForgeError, UsageError
+from forge_harness.errors import ExitCode, ForgeError, UsageError
 from forge_harness.security.audit_file import AuditFile
 from forge_harness.security.key_sources import write_keyring
 from forge_harness.security.keys import Keyring
@@ -33,6 +34,39 @@ def test_ls_says_what_the_phases_hold(root: Path) -> None:
     listed = json.loads(run(root, "ls", "--json", "--phase", "5").output)
     assert [state["name"] for state in listed["states"]] == ["m"]
     assert listed["summary"]["states"] == 2
+
+
+def test_a_label_that_moves_says_from_where(root: Path) -> None:
+    """A script that was run again took the place to go back to away without a word."""
+    assert run(root, "checkpoint", "before").output == "Checkpoint before: generation 2.\n"
+    again = run(root, "checkpoint", "before").output
+    assert again.startswith("Checkpoint before: generation 3; it named generation 2, which `gc`")
+
+
+def test_what_is_older_than_what_was_saved_is_not_handed_out_as_it(
+    root: Path, tmp_path: Path
+) -> None:
+    """`get` wrote the version before, and said that it was verified."""
+    copy = tmp_path / "copy"
+    with StateManager(root) as manager:
+        manager.save(phase=5, kind="model", name="m", data=b"newer")
+        shutil.copytree(root, copy)
+    (copy / "index.db-wal").unlink()
+    (copy / "index.db-shm").unlink()
+    get = ("get", "5", "m", "--out", str(tmp_path / "out"))
+    refused = run(copy, *get)
+    assert "has lost what is newer than generation 2" in str(refused.exception)
+    assert refused.exception.exit_code == ExitCode.VERIFICATION_FAILED  # type: ignore[union-attr]
+    assert not (tmp_path / "out").exists()
+    listed = run(copy, "ls")
+    assert "Warning: generation 3: it was acknowledged and is not in" in listed.stderr
+    assert run(copy, *get, "--generation", "2").return_value == 0
+    with StateManager(copy) as manager:
+        assert len(manager.lost()) == 1
+        manager.save(phase=5, kind="config", name="c", data={})
+        assert manager.lost() == []
+    assert run(copy, "ls").stderr == ""
+    assert run(copy, "verify").return_value == ExitCode.VERIFICATION_FAILED
 
 
 def test_show_names_files_and_digests(root: Path) -> None:

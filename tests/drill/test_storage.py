@@ -6,9 +6,18 @@ import shutil
 
 import pytest
 
-from forge_harness.drill import damage, limits, migration, storage, strace, workload
+from forge_harness.drill import (
+    children,
+    damage,
+    limits,
+    migration,
+    power_cut,
+    storage,
+    strace,
+    workload,
+)
 from forge_harness.drill.storage import MUTANTS, run_campaign, run_mutant, run_storage
-from forge_harness.drill.tally import Status
+from forge_harness.drill.tally import Status, Tally
 from forge_harness.drill.target import OWN_STORE, open_store
 from forge_harness.errors import UsageError
 
@@ -143,6 +152,90 @@ def test_a_sweep_of_disks_has_as_many_sizes_as_it_was_given(trials, sizes, monke
     run_campaign("disk_full", trials=trials)
     assert len(set(swept)) == sizes
     assert (min(swept), max(swept)) == (40, 40 + 960 * (sizes - 1) // sizes)
+
+
+@pytest.mark.parametrize(("trials", "cuts"), [(1, [1]), (5, [3, 2]), (None, [25, 25])])
+def test_power_is_cut_as_often_as_was_asked_over_all_workloads(trials, cuts, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        power_cut, "cut_power", lambda tally, opener, *, trials, shape, tell: made.append(trials)
+    )
+    run_campaign("power_cut", trials=trials)
+    assert made == cuts
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.parametrize("trials", [2, 4])
+def test_old_stores_that_are_not_struck_are_trials_too(trials):
+    stores = storage.shipped_old_stores()
+    report = run_campaign("migration", profile="quick", trials=trials, old_stores=stores)
+    assert (report.status, report.trials) == (Status.HELD, trials), report.reason
+
+
+def test_a_newer_store_is_opened_as_often_as_was_asked():
+    assert run_campaign("newer_schema", trials=2).trials == 2
+
+
+OPENER = """
+import sys, time
+from forge_harness.state import Store
+CHILD = "storage_writer" in " ".join(sys.orig_argv)
+
+def here_only(root, **options):
+    if CHILD:
+        raise RuntimeError("only in the process of the drill")
+    return Store.open(root, **options)
+
+class Waiting(Store):
+    def commit(self, states, **options):
+        if str(states[0].name).startswith(("first-", "second-")):
+            time.sleep(60)
+        return super().commit(states, **options)
+
+def waiting(root, **options):
+    return Waiting.open(root, **options)
+
+class Patient(Store):
+    def commit(self, states, **options):
+        while True:
+            try:
+                return super().commit(states, **options)
+            except Exception:
+                time.sleep(0.01)
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "own_store_of_test.py").write_text(OPENER)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "own_store_of_test"
+
+
+@pytest.mark.parametrize("name", ["file_limit", "writers", "replay"])
+def test_what_no_child_can_open_measures_nothing(own, name):
+    """Writers that never began had lost nothing: two campaigns held, others said it had."""
+    report = run_campaign(name, f"{own}:here_only", profile="quick", trials=2)
+    assert (report.status, report.trials) == (Status.NOT_MEASURED, 0)
+    assert "in a fresh process: RuntimeError: only in" in report.reason
+
+
+def test_writers_that_wait_for_each_other_measure_nothing(own):
+    """Nothing they were acknowledged was gone."""
+    report = run_campaign("writers", f"{own}:waiting", profile="quick", trials=1)
+    assert (report.status, report.acknowledged) == (Status.NOT_MEASURED, 0)
+    assert "no commit returned before its writer was killed" in report.reason
+
+
+def test_a_store_that_tries_again_for_ever_is_a_finding(own, monkeypatch):
+    """It ended the drill, and what other campaigns had found was gone."""
+    monkeypatch.setitem(children.run.__kwdefaults__, "timeout_s", 5.0)
+    tally = Tally("file_limit", 0)
+    opener = f"{own}:Patient.open"
+    limits.limit_files(tally, opener, limits=[60_000], tell=lambda done, total, label: None)
+    report = tally.report()
+    assert (report.status, report.unrecoverable) == (Status.LOST, 1)
+    assert "did not end within 5 s" in report.reason
 
 
 @pytest.mark.parametrize(

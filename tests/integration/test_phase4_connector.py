@@ -40,6 +40,15 @@ def test_loading_finds_the_frozen_codes(kind):
     assert loaded.model.family == "digits"
 
 
+def test_a_model_of_other_sizes_has_no_task_and_starts_no_training():
+    """Training began, and ended with the shapes of a product that does not exist."""
+    path = GOLDEN / "native-digits"
+    assert Phase4Connector().configure_qat(path).task is None
+    assert Phase4Connector().configure_qat(MODELS / "v1.0").task == "digits"
+    with pytest.raises(CheckpointError, match="its model has inputs 16"):
+        Phase4Connector().start_session(path, TrainOptions(steps=1))
+
+
 def test_the_matrix_says_what_each_kind_costs():
     rows = {row.model_type: row for row in Phase4Connector().compatibility()}
     assert [row.conversion for row in rows.values()] == ["No", "Minor", "Yes", "Auto-detect"]

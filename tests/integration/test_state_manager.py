@@ -107,6 +107,15 @@ def test_a_checkpoint_brings_everything_back_and_forgets_nothing(manager: StateM
         manager.restore("befor")
 
 
+@pytest.mark.parametrize("target", [None, True, 1.0])
+def test_what_is_no_generation_is_not_restored(manager: StateManager, target: object) -> None:
+    """None, of a label nobody had set, restored what was there already, and said it had."""
+    manager.save(phase=5, kind="config", name="c", data={})
+    with pytest.raises(StateError, match=f"What to restore is {target}; expected the label"):
+        manager.restore(target)  # type: ignore[arg-type]
+    assert len(manager.generations()) == 1
+
+
 def test_collection_keeps_checkpoints_and_the_newest(manager: StateManager) -> None:
     for value in range(4):
         manager.save(phase=5, kind="data", name="d", data=bytes([value]) * 100_000)

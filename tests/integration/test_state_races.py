@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -25,6 +25,21 @@ class Interrupted(Store):
         if between is not None:
             between()
         return super().writing()
+
+
+class Overtaken(Store):
+    """Lets somebody else go next, once, after it has committed."""
+
+    after: Callable[[], object] | None = None
+
+    def commit(
+        self, states: Sequence[NewState], *, note: str = "", parent: int | None = None
+    ) -> Generation:
+        made = super().commit(states, note=note, parent=parent)
+        after, self.after = self.after, None
+        if after is not None:
+            after()
+        return made
 
 
 @pytest.fixture
@@ -70,6 +85,24 @@ def test_a_checkpoint_names_what_is_still_there(managers) -> None:
     assert other.checkpoints() == {"named": named.number}
     other.restore("named")
     assert other.load(phase=5, name="m") == b"newer" * 20_000
+
+
+def test_what_was_saved_is_returned_whatever_was_saved_next(tmp_path: Path) -> None:
+    """The id was that of another process's state, and so was every lineage made of it."""
+    root = tmp_path / "states"
+    with StateManager(root, open_store=Overtaken.open) as ours, StateManager(root) as other:
+        ours._store.after = lambda: newer(other)
+        saved = ours.save(phase=5, kind="model", name="m", data=b"ours")
+        assert (saved.generation, saved.files["data"].size) == (1, 4)
+
+        def theirs() -> None:
+            newer(other)
+            other.migrate(phase=5, name="m", to_phase=6)
+
+        ours._store.after = theirs
+        moved = ours.migrate(phase=5, name="m", to_phase=6)
+        assert moved.generation == 3
+        assert ours.get(phase=6, name="m").generation == 5
 
 
 def test_a_migration_takes_no_name_that_was_taken_meanwhile(managers) -> None:

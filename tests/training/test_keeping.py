@@ -120,6 +120,24 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> Non
         keeper.newest()
 
 
+def test_a_run_says_that_it_goes_on_from_what_a_store_has_left(tmp_path: Path) -> None:
+    """It went on from an earlier step without a word."""
+    out, states, copy = tmp_path / "run", tmp_path / "states", tmp_path / "copy"
+    with pytest.raises(Stop):
+        train_to_directory(
+            "digits", out, OPTIONS, checkpoint_every=2, state=states, on_step=stop_at(4)
+        )
+    with Store.open(states):
+        train_to_directory("digits", out, OPTIONS, resume=True)
+        shutil.copytree(states, copy)
+    (copy / "index.db-wal").unlink()
+    (copy / "index.db-shm").unlink()
+    notes: list[str] = []
+    train_to_directory("digits", out, OPTIONS, resume=True, state=copy, on_note=notes.append)
+    assert "was acknowledged and is not in the index" in notes[0]
+    assert notes[0].endswith(". The run goes on from run/step-4.")
+
+
 def test_a_run_that_was_stopped_before_its_first_checkpoint_is_told_from_a_damaged_one(
     tmp_path: Path,
 ) -> None:

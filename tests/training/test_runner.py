@@ -161,6 +161,23 @@ def test_a_start_of_another_size_or_task_is_told_from_the_checkpoint(tmp_path: P
         train_to_directory("digits", tmp_path / "on", OPTIONS, resume=True)
 
 
+@pytest.mark.parametrize(
+    ("checkpoint", "said"),
+    [
+        ("native-digits", "its model has inputs 16, and the data of 'digits' ask for 64"),
+        ("hf-packed-without-config", "does not say that it holds a model of digits or byte-lm"),
+        ("gguf-i2_s-arm", "does not say that it holds a model of digits or byte-lm"),
+    ],
+)
+def test_a_start_that_no_task_has_data_for_is_refused(
+    checkpoint: str, said: str, tmp_path: Path
+) -> None:
+    """One was an internal error at the first step; for the others an option was advised."""
+    source = fixtures_dir() / "checkpoints" / checkpoint
+    with pytest.raises(UsageError, match=said):
+        train_to_directory("digits", tmp_path / "on", OPTIONS, from_checkpoint=source)
+
+
 def test_what_does_not_fit_is_told_in_a_sentence_however_large_the_model_is(tmp_path: Path) -> None:
     def deep(task: str, seed: int, precision: Precision) -> DigitsModel:
         return DigitsModel(DigitsConfig(width=32, hidden=32, blocks=24), precision=precision)
