@@ -1,6 +1,7 @@
 """Configuration: layers, origins, refusals in one sentence, digest, round trip, schema."""
 
 import json
+import os
 import tomllib
 from pathlib import Path
 
@@ -369,6 +370,19 @@ def test_two_files_in_one_directory_are_refused(tmp_path):
     (tmp_path / "pyproject.toml").write_text("[tool.forge-harness]\n")
     with pytest.raises(ConfigError, match="keep one of them"):
         find_config_file(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["link", "directory", "pipe"])
+def test_what_is_called_forge_toml_is_not_passed_over(tmp_path, kind):
+    """The defaults name another subject."""
+    file = tmp_path / "forge.toml"
+    if kind == "link":
+        file.symlink_to("of-another-machine.toml")
+    else:
+        os.mkfifo(file) if kind == "pipe" else file.mkdir()
+    said = "is a link to nothing" if kind == "link" else "is no file"
+    (tmp_path / "below").mkdir()
+    assert f"{file} {said}" in str(refused(cwd=tmp_path / "below"))
 
 
 @pytest.mark.parametrize(

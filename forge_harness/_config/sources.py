@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -52,22 +53,41 @@ def find_config_file(start: Path) -> Path | None:
     """Returns the nearest forge.toml, or pyproject.toml with our table, at `start` or above.
 
     Raises:
-        ConfigError: One directory has both; neither may win in silence.
+        ConfigError: One directory has both, neither of which may win in silence; or what is called
+            forge.toml is no file, or a link to nothing.
     """
     for directory in (start, *start.parents):
         own, project = directory / CONFIG_NAME, directory / PROJECT_NAME
+        is_own = _is_file(own)
         in_project = project.is_file() and project_table(project) is not None
-        if own.is_file() and in_project:
+        if is_own and in_project:
             raise ConfigError(
                 f"{directory} has both {CONFIG_NAME} and [tool.{PROJECT_TABLE}] in "
                 f"{PROJECT_NAME}; keep one of them, or name one with --config.",
                 key=CONFIG_NAME,
             )
-        if own.is_file():
+        if is_own:
             return own
         if in_project:
             return project
     return None
+
+
+def _is_file(path: Path) -> bool:
+    """Returns whether a file is there; refuses what is meant to be one and cannot be read.
+
+    A link may lead to what a container does not have; to pass it over would be silence.
+    """
+    if path.is_file():
+        return True
+    if not os.path.lexists(path):
+        return False
+    kind = "a link to nothing" if path.is_symlink() and not path.exists() else "no file"
+    raise ConfigError(
+        f"{path} is {kind}; expected a configuration file: mend or remove it, or name one with "
+        "--config.",
+        key=path.name,
+    )
 
 
 def read_config_file(path: Path) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def process(
 
 
 def selection_problem(state: ForgeState) -> str | None:
-    """Returns what is wrong with `--forge-suite`, `--forge-check` and `--forge-shard`, or None."""
+    """Returns what is wrong with `--forge-suite`, `-check`, `-shard` and `-waivers`, or None."""
     from forge_harness.selection import select
     from forge_harness.types import Profile
 
@@ -118,6 +118,9 @@ def selection_problem(state: ForgeState) -> str | None:
             )
         if options.shard is not None:
             _ = state.shard_checks
+        if options.events is None:
+            # Unreadable waivers are known before the checks run for minutes.
+            _ = state.waivers
     except ForgeError as error:
         return str(error)
     return None

@@ -21,6 +21,7 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--forge-run-dir",
         metavar="DIR",
+        type=_named,
         default=None,
         help="keep the run: run.json, reports and manifest go to DIR (new or empty)",
     )
@@ -33,12 +34,17 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--forge-subject",
         metavar="S",
+        type=_named,
         default=None,
         help="what is validated: module:object, file.py:object or an entry point "
         "(default: the reference pipeline)",
     )
     group.addoption(
-        "--forge-policy", metavar="F", default=None, help="policy file laid over the shipped one"
+        "--forge-policy",
+        metavar="F",
+        type=_named,
+        default=None,
+        help="policy file laid over the shipped one",
     )
     group.addoption(
         "--forge-suite",
@@ -57,16 +63,25 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--forge-shard",
         metavar="I/N",
+        type=_named,
         default=None,
         help="run part I of N of the profile only; `forge-harness merge` makes one run of all",
     )
     group.addoption(
         "--forge-seed", metavar="N", type=_seed, default=None, help="seed of the run (default: 0)"
     )
-    group.addoption("--forge-waivers", metavar="F", default=None, help="file of waivers")
-    group.addoption("--forge-config", metavar="F", default=None, help="configuration file")
     group.addoption(
-        "--forge-study", metavar="FILE", default=None, help="quality study made beforehand"
+        "--forge-waivers", metavar="F", type=_named, default=None, help="file of waivers"
+    )
+    group.addoption(
+        "--forge-config", metavar="F", type=_named, default=None, help="configuration file"
+    )
+    group.addoption(
+        "--forge-study",
+        metavar="FILE",
+        type=_named,
+        default=None,
+        help="quality study made beforehand",
     )
     group.addoption(
         "--forge-timeout",
@@ -77,6 +92,13 @@ def add_options(parser: pytest.Parser) -> None:
     )
     # How `forge-harness run` listens to the pytest process it starts.
     group.addoption("--forge-events", metavar="FILE", default=None, help="write events to FILE")
+
+
+def _named(text: str) -> str:
+    """A shell makes an empty text of a variable that is not set, which would name a default."""
+    if not text:
+        raise ArgumentTypeError("it is empty; give a value, or leave the option out")
+    return text
 
 
 def _seed(text: str) -> int:

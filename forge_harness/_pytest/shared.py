@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from forge_harness.errors import ForgeError
 
 TURN, ROOM = "timing.turn", "timing.room"
+PATIENCE_S = 900.0
+"""What a test that compares times waits for the others, before it runs beside them."""
+POLL_S = 0.01
 
 
 class SharedBuildError(ForgeError):
@@ -25,9 +30,13 @@ def alone(directory: Path) -> Iterator[None]:
     """Keeps other processes of the session out of such blocks, and of `alongside`, meanwhile.
 
     Who waits is next: those that come later wait behind it, so that a stream of short blocks in
-    the other processes does not keep it out.
+    the other processes does not keep it out. It waits for `PATIENCE_S` at most: the others may wait
+    for something that one of those behind it holds.
     """
-    with _locked(directory / TURN, fcntl.LOCK_EX), _locked(directory / ROOM, fcntl.LOCK_EX):
+    with (
+        _locked(directory / TURN, fcntl.LOCK_EX),
+        _locked(directory / ROOM, fcntl.LOCK_EX, patience=PATIENCE_S),
+    ):
         yield
 
 
@@ -41,12 +50,30 @@ def alongside(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(file: Path, kind: int) -> Iterator[None]:
-    """Holds a POSIX lock: unlike flock's, a child that a check forked and left does not keep it."""
+def _locked(file: Path, kind: int, *, patience: float | None = None) -> Iterator[None]:
+    """Holds a POSIX lock: unlike flock's, a child that a check forked and left does not keep it.
+
+    With `patience`, in seconds, it goes on without the lock after that.
+    """
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with file.open("a+") as lock:
-        fcntl.lockf(lock, kind)
+        if patience is None:
+            fcntl.lockf(lock, kind)
+        else:
+            _lock_within(patience, lock, kind)
         yield
+
+
+def _lock_within(patience: float, lock: IO[str], kind: int) -> None:
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        try:
+            fcntl.lockf(lock, kind | fcntl.LOCK_NB)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            time.sleep(POLL_S)
 
 
 def build_once(directory: Path, name: str, builder: Callable[[], Any]) -> Any:  # noqa: ANN401

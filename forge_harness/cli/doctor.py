@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from forge_harness.cli.options import (
+    NamedText,
     config_option,
     examples,
     json_option,
@@ -30,7 +31,12 @@ if TYPE_CHECKING:
     ),
 )
 @config_option
-@click.option("--subject", metavar="SPEC", help="Subject to look at (default: run.subject).")
+@click.option(
+    "--subject",
+    type=NamedText(),
+    metavar="SPEC",
+    help="Subject to look at (default: run.subject).",
+)
 @json_option
 def doctor_command(config_file: Path | None, subject: str | None, as_json: bool) -> int:
     """Show this environment, the native module, and which checks the subject's capabilities open.

@@ -95,6 +95,25 @@ class NamedPath(click.Path):
         return Path(os.fsdecode(super().convert(value, param, ctx)))
 
 
+class NamedText(click.types.StringParamType):
+    """The name of a subject, a file or a place as configuration takes it, which is never empty.
+
+    In a file an empty text is the default; a flag has it from a variable of the shell that is
+    not set, and would quietly mean something else than what its user names.
+    """
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401 - click's own signature
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> str:
+        """Reads a text; click's own error where it is empty."""
+        if value == "":
+            self.fail("It is empty; give a value, or leave the option out.", param, ctx)
+        return str(super().convert(value, param, ctx))
+
+
 def _cut(text: str) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 

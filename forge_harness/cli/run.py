@@ -17,6 +17,7 @@ import click
 
 from forge_harness.cli.options import (
     PROFILES,
+    NamedText,
     config_option,
     examples,
     existing,
@@ -61,6 +62,7 @@ def parse_formats(context: click.Context, parameter: click.Parameter, text: str)
 _FLAGS: tuple[Callable[..., Any], ...] = (
     click.option(
         "--run-dir",
+        type=NamedText(),
         metavar="DIR",
         help="New or empty directory of the run (default: forge-runs/<UTC time>).",
     ),
@@ -82,25 +84,31 @@ _FLAGS: tuple[Callable[..., Any], ...] = (
     ),
     click.option(
         "--shard",
+        type=NamedText(),
         metavar="I/N",
-        default="",
         help="Only part I of N of the profile, for N jobs side by side; `merge` makes one run of "
         "them.",
     ),
     click.option(
         "--subject",
+        type=NamedText(),
         metavar="SPEC",
         help="What is validated: module:object, file.py:object or an "
         "entry point (default: the reference pipeline).",
     ),
     click.option("--seed", metavar="N", help="Seed of every random choice (default: 0)."),
-    click.option("--policy", metavar="FILE", help="Policy laid over the shipped one."),
-    click.option("--waivers", metavar="FILE", help="Waivers: owned, dated known failures."),
+    click.option(
+        "--policy", type=NamedText(), metavar="FILE", help="Policy laid over the shipped one."
+    ),
+    click.option(
+        "--waivers", type=NamedText(), metavar="FILE", help="Waivers: owned, dated known failures."
+    ),
     click.option("--workers", metavar="N", help="Processes side by side; 0: one a CPU, at most 4."),
     click.option(
         "--suite-path",
         "suite_paths",
         multiple=True,
+        type=NamedText(),
         metavar="DIR",
         help="Directory of your own checks (repeatable).",
     ),
@@ -109,7 +117,10 @@ _FLAGS: tuple[Callable[..., Any], ...] = (
     ),
     click.option("--deadline", metavar="SECONDS", help="Longest time of the whole run; 0: none."),
     click.option(
-        "--state", metavar="ROOT", help="Keep the finished run in this state store as well."
+        "--state",
+        type=NamedText(),
+        metavar="ROOT",
+        help="Keep the finished run in this state store as well.",
     ),
     keys_option(required=False),
     config_option,
@@ -175,7 +186,7 @@ class Selection:
     shard: Shard | None = None
 
 
-def _selection(suites: tuple[str, ...], checks: tuple[str, ...], shard: str) -> Selection:
+def _selection(suites: tuple[str, ...], checks: tuple[str, ...], shard: str | None) -> Selection:
     from forge_harness.sharding import parse_shard
 
     if shard and (suites or checks):

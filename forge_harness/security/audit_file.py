@@ -219,7 +219,8 @@ class AuditFile:
 
     def _open(self, read_only: bool) -> sqlite3.Connection:
         if read_only and not self.path.is_file():
-            raise FileNotFoundError("there is no such file")
+            is_there = self.path.exists()
+            raise FileNotFoundError("it is no file" if is_there else "there is no such file")
         made = not self.path.exists()
         if made:
             self.path.parent.mkdir(parents=True, exist_ok=True)

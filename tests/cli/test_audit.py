@@ -93,6 +93,8 @@ def test_what_is_no_log_is_a_usage_error(log: Path, what: str, command: str) -> 
     code, said = code_of("audit", command, path, *keys)
     assert code == ExitCode.USAGE, said
     assert str(path) in said
+    assert ("there is no such file" in said) == (what == "missing")
+    assert ("it is no file" in said) == (what == "directory")
 
 
 def test_a_pipe_is_no_log_and_is_not_waited_for(log: Path) -> None:

@@ -110,6 +110,13 @@ def test_a_missing_native_module_is_7_with_the_remedy(invoke, monkeypatch):
     assert "The native module is missing: No module named x; reinstall" in result.output
 
 
+def test_a_subject_that_is_not_named_is_not_the_reference(invoke):
+    """As a shell writes a variable that is not set."""
+    result = invoke("doctor", "--subject", "")
+    assert result.exit_code == ExitCode.USAGE
+    assert "Invalid value for '--subject': It is empty;" in result.stderr
+
+
 @pytest.mark.parametrize("spec", ["no_such_module:thing", "missing.py:thing", "nosuchentry"])
 def test_a_wrong_subject_is_a_usage_error(invoke, spec):
     result = invoke("doctor", "--subject", spec)

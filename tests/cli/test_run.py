@@ -228,6 +228,19 @@ def test_bad_input_is_one_sentence_and_4(invoke, project, arguments, sentence):
     assert not (project / "forge-runs").exists()
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["--run-dir", "--subject", "--policy", "--waivers", "--suite-path", "--state", "--shard"],
+)
+def test_a_variable_that_is_not_set_names_no_default(invoke, project, option):
+    """The reference pipeline, say: all of it passes. (Without the refusal the seed is refused.)"""
+    result = invoke("run", option, "", "--seed", "x")
+    assert result.exit_code == ExitCode.USAGE, result.output
+    said = f"Error: Invalid value for '{option}': It is empty; give a value, or leave the option"
+    assert said in result.stderr
+    assert not (project / "forge-runs").exists()
+
+
 RUN_KEYS = {
     "run.profile": ("full", "profile", "full"),
     "run.seed": (5, "seed", 5),

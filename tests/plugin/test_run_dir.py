@@ -205,13 +205,21 @@ def test_a_catalogue_beside_the_suite_is_the_denominator(session, pytester):
         (("--forge-config", "gone.toml", "--forge-run-dir", "r"), "gone.toml"),
         (("--forge-policy", "gone.toml", "--forge-run-dir", "r"), "Cannot read gone.toml"),
         (("--forge-waivers", "gone.toml", "--forge-run-dir", "r"), "Cannot read gone.toml"),
+        (("--forge-waivers", "gone.toml"), "Cannot read gone.toml"),
+        # What a shell makes of a variable that is not set must not name a default.
+        (("--forge-subject", "", "--forge-run-dir", "r"), "argument --forge-subject: it is empty"),
+        (("--forge-run-dir", ""), "argument --forge-run-dir: it is empty"),
     ],
-    ids=["file", "not_empty", "subject", "config", "policy", "waivers"],
+    ids=[
+        *("file", "not_empty", "subject", "config", "policy", "waivers", "waivers_not_kept"),
+        *("no_subject", "no_directory"),
+    ],
 )
 def test_bad_options_stop_before_anything_runs(session, pytester, options, sentence):
     result = session(SOURCE, *options)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert sentence in result.stderr.str() + result.stdout.str()
+    assert "passed" not in result.stdout.str()
     assert not (pytester.path / "r").exists()
 
 

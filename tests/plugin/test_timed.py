@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import time
 
+from forge_harness._pytest import shared
 from forge_harness._pytest.shared import alone, alongside
 
 TIMED = """
@@ -106,6 +107,30 @@ def test_a_stream_of_others_does_not_keep_it_out(tmp_path):
         for process in processes:
             process.join(20)
     assert [process.exitcode for process in processes] == [0] * 4
+
+
+def test_others_that_never_end_are_not_waited_for(tmp_path, monkeypatch):
+    """They may wait for what a test behind this one holds, such as a lock of the user's own."""
+    monkeypatch.setattr(shared, "PATIENCE_S", 0.2)
+    context = multiprocessing.get_context("fork")
+    begun, stop = context.Event(), context.Event()
+
+    def stay():
+        with alongside(tmp_path):
+            begun.set()
+            stop.wait(60)
+
+    process = context.Process(target=stay)
+    process.start()
+    try:
+        assert begun.wait(20)
+        start = time.monotonic()
+        with alone(tmp_path):
+            assert 0.2 <= time.monotonic() - start < 20
+    finally:
+        stop.set()
+        process.join(20)
+    assert process.exitcode == 0
 
 
 def test_a_child_left_behind_does_not_hold_it(tmp_path):
