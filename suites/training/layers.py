@@ -24,6 +24,7 @@ from forge_harness import oracles
 from forge_harness.evidence import largest, smallest
 from forge_harness.probes.inputs import prepares_inputs, quantized_input
 
+from .excess import WeightGradient, excess
 from .redrawn import Draws
 from .support import is_coarse, roundoff
 
@@ -89,24 +90,6 @@ class LayerErrors:
             self.weight_error, self.weight_layer = error, name
 
 
-def excess(found: Tensor | None, expected: Any, terms: Any, length: int, extra: Any = 0.0) -> float:
-    """Returns the largest error over its limit; infinite when there is no gradient at all.
-
-    Args:
-        found: The gradient.
-        expected: The oracle's, float64.
-        terms: Sum of |terms| of each element.
-        length: Terms of each sum.
-        extra: What each element may be off by besides.
-    """
-    if found is None:
-        return math.inf
-    # What is stored in bf16 is rounded once more, and once more where it came from.
-    stored = 2 * (roundoff(found) - oracles.UNIT_ROUNDOFF)
-    limit = (oracles.gradient_limit(length) + stored) * terms + extra + 1e-37
-    return float(np.max(np.abs(oracles.float64(found) - expected) / limit))
-
-
 def layer_errors(subject: Any, task: str) -> LayerErrors:
     """Returns how far the gradients at the layers of a fresh model are from the oracle's."""
     model = subject.build_model(task, seed=0)
@@ -147,25 +130,25 @@ def _compare(
     weights: Mapping[str, Tensor],
     latents: Mapping[str, nn.Parameter],
 ) -> None:
-    sums: dict[int, list[Any]] = {}  # exact operands, and operands in half precision
+    sums: dict[int, WeightGradient | None] = {}
     for name, layer in layers.items():
         used = [call for call in calls[name] if call.upstream is not None and call.output.numel()]
         sources = [_source(subject, layer, call, weights[name]) for call in used]
         if not used or None in sources:
             errors.unexplained.append(name)
             # Others may share the latent weight, whose gradient is then not known either.
-            sums[id(latents[name])] = []
+            sums[id(latents[name])] = None
             continue
         errors.compared += 1
         for call, seen in zip(used, sources, strict=True):
             errors.see_input(name, _input_excess(call, seen, weights[name]))
-            parts = sums.setdefault(id(latents[name]), [name, latents[name], Sums(), Sums()])
-            if parts:
-                _add_weight_gradient(subject, parts[2:], call, seen)
-    for parts in filter(None, sums.values()):
-        name, latent, *either = parts
-        if latent.requires_grad:
-            errors.see_weight(name, smallest(each.excess(latent.grad) for each in either))
+            of_weight = sums.setdefault(id(latents[name]), WeightGradient(name, latents[name]))
+            if of_weight is not None:
+                q, s = subject.quantize_activation(seen.prepared())
+                of_weight.add(call.upstream, q, s, roundoff(call.output))
+    for of_weight in filter(None, sums.values()):
+        if of_weight.latent.requires_grad:
+            errors.see_weight(of_weight.name, of_weight.excess())
 
 
 def _source(subject: Any, layer: nn.Module, call: Call, weight: Tensor) -> Seen | None:
@@ -221,44 +204,6 @@ def _prepared_excess(call: Call, seen: Seen, prepare: Prepare, expected: Any, te
     rounded = PREPARED_RTOL + 2 * (coarsest - oracles.UNIT_ROUNDOFF)
     error = np.linalg.norm(oracles.float64(seen.gradient) - expected, axis=-1)
     return float(np.max(error / (rounded * sum(sizes) + 1e-37)))
-
-
-@dataclass(slots=True)
-class Sums:
-    """What the calls of a layer add to the gradient of its weight."""
-
-    expected: Any = 0.0
-    terms: Any = 0.0
-    extra: Any = 0.0
-    tokens: int = 0
-
-    def excess(self, found: Tensor | None) -> float:
-        """Returns the largest error of a gradient over its limit."""
-        return excess(found, self.expected, self.terms, self.tokens, self.extra)
-
-
-def _add_weight_gradient(subject: Any, either: list[Sums], call: Call, seen: Seen) -> None:
-    q, s = subject.quantize_activation(seen.prepared())
-    upstream = oracles.float64(call.upstream)
-    exact, halves = either
-    terms = oracles.weight_gradient(np.abs(upstream), np.abs(oracles.int64(q)), s)
-    for sums in either:
-        sums.terms = sums.terms + terms
-        sums.tokens += upstream.size // upstream.shape[-1]
-    exact.expected = exact.expected + oracles.weight_gradient(upstream, q, s)
-    if not is_coarse(call.output):
-        halves.expected = halves.expected + oracles.weight_gradient(upstream, q, s)
-        return
-    half = roundoff(call.output)
-    narrow = oracles.narrowed(oracles.int64(q) * oracles.float64(s), half)
-    product = _over_tokens(upstream, narrow.values)
-    halves.expected = halves.expected + product
-    slack = _over_tokens(np.abs(upstream), narrow.slack)
-    halves.extra = halves.extra + slack + 2 * half * np.abs(product)
-
-
-def _over_tokens(upstream: Any, x: Any) -> Any:
-    return upstream.reshape(-1, upstream.shape[-1]).T @ x.reshape(-1, x.shape[-1])
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from forge_harness.oracles import vectors
 from forge_harness.subject.protocols import BuildsModel
 
 from .alignment import align, ignored_share
-from .layers import excess, layer_errors
+from .excess import excess
+from .layers import layer_errors
 from .reach import reached
 from .support import shown, tasks
 
