@@ -43,18 +43,7 @@ def test_sub_norm_present(subject, evidence):
         ):
             expect_none(evidence, f"{task}.{kind}", count, "modules", why)
         changes, spread, silent, numb = _norm_behaviour(subject, part)
-        evidence.at_most(
-            f"{task}.scale_leak",
-            changes.value,
-            limit=1e-5,
-            reason=changes.text("relative change of the norm's output for 4 times its input"),
-        )
-        evidence.at_most(
-            f"{task}.rms_spread",
-            spread.value,
-            limit=1e-3,
-            reason=spread.text("largest over smallest RMS of a token, less 1, gains taken out"),
-        )
+        _hold(evidence, task, changes, spread, "the norm's output")
         expect_none(
             evidence, f"{task}.ignored", silent, "modules", "the loss depends on the norm's output"
         )
@@ -63,6 +52,21 @@ def test_sub_norm_present(subject, evidence):
         )
     if not declared:
         pytest.skip("no model declares a sub-norm, nor layers that normalise their inputs")
+
+
+def _hold(evidence, task, changes, spread, what):
+    evidence.at_most(
+        f"{task}.scale_leak",
+        changes.value,
+        limit=1e-5,
+        reason=changes.text(f"relative change of {what} for 4 times its input"),
+    )
+    evidence.at_most(
+        f"{task}.rms_spread",
+        spread.value,
+        limit=1e-3,
+        reason=spread.text(f"largest over smallest RMS of a token of {what}, less 1, gains out"),
+    )
 
 
 def _held_inside(subject, part, evidence):
@@ -82,20 +86,7 @@ def _held_inside(subject, part, evidence):
             rms = y.square().mean(dim=-1).sqrt()
             spread.see(name, float(rms.max() / rms.min()) - 1)
     if normalise:
-        evidence.at_most(
-            f"{part.task}.scale_leak",
-            changes.value,
-            limit=1e-5,
-            reason=changes.text("relative change of what a layer quantizes for 4 times its input"),
-        )
-        evidence.at_most(
-            f"{part.task}.rms_spread",
-            spread.value,
-            limit=1e-3,
-            reason=spread.text(
-                "largest over smallest RMS of a token that a layer quantizes, less 1"
-            ),
-        )
+        _hold(evidence, part.task, changes, spread, "what a layer quantizes")
     return normalise
 
 
