@@ -41,6 +41,26 @@ def test_the_published_recipe_is_no_false_alarm(run_check, module, check, autoca
     assert run.outcome is Outcome.PASS, run.reason
 
 
+def rotated(x):
+    """The Hadamard transform in front of BitNet v2's codes."""
+    matrix = torch.ones(1, 1)
+    while len(matrix) < x.shape[-1]:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return x @ (matrix * len(matrix) ** -0.5).to(x)
+
+
+@pytest.mark.parametrize("check", [FORWARD, *GRADIENTS])
+def test_layers_that_rotate_their_input_are_no_false_alarm(run_check, module, check):
+    class Rotates(module.Published):
+        layer = type("BitLinear", (module.BitLinear,), {"normalise": lambda self, x: rotated(x)})
+
+        def quantized_input(self, model, name, x):
+            return rotated(x)
+
+    run = run_check(check, Rotates())
+    assert run.outcome is Outcome.PASS, run.reason
+
+
 def test_what_nobody_says_fails_and_names_the_way(run_check, module):
     class Silent(module.Published):
         quantized_input = None
