@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import forge_harness
+from forge_harness.integration.stops import delayed
 
 TIMEOUT_S = 60.0
 """A child needs far less than a second of processor time; a loaded machine may stretch that."""
@@ -144,12 +145,18 @@ def killed_at_end(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
 
     An interrupt of the drill does not reach it, as it has a process group of its own.
     """
-    with start(command) as child:
-        try:
-            yield child
-        finally:
-            if child.poll() is None:
-                kill(child)
+    with contextlib.ExitStack() as stack:
+        # A signal between its start and the note of it left a child that wrote to a directory that
+        # was removed meanwhile, and made it anew.
+        with delayed():
+            child = stack.enter_context(start(command))
+            stack.callback(_end, child)
+        yield child
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    if child.poll() is None:
+        kill(child)
 
 
 def start(command: Sequence[str]) -> subprocess.Popen[bytes]:

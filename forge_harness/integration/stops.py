@@ -65,6 +65,22 @@ def uninterrupted() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def delayed() -> Iterator[None]:
+    """Lets stop signals wait for the end of the block, which nothing may be lost in."""
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+
+    try:
+        with _handled_by(note):
+            yield
+    finally:
+        for number in came[:1]:
+            signal.raise_signal(number)
+
+
+@contextlib.contextmanager
 def interrupted_like_sigint() -> Iterator[None]:
     """Makes a KeyboardInterrupt of the first stop signal that would end the process unheard.
 

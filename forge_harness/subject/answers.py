@@ -70,8 +70,11 @@ def special(model: nn.Module, context: int) -> list[Line]:
             ]
     while len(lines) < SAMPLED + 2 + LIKELIEST:
         prompt = _prompt(random, random.randrange(*HALF))
-        tokens = _likeliest(model, prompt, context + 1 - len(prompt))
-        if tokens is not None:
+        count = context + 1 - len(prompt)
+        tokens = _likeliest(model, prompt, count)
+        # An answer that is the same to the prompt's halves in the other order may tell nothing of
+        # places: rotary positions that stood still gave the same six.
+        if tokens is not None and _likeliest(model, _halves_swapped(prompt), count) != tokens:
             lines.append(_line(prompt, tokens))
     return lines
 
@@ -93,6 +96,11 @@ def labelled(model: nn.Module, inputs: Tensor) -> list[Line]:
 
 def _prompt(random: Random, length: int) -> list[int]:
     return [random.randrange(256) for _ in range(length)]
+
+
+def _halves_swapped(prompt: Sequence[int]) -> list[int]:
+    half = len(prompt) // 2
+    return [*prompt[half:-1], *prompt[:half], prompt[-1]]
 
 
 def _line(prompt: Sequence[int], tokens: Sequence[int], **sampling: float) -> Line:

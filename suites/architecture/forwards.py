@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from forge_harness import oracles
+from forge_harness.evidence import smallest
 from forge_harness.probes.inputs import quantized_input
 
 from .calls import recording
@@ -132,7 +133,7 @@ def _module_error(x: Tensor, weight: Tensor, module: nn.Module, output: Tensor) 
         unsure = (np.abs(oracles.float64(x)) < 0.51 * np.abs(tokens)) | (doubtful > 0)
         slack = doubtful + t.slack + 2 * roundoff * np.abs(tokens) * unsure
         narrow = (t.values, slack), (v.values, v.slack)
-        error = min(error, _product_error(*narrow, module, output))
+        error = smallest((error, _product_error(*narrow, module, output)))
     return error
 
 

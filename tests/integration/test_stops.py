@@ -11,6 +11,7 @@ import pytest
 
 from forge_harness.integration.stops import (
     STOPS,
+    delayed,
     interrupted_like_sigint,
     interrupted_once,
     uninterrupted,
@@ -54,6 +55,29 @@ def test_the_first_signal_interrupts_and_later_ones_leave_the_clean_up_alone(num
     with pytest.raises(KeyboardInterrupt):
         work()
     assert cleaned == [later]
+
+
+@pytest.mark.parametrize("number", STOPS)
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_delayed_signal_comes_at_the_end_of_the_block(number, fails):
+    done = []
+
+    def work():
+        with interrupted_once(), delayed():
+            stop(number)
+            stop(number)
+            done.append(number)
+            if fails:
+                raise ValueError("of the block itself")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == [number]
+
+
+def test_without_a_signal_nothing_comes():
+    with interrupted_once(), delayed():
+        pass
 
 
 class Stopped:
