@@ -65,7 +65,9 @@ def _hold(evidence, task, changes, spread, what):
         f"{task}.rms_spread",
         spread.value,
         limit=1e-3,
-        reason=spread.text(f"largest over smallest RMS of a token of {what}, less 1, gains out"),
+        reason=spread.text(
+            f"largest over smallest RMS of a token of {what}, less 1, without gains"
+        ),
     )
 
 

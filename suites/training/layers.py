@@ -109,7 +109,9 @@ def layer_errors(subject: Any, task: str) -> LayerErrors:
         for name in layers:
             for call in calls[name]:
                 for seen in call.inputs[:1]:
-                    seen.prepare = partial(quantized_input, subject, model, name)
+                    prepare = partial(quantized_input, subject, model, name)
+                    # Given back as it is, nothing is done to it: the limits are sharper then.
+                    seen.prepare = None if prepare(seen.value) is seen.value else prepare
     _compare(errors, subject, layers, calls, weights, subject.latent_weights(model))
     return errors
 

@@ -56,7 +56,8 @@ def test_what_is_older_than_what_was_saved_is_not_handed_out_as_it(
     get = ("get", "5", "m", "--out", str(tmp_path / "out"))
     refused = run(copy, *get)
     assert "has lost what is newer than generation 2" in str(refused.exception)
-    assert refused.exception.exit_code == ExitCode.VERIFICATION_FAILED  # type: ignore[union-attr]
+    assert isinstance(refused.exception, ForgeError)
+    assert refused.exception.exit_code == ExitCode.VERIFICATION_FAILED
     assert not (tmp_path / "out").exists()
     listed = run(copy, "ls")
     assert "Warning: generation 3: it was acknowledged and is not in" in listed.stderr

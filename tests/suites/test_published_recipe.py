@@ -61,6 +61,35 @@ def test_layers_that_rotate_their_input_are_no_false_alarm(run_check, module, ch
     assert run.outcome is Outcome.PASS, run.reason
 
 
+class SlightlyOff(torch.autograd.Function):
+    """Passes a gradient that is off by 5e-5 of itself."""
+
+    @staticmethod
+    def forward(ctx, x):
+        from published_recipe import activation_values
+
+        return activation_values(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * (1 + 5e-5)
+
+
+def test_layers_that_do_nothing_to_their_input_are_held_more_sharply(run_check, module):
+    """The limit of a gradient through something else is wider than that of a product alone."""
+
+    class Plain(module.Published):
+        def quantized_input(self, model, name, x):
+            return x
+
+    subject = Plain()
+    changes = {"normalise": lambda self, x: x, "quantize": lambda self, x: SlightlyOff.apply(x)}
+    subject.layer = type("BitLinear", (module.BitLinear,), changes)
+    run = run_check(GRADIENTS[0], subject)
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert "layer_error is" in run.reason
+
+
 def test_what_nobody_says_fails_and_names_the_way(run_check, module):
     class Silent(module.Published):
         quantized_input = None

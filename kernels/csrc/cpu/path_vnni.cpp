@@ -22,7 +22,7 @@ namespace {
 // read probe cold weights reach, on Zen 5 0.96 with a page ahead, 0.84 without. On a Xeon with AMX
 // (the product alone, one thread) 0.77 to 0.88 without, 0.56 to 0.81 with a page ahead, 0.96 to 1.02
 // with a page ahead to the second-level cache and a little ahead to the first; hot ones within the
-// second-level cache lose 8 %. Several tokens reach 0.91 to 0.96 of the multiply probe on Zen 5 with
+// second-level cache lose 8 %. Several tokens reach 0.91 to 0.97 of the multiply probe on Zen 5 with
 // a page ahead, 0.69 to 0.93 without (6 to 128 tokens, hot, one thread); not measured on Intel.
 constexpr std::size_t kPage = 4096;
 constexpr std::size_t kNear = 1536;
