@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _EXITS = (
-    "\n\n\b\nExit codes: 0 every gate holds, 1 one does not, 7 something was not measured, or the"
-    "\nload was not what it was meant to be (INVALID)."
+    "\n\n\b\nExit codes: 0 every gate holds, 1 one does not, or the server was lost in the search,"
+    "\n7 something was not measured, or the load was not what it was meant to be (INVALID)."
 )
 
 
@@ -199,8 +199,9 @@ def run_command(
 @load_group.command(
     "peak",
     epilog=examples("forge-harness load peak --url http://localhost:8000 --slo 0.2")
-    + "\n\n\b\nExit codes: 0 found, 1 nothing was served within the objective, 7 only a lower "
-    "bound was\nfound: the time was over, or the generator could send no more.",
+    + "\n\n\b\nExit codes: 0 found, 1 nothing was served within the objective, or the server was "
+    "lost, 7 only\na lower bound was found: the time was over, or the generator could not send "
+    "more.",
 )
 @click.option(
     "--out",
@@ -350,13 +351,15 @@ def _capacity(text: str) -> float | None:
 def _write_plan(
     template: LoadPlan, out: Path, base: Base, shape: Shape | None, profile: str
 ) -> int:
+    from dataclasses import replace
+
     from forge_harness.load.driver import fresh_directory, shaped
     from forge_harness.load.session import LOCUSTFILE
 
     rate = base.rate or (base.share * base.capacity if base.capacity else None)
     if rate is None:
         raise LoadError("--dry-run sends nothing, so it cannot find the capacity; give --rate.")
-    plan = shaped(template, rate, shape, profile)
+    plan = shaped(replace(template, capacity=base.capacity), rate, shape, profile)
     fresh_directory(out)
     path = plan.write(out)
     click.echo(f"Plan: {shown(path)}")

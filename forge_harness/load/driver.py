@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from forge_harness.durable import write_durably
-from forge_harness.errors import LoadError
+from forge_harness.errors import ExitCode, LoadError
 
 from .analysis import CONTEXT, PEAK, analyse
+from .metrics import UnreachableError
 from .peak import Peak, Probe, search
 from .percentiles import nearest_rank
 from .plan import PLAN, SHAPES, LoadPlan, Shape, check_plan, phases_at, read_plan
@@ -55,6 +56,15 @@ LIMITS = {
 OnProbe = Callable[[Probe], None]
 
 
+class ServerLostError(LoadError):
+    """The server answered before the search for its capacity and did not outlive it.
+
+    That is no wrong address: it is what the server does under load, and a failure of it.
+    """
+
+    exit_code = ExitCode.GATE_FAILED
+
+
 def find_peak(
     generator: Generator,
     template: LoadPlan,
@@ -75,18 +85,22 @@ def find_peak(
         on_probe: Told of each probe that ended.
 
     Raises:
-        LoadError: Nothing answers at the address.
+        UnreachableError: Nothing answers at the address.
+        ServerLostError: Nothing does any more after a probe.
         GeneratorError: The generator ended.
     """
     count = 0
+    last = ""
 
     def probe(rate: float) -> Probe:
-        nonlocal count
+        nonlocal count, last
         phase = Phase(name=f"{rate:.0f}/s", multiple=1, rate=rate, seconds=limits.probe_s)
         plan = replace(template, phases=(phase,), seed=template.seed + count)
         own = directory / "probes" / f"{count:02d}"
         count += 1
-        generator.run(check_plan(plan), own, on_step)
+        with _after_probe(last):
+            generator.run(check_plan(plan), own, on_step)
+        last = phase.name
         found = read_probe(own)
         if on_probe is not None:
             on_probe(found)
@@ -103,6 +117,21 @@ def find_peak(
     )
     write_durably(directory / PEAK, json.dumps(peak_json(peak), indent=1).encode() + b"\n")
     return peak
+
+
+@contextlib.contextmanager
+def _after_probe(name: str) -> Iterator[None]:
+    """Says of a server that does not answer any more that it did before a probe, if there was."""
+    try:
+        yield
+    except UnreachableError as error:
+        if not name:
+            raise
+        raise ServerLostError(
+            f"The server answered, and after the probe of {name} it does not any more "
+            f"({error.reason}): it ended under the load, or has not caught up with it; look at its "
+            "log, or give a --rate that it can serve."
+        ) from error
 
 
 def read_probe(directory: Path) -> Probe:
@@ -190,6 +219,7 @@ def measure(
 
     Raises:
         LoadError: Nothing answers at the address, or nothing is served; the directory is not empty.
+        ServerLostError: Nothing answers any more after the search for the capacity.
         GeneratorError: The generator ended.
         KeyboardInterrupt: As it came; the report of what was sent until then is written.
     """
@@ -199,17 +229,19 @@ def measure(
     fresh_directory(directory)
     try:
         with Generator(directory / GENERATOR_LOG) as generator:
-            rate, capacity = base.rate, base.capacity
+            rate, capacity, last = base.rate, base.capacity, ""
             if rate is None and capacity is None:
                 limits = LIMITS[profile]
                 peak = find_peak(
                     generator, template, directory, limits, on_step=on_step, on_probe=on_probe
                 )
                 capacity = _capacity(peak)
+                last = f"{peak.probes[-1].rate:.0f}/s"
             if rate is None:
                 rate = base.share * (capacity or 0.0)
             plan = shaped(replace(template, capacity=capacity), rate, shape, profile)
-            return run_load(generator, plan, directory, on_step=on_step)
+            with _after_probe(last):
+                return run_load(generator, plan, directory, on_step=on_step)
     except KeyboardInterrupt:
         # The generator has ended by now and left its records. Without a plan, the search was on.
         with contextlib.suppress(LoadError):

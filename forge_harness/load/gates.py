@@ -33,8 +33,7 @@ def gates(
     """Returns every gate of a run, in the order of the phases."""
     found: list[Gate] = []
     for index, phase in enumerate(phases):
-        name = f"{phase.name} (again)" if phase.name in {p.name for p in phases[:index]} else None
-        name = name or phase.name
+        name = phase.name + _again(sum(p.name == phase.name for p in phases[:index]))
         if phase.multiple > OVERLOAD_ABOVE:
             found += _overload_gates(phase, name, plan, peak)
             continue
@@ -67,6 +66,11 @@ def gates(
             )
         )
     return tuple(found)
+
+
+def _again(before: int) -> str:
+    """Returns what sets a phase apart from as many of its name before it."""
+    return "" if not before else " (again)" if before == 1 else f" (again, {before})"
 
 
 def recovers(phases: Sequence[PhaseReport], index: int) -> bool:
@@ -102,11 +106,14 @@ def _overload_gates(phase: PhaseReport, name: str, plan: LoadPlan, peak: Peak | 
     ]
     if phase.counts["shed"]:
         found.append(_percentile(f"{name} refusal p95", phase.refusal, 0.95, SHED_P95_S))
-    if peak is not None and peak.goodput > 0:
+    capacity = peak.goodput if peak is not None else plan.capacity or 0.0
+    if capacity > 0:
+        # Phases of a small share of the capacity are below it, whatever their multiple.
+        most = min(capacity, phase.offered / phase.seconds)
         found.append(
             Gate(
                 name=f"{name} goodput over peak",
-                value=phase.goodput / peak.goodput if phase.offered else None,
+                value=phase.goodput / most if phase.offered else None,
                 limit=GOODPUT_OF_PEAK,
                 direction="at_least",
                 unit="",

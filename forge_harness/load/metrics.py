@@ -71,6 +71,22 @@ class CountersRefusedError(LoadError):
         self.status = status
 
 
+class UnreachableError(LoadError):
+    """Nothing answers at the address.
+
+    Args:
+        url: The address.
+        reason: What was seen instead.
+    """
+
+    def __init__(self, url: str, reason: object) -> None:
+        super().__init__(
+            f"Nothing answers at {url} ({reason}); start a server with `forge-harness serve`, and "
+            "give --ca for a certificate of your own."
+        )
+        self.reason = reason
+
+
 def refusal(status: int) -> str:
     """Returns in a clause why there are no counters, and what to do."""
     remedy = "look at its log"
@@ -142,7 +158,7 @@ class Server:
         """Returns status and body.
 
         Raises:
-            LoadError: Nothing answers there.
+            UnreachableError: Nothing answers there.
         """
         request = urllib.request.Request(self.url.rstrip("/") + path)
         if self.token:
@@ -157,17 +173,13 @@ class Server:
             with error:
                 return error.code, error.read()
         except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", error)
-            raise LoadError(
-                f"Nothing answers at {self.url} ({reason}); start a server with "
-                "`forge-harness serve`, and give --ca for a certificate of your own."
-            ) from error
+            raise UnreachableError(self.url, getattr(error, "reason", error)) from error
 
     def check(self) -> None:
         """Returns when something answers, whatever it says.
 
         Raises:
-            LoadError: Nothing does.
+            UnreachableError: Nothing does.
         """
         self.get("/metrics")
 
@@ -179,7 +191,7 @@ class Server:
             patience_s: How long to wait for that.
 
         Raises:
-            LoadError: Nothing answers there.
+            UnreachableError: Nothing answers there.
             CountersRefusedError: The server has them and does not give them.
         """
         until = time.monotonic() + patience_s

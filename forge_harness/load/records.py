@@ -16,6 +16,9 @@ from typing import Any
 
 from forge_harness.errors import LoadError
 
+LACKING = "no more files or ports"
+"""Begins the detail of a dropped request for which the generator could open no connection."""
+
 
 class Fate(StrEnum):
     """How a scheduled request ended; each has exactly one."""
@@ -29,7 +32,8 @@ class Fate(StrEnum):
     TIMEOUT = "timeout"
     """No whole answer before the deadline (504 included: the server's own word for it)."""
     DROPPED = "dropped"
-    """Not sent: too many were in flight. The generator's fault, so the run is invalid."""
+    """Not sent: too many were in flight, or the generator had no more files or ports. Its own
+    fault, so the run is invalid."""
     CENSORED = "censored"
     """Not known: the run was stopped, or the generator died, before it ended."""
 
@@ -57,16 +61,20 @@ class Record:
 
     @property
     def response_s(self) -> float:
-        """From when it was due to the whole answer; infinite when there was none."""
-        answered = self.done is not None and self.status is not None
-        return self.done - self.intended if answered and self.done is not None else math.inf
+        """From when it was due to the whole answer; infinite when there was none in time."""
+        return math.inf if self._answered is None else self._answered - self.intended
 
     @property
     def service_s(self) -> float:
-        """From when it was sent to the whole answer; infinite when there was none."""
-        if self.done is None or self.sent is None or self.status is None:
+        """From when it was sent to the whole answer; infinite when there was none in time."""
+        if self._answered is None or self.sent is None:
             return math.inf
-        return self.done - self.sent
+        return self._answered - self.sent
+
+    @property
+    def _answered(self) -> float | None:
+        """When the answer was whole. A 504 says that there is none, however soon it says so."""
+        return None if self.status is None or self.fate is Fate.TIMEOUT else self.done
 
     @property
     def lateness_s(self) -> float | None:

@@ -7,6 +7,7 @@ import json
 import os
 import selectors
 import signal
+import site
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -61,14 +62,17 @@ class Generator:
     def __enter__(self) -> Generator:
         environment = child_environment()
         environment["FORGE_LOAD_SESSION"] = "1"
+        # Its configuration is looked for in the user's home and in the directory it starts in. What
+        # Python keeps at home stays where it is: Locust itself may be there.
+        folder = resolved_path(self._log_path.parent)
+        environment |= {"HOME": str(folder), "PYTHONUSERBASE": site.getuserbase()}
         self._process = subprocess.Popen(
             [*locust_command(), "--headless", "-u", "1", "-r", "1", "--only-summary"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             env=environment,
-            # Its configuration files are looked for in the directory it starts in.
-            cwd=self._log_path.parent,
+            cwd=folder,
             start_new_session=True,
         )
         self._selector = selectors.DefaultSelector()

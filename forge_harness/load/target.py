@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
-import selectors
+import os
 import signal
 import subprocess
 import tempfile
@@ -22,6 +22,9 @@ from .traffic import Request
 
 START_S = 90.0
 END_S = 40.0
+_POLL_S = 0.005
+_MOST_BYTES = 1 << 20
+"""Of standard output, in which the line must be that says where the server is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,51 +59,78 @@ class Target:
             return None
         return time.monotonic() - self.started_at
 
-    def stop(self) -> int:
-        """Ends it by SIGTERM; returns its exit status once it has gone."""
+    def stop(self, *, end_s: float = END_S) -> int:
+        """Ends it by SIGTERM; returns its exit status once it has gone.
+
+        One that has not after `end_s` seconds is killed, and its status says so: -9.
+        """
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(END_S)
+        try:
+            return self.process.wait(end_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
 
 
 @contextmanager
 def started(command: Sequence[str], *, start_s: float = START_S) -> Iterator[Target]:
     """Starts a server and yields it when it is ready; it is gone afterwards.
 
+    What it writes goes to files: a pipe that nobody reads would be full after some hundred lines
+    of a log, and the server would stand still in the middle of the load.
+
     Args:
-        command: Prints a line of JSON with `url` on standard output when it is ready.
+        command: Prints a line of JSON with `url` on standard output when it is ready; lines of
+            another kind may come before and after it.
         start_s: Longest wait for that line, in seconds.
 
     Raises:
         LoadError: It ended, or did not say so in time; with the last thing it said.
     """
-    with tempfile.TemporaryFile() as errors:
+    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as errors:
         started_at = time.monotonic()
         process = subprocess.Popen(
-            list(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
+            list(command), stdin=subprocess.DEVNULL, stdout=said, stderr=errors
         )
         try:
-            yield Target(_url(process, errors, start_s), process, started_at)
+            yield Target(_url(process, said, errors, start_s), process, started_at)
         finally:
             if process.poll() is None:
                 process.kill()
             process.wait()
-            assert process.stdout is not None
-            process.stdout.close()
 
 
-def _url(process: subprocess.Popen[bytes], errors: IO[bytes], start_s: float) -> str:
-    assert process.stdout is not None
+def _url(
+    process: subprocess.Popen[bytes], said: IO[bytes], errors: IO[bytes], start_s: float
+) -> str:
     deadline = time.monotonic() + start_s
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        if not selector.select(max(0.0, deadline - time.monotonic())):
-            raise LoadError(f"The server did not say that it is ready within {start_s:g} s.")
-    line = process.stdout.readline()
+    while True:
+        has_ended = process.poll() is not None
+        # Not by seeking: the server writes where this file stands.
+        lines = os.pread(said.fileno(), _MOST_BYTES, 0).split(b"\n")
+        for line in lines[:-1]:
+            if (url := _url_in(line)) is not None:
+                return url
+        if has_ended:
+            errors.seek(0)
+            last = _last_line(errors.read()) or _last_line(b"\n".join(lines))
+            raise LoadError(f"The server ended before it was ready: {last or 'it said nothing'}")
+        if time.monotonic() > deadline:
+            raise LoadError(
+                f"The server did not say that it is ready within {start_s:g} s; expected a line of "
+                "JSON with its url on standard output."
+            )
+        time.sleep(_POLL_S)
+
+
+def _url_in(line: bytes) -> str | None:
+    """Returns the address that a line of a server says it is ready at; None for another line."""
     try:
         return str(json.loads(line)["url"])
-    except (ValueError, KeyError, TypeError) as error:
-        errors.seek(0)
-        said = errors.read().decode("utf-8", "replace").strip().splitlines()
-        raise LoadError(
-            f"The server ended before it was ready: {said[-1] if said else line!r}"
-        ) from error
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _last_line(text: bytes) -> str:
+    lines = text.decode("utf-8", "replace").strip().splitlines()
+    return lines[-1] if lines else ""

@@ -55,6 +55,8 @@ class Verdict:
 
     fate: Fate
     detail: str = ""
+    status: int | None = None
+    """What a stream says at its end that it came to; None: nothing else than it began with."""
 
 
 def read_requests(path: Path, *, sha256: str | None = None) -> tuple[Request, ...]:
@@ -194,6 +196,9 @@ def judge(
         return Verdict(Fate.ERROR, "answer to another request (X-Request-Id)")
     try:
         problem = _problem(request, body, sent_id)
+    except Failed as failed:
+        fate = Fate.TIMEOUT if failed.status == 504 else Fate.ERROR
+        return Verdict(fate, f"stream ended with {failed}", failed.status)
     except _OTHER_FORM:
         problem = "answer has another form"
     return Verdict(Fate.ERROR, problem) if problem else Verdict(Fate.OK)
@@ -216,10 +221,23 @@ class Truncated(ValueError):
     """A stream that ended before its end."""
 
 
+class Failed(Exception):
+    """A stream that says at its end that it failed.
+
+    Args:
+        status: Under which the server counts it; None when it does not say.
+    """
+
+    def __init__(self, status: int | None) -> None:
+        super().__init__("an error" if status is None else f"status {status}")
+        self.status = status
+
+
 def _stream(body: bytes) -> dict[str, Any]:
     """Puts a stream of server-sent events together into the answer it would have been.
 
     Raises:
+        Failed: The terminal event is an error.
         Truncated: The terminal event, its usage or `[DONE]` is missing, or tokens are.
         ValueError: An event is no JSON.
     """
@@ -231,6 +249,9 @@ def _stream(body: bytes) -> dict[str, Any]:
     if not events or events[-1] != "[DONE]":
         raise Truncated("no [DONE]")
     parts = [read_strict(event) for event in events[:-1]]
+    if parts and isinstance(parts[-1], dict) and isinstance(error := parts[-1].get("error"), dict):
+        status = error.get("status")
+        raise Failed(status if type(status) is int and 400 <= status < 600 else None)
     if not parts or "finish_reason" not in parts[-1] or "usage" not in parts[-1]:
         raise Truncated("no terminal event with finish_reason and usage")
     tokens = [part["token"] for part in parts[:-1] if "token" in part]

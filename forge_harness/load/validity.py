@@ -9,7 +9,7 @@ from itertools import pairwise
 from forge_harness.errors import several
 
 from .plan import LoadPlan
-from .records import Fate, Record
+from .records import LACKING, Fate, Record
 from .schedule import phase_starts
 
 LATENESS_S = 0.010
@@ -44,9 +44,13 @@ def phase_problems(
 ) -> list[str]:
     """Returns what the generator did not manage between two times, each in a clause."""
     problems = []
-    dropped = sum(record.fate is Fate.DROPPED for record in records)
-    if dropped:
-        count = several(dropped, "request")
+    dropped = [record.detail for record in records if record.fate is Fate.DROPPED]
+    lacking = [detail for detail in dropped if detail.startswith(LACKING)]
+    if lacking:
+        count = several(len(lacking), "request")
+        problems.append(f"{count} not sent: {lacking[0]}; raise `ulimit -n` of the generator")
+    if len(dropped) > len(lacking):
+        count = several(len(dropped) - len(lacking), "request")
         problems.append(f"{count} not sent: {plan.concurrency} were in flight")
     sent = sum(record.sent is not None for record in records)
     if records and sent / len(records) < SENT_SHARE:

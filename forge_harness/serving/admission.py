@@ -185,7 +185,8 @@ class Admission:
                 reason="queue",
             )
         wait = self._engine.wait_s(cost, steps)
-        if now + wait * _SPARE > deadline:
+        is_late = now + wait * _SPARE > deadline
+        if is_late and not (now < deadline and self._engine.starts_over(now)):
             raise self._overloaded(
                 f"An answer would take {wait:.3f} s and the deadline is in {deadline - now:.3f} s; "
                 "ask again later, or for less.",

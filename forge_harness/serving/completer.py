@@ -88,7 +88,9 @@ class CompletionScheduler:
         together = len(decoding) + len(jobs)
         for sequence in self._active:
             sequence.job.mates = max(sequence.job.mates, together)
-        return Step([d for d in deliveries if d.is_last or d.job.on_token], together, together)
+        tokens = sum(len(delivery.tokens) for delivery in deliveries)
+        told = [d for d in deliveries if d.is_last or d.job.on_token]
+        return Step(told, together, together, tokens)
 
     @torch.inference_mode()
     def canary(self) -> None:

@@ -25,7 +25,7 @@ from .settings import Settings
 if TYPE_CHECKING:
     from asyncio import TimerHandle
 
-    from starlette.types import Scope
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
     from uvicorn._types import ASGI3Application
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
@@ -193,7 +193,8 @@ class LimitedProtocol(HttpToolsProtocol):
         refusal = self.door(cast("Scope", cycle.scope))
         self._answered = cycle
         if refusal is None:
-            super()._start_asgi_task(cycle, app)
+            is_old = cycle.scope["http_version"] == "1.0"
+            super()._start_asgi_task(cycle, _without_chunks(cycle, app) if is_old else app)
             return
         # What is still to come of the request is then ignored, as after any early answer.
         cycle.response_started = cycle.response_complete = True
@@ -281,6 +282,30 @@ class LimitedProtocol(HttpToolsProtocol):
     def _give_up(self) -> None:
         # Even one that is closing: it would do so only when the client has read all.
         self.transport.abort()
+
+
+def _without_chunks(cycle: RequestResponseCycle, app: ASGI3Application) -> ASGI3Application:
+    """Returns the application for a client of HTTP/1.0, which would take chunks for the body.
+
+    A body whose length is not known then ends with the connection; uvicorn would send chunks.
+    """
+
+    async def plain(scope: Scope, receive: Receive, send: Send) -> None:
+        has_length = True
+
+        async def unchunked(message: Message) -> None:
+            nonlocal has_length
+            if message["type"] == "http.response.start":
+                has_length = any(name == b"content-length" for name, _ in message["headers"])
+                if not has_length:
+                    cycle.chunked_encoding = False
+            elif not has_length:
+                cycle.expected_content_length = len(message["body"])
+            await send(message)
+
+        await cast("ASGIApp", app)(scope, receive, unchunked)
+
+    return cast("ASGI3Application", plain)
 
 
 def limited_protocol(

@@ -28,6 +28,8 @@ IDLE_S = 0.2
 _COMPANY = 4
 """Jobs of a step from which the next one waits for more: two or three that came together by chance
 are no load, and would each pay the window for nothing."""
+_TRUSTED_S = 1.0
+"""How long it is believed what steps took when none is taken any more."""
 _WATCH_S = 0.1
 _START_S = 60.0
 
@@ -46,11 +48,13 @@ class Step:
         deliveries: For the event loop.
         work: Rows, or sequences, computed together.
         jobs: Jobs they belong to.
+        tokens: Tokens generated, whether or not the text they belong to is ever whole.
     """
 
     deliveries: list[Delivery]
     work: int
     jobs: int
+    tokens: int = 0
 
 
 class Scheduler(Protocol):
@@ -156,6 +160,21 @@ class Engine:
         """Returns the seconds a request of this work would take from now."""
         return self.step_time.wait_s(self.inbox.waiting_cost + self._busy, cost, steps)
 
+    def starts_over(self, now: float) -> bool:
+        """Forgets what steps took, if nothing is done and nothing was for a while; returns whether.
+
+        Asked when a request would be refused for it. One slow step could otherwise have an idle
+        server refuse everything for ever: what is not let in corrects no estimate.
+
+        Args:
+            now: On the monotonic clock.
+        """
+        is_idle = not (self._busy or len(self.inbox) or self.inbox.taken)
+        if not is_idle or now - self.step_time.at <= _TRUSTED_S:
+            return False
+        self.step_time = StepTime(self.step_time.capacity)
+        return True
+
     def _start_thread(self) -> None:
         generation, lost = self.inbox.successor()
         self._refuse(
@@ -230,10 +249,17 @@ class Engine:
             self.step_time.observe(step.work, seconds)
             self._metrics.batch_size.observe(step.jobs)
             self._metrics.inference_seconds.observe(seconds)
+            self._metrics.tokens.inc(step.tokens)
 
     async def _watch(self) -> None:
+        seen = time.monotonic()
         while True:
             await asyncio.sleep(_WATCH_S)
+            seen, before = time.monotonic(), seen
+            if seen - before > self._settings.stall_s:
+                # The whole process stood still (paused, or without a processor), this loop too: the
+                # thread's silence until now says nothing about it.
+                self._beat = max(self._beat, seen)
             if self._health.state is State.FAILED:
                 continue
             silence = time.monotonic() - self._beat

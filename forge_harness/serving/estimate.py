@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 _WEIGHTS = (0.1, 0.01)
 """Of the newest step in the moving means of the two fits."""
@@ -22,10 +23,13 @@ class StepTime:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
+        self.at = time.monotonic()
+        """When it last learned."""
         self._fits = [_Fit(weight) for weight in _WEIGHTS]
 
     def observe(self, work: int, seconds: float) -> None:
         """Learns from a step. Called by the inference thread only."""
+        self.at = time.monotonic()
         for fit in self._fits:
             fit.observe(work, seconds)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from forge_harness.security.access import PUBLIC
 
+from .exchange import LONGEST_DEADLINE_MS
 from .inputs import DEFAULT_TOKENS, MAX_ROWS
 from .package import Classifier, Served
 from .problems import KINDS
@@ -34,7 +35,7 @@ _PARAMETERS = [
         "name": "X-Deadline-Ms",
         "in": "header",
         "description": "Milliseconds the client waits; the server's own deadline is the most.",
-        "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999},
+        "schema": {"type": "integer", "minimum": 1, "maximum": LONGEST_DEADLINE_MS},
     },
 ]
 _CHANGING = ("/v1/predict", "/v1/completions")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 _CANARY_ROWS = 2
 _CANARY_PROMPT = b"forge"
+_FULL_PRECISION = ("legacy-safetensors", "legacy-pt")
+"""Formats whose matrices are quantized as they are read, trained for it or not."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,14 @@ def load_served(path: Path, *, threads: int = 1) -> Served:
     torch.set_num_threads(threads)
     with open_checkpoint(path) as checkpoint:
         model = model_from_checkpoint(checkpoint)
+        if checkpoint.format in _FULL_PRECISION:
+            _log.warning(
+                "The weights in %r are full precision (%s) and were quantized as they were read: "
+                "a model that was not trained for it answers worse than the one you have; train it "
+                "with `forge-harness train --from-checkpoint`.",
+                str(path),
+                checkpoint.format,
+            )
     if not model.quantized_names():
         raise CheckpointError(
             f"No layer of {str(path)!r} is ternary; expected a package of a ternary model: train "

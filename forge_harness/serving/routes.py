@@ -124,7 +124,6 @@ class Api:
         wanted = completion_of(await self._json(exchange), served)
         tokens = wanted.max_tokens
         job = self._job(wanted, cost=tokens, steps=tokens, deadline=deadline)
-        job.future.add_done_callback(self._count_tokens)
         if wanted.stream:
             return await self._streamed(exchange, job)
         completed: Completed = await self._result(exchange, job)
@@ -141,10 +140,6 @@ class Api:
         }
         detail = {**usage(wanted, completed), "model": served.name}
         return Reply(body=dump(body), headers=_timing(job), detail=detail)
-
-    def _count_tokens(self, future: asyncio.Future[Completed]) -> None:
-        if not future.cancelled() and future.exception() is None:
-            self._metrics.tokens.inc(len(future.result().tokens))
 
     async def _streamed(self, exchange: Exchange, job: Job) -> Reply:
         """Answers with a stream once there is a first token."""

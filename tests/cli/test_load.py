@@ -60,6 +60,17 @@ def test_a_server_that_dies_ends_with_one_and_a_report(forge, tmp_path):
     assert json.loads((out / "report.json").read_bytes())["verdict"] == "FAIL"
 
 
+@pytest.mark.parametrize("command", ["run", "peak"])
+def test_a_server_that_dies_in_the_search_ends_with_one_and_is_no_wrong_address(
+    forge, tmp_path, command
+):
+    with support.serving("--exit-at", 0.5) as url:
+        done = forge("load", command, "--url", url, "--out", tmp_path / "l", "--slo", 2, "-q")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "after the probe of 20/s it does not any more" in done.stderr
+    assert "start a server" not in done.stderr
+
+
 def test_a_phase_without_requests_is_not_measured(forge, tmp_path):
     with support.serving() as url:
         done = forge(
@@ -153,6 +164,14 @@ def test_a_dry_run_writes_a_plan_for_locust(invoke, tmp_path):
     plan = json.loads((tmp_path / "p" / "plan.json").read_bytes())
     assert (plan["seed"], plan["phases"][0]["rate"]) == (4, 5)
     assert "locust -f" in done.stdout
+
+
+def test_a_dry_run_keeps_the_capacity_its_gates_need(invoke, tmp_path):
+    flags = ("--capacity", 200, "--phases", "1x:3", "--dry-run")
+    done = invoke("load", "run", "--url", URL, "--out", tmp_path / "p", *flags)
+    assert done.exit_code == 0, done.output
+    plan = json.loads((tmp_path / "p" / "plan.json").read_bytes())
+    assert (plan["capacity"], plan["phases"][0]["rate"]) == (200, 20)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from forge_harness.load.analysis import analyse
 from forge_harness.load.gates import gates
 from forge_harness.load.peak import Peak
+from forge_harness.load.records import Fate
 from forge_harness.load.recovery import Recovery
 
 from . import support
@@ -70,6 +71,18 @@ def test_overload_may_shed_and_time_out_but_refusals_are_timed(good):
     phases = list(good.phases)
     phases[1] = with_counts(phases[1], shed=7)
     assert judged(good, phases=phases)["23x refusal p95"] == "not_measured"
+
+
+def test_an_overload_answered_504_is_not_in_time_however_fast_they_are(tmp_path):
+    def gave_up(record):
+        return replace(record, status=504, fate=Fate.TIMEOUT, detail="status 504")
+
+    records = [
+        gave_up(r) if 12 <= r.intended < 14 and r.index % 5 else r for r in support.served(PLAN)
+    ]
+    report = analyse(support.write_run(tmp_path, PLAN, records))
+    states = {gate.name: gate.state for gate in report.gates}
+    assert (report.verdict, states["23x response p99"]) == ("FAIL", "fail")
 
 
 def test_slow_answers_fail_from_the_objective_on(good):
@@ -183,8 +196,38 @@ def test_memory_that_was_not_read_is_no_gate(good):
     assert "memory after over before" not in judged(good, memory=[(0.5, 0.0), (18.0, 100.0)])
 
 
+def test_no_two_gates_have_one_name_however_often_a_phase_comes_back(good):
+    phases = [*good.phases, *good.phases[1:], good.phases[2]]
+    peak = Peak(rate=1.0, above=None, goodput=1.0, bound="limit")
+    names = [gate.name for gate in gates(PLAN, phases, recovery=None, memory=(), peak=peak)]
+    assert len(names) == len(set(names))
+    assert "1x (again, 3) failed requests" in names
+
+
+def half_good(good):
+    """The phases of a run that shed half of its overload, and the good answers a second of that."""
+    overload = good.phases[1]
+    half = replace(overload, good=overload.offered // 2)
+    return [good.phases[0], half, good.phases[2]], half.goodput
+
+
 def test_overload_keeps_four_fifths_of_the_peak(good):
-    goodput = good.phases[1].goodput
+    phases, goodput = half_good(good)
     for share, state in ((0.81, "pass"), (0.79, "fail")):
         peak = Peak(rate=1.0, above=None, goodput=goodput / share, bound="limit")
-        assert judged(good, peak=peak)["23x goodput over peak"] == state
+        assert judged(good, phases=phases, peak=peak)["23x goodput over peak"] == state
+
+
+def test_a_capacity_that_was_given_is_held_to_as_one_that_was_found(good):
+    phases, goodput = half_good(good)
+    for share, state in ((0.81, "pass"), (0.79, "fail")):
+        plan = replace(PLAN, capacity=goodput / share)
+        found = judged(replace(good, plan=plan), phases=phases)
+        assert found["23x goodput over peak"] == state
+
+
+def test_an_overload_below_the_capacity_is_held_to_what_was_offered(good):
+    peak = Peak(rate=1e4, above=None, goodput=1e4, bound="limit")
+    assert judged(good, peak=peak)["23x goodput over peak"] == "pass"
+    phases, _ = half_good(good)
+    assert judged(good, phases=phases, peak=peak)["23x goodput over peak"] == "fail"

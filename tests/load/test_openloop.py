@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 from forge_harness.load.records import Fate, read_records
+from forge_harness.load.validity import generator_problems
 
 from . import support
 
@@ -23,6 +24,10 @@ from forge_harness.load.plan import read_plan
 directory = Path(sys.argv[1])
 plan = read_plan(directory / "plan.json")
 OpenLoop(plan, directory, worker=0, of=1, told=lambda *ended: None).run(time.monotonic())
+"""
+FEW_FILES = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
 """
 HEAD = """
 import sys
@@ -55,6 +60,17 @@ def test_nothing_listens_at_any_address(tmp_path):
     plan = support.plan_of("http://localhost:1", 40, ((1, 0.2),))
     run(TWO_ADDRESSES, plan, tmp_path)
     assert {record.fate for record in read_records(tmp_path)} == {Fate.ERROR}
+
+
+def test_a_generator_without_files_blames_no_server(tmp_path):
+    """They were errors of the server, which never saw them, and the run failed."""
+    with support.serving("--service-ms", 50) as url:
+        plan = support.plan_of(url, 100, ((1, 1),))
+        run(FEW_FILES + TWO_ADDRESSES, plan, tmp_path)
+    records = read_records(tmp_path)
+    assert {record.fate for record in records} == {Fate.OK, Fate.DROPPED}
+    (found, *_) = generator_problems(records, (), plan)
+    assert "not sent: no more files or ports (Too many open files); raise `ulimit -n`" in found
 
 
 def test_the_deadline_that_is_sent_is_never_none(tmp_path):

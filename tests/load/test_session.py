@@ -116,6 +116,16 @@ def test_a_generator_whose_parent_is_gone_before_it_is_ready_ends(tmp_path):
         process.wait()
 
 
+def test_a_configuration_of_locust_at_home_is_for_locust_by_hand(tmp_path, monkeypatch):
+    """With a run-time of its own it ended in the middle of the plan."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".locust.conf").write_text("run-time = 1s\n")
+    with support.serving() as url, Generator(tmp_path / "run" / "log") as own:
+        own.run(support.plan_of(url, 40, ((1, 2.5),)), tmp_path / "run")
+    books = analyse(tmp_path / "run").reconciliation
+    assert books.counts["ok"] == books.scheduled
+
+
 def interrupts_after(count):
     def step(told):
         if told.sent > count:

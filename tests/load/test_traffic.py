@@ -145,6 +145,24 @@ def test_streams_are_wrong_in_these_ways(body, said):
     assert said in found.detail
 
 
+@pytest.mark.parametrize(
+    ("error", "fate", "status", "said"),
+    [
+        ({"status": 504, "title": "The deadline passed"}, Fate.TIMEOUT, 504, "status 504"),
+        ({"status": 503}, Fate.ERROR, 503, "status 503"),
+        ({"message": "overloaded"}, Fate.ERROR, None, "an error"),
+        ({"status": "504"}, Fate.ERROR, None, "an error"),
+        ({"status": 200}, Fate.ERROR, None, "an error"),
+    ],
+)
+def test_a_stream_that_ends_with_an_error_is_what_the_error_says(error, fate, status, said):
+    body = stream([5, 6], end=False, done=False)
+    body += b"data: %s\n\ndata: [DONE]\n\n" % json.dumps({"error": error}).encode()
+    found = judged(STREAM, body)
+    assert (found.fate, found.status) == (fate, status)
+    assert found.detail == f"stream ended with {said}"
+
+
 END = {"finish_reason": "length", "usage": {}}
 
 

@@ -23,8 +23,8 @@ from forge_harness.serving.settings import Settings
 class Slow:
     """A scheduler whose steps take longer, and one of which may never end."""
 
-    def __init__(self, inner, step_s):
-        self.inner, self.step_s = inner, step_s
+    def __init__(self, inner, step_s, first_s):
+        self.inner, self.step_s, self.first_s = inner, step_s, first_s
         self.by_cost, self.canary = inner.by_cost, inner.canary
 
     @property
@@ -39,7 +39,8 @@ class Slow:
         if HANG:
             HANG.clear()
             time.sleep(30)
-        time.sleep(self.step_s)
+        time.sleep(self.step_s + self.first_s)
+        self.first_s = 0.0
         return self.inner.step(jobs)
 
 
@@ -58,6 +59,7 @@ def main():
     parser.add_argument("--package", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--step-s", type=float, default=0.0)
+    parser.add_argument("--first-s", type=float, default=0.0)
     parser.add_argument("--hang-s", type=float, default=5.0)
     parser.add_argument("--header-s", type=float, default=5.0)
     parser.add_argument("--body-s", type=float, default=5.0)
@@ -92,7 +94,7 @@ def main():
         sys.stdout.flush()
 
     def build():
-        return Slow(scheduler_of(served, settings), given.step_s)
+        return Slow(scheduler_of(served, settings), given.step_s, given.first_s)
 
     guard = GuardSpec(given.tokens, given.audit, given.keys).open()
     return serve(served, settings, guard, on_ready=on_ready, build=build)

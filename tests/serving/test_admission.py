@@ -11,7 +11,7 @@ from forge_harness.serving.metrics import Metrics
 from forge_harness.serving.problems import NOT_READY, OVERLOADED, QUOTA, Problem
 from forge_harness.serving.settings import Settings
 
-from .support import running
+from .support import FAULTY, running, wait_for
 
 
 def entered(quota, client, now):
@@ -90,6 +90,9 @@ class Steps:
     def wait_s(self, cost, steps):
         return 0.010 * (self.ahead + cost)
 
+    def starts_over(self, now):
+        return False
+
 
 def admission_of(engine, state=State.READY):
     health = Health()
@@ -133,3 +136,10 @@ def test_a_body_is_read_only_when_something_could_be_done_for_the_smaller_reques
 def test_nothing_is_read_while_the_server_is_not_ready():
     admission = admission_of(Steps(), State.DRAINING)
     assert refusal(lambda: admission.check_open(time.monotonic() + 1))[0] is NOT_READY
+
+
+def test_one_slow_step_does_not_have_an_idle_server_refuse_everything_for_ever():
+    with running("--first-s", 0.8, "--deadline-s", 1, script=FAULTY) as server:
+        server.predict()
+        assert wait_for(lambda: server.predict().status_code == 200, 10)
+        assert server.predict().status_code == 200

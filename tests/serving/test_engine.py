@@ -148,6 +148,22 @@ def test_a_silent_thread_degrades_then_is_replaced_and_answers_nobody_when_it_wa
     asyncio.run(run())
 
 
+def test_a_thread_is_not_replaced_for_a_pause_of_the_whole_process():
+    async def run():
+        async with engine(stall_s=1.0, hang_s=2.0) as made:
+            gate = threading.Event()
+            held = job(gate)
+            made.submit(held)
+            await becomes(made, State.READY)
+            while not made.scheduler.batches:
+                await asyncio.sleep(0.01)
+            threading.Timer(2.6, gate.set).start()
+            time.sleep(2.5)  # neither the thread nor the loop that watches it does anything
+            assert await held.future is gate
+
+    asyncio.run(run())
+
+
 def test_what_is_late_when_it_is_taken_is_answered_by_the_thread():
     """The event loop may be too busy for its timers; the thread looks at the clock itself."""
 
@@ -158,6 +174,26 @@ def test_what_is_late_when_it_is_taken_is_answered_by_the_thread():
             made.inbox.put(late)
             assert await kind_of(late) is DEADLINE
             assert made.scheduler.batches == []
+
+    asyncio.run(run())
+
+
+def test_only_an_idle_engine_forgets_what_steps_took_and_not_at_once():
+    async def run():
+        async with engine() as made:
+            made.step_time.observe(1, 5.0)
+            now = time.monotonic()
+            assert not made.starts_over(now)
+            gate = threading.Event()
+            held = job(gate)
+            made.submit(held)
+            assert not made.starts_over(now + 60)
+            gate.set()
+            await held.future
+            async with asyncio.timeout(WAIT_S):
+                while not made.starts_over(time.monotonic() + 60):
+                    await asyncio.sleep(0.01)
+            assert made.wait_s(1, 1) == 0.0
 
     asyncio.run(run())
 

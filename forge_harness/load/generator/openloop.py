@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import ssl
 import time
 from collections.abc import Callable
@@ -18,11 +19,13 @@ from geventhttpclient.connectionpool import ConnectionPool, SSLConnectionPool
 from geventhttpclient.response import HTTPParseError, HTTPSocketPoolResponse
 
 from forge_harness.load.plan import LoadPlan, bearer_token
-from forge_harness.load.records import Fate, Record
+from forge_harness.load.records import LACKING, Fate, Record
 from forge_harness.load.schedule import arrivals, choices, phase_of, share
 from forge_harness.load.traffic import Request, judge, requests_of
 
 _BLOCK = 1 << 16
+_OWN_LIMITS = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL)
+"""What this machine says that lets it open no more connections, whatever the server does."""
 _MOST_BYTES = 16 << 20
 """Of an answer. One without an end would take all memory before its deadline."""
 _FLUSH_S = 0.5
@@ -155,21 +158,27 @@ class OpenLoop:
                 sent_id=record.request_id,
             )
             record.fate, record.detail = verdict.fate, verdict.detail
+            record.status = verdict.status or record.status
         except gevent.Timeout as expired:
             if expired is not deadline:
                 raise
             record.done, record.status = self.now(), None
             record.fate, record.detail = Fate.TIMEOUT, "no answer before the deadline"
         except (HTTPParseError, OSError) as error:
-            record.done, record.status = self.now(), None
-            record.fate, record.detail = Fate.ERROR, f"{type(error).__name__}: {error}"[:200]
+            if isinstance(error, OSError) and error.errno in _OWN_LIMITS:
+                record.sent, record.fate = None, Fate.DROPPED
+                record.detail = f"{LACKING} ({error.strerror})"
+            else:
+                record.done, record.status = self.now(), None
+                record.fate, record.detail = Fate.ERROR, f"{type(error).__name__}: {error}"[:200]
         finally:
             deadline.close()
             if response is not None:
                 response.release()
         if not self._closed:
             self._unwritten.append(record)
-            self._told(request, record)
+            if record.sent is not None:
+                self._told(request, record)
 
     def _send(self, record: Record, request: Request) -> HTTPSocketPoolResponse:
         """Sends once. A client that sends again by itself would break the count on both sides."""
