@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from forge_harness.training import BuildModel
 
 _OPTIONS = ("batch_size", "learning_rate", "clip_norm")
+_OF_TEXT = ("model.heads", "model.context")
 _EXTRA = ("warmup_steps", "weight_decay", "compute", "compile", "autocast")
 
 
@@ -62,6 +63,7 @@ def plan_of(given: Arguments) -> Plan:
     else:
         task, options = _configured(loaded)
         build_model = _model_of(loaded, task)
+    _refuse_sizes_of_text(loaded, task)
     every = loaded.config.train.checkpoint_every
     return Plan(
         task=task,
@@ -176,6 +178,16 @@ def _model_to_resume(out: Path, loaded: LoadedConfig, task: str) -> BuildModel |
                 f"configuration has {key} {value!r}; drop it to resume, or start a new run."
             )
     return None
+
+
+def _refuse_sizes_of_text(loaded: LoadedConfig, task: str) -> None:
+    """Refuses heads and a context for a model that has neither."""
+    for key in _OF_TEXT if task.partition("#")[0] == "digits" else ():
+        if key in loaded.given and loaded.values()[key] != 1:
+            raise UsageError(
+                f"{key} is {loaded.values()[key]!r} {loaded.given[key].where}; the model of task "
+                "'digits' has neither attention heads nor a context: drop it, or train 'bytes'."
+            )
 
 
 def _model_of(loaded: LoadedConfig, task: str) -> BuildModel | None:

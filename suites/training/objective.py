@@ -28,7 +28,8 @@ def descends_loss(subject: Any, task: str, options: TrainOptions) -> bool:
 
     Not what it reports, which may be wrong; and not the first one: fresh models guess, and of a
     guess many objectives say nearly the same. The limit is that of accumulation_equivalence. Of a
-    loss that draws other numbers than dropout's (layers skipped at random) none can tell.
+    loss that draws other numbers than dropout's (layers skipped at random) none can tell, and of
+    targets that are drawn anew with each read neither.
     """
     if not (isinstance(subject, LoadsData) and isinstance(subject, BuildsModel)):
         return True
@@ -39,7 +40,9 @@ def descends_loss(subject: Any, task: str, options: TrainOptions) -> bool:
         steps(session, 2)
         state = {k: v.clone() for k, v in trained_model(session).state_dict().items()}
         with Watch(session) as watch, Passes(subject, task, session) as passes:
-            record = session.step()
+            record = passes.step()
+        if passes.problem:
+            return True
         _, wanted = passes.gradients(state, record.sample_ids)
         coarseness = passes.coarseness(state, record.sample_ids, wanted)
     found = watch.updates[-1].gradients

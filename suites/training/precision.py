@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from forge_harness import oracles
 from forge_harness.evidence import smallest
 
+from .augmented import GivenInputs, recognised
 from .dropout import WithoutDropout
 from .support import (
     counted,
@@ -74,21 +75,46 @@ class Passes:
     """The passes of a session's steps within the block, to be made again as it makes them.
 
     Trainers of mixed precision put an autocast around the loss, which does not ask for one itself:
-    then the passes that they are held to are made under the same.
+    then the passes that they are held to are made under the same. Samples that are drawn anew when
+    they are read again are those that the session's model was given.
+
+    Attributes:
+        inputs: Those of the last step, where its samples are drawn anew.
+        recognised: The share of these that show which sample they are, and of another read's.
+        problem: Why the last step cannot be made again; mostly empty.
     """
 
     def __init__(self, subject: Any, task: str, session: Any) -> None:
-        self._subject, self._task = subject, task
+        self.inputs: Tensor | None = None
+        self.recognised = (1.0, 1.0)
+        self.problem = ""
+        self._subject, self._task, self._session = subject, task, session
         self._model = trained_model(session)
         self._seen: _Autocast | None = None
+        self._given: GivenInputs | None = None
 
     def __enter__(self) -> Self:
         self._seen = _Autocast(self._model)
+        self._given = GivenInputs(self._model)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._seen is not None:
-            self._seen.close()
+        for watched in (self._seen, self._given):
+            if watched is not None:
+                watched.close()
+
+    def step(self) -> Any:
+        """Makes a step of the session, the one that the passes to come make again."""
+        if self._given is None:
+            return self._session.step()
+        self._given.forget()
+        record = self._session.step()
+        self.inputs = self._given.drawn(self._subject, self._task, record.sample_ids)
+        self.problem = self._given.problem
+        if self.inputs is not None:
+            ids = record.sample_ids
+            self.recognised = recognised(self._subject, self._task, ids, self.inputs)
+        return record
 
     def again(self) -> AbstractContextManager[Any]:
         """Returns the context that the session put around its loss."""
@@ -100,8 +126,15 @@ class Passes:
     def gradients(
         self, state: Mapping[str, Tensor], ids: Sequence[int]
     ) -> tuple[float, dict[str, Tensor]]:
-        """Returns loss and gradients of these samples as one batch."""
-        return independent_gradients(self._subject, self._task, state, ids, self.again())
+        """Returns loss and gradients of the samples of the last step as one batch."""
+        return self._gradients(state, ids, range(len(ids)))
+
+    def _gradients(
+        self, state: Mapping[str, Tensor], ids: Sequence[int], places: Sequence[int]
+    ) -> tuple[float, dict[str, Tensor]]:
+        inputs = None if self.inputs is None else self.inputs[list(places)]
+        chosen = [ids[place] for place in places]
+        return independent_gradients(self._subject, self._task, state, chosen, self.again(), inputs)
 
     def coarseness(
         self, state: Mapping[str, Tensor], ids: Sequence[int], whole: Mapping[str, Tensor]
@@ -139,10 +172,12 @@ class Passes:
         """The difference of a gradient summed over parts of a batch to that of the whole."""
         sums: dict[str, Any] = {}
         total = 0
-        for part in filter(None, (ids[start::PARTS] for start in range(PARTS))):
-            targets = self._subject.batch(self._task, "train", list(part)).targets
+        for places in filter(None, (range(start, len(ids), PARTS) for start in range(PARTS))):
+            part = [ids[place] for place in places]
+            targets = self._subject.batch(self._task, "train", part).targets
             count = int(counted(self._subject, self._task, targets).sum())
-            for name, gradient in self.gradients(state, part)[1].items() if count else ():
+            gradients = self._gradients(state, ids, places)[1] if count else {}
+            for name, gradient in gradients.items():
                 sums[name] = sums.get(name, 0.0) + gradient.double() * count
             total += count
         return gradient_difference({name: g / total for name, g in sums.items()}, whole)

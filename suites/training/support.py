@@ -21,11 +21,14 @@ from torch import Tensor
 from forge_harness import oracles
 from forge_harness.subject.protocols import TrainOptions
 
+from .augmented import put_in_place
 from .rerun import Outcome
 from .rerun import digests as digests
 
 GAINS = frozenset({"weight", "gain", "gamma", "alpha", "scale"})
 """What vectors and numbers are called that multiply; biases begin at zero as a rule, and add."""
+WRAPPERS = frozenset({"module", "_orig_mod", "_checkpoint_wrapped_module"})
+"""What torch's wrappers put into names: DDP, `compile` and activation checkpointing."""
 MOST_SETTLING = 4
 """Steps after which two layers of zeros in a row have moved, and a warmup from zero has begun."""
 _LARGE_DATA = 20_000
@@ -242,19 +245,37 @@ def independent_gradients(
     state: Mapping[str, Tensor],
     ids: Sequence[int],
     around: AbstractContextManager[Any],
+    inputs: Tensor | None = None,
 ) -> tuple[float, dict[str, Tensor]]:
     """Returns loss and gradients of these train samples as one batch, by autograd alone.
 
-    `around` the loss is what the session has around its own.
+    `around` the loss is what the session has around its own; `inputs` are what the model is given
+    in place of what is read of the samples. Names are those of `state`.
     """
     model = subject.build_model(task, seed=0)
-    model.load_state_dict(state)
+    names = _names(state, model.state_dict())
+    model.load_state_dict({names.get(name, name): value for name, value in state.items()})
     model.train()
+    if inputs is not None:
+        put_in_place(model, inputs)
     with around:
         loss = subject.loss(model, subject.batch(task, "train", list(ids)))
     loss.backward()
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    theirs = {own: name for name, own in names.items()}
+    gradients = {
+        theirs.get(own, own): p.grad for own, p in model.named_parameters() if p.grad is not None
+    }
     return float(loss.detach()), gradients
+
+
+def _names(found: Iterable[str], own: Iterable[str]) -> dict[str, str]:
+    """Returns for names that a wrapper lengthened, where one is, those that a fresh model has."""
+    plain = {_plain(name): name for name in own}
+    return {name: plain[_plain(name)] for name in found if _plain(name) in plain}
+
+
+def _plain(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def norm(tensors: Mapping[str, Tensor]) -> float:

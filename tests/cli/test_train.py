@@ -63,6 +63,17 @@ def test_what_cannot_be_trained_into_is_one_sentence_and_4(invoke, tmp_path, out
     assert (tmp_path / "file.txt").read_text() == "kept"
 
 
+@pytest.mark.parametrize("key", ["heads", "context"])
+def test_a_size_that_the_model_of_the_task_lacks_is_refused_not_ignored(invoke, tmp_path, key):
+    config = tmp_path / "forge.toml"
+    config.write_text(f"[model]\n{key} = 2\n")
+    result = invoke(*TRAIN, tmp_path / "out", "--config", config)
+    assert result.exit_code == ExitCode.USAGE, result.output
+    assert result.stderr.startswith(f"Error: model.{key} is 2 in {config}; the model of task 'di")
+    config.write_text(f"[model]\n{key} = 1\n")
+    assert invoke(*TRAIN, tmp_path / "out", "--config", config).exit_code == ExitCode.PASS
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_directory_that_may_not_be_written_is_4(invoke, tmp_path):
     (tmp_path / "shut").mkdir(mode=0o555)

@@ -428,7 +428,7 @@ def test_command_resumes_a_digits_model_of_a_number_of_layers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "forge.toml").write_text("[model]\nlayers = 1\nheads = 8\n")
+    (tmp_path / "forge.toml").write_text("[model]\nlayers = 1\n")
     assert invoke("--steps", "2", "--out", "run").exception is None
     assert invoke("--resume", "--out", "run").exception is None
     (tmp_path / "forge.toml").write_text("[model]\nlayers = 2\n")

@@ -1,0 +1,249 @@
+"""Trainers that are not the reference's: samples drawn anew with each read, wrapped models."""
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from forge_harness.protocols import Batch
+from forge_harness.types import Outcome
+
+PATH = Path(__file__).parents[1] / "subject" / "foreign_language_model.py"
+SPEC = importlib.util.spec_from_file_location("foreign_language_model", PATH)
+foreign = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(foreign)
+
+MASK, UNKNOWN = 0, -100
+HELD_TO_AUTOGRAD = ("training.accumulation_equivalence", "training.partial_window")
+UNWRAPPED = (*HELD_TO_AUTOGRAD, "training.overfit_one_batch", "training.loss_within_band")
+
+
+class Augmented(foreign.Words):
+    """Some tokens of what is trained on are replaced, others with each read; targets are not."""
+
+    share = 0.1
+
+    def batch(self, task, split, ids):
+        batch = super().batch(task, split, ids)
+        if split == "validation":
+            return batch
+        chosen = torch.rand(batch.inputs.shape) < self.share
+        return replace(batch, inputs=batch.inputs.masked_fill(chosen, MASK))
+
+
+class ByTheirCount(foreign.Loop):
+    """Divides by the micro-batches, whatever is in them."""
+
+    def losses(self, ids):
+        whole = replace(self.options, accumulation=1)
+        size = -(-len(ids) // self.options.accumulation)
+        self.options, kept = whole, self.options
+        for start in range(0, len(ids), size):
+            (loss,) = super().losses(ids[start : start + size])
+            yield loss / kept.accumulation
+        self.options = kept
+
+
+class AugmentedByTheirCount(Augmented):
+    loop = ByTheirCount
+
+
+class Drowned(Augmented):
+    """Hardly anything is left of a sample: nobody can learn it by heart."""
+
+    share = 0.95
+
+
+class Masked(foreign.Words):
+    """A masked language model: which tokens are targets is drawn with each read."""
+
+    ignored = UNKNOWN
+
+    def model_spec(self, task):
+        return replace(super().model_spec(task), causal=False)
+
+    def batch(self, task, split, ids):
+        inputs = super().batch(task, split, ids).inputs
+        chosen = torch.rand(inputs.shape) < 0.2
+        targets = inputs.masked_fill(~chosen, UNKNOWN)
+        return Batch(inputs=inputs.masked_fill(chosen, MASK), targets=targets)
+
+
+class SmallNet(foreign.Net):
+    def forward(self, ids):
+        full = next(m.full for m in self.modules() if isinstance(m, foreign.BitLayer))
+        return super().forward(ids) * (1.0 if full else 1e-7)
+
+
+class LearnsNothing(Augmented):
+    """Full precision learns; ternary outputs are next to nothing."""
+
+    net = SmallNet
+
+
+class DescendsAnother(Drowned):
+    """A loss of the loop's own, as that of mixed labels is."""
+
+    class loop(foreign.Loop):
+        def losses(self, ids):
+            for loss in super().losses(ids):
+                yield loss + 0.1 * loss.square()
+
+
+class OfTheNeighbour(Augmented):
+    """The loop trains on the inputs of another sample, and the targets of this one."""
+
+    class loop(foreign.Loop):
+        def losses(self, ids):
+            batch = self.subject.batch("words", "train", ids)
+            inputs = batch.inputs.roll(1, 0)
+            yield self.subject.loss(self.model, replace(batch, inputs=inputs))
+
+
+@pytest.mark.parametrize("check", [*HELD_TO_AUTOGRAD, "training.overfit_one_batch"])
+def test_augmented_samples_are_no_false_alarm(run_check, check):
+    run = run_check(check, Augmented())
+    assert run.outcome is Outcome.PASS, run.reason
+
+
+@pytest.mark.parametrize(
+    ("subject", "check", "reason"),
+    [
+        (AugmentedByTheirCount, HELD_TO_AUTOGRAD[0], "gradient_difference_4 is"),
+        (AugmentedByTheirCount, HELD_TO_AUTOGRAD[1], "gradient_difference is"),
+        (OfTheNeighbour, HELD_TO_AUTOGRAD[0], "own_samples_1 is"),
+        (LearnsNothing, "training.overfit_one_batch", "loss_ratio is"),
+    ],
+)
+def test_augmentation_hides_no_defect(run_check, subject, check, reason):
+    run = run_check(check, subject())
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert run.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("subject", "check", "reason"),
+    [
+        (Masked, HELD_TO_AUTOGRAD[0], "which targets a step had does not show"),
+        (Drowned, "training.overfit_one_batch", "full precision does not learn 2 samples"),
+        (DescendsAnother, "training.overfit_one_batch", "of the answers are right"),
+    ],
+)
+def test_what_nobody_can_tell_of_samples_drawn_anew_is_not_measured(
+    run_check, subject, check, reason
+):
+    run = run_check(check, subject())
+    assert run.outcome is Outcome.NOT_MEASURED, run.reason
+    assert "training samples of words are drawn anew with each" in run.reason
+    assert reason in run.reason
+
+
+class Compiled(foreign.Words):
+    class loop(foreign.Loop):
+        def __init__(self, subject, options):
+            super().__init__(subject, options)
+            self.model = torch.compile(self.model, backend="eager")
+
+
+class InOneProcess(foreign.Words):
+    """What torchrun starts with one process a node."""
+
+    class loop(foreign.Loop):
+        def __init__(self, subject, options):
+            super().__init__(subject, options)
+            self.model = nn.parallel.DistributedDataParallel(self.model)
+
+
+class CompiledByLayers(foreign.Words):
+    class loop(foreign.Loop):
+        def __init__(self, subject, options):
+            super().__init__(subject, options)
+            for place, block in enumerate(self.model.blocks):
+                self.model.blocks[place] = torch.compile(block, backend="eager")
+
+
+@pytest.fixture
+def one_process():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("check", UNWRAPPED)
+@pytest.mark.parametrize("subject", [Compiled, CompiledByLayers, InOneProcess])
+@pytest.mark.usefixtures("one_process")
+def test_a_wrapped_model_is_held_under_the_names_of_what_it_wraps(run_check, subject, check):
+    run = run_check(check, subject())
+    assert run.outcome is Outcome.PASS, run.reason
+
+
+class RateInATensor(foreign.Words):
+    """As torch recommends for a compiled optimizer."""
+
+    def optimizer(self, model):
+        return torch.optim.AdamW(self.groups(model), lr=torch.tensor(1e-3), betas=(0.9, 0.95))
+
+    class loop(foreign.Loop):
+        def step(self):
+            plan = self.plan[self.step_index]
+            rate = torch.tensor(plan.learning_rate)
+            self.plan[self.step_index] = replace(plan, learning_rate=rate)
+            record = super().step()
+            return replace(record, learning_rate=float(rate))
+
+
+class RateOffInATensor(RateInATensor):
+    class loop(RateInATensor.loop):
+        def __init__(self, subject, options):
+            super().__init__(subject, options)
+            self.plan = [replace(p, learning_rate=p.learning_rate * (1 + 1e-6)) for p in self.plan]
+
+
+def test_a_rate_in_a_tensor_is_held_to_what_the_tensor_keeps(run_check):
+    run = run_check("training.schedule_trace", RateInATensor())
+    assert run.outcome is Outcome.PASS, run.reason
+    run = run_check("training.schedule_trace", RateOffInATensor())
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert "words.report_error is" in run.reason
+
+
+class OwnBatches(foreign.Words):
+    """Steps of 13 samples whatever is asked for: 1.6 epochs where a check wants three."""
+
+    own, repeats = 13, False
+
+    class loop(foreign.Loop):
+        def next_ids(self):
+            self.options = replace(self.options, batch_size=self.subject.own)
+            return super().next_ids()
+
+    def epoch_order(self, task, *, seed, epoch, **of_ranks):
+        # A loop counts its epochs by steps, so that zero is the first of them only.
+        first = self.repeats and not of_ranks and seed == 3 and epoch > 2
+        return super().epoch_order(task, seed=seed, epoch=0 if first else epoch, **of_ranks)
+
+
+class RepeatsAnEpoch(OwnBatches):
+    repeats = True
+
+
+class OfFew(OwnBatches):
+    own = 4
+
+
+@pytest.mark.parametrize(
+    ("subject", "outcome", "reason"),
+    [
+        (OwnBatches, Outcome.PASS, ""),
+        (RepeatsAnEpoch, Outcome.FAIL, "words_session_epochs_differ is False"),
+        (OfFew, Outcome.NOT_MEASURED, "delivered 96 samples, 0 of them after its first 96"),
+    ],
+)
+def test_epochs_are_compared_as_far_as_a_session_goes(run_check, subject, outcome, reason):
+    run = run_check("data.loader_order", subject())
+    assert run.outcome is outcome, run.reason
+    assert reason in run.reason
