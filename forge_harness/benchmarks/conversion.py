@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,6 +70,21 @@ def measure(
     rounds: int = 7,
     told: Callable[[str], None] = lambda what: None,
 ) -> list[ConversionRow]:
+    """Returns all of `measured`."""
+    return list(
+        measured(place, source=source, targets=targets, blocks=blocks, rounds=rounds, told=told)
+    )
+
+
+def measured(
+    place: Path,
+    *,
+    source: Path | None = None,
+    targets: Sequence[str] = FORMATS,
+    blocks: int = 2,
+    rounds: int = 7,
+    told: Callable[[str], None] = lambda what: None,
+) -> Iterator[ConversionRow]:
     """Times conversions in a scratch directory below `place`, which is removed again.
 
     Args:
@@ -80,11 +95,13 @@ def measure(
         rounds: Turns of each candidate, 6 at least for bounds.
         told: Told what is measured next.
 
+    Yields:
+        Two rows a format: without the comparison, and with it.
+
     Raises:
         CheckpointError: The source cannot be read, or a format cannot hold it.
         OSError: The disk is full, or cannot be written.
     """
-    rows = []
     with tempfile.TemporaryDirectory(prefix="forge-bench-", dir=place) as scratch:
         folder = Path(scratch)
         if source is None:
@@ -94,8 +111,7 @@ def measure(
         for to in targets:
             for compared in (False, True):
                 told(f"{to}{', compared' if compared else ''}")
-                rows.append(_row(folder, source, to, compared, rounds))
-    return rows
+                yield _row(folder, source, to, compared, rounds)
 
 
 def _row(folder: Path, source: Path, to: str, compared: bool, rounds: int) -> ConversionRow:

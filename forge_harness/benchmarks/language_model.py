@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from forge_harness.model import ByteLM, ByteLMConfig
 from forge_harness.model.decoder import CachedDecoder
@@ -64,6 +65,7 @@ def measure(
     prompt: int = 128,
     threads: tuple[int, ...] = (1, 2),
     rounds: int = 11,
+    so_far: Callable[[Measured], object] = lambda found: None,
 ) -> Measured:
     """Times decode and prefill of the byte language model at a size, weights drawn, batch 1.
 
@@ -73,6 +75,7 @@ def measure(
         prompt: Tokens of the prompt, and of the cache when decoding.
         threads: Numbers of threads to time with.
         rounds: Batches of each contender, which take turns.
+        so_far: Told what was found after each phase.
 
     Raises:
         ValueError: The sizes make no model.
@@ -93,19 +96,25 @@ def measure(
             tokens = torch.randint(256, (1, prompt), generator=torch.Generator().manual_seed(1))
             expected, found = model(tokens), sides["packed"].prefill(tokens)
             sides["packed"].reset()
-            phases = []
+            measured = _compared(model, expected, found)
             for count in threads:
                 torch.set_num_threads(count)
-                phases.append(_phase("decode", sides, count, prompt, rounds))
-                phases.append(_phase("prefill", sides, count, prompt, rounds))
+                for phase in ("decode", "prefill"):
+                    measured.phases.append(_phase(phase, sides, count, prompt, rounds))
+                    so_far(measured)
     finally:
         torch.set_num_threads(before)
+    return measured
+
+
+def _compared(model: ByteLM, expected: Tensor, found: Tensor) -> Measured:
+    """Returns what is known before anything is timed."""
     same = expected.argmax(-1) == found.argmax(-1)
     return Measured(
         parameters=sum(p.numel() for p in model.parameters()),
         difference=float((found - expected).abs().max() / expected.abs().max()),
         same_tokens=float(same.float().mean()),
-        phases=phases,
+        phases=[],
     )
 
 

@@ -147,9 +147,9 @@ def measure(
             ours, packed_bytes = _ours(case, chosen)
             probes = dict(_probes(case, chosen, packed_bytes))
             others = dict(_peers(case)) if peers else {}
-            if ggml is not None and case.columns % ggml_peer.BLOCK == 0:
+            if ggml is not None and ggml_takes(case):
                 others[GGML] = _ggml_call(case, ggml, stack)
-            if i2s is not None and case.columns % i2s_peer.BLOCK == 0 and case.threads == 1:
+            if i2s is not None and i2s_takes(case):
                 others[I2S] = _i2s_call(case, i2s)
             if inductor:
                 others[INDUCTOR] = _inductor_call(case)
@@ -258,6 +258,16 @@ def _rotating(weight: Tensor, case: Case) -> Iterator[Tensor]:
 
 def _copies(case: Case, nbytes: int) -> int:
     return -(-COLD_BYTES // nbytes) if case.cold else 1
+
+
+def ggml_takes(case: Case) -> bool:
+    """Returns whether ggml has the product: it takes whole blocks of columns."""
+    return case.columns % ggml_peer.BLOCK == 0
+
+
+def i2s_takes(case: Case) -> bool:
+    """Returns whether bitnet.cpp's kernel has the product: one thread, whole blocks of columns."""
+    return case.columns % i2s_peer.BLOCK == 0 and case.threads == 1
 
 
 def can_be_cold(rows: int, columns: int) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from forge_harness import kernels
+from forge_harness.errors import BackendUnavailableError
 from forge_harness.model.throughput import CONTENDERS
 
 from . import language_model, training
@@ -113,10 +114,12 @@ def storage_table(found: StorageMeasured) -> str:
                 _marked(_bounded(row.times), row, ratio_name("ours", "baseline")),
             ]
         )
-    seconds = sorted(found.open_seconds)
+    text = _aligned(lines, left=1) + _meaning_of_marks(found.rows)
+    if not (seconds := sorted(found.open_seconds)):
+        return text
     return "\n".join(
         (
-            _aligned(lines, left=1) + _meaning_of_marks(found.rows),
+            text,
             f"A store of {found.states:,} states whose writer went away opens and lists in "
             f"{seconds[len(seconds) // 2]:.3f} s (slowest {seconds[-1]:.3f} s). Files in "
             f"{found.file_system}.",
@@ -185,6 +188,7 @@ def heading(benchmark: str, started: datetime) -> dict[str, Any]:
             "harness": version("bitnet-forge-harness"),
             "native": kernels.native_version(),
             "paths": [] if kernels.native_problem() else list(kernels.cpu_paths()),
+            "path": _path(),
             "processor": _processor(),
             "cores": os.cpu_count(),
             "load_average": list(os.getloadavg()),
@@ -192,6 +196,14 @@ def heading(benchmark: str, started: datetime) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
+
+
+def _path() -> str | None:
+    """Returns the instruction set of products that name none; None where none runs."""
+    try:
+        return kernels.cpu_path()
+    except BackendUnavailableError:
+        return None
 
 
 def document(rows: Sequence[Row], *, started: datetime, is_complete: bool = True) -> dict[str, Any]:
@@ -233,7 +245,10 @@ def document(rows: Sequence[Row], *, started: datetime, is_complete: bool = True
 
 
 def plot(rows: Sequence[Row]) -> str:
-    """Returns an SVG: share of the ceiling of each product, and times faster than the peers."""
+    """Returns an SVG: share of the ceiling of each product, and times faster than the peers.
+
+    What is void is hatched or hollow, a share that was not measured a question mark.
+    """
     import io
 
     import matplotlib
@@ -243,30 +258,48 @@ def plot(rows: Sequence[Row]) -> str:
 
     with matplotlib.rc_context({"svg.hashsalt": SCHEMA, "font.size": 9}):
         figure, (left, right) = pyplot.subplots(
-            1, 2, figsize=(11, 0.28 * len(rows) + 1.4), sharey=True, layout="constrained"
+            1, 2, figsize=(11, 0.28 * len(rows) + 1.6), sharey=True, layout="constrained"
         )
-        names = [f"{row.case.label} {row.path}" for row in rows]
-        left.barh(names, [100 * (row.roofline or 0.0) for row in rows], color="#3b6ea5")
-        left.axvline(100, color="#888888", linewidth=0.8)
-        left.set_xlabel("share of the nearer ceiling, %")
-        for peer, marker in zip(PEERS, "osD", strict=True):
-            known = [
-                (row.over[peer][0], name)
-                for row, name in zip(rows, names, strict=True)
-                if peer in row.over
-            ]
-            if known:
-                right.plot([x for x, _ in known], [n for _, n in known], marker, label=peer)
-        right.axvline(1, color="#888888", linewidth=0.8)
-        right.set_xscale("log")
-        right.set_xlabel("times faster than")
-        if right.get_legend_handles_labels()[1]:
-            right.legend()
-        left.invert_yaxis()
+        _plot_shares(left, rows)
+        _plot_ratios(right, rows)
+        left.set_yticks(range(len(rows)), [f"{row.case.label} {row.path}" for row in rows])
+        left.set_ylim(len(rows) - 0.5, -0.5)
+        if any(row.void for row in rows):
+            figure.supxlabel(
+                "hatched, hollow: threads waited for a core, not measured", fontsize="small"
+            )
         stream = io.StringIO()
         figure.savefig(stream, format="svg", metadata={"Date": None})
         pyplot.close(figure)
     return stream.getvalue()
+
+
+def _plot_shares(axes: Any, rows: Sequence[Row]) -> None:  # noqa: ANN401 - matplotlib is optional
+    for place, row in enumerate(rows):
+        if row.roofline is None:
+            axes.text(1, place, "?", verticalalignment="center")
+            continue
+        hatch = "////" if {"ours", f"{row.bound} probe"} & set(row.void) else None
+        axes.barh(place, 100 * row.roofline, color="#3b6ea5", edgecolor="white", hatch=hatch)
+    axes.axvline(100, color="#888888", linewidth=0.8)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("share of the nearer ceiling, %")
+
+
+def _plot_ratios(axes: Any, rows: Sequence[Row]) -> None:  # noqa: ANN401 - as above
+    for index, (peer, marker) in enumerate(zip((*PEERS, *OPTIONAL), "osD^vP", strict=True)):
+        label: str | None = peer
+        for place, row in enumerate(rows):
+            if peer not in row.over:
+                continue
+            hollow = {"markerfacecolor": "none"} if ratio_name(peer, "ours") in row.void else {}
+            axes.plot(row.over[peer][0], place, marker, color=f"C{index}", label=label, **hollow)
+            label = None
+    axes.axvline(1, color="#888888", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_xlabel("times faster than")
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend()
 
 
 def _aligned(lines: Sequence[Sequence[str]], *, left: int) -> str:

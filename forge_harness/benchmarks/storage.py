@@ -69,7 +69,8 @@ class StorageMeasured:
     Attributes:
         rows: Comparisons.
         states: States of the store that was opened.
-        open_seconds: Each opening of it, after its writer went away without closing it.
+        open_seconds: Each opening of it, after its writer went away without closing it; none where
+            that was not measured.
         file_system: Directory the files were in.
     """
 
@@ -86,6 +87,7 @@ def measure(
     states: int = 10_000,
     rounds: int = 7,
     told: Callable[[str], None] = lambda what: None,
+    so_far: Callable[[StorageMeasured], object] = lambda found: None,
 ) -> StorageMeasured:
     """Times the store in a scratch directory below `place`, which is removed again.
 
@@ -95,13 +97,19 @@ def measure(
         states: In the store that is opened.
         rounds: Turns of each candidate, 6 at least for bounds.
         told: Told what is measured next.
+        so_far: Told what was found after each comparison.
 
     Raises:
         OSError: The disk is full, or cannot be written.
     """
+    measured = StorageMeasured([], states, [], str(place))
+
+    def keep(row: StorageRow) -> None:
+        measured.rows.append(row)
+        so_far(measured)
+
     with tempfile.TemporaryDirectory(prefix="forge-bench-", dir=place) as scratch:
         folder = Path(scratch)
-        rows = []
         for what, compare in (
             ("commits", _commits),
             ("groups", _groups),
@@ -109,14 +117,15 @@ def measure(
         ):
             told(what)
             (folder / what).mkdir()
-            rows.append(compare(folder / what, rounds))
+            keep(compare(folder / what, rounds))
         told("large content")
-        rows.append(_blob(folder, blob_bytes, rounds))
+        keep(_blob(folder, blob_bytes, rounds))
         told("sealing")
-        rows.append(_sealing(min(blob_bytes, 256 << 20), rounds))
+        keep(_sealing(min(blob_bytes, 256 << 20), rounds))
         told(f"opening a store of {states:,} states")
-        seconds = _opening(folder / "many", states, rounds)
-    return StorageMeasured(rows, states, seconds, str(place))
+        measured.open_seconds.extend(_opening(folder / "many", states, rounds))
+        so_far(measured)
+    return measured
 
 
 def _row(

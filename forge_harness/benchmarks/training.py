@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -109,6 +109,7 @@ def measure(
     rounds: int = 15,
     compiled: bool = False,
     with_torchao: bool = False,
+    so_far: Callable[[StepsMeasured], object] = lambda found: None,
 ) -> StepsMeasured:
     """Times steps of the byte language model at a size, on the reference data.
 
@@ -120,6 +121,7 @@ def measure(
         rounds: Steps of each arm, which take turns.
         compiled: Also time each arm but autocast through torch.compile; needs a C++ compiler.
         with_torchao: Also time torchao's `bitnet_training`.
+        so_far: Told what was found after each number of threads.
 
     Raises:
         UsageError: torchao is not there.
@@ -133,19 +135,17 @@ def measure(
         arms += [arm.compiled() for arm in arms if "autocast" not in arm.extra]
     if with_torchao:
         torchao.check()
+    parameters = sum(p.numel() for p in _built(FULL, config).parameters())
+    measured = StepsMeasured(parameters, batch * CONTEXT, steps=[])
     before = torch.get_num_threads()
-    steps = []
     try:
         for count in threads:
             torch.set_num_threads(count)
-            steps.append(_steps(arms, config, batch, rounds, count))
+            measured.steps.append(_steps(arms, config, batch, rounds, count))
+            so_far(measured)
     finally:
         torch.set_num_threads(before)
-    return StepsMeasured(
-        parameters=sum(p.numel() for p in _built(FULL, config).parameters()),
-        tokens=batch * CONTEXT,
-        steps=steps,
-    )
+    return measured
 
 
 def _steps(arms: list[Arm], config: ByteLMConfig, batch: int, rounds: int, threads: int) -> Steps:

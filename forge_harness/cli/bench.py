@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,6 +21,7 @@ from .options import NamedPath, WholeNumber, check_target, examples
 from .terminal import say
 
 if TYPE_CHECKING:
+    from forge_harness.benchmarks.conversion import ConversionRow
     from forge_harness.benchmarks.products import Case, Row
 
 _MAX_WEIGHTS = 1 << 30
@@ -102,6 +103,12 @@ def kernels_command(
     cases = _cases(sizes, counts, cores)
     if 1 in counts:
         _say_hot_only(sizes)
+    if ggml is not None:
+        taken = [case for case in cases if products.ggml_takes(case)]
+        _say_left_out(products.GGML, taken, cases, "whole blocks of 256 columns")
+    if i2s is not None:
+        taken = [case for case in cases if products.i2s_takes(case)]
+        _say_left_out(products.I2S, taken, cases, "one thread and whole blocks of 128 columns")
     for target in (json_file, plot_file):
         check_target(target)
     if json_file is not None and plot_file is not None:
@@ -174,6 +181,39 @@ def _shown_at_last(table: str) -> Iterator[None]:
         click.echo(table)
 
 
+@contextmanager
+def _kept(
+    benchmark: str, table: Callable[[Any], str], json_file: Path | None
+) -> Iterator[Callable[[Any], object]]:
+    """Gives a function to call with what was found so far; at the end shows and keeps the last.
+
+    Also where the rest failed or was interrupted, by the first of several signals.
+    """
+    from dataclasses import asdict
+
+    from forge_harness.benchmarks import report
+    from forge_harness.integration.stops import interrupted_once
+
+    started = datetime.now(UTC)
+    found: list[Any] = []
+    is_complete = False
+    with interrupted_once():
+        try:
+            yield found.append
+            is_complete = True
+        finally:
+            if found:
+                rest = "" if is_complete else "\nNot complete: the rest was not measured."
+                with _shown_at_last(table(found[-1]) + rest):
+                    if json_file is not None:
+                        content = {
+                            **report.heading(benchmark, started),
+                            "is_complete": is_complete,
+                            **asdict(found[-1]),
+                        }
+                        write_durably(json_file, canonical_json(content))
+
+
 @bench_group.command(
     "lm",
     epilog=examples(
@@ -202,19 +242,13 @@ def lm_command(
     """
     _check_model(width, layers)
     check_target(json_file)
-    from dataclasses import asdict
-
     from forge_harness.benchmarks import language_model, report
 
     cores = threads or _cores()
-    started = datetime.now(UTC)
-    found = language_model.measure(
-        width=width, layers=layers, prompt=prompt, threads=cores, rounds=rounds
-    )
-    with _shown_at_last(report.language_model_table(found)):
-        if json_file is not None:
-            content = {**report.heading("lm", started), **asdict(found)}
-            write_durably(json_file, canonical_json(content))
+    with _kept("lm", report.language_model_table, json_file) as so_far:
+        language_model.measure(
+            width=width, layers=layers, prompt=prompt, threads=cores, rounds=rounds, so_far=so_far
+        )
     return ExitCode.PASS
 
 
@@ -250,25 +284,20 @@ def train_command(
     """
     _check_model(width, layers)
     check_target(json_file)
-    from dataclasses import asdict
-
     from forge_harness.benchmarks import report, training
 
     cores = threads or _cores()
-    started = datetime.now(UTC)
-    found = training.measure(
-        width=width,
-        layers=layers,
-        batch=batch,
-        threads=cores,
-        rounds=rounds,
-        compiled=compiled,
-        with_torchao=with_torchao,
-    )
-    with _shown_at_last(report.training_table(found)):
-        if json_file is not None:
-            content = {**report.heading("train", started), **asdict(found)}
-            write_durably(json_file, canonical_json(content))
+    with _kept("train", report.training_table, json_file) as so_far:
+        training.measure(
+            width=width,
+            layers=layers,
+            batch=batch,
+            threads=cores,
+            rounds=rounds,
+            compiled=compiled,
+            with_torchao=with_torchao,
+            so_far=so_far,
+        )
     return ExitCode.PASS
 
 
@@ -298,26 +327,19 @@ def store_command(
     Commits against bare SQLite transactions, a large content against write, fsync and sha256 of the
     same bytes, sealing against AES-256-GCM in memory; each pair takes turns.
     """
-    from dataclasses import asdict
-
     from forge_harness.benchmarks import report, storage
-    from forge_harness.integration.stops import interrupted_once
 
     check_target(json_file)
-    started = datetime.now(UTC)
     # Ended otherwise, it would leave gigabytes in `place`.
-    with interrupted_once():
-        found = storage.measure(
+    with _kept("store", report.storage_table, json_file) as so_far:
+        storage.measure(
             place,
             blob_bytes=blob_mib << 20,
             states=states,
             rounds=rounds,
             told=say,
+            so_far=so_far,
         )
-    with _shown_at_last(report.storage_table(found)):
-        if json_file is not None:
-            content = {**report.heading("store", started), **asdict(found)}
-            write_durably(json_file, canonical_json(content))
     return ExitCode.PASS
 
 
@@ -359,9 +381,7 @@ def convert_command(
     Each with and without the comparison of result and source, which `convert` makes unless it is
     told not to; conversion and copy take turns.
     """
-    from dataclasses import asdict
-
-    from forge_harness.benchmarks import conversion, report
+    from forge_harness.benchmarks import conversion
     from forge_harness.errors import unknown_choice
     from forge_harness.formats import FORMATS
     from forge_harness.integration.stops import interrupted_once
@@ -370,21 +390,41 @@ def convert_command(
         if target not in FORMATS:
             raise UsageError(unknown_choice("format", target, FORMATS))
     check_target(json_file)
+    chosen = targets or FORMATS
     started = datetime.now(UTC)
+    rows: list[ConversionRow] = []
     with interrupted_once():
-        rows = conversion.measure(
-            place,
-            source=source,
-            targets=targets or FORMATS,
-            blocks=blocks,
-            rounds=rounds,
-            told=say,
-        )
-    with _shown_at_last(report.conversion_table(rows)):
-        if json_file is not None:
-            content = {**report.heading("convert", started), "rows": [asdict(row) for row in rows]}
-            write_durably(json_file, canonical_json(content))
+        try:
+            for row in conversion.measured(
+                place, source=source, targets=chosen, blocks=blocks, rounds=rounds, told=say
+            ):
+                rows.append(row)
+        finally:
+            # As in `kernels_command`: a format may be unable to hold the source.
+            if rows:
+                _show_conversions(rows, 2 * len(chosen), started, json_file)
     return ExitCode.PASS
+
+
+def _show_conversions(
+    rows: list[ConversionRow], planned: int, started: datetime, json_file: Path | None
+) -> None:
+    from dataclasses import asdict
+
+    from forge_harness.benchmarks import report
+
+    is_complete = len(rows) == planned
+    shown = report.conversion_table(rows)
+    if not is_complete:
+        shown += f"\nNot complete: {len(rows)} of {planned} conversions were measured."
+    with _shown_at_last(shown):
+        if json_file is not None:
+            content = {
+                **report.heading("convert", started),
+                "is_complete": is_complete,
+                "rows": [asdict(row) for row in rows],
+            }
+            write_durably(json_file, canonical_json(content))
 
 
 def _cores() -> tuple[int, ...]:
@@ -432,6 +472,11 @@ def _say_hot_only(sizes: list[tuple[int, int]]) -> None:
     for rows, columns in sizes:
         if not can_be_cold(rows, columns):
             say(f"{rows}x{columns} is timed hot only: thousands of copies of it fit in caches.")
+
+
+def _say_left_out(peer: str, taken: list[Case], cases: list[Case], needs: str) -> None:
+    if len(taken) < len(cases):
+        say(f"{peer} is timed for {len(taken)} of {len(cases)} products: it takes {needs}.")
 
 
 def _shape(text: str) -> tuple[int, int]:

@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 def doctor_command(config_file: Path | None, subject: str | None, as_json: bool) -> int:
     """Show this environment, the native module, and which checks the subject's capabilities open.
 
-    Exits 7 when something that checks need is missing: the native module, a capability, or a
-    program, library or accelerator that some check calls. Else 0.
+    Exits 7 when something that checks need is missing: the native module, the instruction set that
+    FORGE_KERNELS_PATH names, a capability, or a program, library or accelerator that some check
+    calls. Else 0.
     """
     from forge_harness.cli.needs import missing
     from forge_harness.cli.subject_child import offer_of
@@ -50,13 +51,20 @@ def doctor_command(config_file: Path | None, subject: str | None, as_json: bool)
 
     loaded = load(config_file, {"run.subject": subject})
     policy = policy_in_force(loaded)
-    environment = {**_environment(), **_torch(), "native_module": _native()}
+    kernel_path, refused_path = _kernel_path()
+    environment = {
+        **_environment(),
+        **_torch(),
+        "native_module": _native(),
+        "kernel_path": kernel_path,
+    }
     found = offer_of(loaded.subject or REFERENCE_SPEC)
     capabilities = capability_rows(found, policy)
     closed = {check for row in capabilities if not row["offered"] for check in row["checks"]}
     opened = {entry.id for entry in policy.catalogue} - closed
     problems = [
         *_environment_problems(environment),
+        *refused_path,
         *(need.problem() for need in missing(loaded.config.declared, opened)),
         *_capability_problems(found, capabilities),
     ]
@@ -98,6 +106,19 @@ def _native() -> str:
 
     problem = native_problem()
     return f"missing: {problem}" if problem else f"{native_version()}"
+
+
+def _kernel_path() -> tuple[str | None, list[str]]:
+    """Returns the instruction set that products use, and why the one that was asked for is none."""
+    from forge_harness.errors import BackendUnavailableError
+    from forge_harness.kernels import cpu_path, native_problem
+
+    if native_problem():
+        return None, []
+    try:
+        return cpu_path(), []
+    except BackendUnavailableError as error:
+        return None, [str(error)]
 
 
 def capability_rows(subject: Offer, policy: Policy) -> list[dict[str, Any]]:

@@ -35,7 +35,10 @@ def _module(name: str) -> Callable[[], bool]:
 def _advisories() -> bool:
     from forge_harness.probes.advisories import FILE_VARIABLE
 
-    return bool(os.environ.get(FILE_VARIABLE)) or util.find_spec("pip_audit") is not None
+    # Where one is named, nothing else is asked.
+    if named := os.environ.get(FILE_VARIABLE):
+        return os.path.exists(named)
+    return util.find_spec("pip_audit") is not None
 
 
 def _ruff() -> bool:
@@ -60,10 +63,10 @@ NEEDS = (
     Need("ruff", _ruff, ("security.power_of_ten",), EXTRA),
     Need("lizard", _module("lizard"), ("security.power_of_ten",), EXTRA),
     Need(
-        "An advisory database or pip-audit",
+        "An advisory database (that FORGE_HARNESS_ADVISORIES_FILE names, else pip-audit)",
         _advisories,
         ("dependencies.known_vulnerabilities",),
-        f"{EXTRA}, or set FORGE_HARNESS_ADVISORIES_FILE",
+        f"{EXTRA}, or let the variable name one",
     ),
     Need(
         "strace",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,6 +107,11 @@ def _text(found: Assessment) -> str:
     ]
     lines += [
         f"Waiver of {w.owner} until {w.expires}: rule {w.rule}, {w.file}" for w in found.waivers
+    ]
+    lines += [
+        f"Waiver of {w.owner} until {w.expires}: rule {w.rule}, {w.file}: "
+        f"{'expired, ' if w.expires < date.today() else ''}covers nothing."
+        for w in found.idle
     ]
     return "\n".join(lines)
 

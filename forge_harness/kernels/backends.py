@@ -148,7 +148,9 @@ def which(
         if problem := _refusal(op, backend, device, tokens, weight):
             raise BackendUnavailableError(problem)
         return backend
-    return next(b for b in OPS[op] if not _refusal(op, b, device, tokens, weight))
+    # Triton's interpreter is for looking into kernels: nobody who multiplies means it by "auto".
+    fast = (b for b in OPS[op] if (b, device) != ("triton", "cpu"))
+    return next(b for b in fast if not _refusal(op, b, device, tokens, weight))
 
 
 def _refusal(

@@ -91,7 +91,11 @@ class PackedTernary:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of codes and scales, padding included."""
+        """Bytes of codes and scales, padding included.
+
+        From 1 MiB on codes lie on huge pages of 2 MiB where Linux has them, and the last one counts
+        whole in the memory of the process.
+        """
         return int(self.data.nbytes + self.scale.nbytes)
 
     @property

@@ -11,15 +11,16 @@ from fractions import Fraction
 from pathlib import Path
 
 from forge_harness.canonical import digest_of
-from forge_harness.errors import ConfigError
+from forge_harness.errors import ConfigError, unknown_choice
 from forge_harness.paths import resolved_path
 from forge_harness.policy import toml_values
-from forge_harness.security.scan_files import relative, tree_files
+from forge_harness.security.scan_files import relative
 from forge_harness.security.scan_tools import find_tool, run_tool, tool_version
 
 from . import c_source, python_source
 from .measures import Count, Measure, Place, merged
 from .rules import CATEGORIES, RULES
+from .trees import files_of
 
 _MISSING = "not counted"
 
@@ -90,6 +91,7 @@ class Assessment:
         rules: One a rule.
         categories: One a category.
         waivers: Live ones that covered a place.
+        idle: Those that covered none, or have expired.
     """
 
     roots: tuple[Path, ...]
@@ -98,6 +100,7 @@ class Assessment:
     rules: tuple[RuleScore, ...]
     categories: tuple[CategoryScore, ...]
     waivers: tuple[Waiver, ...]
+    idle: tuple[Waiver, ...] = ()
 
     @property
     def mean(self) -> Fraction | None:
@@ -121,7 +124,7 @@ def assess(
     """Counts all rules over trees of Python, C, C++ and CUDA, taken as one.
 
     Args:
-        roots: Directories or files.
+        roots: Directories or files; a file of several counts once.
         waivers: Known places.
         today: None: today.
 
@@ -133,8 +136,7 @@ def assess(
     warnings: list[Measure] = []
     without_lizard: list[Place] = []
     read = 0
-    for root in roots:
-        files = list(tree_files(root, (".py", *c_source.SUFFIXES)))
+    for root, files in files_of(roots, (".py", *c_source.SUFFIXES)):
         read += len(files)
         warnings.append(_warnings(root, files))
         for path in files:
@@ -150,8 +152,9 @@ def assess(
     live = [w for w in waivers if w.expires >= (today or date.today())]
     rules = tuple(_score(rule, measures, live) for rule in RULES)
     used = tuple(w for w in live if any(_covers(w, r.rule, p) for r in rules for p in r.places))
+    idle = tuple(w for w in waivers if w not in used)
     categories = tuple(_category(name, rules) for name in CATEGORIES)
-    return Assessment(tuple(roots), read, tuple(unreadable), rules, categories, used)
+    return Assessment(tuple(roots), read, tuple(unreadable), rules, categories, used, idle)
 
 
 def load_waivers(path: Path) -> list[Waiver]:
@@ -168,13 +171,26 @@ def load_waivers(path: Path) -> list[Waiver]:
             f"Waivers {str(path)!r} cannot be read ({error}); expected [[waiver]] with rule, file, "
             "owner, expires and reason."
         ) from error
+    for name in document:
+        if name != "waiver":
+            raise ConfigError(f"Waivers {str(path)!r}: {unknown_choice('table', name, ['waiver'])}")
     for waiver in found:
-        if waiver.rule not in RULES or type(waiver.expires) is not date or not waiver.owner:
+        if not _is_sound(waiver):
             raise ConfigError(
                 f"The waiver of rule {waiver.rule!r} in {waiver.file!r} needs a rule from 1 to 10, "
-                "an owner and a date it expires on."
+                "a file, an owner and a reason in words, and a date it expires on."
             )
     return found
+
+
+def _is_sound(waiver: Waiver) -> bool:
+    words = (waiver.file, waiver.owner, waiver.reason)
+    return (
+        type(waiver.rule) is int
+        and waiver.rule in RULES
+        and type(waiver.expires) is date
+        and all(isinstance(word, str) and word.strip() for word in words)
+    )
 
 
 def _counts(path: Path, name: str) -> list[Count]:

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from forge_harness.security.scan_files import relative, tree_files
+from forge_harness.security.scan_files import relative
 
 from .measures import Place
-from .python_source import UNREADABLE, read_python, why_unreadable
+from .python_source import UNREADABLE, parsed, read_python, why_unreadable
+from .trees import files_of
 
 _Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -37,17 +38,17 @@ def documentation(roots: Sequence[Path]) -> Documentation:
     """Counts docstrings over trees of Python; a file that cannot be parsed is one without.
 
     Args:
-        roots: Directories or files.
+        roots: Directories or files; a file of several counts once.
 
     Raises:
         UsageError: There is no such tree.
     """
     total, missing = 0, []
-    for root in roots:
-        for path in tree_files(root, (".py",)):
+    for root, files in files_of(roots, (".py",)):
+        for path in files:
             name = relative(path, root)
             try:
-                tree = ast.parse(read_python(path))
+                tree = parsed(read_python(path), name)
             except UNREADABLE as error:
                 total += 1
                 missing.append(Place(name, 0, f"not counted: {why_unreadable(error)}"))

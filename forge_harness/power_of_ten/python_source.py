@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import tokenize
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from io import StringIO
 from pathlib import Path
@@ -20,8 +21,10 @@ _BARE_CACHES = frozenset({"cache", "functools.cache", "lru_cache", "functools.lr
 """Decorators that are no calls; `lru_cache` then has its default bound of 128."""
 _RUN_TIME_CODE = frozenset({"eval", "exec", "compile", "__import__"})
 _UNSAFE = frozenset({"ctypes", "cffi", "pickle", "marshal", "mmap", "shelve", "dill"})
-_SILENCED = re.compile(r"#\s*(noqa|type:\s*ignore)(?!\s*[:\[(])\s*($|[^:\[])")
-_SUPPRESSION = re.compile(r"#\s*(noqa|type:\s*ignore|nosec)")
+# Of ruff and flake8, which read it in any case: on a line, and in front of it for the whole file.
+_NOQA = r"(?i:(?P<whole>(ruff|flake8):\s*)?noqa)"
+_SILENCED = re.compile(rf"#\s*({_NOQA}|type:\s*ignore)(?!\s*[:\[(])\s*($|[^:\[])")
+_SUPPRESSION = re.compile(rf"#\s*({_NOQA}|type:\s*ignore|nosec)")
 
 
 UNREADABLE = (
@@ -43,6 +46,18 @@ def read_python(path: Path) -> str:
         return stream.read()
 
 
+def parsed(text: str, file: str) -> ast.Module:
+    """Returns the syntax tree of a source, whatever the parser would warn of in it.
+
+    Raises:
+        SyntaxError: It is no Python this interpreter can parse.
+    """
+    # Warnings are ruff's to count; as errors (PYTHONWARNINGS) they would end the parser.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(text, filename=file)
+
+
 def why_unreadable(error: BaseException) -> str:
     """Returns what one of `UNREADABLE` says, in words where it has none."""
     return str(error) or "it is nested too deeply"
@@ -58,7 +73,7 @@ def count_python(file: str, text: str) -> list[Count]:
     Raises:
         SyntaxError: It is no Python this interpreter can parse.
     """
-    tree = ast.parse(text, filename=file)
+    tree = parsed(text, file)
     functions = [node for node in ast.walk(tree) if isinstance(node, Function)]
     at = _Places(file)
     return [
@@ -300,8 +315,9 @@ def _suppressions(text: str, at: _Places) -> tuple[int, tuple[Place, ...]]:
     for token in _comments(text):
         if _SUPPRESSION.search(token.string):
             total += 1
-            if _SILENCED.search(token.string):
-                places.append(at(token.start[0], "silences everything on its line"))
+            if found := _SILENCED.search(token.string):
+                where = "in its file" if found["whole"] else "on its line"
+                places.append(at(token.start[0], f"silences everything {where}"))
     return total, tuple(places)
 
 

@@ -46,8 +46,8 @@ class TernaryLinearOp:
 
     Backward, with G the upstream gradient: dX = G . (C * beta), dW = G^T . (q * s), db = sum G.
     Nothing is masked and no gradient goes through a scale. `exact` and `int8` keep only int8 codes
-    and scales between forward and backward. Autocast changes none of it (for `fake`, as long as
-    backward runs outside autocast, as torch asks).
+    and scales between forward and backward, and refuse a second derivative. Autocast changes none
+    of it (for `fake`, as long as backward runs outside autocast, as torch asks).
 
     Attributes:
         quantize_weight: Latent weight (N, K) -> int8 codes (N, K), scale (one entry or one a row).
@@ -149,32 +149,40 @@ class _TernaryLinear(torch.autograd.Function):
         return y.to(x.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - as above
-        q, activation_scale, codes, beta = ctx.saved_tensors
-        x_dtype, w_dtype, bias_dtype = ctx.dtypes
-        grad_x = grad_w = grad_bias = None
-        with _no_autocast(grad.device.type):
-            grad = grad.float()
-            rows = _rows(grad)
-            by_row = activation_scale.reshape(-1, 1) if ctx.needs_input_grad[1] else None
-            by_column = beta if ctx.needs_input_grad[0] else None
-            scaled_w, scaled_x = _scaled_bf16(rows, by_row, by_column, ctx.matmul_dtype)
-            # The codes stay exact in either dtype: DX = G . (C * beta) is (G * beta) . C, and
-            # DW = G^T . (q * s) is (G * s)^T . q.
-            if by_column is not None:
-                if scaled_x is None:
-                    scaled_x = (rows * by_column).to(ctx.matmul_dtype)
-                grad_x = (scaled_x @ codes.to(scaled_x.dtype)).float()
-                grad_x = grad_x.reshape(*grad.shape[:-1], codes.shape[1]).to(x_dtype)
-                del scaled_x
-            if by_row is not None:
-                if scaled_w is None:
-                    scaled_w = (rows * by_row).to(ctx.matmul_dtype).t()
-                grad_w = (scaled_w @ _rows(q).to(scaled_w.dtype)).float().to(w_dtype)
-            if bias_dtype is not None and ctx.needs_input_grad[2]:
-                grad_bias = _rows(grad).sum(dim=0).to(bias_dtype)
-        return grad_x, grad_w, grad_bias, None, None, None, None, None
+        # The gradients depend on x and w through codes and scales; torch looks at the upstream one
+        # alone, and takes them for constants where that is one (of y.sum()).
+        if torch.is_grad_enabled() and not grad.requires_grad:
+            grad = grad.detach().requires_grad_()
+        return _gradients(ctx, grad)
+
+
+@once_differentiable
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - as above
+    q, activation_scale, codes, beta = ctx.saved_tensors
+    x_dtype, w_dtype, bias_dtype = ctx.dtypes
+    grad_x = grad_w = grad_bias = None
+    with _no_autocast(grad.device.type):
+        grad = grad.float()
+        rows = _rows(grad)
+        by_row = activation_scale.reshape(-1, 1) if ctx.needs_input_grad[1] else None
+        by_column = beta if ctx.needs_input_grad[0] else None
+        scaled_w, scaled_x = _scaled_bf16(rows, by_row, by_column, ctx.matmul_dtype)
+        # The codes stay exact in either dtype: DX = G . (C * beta) is (G * beta) . C, and
+        # DW = G^T . (q * s) is (G * s)^T . q.
+        if by_column is not None:
+            if scaled_x is None:
+                scaled_x = (rows * by_column).to(ctx.matmul_dtype)
+            grad_x = (scaled_x @ codes.to(scaled_x.dtype)).float()
+            grad_x = grad_x.reshape(*grad.shape[:-1], codes.shape[1]).to(x_dtype)
+            del scaled_x
+        if by_row is not None:
+            if scaled_w is None:
+                scaled_w = (rows * by_row).to(ctx.matmul_dtype).t()
+            grad_w = (scaled_w @ _rows(q).to(scaled_w.dtype)).float().to(w_dtype)
+        if bias_dtype is not None and ctx.needs_input_grad[2]:
+            grad_bias = _rows(grad).sum(dim=0).to(bias_dtype)
+    return grad_x, grad_w, grad_bias, None, None, None, None, None
 
 
 # Function.apply has no type of its own.

@@ -1,13 +1,17 @@
 """Conversions against a durable copy: what is written, what is compared, nothing left behind."""
 
 import json
+from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from forge_harness.benchmarks import conversion
 from forge_harness.cli.app import app
 from forge_harness.errors import ExitCode
 from forge_harness.formats.convert import convert
+
+FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "checkpoints"
 
 
 def test_every_target_is_converted_and_copied_in_turns(tmp_path, monkeypatch):
@@ -57,6 +61,34 @@ def test_the_command_prints_a_row_each_and_writes_json(tmp_path, monkeypatch):
     assert done.output.count("gguf-tq1_0") >= 2
     document = json.loads(out.read_bytes())
     assert [row["compared"] for row in document["rows"]] == [False, True]
+    assert document["is_complete"] is True
     unknown = CliRunner().invoke(app, ["bench", "convert", "--to", "gguf"])
     assert unknown.exit_code == ExitCode.USAGE
     assert "gguf-tq2_0" in unknown.output
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt()])
+def test_what_was_measured_is_shown_and_kept_when_the_rest_is_not(error, tmp_path, monkeypatch):
+    """A format that cannot hold the source, and an interruption, cost all that was before them."""
+
+    def ended(source, target, to, *, compare):
+        if error is not None and to == "gguf-tq2_0":
+            raise error
+        return convert(source, target, to, compare=compare)
+
+    monkeypatch.setattr(conversion, "convert", ended)
+    source, out = FIXTURES / "native-0.9", tmp_path / "c.json"
+    arguments = ["bench", "convert", "--dir", str(tmp_path), "--source", str(source)]
+    arguments += ["--to", "native", "--to", "gguf-tq2_0", "--rounds", "6", "--json", str(out)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code != ExitCode.PASS
+    assert ("which a GGUF file cannot hold" in done.output) is (error is None)
+    assert "native" in done.output
+    assert "Not complete: 2 of 4 conversions were measured." in done.output
+    document = json.loads(out.read_bytes())
+    assert document["is_complete"] is False
+    assert [(row["to"], row["compared"]) for row in document["rows"]] == [
+        ("native", False),
+        ("native", True),
+    ]
+    assert list(tmp_path.iterdir()) == [out]

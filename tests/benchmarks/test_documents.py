@@ -23,6 +23,7 @@ from forge_harness.benchmarks import (
 )
 from forge_harness.benchmarks.timing import Timed
 from forge_harness.errors import StateError
+from forge_harness.kernels import backends
 from forge_harness.state import Store
 
 ROUNDS = 9
@@ -166,6 +167,15 @@ def test_documents_say_what_is_void(all_disturbed):
     found = training.measure(width=64, layers=1, batch=2, threads=(1,), rounds=ROUNDS)
     (steps,) = asdict(found)["steps"]
     assert steps["void"] == [*steps["samples"], *(f"{arm} / full" for arm in steps["over_full"])]
+
+
+@pytest.mark.parametrize("path", ["scalar", "mmx"])
+def test_documents_say_which_instruction_set_multiplied(path, monkeypatch):
+    """Not all of them have a row that does. One that does not run is none, and no error here."""
+    monkeypatch.setattr(backends, "_default_path", None)
+    monkeypatch.setenv("FORGE_KERNELS_PATH", path)
+    environment = report.heading("lm", datetime.now(UTC))["environment"]
+    assert environment["path"] == (path if path in environment["paths"] else None)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from forge_harness.benchmarks import i2s, products
 from forge_harness.benchmarks.products import Case
+from forge_harness.cli.app import app
 from forge_harness.errors import UsageError
 from forge_harness.formats.i2s import decode
 
@@ -71,6 +73,17 @@ def test_a_kernel_that_is_right_is_timed(tmp_path, linkage):
     assert set(row.over) == {products.I2S}
     for other in (Case(1, 64, 48, False, 1), Case(1, 64, 256, False, 2)):
         assert products.measure(other, peers=False, rounds=6, i2s=library).over == {}
+
+
+@needs_gxx
+def test_products_that_a_library_does_not_take_are_said(tmp_path):
+    """It was asked for, and left out without a word."""
+    command = ["bench", "kernels", "--i2s", str(built(tmp_path)), "--no-peers", "--rounds", "6"]
+    command += ["--shape", "64x256", "--shape", "64x48", "--tokens", "2"]
+    said = "I2_S is timed for 1 of 4 products: it takes one thread and whole blocks of 128 columns."
+    assert said in CliRunner().invoke(app, [*command, "--threads", "1", "--threads", "2"]).stderr
+    whole = CliRunner().invoke(app, [*command[:-4], "--tokens", "2", "--threads", "1"])
+    assert "I2_S is timed for" not in whole.stderr
 
 
 @needs_gxx

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -90,6 +91,22 @@ def test_table_document_and_plot_say_the_same(row):
     svg = ET.fromstring(report.plot([row]))
     assert svg.tag.endswith("svg")
     assert "M=1 128x64 hot 1T" in report.plot([row])
+
+
+def test_the_plot_shows_every_product_and_peer_and_what_is_void(row):
+    quiet = replace(row, void=[], roofline=0.5, over={**row.over, products.I2S: (2.0, 1.0, 3.0)})
+    svg = report.plot([quiet, quiet])
+    assert svg.count("<!-- M=1 128x64 hot 1T") == 2
+    assert f"<!-- {products.I2S} -->" in svg
+    assert not any(mark in svg for mark in ("<pattern", "hollow", "<!-- ? -->"))
+    filled = svg.count('style="fill: #1f77b4')
+    ratio = replace(quiet, void=["torch fp32 / ours"])
+    hollow = report.plot([ratio, quiet])
+    assert "hollow" in hollow
+    assert hollow.count('style="fill: #1f77b4') < filled
+    for name in ("ours", f"{row.bound} probe"):
+        assert "<pattern" in report.plot([replace(quiet, void=[name])])
+    assert "<!-- ? -->" in report.plot([replace(quiet, roofline=None)])
 
 
 def timed(name, seconds):

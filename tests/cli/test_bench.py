@@ -10,7 +10,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from forge_harness.benchmarks import products
+from forge_harness.benchmarks import language_model, products, storage, training
 from forge_harness.cli import app
 from forge_harness.errors import UsageError
 
@@ -193,6 +193,44 @@ def test_what_was_measured_is_shown_when_the_rest_is_not(error, tmp_path, monkey
     assert [row["tokens"] for row in document["rows"]] == [2]
 
 
+LM = ("lm", "--width", "64", "--layers", "1", "--prompt", "4", "--rounds", "6")
+TRAIN = ("train", "--width", "64", "--layers", "1", "--batch", "1", "--rounds", "6")
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "function", "few", "kept"),
+    [
+        ((*LM, "--threads", "1"), language_model, "_phase", 1, "phases"),
+        ((*TRAIN, "--threads", "1", "--threads", "2"), training, "_steps", 1, "steps"),
+        (STORE, storage, "_row", 2, "rows"),
+        (STORE, storage, "_opening", 0, "rows"),
+    ],
+    ids=["lm", "train", "store", "store-opening"],
+)
+@pytest.mark.parametrize("error", [UsageError("no such peer"), KeyboardInterrupt()])
+def test_what_was_measured_is_shown_when_its_rest_is_not(
+    error, command, module, function, few, kept, tmp_path, monkeypatch
+):
+    real, calls = getattr(module, function), []
+
+    def measure_few(*arguments, **options):
+        calls.append(1)
+        if len(calls) > few:
+            raise error
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(module, function, measure_few)
+    json_file = tmp_path / "b.json"
+    command = [*command, *(("--dir", str(tmp_path)) if command == STORE else ())]
+    result = CliRunner().invoke(app, ["bench", *command, "--json", str(json_file)])
+    assert result.exit_code != 0
+    assert "Not complete: the rest was not measured." in result.output
+    document = json.loads(json_file.read_bytes())
+    assert document["is_complete"] is False
+    assert len(document[kept]) == (few or 5)
+    assert list(tmp_path.iterdir()) == [json_file]
+
+
 @pytest.mark.parametrize(
     ("command", "named"),
     [
@@ -216,6 +254,6 @@ def test_a_training_step_is_timed(tmp_path, invoke):
     assert result.exit_code == 0
     assert "ternary, int8 1T" in result.output
     document = json.loads(json_file.read_bytes())
-    assert document["benchmark"] == "train"
+    assert (document["benchmark"], document["is_complete"]) == ("train", True)
     assert document["tokens"] == 128
     assert all(low <= high for _, low, high in document["steps"][0]["over_full"].values())

@@ -3,6 +3,7 @@
 import json
 import sys
 from importlib import util
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from forge_harness.errors import ExitCode
 from forge_harness.policy import load_policy
 from forge_harness.protocols import CAPABILITIES
 
+ROOT = Path(__file__).resolve().parents[2]
 SUBJECT = """
 class Toy:
     name = "toy"
@@ -63,6 +65,17 @@ def test_what_a_check_calls_and_is_not_here_is_7_with_the_remedy(monkeypatch, hi
     assert any(problem.startswith(sentence) for problem in problems)
 
 
+def test_advisories_that_are_not_where_they_are_said_to_be_are_missed(monkeypatch, tmp_path):
+    """The check reads the database that is named, whatever else is installed."""
+    check = "dependencies.known_vulnerabilities"
+    monkeypatch.setattr(util, "find_spec", lambda name: sys)
+    monkeypatch.setenv("FORGE_HARNESS_ADVISORIES_FILE", str(tmp_path / "database"))
+    (need,) = needs.missing({"accelerator": "none"}, {check})
+    assert "that FORGE_HARNESS_ADVISORIES_FILE names, else pip-audit) is not here" in need.problem()
+    (tmp_path / "database").mkdir()
+    assert needs.missing({"accelerator": "none"}, {check}) == []
+
+
 def test_an_accelerator_is_missed_until_it_is_declared_that_none_is_meant(invoke, monkeypatch):
     monkeypatch.setattr(needs, "NEEDS", ())
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -103,11 +116,37 @@ def test_a_partial_subject_is_7_with_what_it_lacks(invoke, toy):
     )
 
 
+def test_the_document_shows_what_doctor_says(invoke, tmp_path):
+    """Its counts stayed what they were while checks were added."""
+    (tmp_path / "toy.py").write_text(
+        SUBJECT.replace("    def quantize_weight(self, weight): ...", "")
+    )
+    said = invoke("doctor", "--subject", f"{tmp_path / 'toy.py'}:Toy").output
+    shown = (
+        (ROOT / "docs" / "cli.md").read_text().partition("## doctor")[2].partition("## train")[0]
+    )
+    lines = [line for line in shown.splitlines() if line.partition(" ")[0] in CAPABILITIES]
+    assert len(lines) == len(CAPABILITIES)
+    assert [line for line in lines if line not in said.splitlines()] == []
+
+
 def test_a_missing_native_module_is_7_with_the_remedy(invoke, monkeypatch):
     monkeypatch.setattr("forge_harness.kernels.native_problem", lambda: "No module named x")
     result = invoke("doctor")
     assert result.exit_code == ExitCode.INCOMPLETE
     assert "The native module is missing: No module named x; reinstall" in result.output
+
+
+def test_the_kernel_path_is_shown_and_one_that_does_not_run_is_7(invoke, monkeypatch):
+    """Every product ended with it, and nothing was missing."""
+    monkeypatch.setattr(needs, "NEEDS", ())
+    monkeypatch.setenv("FORGE_HARNESS_DECLARED_ACCELERATOR", "none")
+    monkeypatch.setenv("FORGE_KERNELS_PATH", "scalar")
+    assert json.loads(invoke("doctor", "--json").output)["environment"]["kernel_path"] == "scalar"
+    monkeypatch.setenv("FORGE_KERNELS_PATH", "mmx")
+    result = invoke("doctor")
+    assert result.exit_code == ExitCode.INCOMPLETE
+    assert "Kernel path 'mmx' (from FORGE_KERNELS_PATH) does not run here" in result.output
 
 
 def test_a_subject_that_is_not_named_is_not_the_reference(invoke):

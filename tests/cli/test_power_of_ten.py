@@ -50,6 +50,17 @@ def test_waivers_are_shown(invoke, tree, tmp_path):
     assert "Waiver of ann until 2999-01-01: rule 2, a.py" in done.output
 
 
+def test_waivers_that_cover_nothing_are_said(invoke, tree, tmp_path):
+    """One that expired, or names a file there is not, costs points whoever wrote it counts on."""
+    file, one = tmp_path / "waivers.toml", '[[waiver]]\nrule = 2\nowner = "ann"\nreason = "x"\n'
+    file.write_text(
+        f'{one}file = "a.py"\nexpires = 2020-01-01\n{one}file = "b.py"\nexpires = 2999-01-01\n'
+    )
+    done = invoke("power-of-ten", tree, "--waivers", file)
+    assert "Waiver of ann until 2020-01-01: rule 2, a.py: expired, covers nothing." in done.output
+    assert "Waiver of ann until 2999-01-01: rule 2, b.py: covers nothing." in done.output
+
+
 @pytest.mark.parametrize("arguments", [["nowhere"], [".", "--waivers", "nowhere.toml"]])
 def test_what_is_not_there_is_refused(invoke, arguments):
     done = invoke("power-of-ten", *arguments)

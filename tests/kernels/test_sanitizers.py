@@ -71,13 +71,18 @@ def test_the_kernels_are_clean_under_sanitizers(sanitizer, tmp_path):
 
 
 @needs_gxx
-def test_the_sanitizer_sees_what_it_is_there_for(tmp_path):
-    """A path that reads one block too many must not pass."""
+@pytest.mark.parametrize(
+    ("sound", "beyond"),
+    [("b < w.kblocks", "b <= w.kblocks"), ("float_of(narrow[c])", "float_of(narrow[c + 1])")],
+    ids=["block", "bf16"],
+)
+def test_the_sanitizer_sees_what_it_is_there_for(sound, beyond, tmp_path):
+    """A path that reads one block, or one value, too many must not pass."""
     broken = tmp_path / "path_scalar.cpp"
     source = (CPU / "path_scalar.cpp").read_text()
-    assert "b < w.kblocks" in source
+    assert sound in source
     broken.write_text(
-        source.replace("b < w.kblocks", "b <= w.kblocks").replace(
+        source.replace(sound, beyond).replace(
             '#include "tile.inl"', f'#include "{CPU / "tile.inl"}"'
         )
     )

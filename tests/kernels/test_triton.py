@@ -50,6 +50,16 @@ def test_without_a_gpu_the_choice_is_refused(backend, monkeypatch):
         kernels.which("ternary_linear", backend)
 
 
+@needs_triton
+@pytest.mark.parametrize("op", ["quantize_activations", "ternary_matmul", "ternary_linear"])
+def test_the_interpreter_is_taken_where_it_is_asked_for_only(op, monkeypatch):
+    """`which` said triton, and products ran in Python, or natively after all."""
+    before = kernels.which(op)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert kernels.which(op) == before
+    assert kernels.which(op, "triton") == "triton"
+
+
 def test_too_many_tokens_for_the_decode_kernel_are_refused():
     with pytest.raises(BackendUnavailableError, match="up to 8 tokens, not 9"):
         kernels.which("ternary_linear", "cuda", device="cuda", tokens=9)

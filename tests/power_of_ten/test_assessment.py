@@ -95,6 +95,16 @@ def test_trees_are_counted_as_one(tmp_path):
     assert (found.rules[0].opportunities, found.rules[0].score) == (4, Fraction(1, 2))
 
 
+def test_a_file_of_several_trees_is_counted_once(tmp_path):
+    (tmp_path / "part").mkdir()
+    part = tree(tmp_path / "part", a=RECURSIVE)
+    whole = assess([tree(tmp_path, b="import os\n")])
+    for roots in ([tmp_path, part], [tmp_path, part / "a.py"], [tmp_path, tmp_path]):
+        found = assess(roots)
+        assert (found.files, found.mean, found.digest()) == (2, whole.mean, whole.digest())
+        assert documentation(roots) == documentation([tmp_path])
+
+
 def test_no_such_tree_is_refused(tmp_path):
     with pytest.raises(UsageError, match="nowhere"):
         assess([tmp_path / "nowhere"])
@@ -130,6 +140,11 @@ def test_waivers_are_read_from_a_file(tmp_path):
         ('owner = "me"', 'owner = ""'),
         ('reason = "x"\n', ""),
         ("[[waiver]]", "[[waiver"),
+        ("[[waiver]]", "[[waivers]]"),
+        ("rule = 4", "rule = [4]"),
+        ("rule = 4", "rule = true"),
+        ('"a.py"', "7"),
+        ('"x"', '" "'),
     ]:
         file.write_text(text.replace(before, after))
         with pytest.raises(ConfigError):

@@ -4,6 +4,7 @@ import textwrap
 
 import pytest
 
+from forge_harness.power_of_ten import documentation
 from forge_harness.power_of_ten.python_source import count_python
 
 
@@ -48,6 +49,9 @@ BROKEN = [
     (9, "a.b.c.d.e = 1\n"),
     (10, "x = 1  # noqa\n"),
     (10, "x = f()  # type: ignore\n"),
+    (10, "x = 1  # NOQA\n"),
+    (10, "# ruff: noqa\nx = 1\n"),
+    (10, "#flake8:NoQA\nx = 1\n"),
 ]
 KEPT = [
     (1, "def f():\n    g()\ndef g():\n    pass\n"),
@@ -79,6 +83,7 @@ KEPT = [
     (10, "x = 1  # noqa: E501\n"),
     (10, "x = f()  # type: ignore[no-untyped-call]\n"),
     (10, "x = '# noqa'\n"),
+    (10, "# ruff: noqa: E501\nx = 1\n"),
 ]
 
 
@@ -100,9 +105,23 @@ def test_checks_are_counted_on_average():
     assert (count.opportunities, len(count.places)) == (4, 0)
 
 
+@pytest.mark.filterwarnings("error")
+def test_code_that_the_parser_warns_of_is_code(tmp_path):
+    """With PYTHONWARNINGS=error, as CI systems have it, such a file was unreadable."""
+    text = '"""Doc."""\nPATTERN = "\\d"\n'
+    assert counts(text, 6).opportunities == 1
+    (tmp_path / "a.py").write_text(text)
+    assert documentation([tmp_path]).missing == ()
+
+
 def test_code_that_cannot_be_parsed_is_no_code():
     with pytest.raises(SyntaxError):
         count_python("a.py", "def f(:\n")
+
+
+def test_suppressions_with_a_code_are_opportunities_whatever_they_cover():
+    code = "# ruff: noqa: E501\nx = 1  # NOQA: F401\ny = f()  # type: ignore[attr-defined]\n"
+    assert counts(code, 10).opportunities == 3
 
 
 def test_bare_caches_are_opportunities_too():

@@ -251,11 +251,15 @@ def test_effective_weight_is_what_the_forward_multiplies_with():
     torch.testing.assert_close(op(x, w).double(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_second_derivatives_are_refused():
+@pytest.mark.parametrize("compute", ["exact", "int8"])
+@pytest.mark.parametrize("loss", [torch.sum, lambda y: y.square().sum()], ids=["sum", "square"])
+def test_second_derivatives_are_refused(compute, loss):
+    """Of a sum the upstream gradient is constant; what it becomes depends on the weight still."""
     x, w, _ = case(3, 8)
-    (grad_x,) = torch.autograd.grad(TernaryLinearOp()(x, w).square().sum(), x, create_graph=True)
+    y = TernaryLinearOp(compute=compute)(x, w)
+    (grad_x,) = torch.autograd.grad(loss(y), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad_x.sum().backward()
+        (y.sum() + grad_x.square().sum()).backward()
 
 
 @pytest.mark.parametrize("compute", COMPUTES)

@@ -71,28 +71,55 @@ std::size_t check(const forge::Path& path, const Shape& s, int value, int code,
     }
   }
 
-  // The linear, against the scalar path: the same bits.
-  std::unique_ptr<float[]> x(new float[s.tokens * s.columns]);
-  for (std::size_t i = 0; i < s.tokens * s.columns; ++i) {
-    x[i] = static_cast<float>(draw(-9999, 9999)) / 777.0f;
+  return wrong;
+}
+
+// The linear and its quantizer, against the scalar path: the same bits. Values have two bytes where
+// they are bf16, so that what reads or writes them as fp32 goes beside the buffers.
+template <class Value>
+std::size_t check_linear(const forge::Path& path, const Shape& s, forge::Dtype dtype,
+                         std::size_t threads) {
+  const std::size_t groups = forge::groups_of(s.rows), blocks = forge::blocks_of(s.columns);
+  const std::size_t inputs = s.tokens * s.columns, outputs = s.tokens * s.rows;
+  std::unique_ptr<std::int8_t[]> codes(new std::int8_t[s.rows * s.columns]);
+  for (std::size_t i = 0; i < s.rows * s.columns; ++i) {
+    codes[i] = static_cast<std::int8_t>(draw(-1, 1));
+  }
+  std::unique_ptr<std::uint8_t[]> packed(new std::uint8_t[groups * blocks * forge::kBlockBytes]);
+  forge::pack_blocks(codes.get(), s.rows, s.columns, s.columns, 0, groups, packed.get());
+  std::unique_ptr<Value[]> x(new Value[inputs]);
+  for (std::size_t i = 0; i < inputs; ++i) {
+    const float value = static_cast<float>(draw(-9999, 9999)) / 777.0f;
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    if (sizeof(Value) == 2) bits >>= 16;
+    std::memcpy(&x[i], &bits, sizeof(Value));
   }
   std::unique_ptr<float[]> scales(new float[s.rows]), bias(new float[s.rows]);
   for (std::size_t n = 0; n < s.rows; ++n) {
     scales[n] = static_cast<float>(n + 1) / 333.0f;
     bias[n] = static_cast<float>(n) - 7.5f;
   }
-  std::vector<float> results[2];
   const forge::Path* both[2] = {&path, &forge::kScalarPath};
+  std::vector<Value> results[2], plain[2];
+  std::vector<std::int8_t> coded[2];
+  std::vector<float> token_scales[2];
   for (int i = 0; i < 2; ++i) {
-    results[i].assign(s.tokens * s.rows, -1.0f);
-    forge::apply_linear(*both[i],
-                        {x.get(), forge::Dtype::kFloat32, s.tokens, s.columns, packed.get(),
-                         s.rows, scales.get(), true, bias.get(), results[i].data(),
-                         forge::Dtype::kFloat32},
-                        threads);
+    results[i].assign(outputs, Value{7});
+    plain[i].assign(outputs, Value{7});
+    coded[i].assign(inputs, 9);
+    token_scales[i].assign(s.tokens, -1.0f);
+    const forge::Linear rowwise{x.get(), dtype, s.tokens, s.columns, packed.get(), s.rows,
+                                scales.get(), true, bias.get(), results[i].data(), dtype};
+    forge::apply_linear(*both[i], rowwise, threads);
+    const forge::Linear one{x.get(), dtype, s.tokens, s.columns, packed.get(), s.rows,
+                            scales.get(), false, nullptr, plain[i].data(), dtype};
+    forge::apply_linear(*both[i], one, threads);
+    forge::quantize_tokens(*both[i], x.get(), dtype, s.tokens, s.columns, coded[i].data(),
+                           token_scales[i].data(), threads);
   }
-  wrong += std::memcmp(results[0].data(), results[1].data(), s.tokens * s.rows * sizeof(float)) != 0;
-  return wrong;
+  return (results[0] != results[1]) + (plain[0] != plain[1]) + (coded[0] != coded[1]) +
+         (token_scales[0] != token_scales[1]);
 }
 
 // What training asks for, against the scalar path and one thread: the same bits.
@@ -190,6 +217,8 @@ int main() {
     for (const Shape& shape : shapes) {
       for (std::size_t threads = 1; threads <= 3; threads += 2) {
         wrong += check(path, shape, 0, 0, threads);
+        wrong += check_linear<float>(path, shape, forge::Dtype::kFloat32, threads);
+        wrong += check_linear<std::uint16_t>(path, shape, forge::Dtype::kBFloat16, threads);
         wrong += check_training(path, shape, threads);
       }
     }
