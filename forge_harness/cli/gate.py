@@ -16,6 +16,7 @@ from forge_harness.cli.github import (
     annotation_commands,
     append_summary,
     is_action,
+    not_obeyed,
     without_commands,
 )
 from forge_harness.cli.options import baseline_option, examples, open_run, run_dir_argument
@@ -161,7 +162,7 @@ def admitted_here(directory: Path) -> tuple[RunRecord, Policy]:
         # What is there but cannot be understood, or a run without its record, is damage and not a
         # wrong argument.
         if any((directory / name).exists() for name in (RUN, MANIFEST)):
-            raise VerificationError(f"Refused: {error}") from error
+            raise VerificationError(f"Refused: {not_obeyed(str(error))}") from error
         raise
     if record.state == "running":
         raise UnfinishedRunError(
@@ -197,7 +198,8 @@ def unverified_pages(directory: Path, record: RunRecord, policy: Policy) -> list
 
 def _refuse(directory: Path, problems: Sequence[Discrepancy]) -> None:
     if problems:
-        shown = "; ".join(problem.sentence() for problem in problems[:_SHOWN])
+        # The names of files are those of whoever could write into the run.
+        shown = "; ".join(not_obeyed(problem.sentence()) for problem in problems[:_SHOWN])
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise VerificationError(f"Refused: {directory} does not verify: {shown}{more}.")
 

@@ -93,9 +93,18 @@ def _property(text: str) -> str:
 def without_commands(text: str) -> str:
     """Returns a line that the runner shows and does not obey.
 
-    Commands of its first version ("##[stop-commands]...") are obeyed anywhere in a line.
+    Commands of its first version ("##[stop-commands]...") are obeyed anywhere in a line, those of
+    its second ("::stop-commands::...") where it begins, spaces or not.
     """
+    words = text.lstrip()
+    if words.startswith("::"):
+        text = f"{text[: len(text) - len(words)]}: {words[1:]}"
     return text.replace("##[", "## [")
+
+
+def not_obeyed(text: str) -> str:
+    """Returns a line made of others' words that neither a terminal nor the runner obeys."""
+    return without_commands(printable(text))
 
 
 def append_summary(markdown: str, environ: Mapping[str, str]) -> None:

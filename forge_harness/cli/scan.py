@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from forge_harness.cli.github import not_obeyed
 from forge_harness.cli.options import NamedPath, examples, existing, json_option
 from forge_harness.cli.terminal import echo_json
 from forge_harness.errors import ExitCode
@@ -58,7 +59,7 @@ def scan_command(root: Path, advisories: Path | None, sbom: Path | None, as_json
         echo_json({"path": str(root), "state": state, "scans": [s.as_json() for s in scans]})
     else:
         for scan in scans:
-            click.echo("\n".join(_lines(scan)))
+            click.echo("\n".join(map(not_obeyed, _lines(scan))))
     return {"clean": ExitCode.PASS, "found": ExitCode.GATE_FAILED}.get(state, ExitCode.INCOMPLETE)
 
 

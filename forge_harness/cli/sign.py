@@ -8,7 +8,7 @@ import click
 
 from forge_harness.cli.options import NamedPath, examples
 from forge_harness.cli.places import Place, check_apart, given, keys_place
-from forge_harness.cli.terminal import several
+from forge_harness.cli.terminal import say, several
 from forge_harness.errors import ExitCode
 
 
@@ -59,7 +59,7 @@ def sign_command(
     from forge_harness.security.dsse import key_id, public_key_to_pem
     from forge_harness.security.key_sources import load_keyring
     from forge_harness.security.keys import Purpose
-    from forge_harness.security.openssf import export_signature, p256_key
+    from forge_harness.security.openssf import export_signature, holds_git_files, p256_key
     from forge_harness.security.signing import sign_package, signature_beside
 
     if (openssf is None) != (openssf_key is None):
@@ -79,4 +79,9 @@ def sign_command(
     if public is not None:
         write_durably(public, public_key_to_pem(key))
     click.echo(f"{target}: {several(signed.files, 'file')} signed by key {key_id(key)[:16]}.")
+    if openssf is not None and holds_git_files(package):
+        say(
+            f"Note: {package} holds files of git, which are signed too: verify {openssf} with "
+            "`model_signing verify key --no-ignore-git-paths`."
+        )
     return ExitCode.PASS

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from forge_harness.cli.directory_lock import unwritten
+from forge_harness.cli.github import not_obeyed
 from forge_harness.cli.options import (
     NamedPath,
     WholeNumber,
@@ -105,7 +106,7 @@ def verify_command(
         )
     elif checked is None or problems:
         for problem in problems[:_SHOWN]:
-            click.echo(problem.sentence(), err=True)
+            click.echo(not_obeyed(problem.sentence()), err=True)
         if len(problems) > _SHOWN:
             click.echo(f"and {len(problems) - _SHOWN} more (--json lists all)", err=True)
         click.echo(

@@ -206,22 +206,26 @@ def _from_pip_audit(queried: Mapping[str, str]) -> ScanResult:
             _audit(listing, [f"{CANARY[0]}=={CANARY[1]}"]),
         ]
     hits: list[tuple[str, str, str]] = []
+    skipped: list[str] = []
     for report in reports:
         if isinstance(report, str):
             return _not_scanned(source, report)
         for entry in report.get("dependencies", []):
             if "skip_reason" in entry:
-                return _not_scanned(source, f"{entry.get('name')}: {entry['skip_reason']}")
+                skipped.append(f"{entry.get('name')}: {entry['skip_reason']}")
             for advisory in entry.get("vulns", []):
                 name = canonicalize_name(entry["name"])
                 hits.append((name, entry["version"], advisory["id"]))
-    return _verdict(source, queried, hits)
+    result = _verdict(source, queried, hits)
+    # What it could not look up is never clean, and hides nothing of the rest.
+    return _not_scanned(source, skipped[0]) if skipped and result.state == "clean" else result
 
 
 def _audit(listing: Path, lines: list[str]) -> dict[str, Any] | str:
     listing.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    # Not --strict, which gives no report at all when one of them cannot be looked up.
     # -P: a file of the working directory (types.py) would be imported for the library's.
-    command = [sys.executable, "-P", "-m", "pip_audit", "--strict", "--no-deps", "--disable-pip"]
+    command = [sys.executable, "-P", "-m", "pip_audit", "--no-deps", "--disable-pip"]
     try:
         done = subprocess.run(
             [*command, "--format", "json", "-r", str(listing)],

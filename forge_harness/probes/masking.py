@@ -18,10 +18,12 @@ from forge_harness.probes.secrets import FORMS, NAMES
 
 _VARIABLES = re.compile(r"(^|_)(AUTH|CREDENTIALS?|KEYS?|KEYRING|PASSPHRASE|PWD|TOKENS?)$")
 _KEY_BLOCK = re.compile(
-    r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL
+    r"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----.*?"
+    r"(-----END [A-Z ]*PRIVATE KEY(?: BLOCK)?-----|\Z)",
+    re.DOTALL,
 )
-_KEY_BEGINS = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----")
-_KEY_ENDS = re.compile(rb"-----END [A-Z ]*PRIVATE KEY-----")
+_KEY_BEGINS = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----")
+_KEY_ENDS = re.compile(rb"-----END [A-Z ]*PRIVATE KEY(?: BLOCK)?-----")
 _OWN_TOKEN = re.compile(r"\bfht_[A-Za-z0-9_-]{16,}")
 """Of `tokens issue`, or most of one; what is shorter stands in an example."""
 _NOT_SECRET = frozenset({"PWD", "OLDPWD"})

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -122,8 +122,10 @@ def public_key_from_pem(content: bytes) -> Ed25519PublicKey:
     """
     try:
         key = serialization.load_pem_public_key(content)
-    except ValueError as error:
-        raise SecurityError(f"No public key can be read ({error}); expected PEM.") from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise SecurityError(
+            f"No public key can be read ({error}); expected PEM of Ed25519."
+        ) from error
     if not isinstance(key, Ed25519PublicKey):
         raise SecurityError(f"The key is {type(key).__name__}; expected Ed25519.")
     return key

@@ -13,6 +13,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -24,6 +25,8 @@ from . import dsse
 from .signing import check_outside, digests
 
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
+GIT_FILES = (".git", ".gitattributes", ".github", ".gitignore")
+"""What `model_signing verify` leaves out of a model, and then misses, unless told not to."""
 _MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 
 
@@ -35,7 +38,7 @@ def p256_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
     """
     try:
         key = serialization.load_pem_private_key(pem, None)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, UnsupportedAlgorithm):
         # Not the parser's message: nothing of a private key belongs into one.
         raise SecurityError("The private key cannot be read; expected P-256 in PEM.") from None
     if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name == "secp256r1":
@@ -78,6 +81,11 @@ def export_signature(directory: Path, key: ec.EllipticCurvePrivateKey, target: P
         },
     }
     write_durably(target, json.dumps(bundle).encode())
+
+
+def holds_git_files(directory: Path) -> bool:
+    """Whether a package has files of git, as one from a hub has its `.gitattributes`."""
+    return any((directory / name).exists() for name in GIT_FILES)
 
 
 def _payload(directory: Path) -> bytes:

@@ -23,11 +23,16 @@ def _raised(error: OSError) -> NoReturn:
     raise error
 
 
+def _passed_over(directory: Path) -> None:
+    """Says nothing of a directory that is left out."""
+
+
 def tree_files(
     root: Path,
     suffixes: Collection[str] = (),
     *,
     on_error: Callable[[OSError], object] = _raised,
+    on_left_out: Callable[[Path], object] = _passed_over,
 ) -> Iterator[Path]:
     """Yields the regular files of a tree in order; links are not followed.
 
@@ -35,6 +40,7 @@ def tree_files(
         root: Directory, or one file.
         suffixes: Only these, for example ".py"; all when empty.
         on_error: Told of each directory that cannot be listed.
+        on_left_out: Told of each directory that is left out and in which somebody may have typed.
 
     Raises:
         UsageError: Nothing is there.
@@ -47,7 +53,11 @@ def tree_files(
         raise UsageError(f"{root} does not exist; expected a directory of source, or one file.")
     for directory, names, files in os.walk(root, onerror=on_error):
         here = Path(directory)
-        names[:] = sorted(n for n in names if not _skipped(here / n))
+        left_out = {name for name in names if _skipped(here / name)}
+        for name in sorted(left_out):
+            if not _not_typed(here / name):
+                on_left_out(here / name)
+        names[:] = sorted(set(names) - left_out)
         for name in sorted(files):
             path = here / name
             if (not suffixes or path.suffix in suffixes) and _regular(path):
@@ -90,11 +100,13 @@ def unread_clause(errors: Sequence[OSError], root: Path) -> str:
 
 
 def relative(path: Path, root: Path) -> str:
-    """Returns a path under `root` as text, with forward slashes."""
+    """Returns a path under `root` as text in UTF-8, with forward slashes."""
     resolved, base = resolved_path(path), resolved_path(root)
     if base.is_file():
         base = base.parent
-    return resolved.relative_to(base).as_posix() if resolved.is_relative_to(base) else str(path)
+    text = resolved.relative_to(base).as_posix() if resolved.is_relative_to(base) else str(path)
+    # Bytes of a name that are no UTF-8 have no place in JSON.
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _skipped(directory: Path) -> bool:

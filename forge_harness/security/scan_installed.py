@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import os
+from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 
+from forge_harness.errors import several
 from forge_harness.probes import advisories, distributions, licenses
+from forge_harness.security import scan_sbom
 from forge_harness.security.scan_types import Finding, Scan, judged, not_scanned
 
 ADVISORIES = "advisories"
 LICENSES = "licenses"
 _LICENSE_CANARY = {"AGPL-3.0-only": "refused", "no word of a license": "unclear", "MIT": "allowed"}
-
-
-def closure() -> dict[str, str]:
-    """Returns name -> version of every distribution this package needs, directly or not."""
-    names = distributions.dependency_closure()
-    return {
-        name: distributions.installed_version(name) or distributions.NO_VERSION for name in names
-    }
 
 
 def scan_advisories(
@@ -27,10 +24,22 @@ def scan_advisories(
     """Looks distributions up in an advisory database, or asks pip-audit.
 
     Args:
-        installed: Distribution name -> version; this package's closure when None.
+        installed: Distribution name -> version; all that are installed when None, but for what
+            pip-audit cannot know: projects that were installed from a directory or repository.
         database: OSV file, archive or directory (see `probes.advisories.scan`).
     """
-    known = closure() if installed is None else installed
+    left_out: list[str] = []
+    if installed is None:
+        here = scan_sbom.installed()
+        if not (database or os.environ.get(advisories.FILE_VARIABLE)):
+            left_out = [name for name, about in here.items() if _is_of_no_index(about)]
+        known: Mapping[str, str] = {
+            name: distributions.version_in(about)
+            for name, about in here.items()
+            if name not in left_out
+        }
+    else:
+        known = installed
     found = advisories.scan(known, database=database)
     if found.state == "not scanned":
         return not_scanned(ADVISORIES, found.source, found.why_not, age=found.age_days)
@@ -43,8 +52,26 @@ def scan_advisories(
         (_advisory(text) for text in found.findings),
         canary=" ".join(advisories.CANARY),
         missed=(),  # A scan that misses its canary says not scanned itself.
+        notes=tuple(_not_asked_for(left_out)),
         age=age,
     )
+
+
+def _is_of_no_index(about: metadata.Distribution) -> bool:
+    """Whether a distribution was installed from sources, of which pip keeps a note (PEP 610)."""
+    if distributions.fields_of(about)["Name"] == distributions.DISTRIBUTION:
+        return True
+    try:
+        origin = json.loads(about.read_text("direct_url.json") or "{}")
+    except ValueError:
+        return False
+    return isinstance(origin, dict) and not origin.keys().isdisjoint({"dir_info", "vcs_info"})
+
+
+def _not_asked_for(names: list[str]) -> Iterator[str]:
+    if names:
+        count = several(len(names), "distribution")
+        yield f"{count} installed from sources not asked for: {', '.join(names)}"
 
 
 def _advisory(text: str) -> Finding:

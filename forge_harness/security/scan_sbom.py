@@ -32,7 +32,7 @@ def build(search: Sequence[str] | None = None, moment: datetime | None = None) -
         search: Directories of installed distributions; `sys.path` when None.
         moment: When it is made; now when None.
     """
-    found = _installed(search)
+    found = installed(search)
     names = frozenset(found)
     components = [_component(name, about) for name, about in found.items() if name != ROOT]
     dependencies = [
@@ -83,7 +83,7 @@ def scan(bill: dict[str, Any], search: Sequence[str] | None = None) -> Scan:
     )
 
 
-def _installed(search: Sequence[str] | None) -> dict[str, metadata.Distribution]:
+def installed(search: Sequence[str] | None = None) -> dict[str, metadata.Distribution]:
     """Returns canonical name -> distribution, the first on the path, as an import finds it."""
     found: dict[str, metadata.Distribution] = {}
     for about in metadata.distributions(path=list(sys.path if search is None else search)):

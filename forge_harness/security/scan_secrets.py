@@ -19,6 +19,7 @@ MAX_FILE_BYTES = 4 << 20
 IGNORE = "forge-scan: no secret"
 """A line with these words is taken as looked at; how many there are is a note."""
 
+_SETTINGS = (".env", ".sh", ".bash", ".zsh", ".sbatch", ".slurm", ".dockerfile")
 _EXPECTED = {
     "a.password": "name of a credential",
     "b.note": "AWS access key",
@@ -108,8 +109,12 @@ def read_text(path: Path) -> str | None:
 
 
 def is_settings(path: Path) -> bool:
-    """Whether a file holds environment variables, whose values need no quotes: `.env`, `a.env`."""
-    return path.suffix == ".env" or path.name == ".env" or path.name.startswith(".env.")
+    """Whether a file sets environment variables, whose values need no quotes.
+
+    `.env`, `a.env`, scripts of shells and what containers are made from.
+    """
+    named = path.name.startswith((".env.", "Dockerfile", "Containerfile"))
+    return named or path.name == ".env" or path.suffix in _SETTINGS
 
 
 def _found(text: str, *, unquoted: bool = False) -> Iterator[tuple[int, str, bool]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -33,12 +34,17 @@ def canary(text, blob):
 """
 CANARY_RULES = ("301", "307", "602")
 """Unpickling, eval and a shell, by the number ruff and bandit share."""
-NOT_FINDINGS = ("101", "404", "603", "607", "105", "106", "107")
-"""assert, import of subprocess, and calls of it without a shell: they say where a reader should
-look, not that something is wrong. Passwords in the text (105 to 107) are the secrets scan's."""
+NOT_FINDINGS = ("101", "311", "404", "603", "607", "105", "106", "107")
+"""assert, `random` (which samples and shuffles wherever a model is trained), import of subprocess,
+and calls of it without a shell: they say where a reader should look, not that something is wrong.
+Passwords in the text (105 to 107) are the secrets scan's."""
 _TOOLS = ("ruff", "bandit")
 _UNREADABLE = "E902"
 """What ruff says, when asked, of a file that it cannot read: one in another encoding than UTF-8."""
+# As ruff and bandit read them: in any case, with or without spaces.
+_NOQA = re.compile(r"#\s*(?P<of_file>(?:ruff|flake8)\s*:\s*)?noqa\s*:\s*(?P<codes>[^#]*)", re.I)
+_NOSEC = re.compile(r"#\s*nosec\b", re.I)
+_NAMED = 5
 _MOST_ARGUMENT_BYTES = 100_000
 """Of names of files in one run of a tool; systems take 128 KiB and more."""
 
@@ -64,7 +70,7 @@ def scan(root: Path) -> Scan:
     Raises:
         UsageError: It is not there.
     """
-    files, unread = _python_files(root)
+    files, unread, left_out = _python_files(root)
     if not files:
         why = unread_clause(unread, root) if unread else f"there is no Python file in {root}"
         return not_scanned(NAME, "none", why)
@@ -75,22 +81,22 @@ def scan(root: Path) -> Scan:
         canary = Path(scratch) / "canary.py"
         canary.write_text(CANARY_SOURCE, encoding="utf-8")
         scan = _analysed(tool, root, files, canary)
-    if not unread or scan.state == "not scanned":
-        return scan
-    why = unread_clause(unread, root)
-    if scan.state == "clean":
-        return not_scanned(NAME, tool, why, version=scan.version)
-    return replace(scan, notes=(*scan.notes, why))
+    if left_out and scan.state != "not scanned":
+        scan = replace(scan, notes=(*scan.notes, _left_out_clause(left_out, root)))
+    return _but_for(scan, unread_clause(unread, root)) if unread else scan
 
 
-def _python_files(root: Path) -> tuple[list[Path], list[OSError]]:
+def _python_files(root: Path) -> tuple[list[Path], list[OSError], list[Path]]:
     """Returns the files that can be opened, and why others, or directories, cannot be looked at.
 
-    The tools pass over those: ruff warns, and exits with 0.
+    The tools pass over those: ruff warns, and exits with 0. Last come the directories that are
+    left out and hold Python.
     """
     files: list[Path] = []
     unread: list[OSError] = []
-    for path in tree_files(root, (".py",), on_error=unread.append):
+    left_out: list[Path] = []
+    found = tree_files(root, (".py",), on_error=unread.append, on_left_out=left_out.append)
+    for path in found:
         try:
             path.open("rb").close()
         except FileNotFoundError:  # Removed since it was listed.
@@ -99,7 +105,18 @@ def _python_files(root: Path) -> tuple[list[Path], list[OSError]]:
             unread.append(error)
         else:
             files.append(path)
-    return files, unread
+    return files, unread, [directory for directory in left_out if _holds_python(directory)]
+
+
+def _holds_python(directory: Path) -> bool:
+    return any(name.endswith(".py") for _, _, names in os.walk(directory) for name in names)
+
+
+def _left_out_clause(directories: Sequence[Path], root: Path) -> str:
+    names = ", ".join(relative(directory, root) for directory in directories[:_NAMED])
+    more = ", ..." if len(directories) > _NAMED else ""
+    count = several(len(directories), "directory", "directories")
+    return f"{count} with Python files not analysed ({names}{more}): hidden, or of a build by name"
 
 
 def _analysed(tool: str, root: Path, files: list[Path], canary: Path) -> Scan:
@@ -118,17 +135,13 @@ def _analysed(tool: str, root: Path, files: list[Path], canary: Path) -> Scan:
         named = {r.number for r in part if resolved_path(Path(r.file)) == resolved_path(canary)}
         missed |= set(CANARY_RULES) - named
         raw += part
-    broken = [r for r in raw if r.code == _UNREADABLE or not r.number.isdigit()]
-    if broken:
-        place = f"{relative(Path(broken[0].file), root)}:{broken[0].line}"
-        count = several(len({r.file for r in broken}), "file")
-        why = f"{count} cannot be parsed, the first at {place}: {broken[0].message}"
-        return not_scanned(NAME, tool, why, version=version)
-    own = [r for r in raw if resolved_path(Path(r.file)) != resolved_path(canary)]
+    broken = [r for r in raw if _is_broken(r)]
+    sound = [r for r in raw if not _is_broken(r)]
+    own = [r for r in sound if resolved_path(Path(r.file)) != resolved_path(canary)]
     kept = [r for r in own if r.number not in NOT_FINDINGS and not _suppressed(r)]
     hidden = sum(r.number not in NOT_FINDINGS for r in own) - len(kept)
     suppressed = f"{several(hidden, 'finding')} suppressed in the source (noqa, nosec)"
-    return judged(
+    scan = judged(
         NAME,
         tool,
         version,
@@ -138,6 +151,26 @@ def _analysed(tool: str, root: Path, files: list[Path], canary: Path) -> Scan:
         missed=missed,
         notes=(suppressed,) if hidden else (),
     )
+    return _but_for(scan, _broken_clause(broken, root)) if broken else scan
+
+
+def _is_broken(raw: _Raw) -> bool:
+    return raw.code == _UNREADABLE or not raw.number.isdigit()
+
+
+def _broken_clause(broken: Sequence[_Raw], root: Path) -> str:
+    place = f"{relative(Path(broken[0].file), root)}:{broken[0].line}"
+    count = several(len({r.file for r in broken}), "file")
+    return f"{count} cannot be parsed, the first at {place}: {broken[0].message}"
+
+
+def _but_for(scan: Scan, why: str) -> Scan:
+    """Returns a scan that could not look at something: what it found stays, clean it is not."""
+    if scan.state == "found":
+        return replace(scan, notes=(*scan.notes, why))
+    if scan.state == "clean":
+        return not_scanned(scan.name, scan.tool, why, version=scan.version)
+    return scan
 
 
 def _batches(files: Sequence[Path]) -> Iterator[list[str]]:
@@ -160,12 +193,22 @@ def _batches(files: Sequence[Path]) -> Iterator[list[str]]:
 
 
 def _suppressed(raw: _Raw) -> bool:
-    """Whether the line itself says so; the tools are told not to look, so that it is counted."""
+    """Whether the source itself says so; the tools are told not to look, so that it is counted.
+
+    A `noqa` without a code suppresses nothing here: it does not say what was looked at.
+    """
+    try:
+        text = Path(raw.file).read_text(encoding="utf-8", errors="replace")
+    except OSError:  # A name that is not UTF-8, which the tool tells otherwise.
+        return False
     # Not splitlines: a form feed ends no line of Python.
-    lines = Path(raw.file).read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = text.split("\n")
     line = lines[raw.line - 1] if 0 < raw.line <= len(lines) else ""
-    _, mark, codes = line.partition("# noqa:")
-    return (bool(mark) and f"S{raw.number}" in codes) or "# nosec" in line
+    if _NOSEC.search(line):
+        return True
+    marks = [mark for mark in _NOQA.finditer(line) if not mark["of_file"]]
+    marks += [mark for line in lines if (mark := _NOQA.match(line.lstrip())) and mark["of_file"]]
+    return any(f"S{raw.number}" in mark["codes"].upper() for mark in marks)
 
 
 def _ruff(run: ToolRun) -> Iterator[_Raw]:

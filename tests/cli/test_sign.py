@@ -2,12 +2,19 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 
 from forge_harness.cli import app
 from forge_harness.cli.sign import sign_command
@@ -56,6 +63,28 @@ def test_options_that_belong_together(package: Path) -> None:
     arguments = [str(package), "--threshold", "2"]
     alone = CliRunner().invoke(verify_command, arguments, standalone_mode=False)
     assert "go with --key" in str(alone.exception)
+
+
+@pytest.mark.parametrize("name", [".gitattributes", ".github/workflows/ci.yml", ".hidden"])
+def test_openssf_verifies_a_package_from_a_hub_as_it_is_told(package: Path, name: str) -> None:
+    pytest.importorskip("model_signing", reason="an oracle, in extra dev")
+    (package / name).parent.mkdir(parents=True, exist_ok=True)
+    (package / name).write_text("*.safetensors filter=lfs")
+    key = ec.generate_private_key(ec.SECP256R1())
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    files = {part: package.with_name(part) for part in ("ec.pem", "public.pem", "model.sig")}
+    files["ec.pem"].write_bytes(private)
+    files["public.pem"].write_bytes(public)
+    signed = sign(
+        package, "--openssf", str(files["model.sig"]), "--openssf-key", str(files["ec.pem"])
+    )
+    told = ["--no-ignore-git-paths"] if "--no-ignore-git-paths" in signed.output else []
+    command = [sys.executable, "-m", "model_signing", "verify", "key", str(package), *told]
+    command += ["--signature", str(files["model.sig"]), "--public_key", str(files["public.pem"])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert bool(told) == name.startswith(".git")
 
 
 def test_another_key_for_openssf_leaves_no_signature(package: Path) -> None:

@@ -36,6 +36,30 @@ def test_any_flipped_byte_is_found_and_its_file_named(invoke, run_of, name):
     assert invoke("verify", run).exit_code == ExitCode.PASS
 
 
+@pytest.mark.parametrize("command", ["verify", "gate", "report"])
+def test_a_name_in_a_run_is_shown_and_not_obeyed(invoke, run_of, command):
+    """Whoever can write into a run must not command a CI job, or print a line of praise."""
+    run = run_of()
+    (run / "x\n::stop-commands::y\r\x1b[2K##[group]it verifies.").write_text("")
+    (run / "::stop-commands::y").write_text("")
+    result = invoke(command, run)
+    assert ": :stop-commands::y: is not in the manifest" in result.stderr
+    assert not any(line.lstrip().startswith("::") for line in result.stderr.splitlines())
+    assert result.exit_code == ExitCode.VERIFICATION_FAILED
+    assert r"x\n::stop-commands::y\r\x1b[2K## [group]it verifies.: is not in" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["verify", "gate", "report"])
+def test_so_is_a_key_of_its_record(invoke, run_of, command):
+    run = run_of()
+    record = json.loads((run / "run.json").read_bytes())
+    (run / "run.json").write_bytes(canonical_json({**record, "x\n::stop-commands::y": 1}))
+    result = invoke(command, run)
+    assert result.exit_code == ExitCode.VERIFICATION_FAILED
+    assert "\n::" not in result.stderr
+    assert r"x\n::stop-commands::y" in result.stderr
+
+
 def test_a_damaged_record_is_damage_not_usage(invoke, run_of):
     run = run_of()
     (run / "run.json").write_bytes(b"\xff\x00 not json")

@@ -15,6 +15,11 @@ SECRET = 'p@ss/w"ord\\2'
 KEY = b"-----BEGIN " + b"PRIVATE KEY-----\nabc\ndef\n-----END " + b"PRIVATE KEY-----\n"
 
 
+def test_a_private_key_of_pgp_is_masked_to_its_end():
+    block = KEY.decode().replace("KEY-----", "KEY BLOCK-----")
+    assert Masker({}).text(f"before\n{block}after") == "before\n***private key***\nafter"
+
+
 @pytest.mark.parametrize(
     "name",
     ["DB_PASSWORD", "API_KEY", "HF_TOKEN", "FORGE_KEYRING", "AWS_SECRET_ACCESS_KEY", "MYSQL_PWD"],

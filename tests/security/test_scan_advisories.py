@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from forge_harness.probes import advisories
+from forge_harness.probes import advisories, distributions
 from forge_harness.security import scan_installed
 
 NOW = datetime.now(UTC)
@@ -26,6 +26,16 @@ affected:
   versions:
   - "1.9"
 modified: "{modified}"
+"""
+
+# Finds the canary and nothing else, and notes what it was given.
+PIP_AUDIT = """
+import json, pathlib, sys
+releases = pathlib.Path(sys.argv[-1]).read_text()
+with open({asked!r}, "a") as asked:
+    asked.write(releases)
+canary = {{"name": "jinja2", "version": "2.4.1", "vulns": [{{"id": "PYSEC-2014-8"}}]}}
+print(json.dumps({{"dependencies": [canary] if "jinja2==2.4.1" in releases else []}}))
 """
 
 
@@ -132,6 +142,38 @@ def test_no_data_at_all_is_no_scan(monkeypatch):
     monkeypatch.setattr("forge_harness.probes.advisories.util.find_spec", lambda name: None)
     scan = scan_installed.scan_advisories({"demo": "1"})
     assert (scan.state, scan.scanned) == ("not scanned", 0)
+
+
+@pytest.fixture(params=["dir_info", "vcs_info"])
+def of_sources(request, tmp_path, monkeypatch):
+    """A project of the user's beside all that is installed, as `pip install -e .` leaves it."""
+    about = tmp_path / "site" / "my_project-1.0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-project\nVersion: 1.0\n")
+    told = {request.param: {}, "url": "file:///src"}
+    (about / "direct_url.json").write_text(json.dumps(told))
+    monkeypatch.syspath_prepend(str(about.parent))
+
+
+def test_all_that_is_installed_is_looked_up(database, of_sources):
+    """Not only what this package needs: the environment is that of the user's project."""
+    assert "my-project" not in distributions.dependency_closure()
+    database("my-project", "PYSEC-1", "2.0")
+    scan = scan_installed.scan_advisories(database=database.root)
+    assert [(f.place, f.rule) for f in scan.findings] == [("my-project 1.0", "PYSEC-1")]
+    assert scan.scanned > len(distributions.dependency_closure())
+
+
+def test_pip_audit_is_not_asked_for_what_no_index_has(tmp_path, of_sources, monkeypatch):
+    monkeypatch.delenv(advisories.FILE_VARIABLE, raising=False)
+    asked = tmp_path / "asked.txt"
+    (tmp_path / "site" / "pip_audit.py").write_text(PIP_AUDIT.format(asked=str(asked)))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    scan = scan_installed.scan_advisories()
+    assert scan.state == "clean", scan.why_not
+    assert "my-project" in scan.notes[0]
+    assert "my-project" not in asked.read_text()
+    assert "numpy==" in asked.read_text()
 
 
 def test_the_variable_may_name_a_directory(database, monkeypatch):

@@ -25,6 +25,19 @@ JWT = ".".join(["eyJ" + "hbGciOiJIUzI1NiJ9", "eyJzdWIiOiIxMjM0In0", "c2lnbmF0dXJ
         f"export HF={HF}",
         f"Authorization: Bearer {JWT}",
         "-----BEGIN " + "RSA PRIVATE KEY-----",
+        "-----BEGIN " + "PGP PRIVATE KEY BLOCK-----",
+        "aws_id: ASIA" + "QWERTYUIOPASDFGH",
+        "pat: github" + "_pat_11ABCDEFG0aBcDeFgHiJkL" + "_mNoPqRsTuVwXyZ0123456789",
+        "token: gl" + "pat-aBcDeFgHiJkLmNoPqRsT",
+        "token: xo" + "xb-123456789012-" + "1234567890123-AbCdEfGhIjKl",
+        "key: AI" + "zaSyA1234567890abcde" + "fghijklmnopqrstuv",
+        "_authToken=np" + "m_aBcDeFgHiJkLmNoPq" + "RsTuVwXyZ0123456789",
+        "stripe: sk" + "_live_aBcDeFgHiJkLmNoPqRsTuVwX",
+        "token: py" + "pi-AgEIcHlwaS5vcmcCJDAw" + "MDAwMDAwLTAwMDAtMDAwMC0wMDAw" + "LTAwMDAw",
+        "key: sk" + "-aBcDeFgHiJkLmNoPqRsTuVwX",
+        "url: redis" + "://:s3cr3t@cache:6379/0",
+        'wandb.login(key="' + "0123456789abcdef0123" * 2 + '")',
+        '{"username": "ada", "k' + 'ey":"' + "0123456789abcdef" * 2 + '"}',
         "url: postgres" + "://forge:s3cr3t@db/runs",
         "db_pass" + 'word = "correct-horse"',
         '"api_' + "key\": '0123456789ab'",
@@ -53,6 +66,16 @@ def test_a_credential_is_found_and_never_repeated(line, tmp_path):
         'name = "forge_harness_integration_phase4_connector"',
         'name = "TestWhatIsNoCredentialIsLeftAloneInSourceFiles"',
         "script-src 'sha256-9555w/2lomxlmUFr4Gr6TV74d/uG7ICVb2iPhX3vEiM='",
+        'model = AutoModel.from_pretrained("meta-llama/Llama-4-Scout-17B-16E-Instruct")',
+        '"OFA-Sys/chinese-clip-vit-base-patch16"',
+        '"Qwen2_5OmniThinkerForConditionalGeneration",',
+        '"Int8DynActInt4WeightQATQuantizerModuleSwap",',
+        '"type=triton_BLOCK-M=128_BLOCK-K=32_BLOCK-N=128_numstages=3_numwarps=4"',
+        '<label class="sk-toggleable__label-arrow">',
+        '    "image/png": "iVBORw0KGgoAAAANSUhEUgAAAjcAAAHHCAYAAABDUnkqAAAAOnRFWHRTb2Z0d2Fy",',
+        "export OPENAI_API_" + 'KEY="sk-..."',
+        "client = Client(api_" + 'key="your-api-key")',
+        "API_" + 'KEY_NAME = "AZURE_OPENAI_API_KEY"',
     ],
 )
 def test_what_is_no_credential_is_left_alone(line, tmp_path):
@@ -211,10 +234,29 @@ def test_variables_of_the_environment_need_no_quotes(tmp_path, name, line):
 @pytest.mark.parametrize(
     ("name", "line"),
     [
+        ("train.sh", "export WANDB_API_" + "KEY=" + "0123456789abcdef" * 2),
+        ("train.sh", "HF_" + "TOKEN=0123456789abcdefgh && python train.py"),
+        ("job.sbatch", "HF_" + "TOKEN=0123456789abcdefgh python train.py"),
+        ("Dockerfile", "ENV API_" + "KEY=0123456789ab \\"),
+        ("Dockerfile.gpu", "ARG API_" + "KEY=0123456789ab"),
+    ],
+)
+def test_so_do_those_of_scripts_and_containers(tmp_path, name, line):
+    (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+    assert [f.line for f in scan_secrets.scan(tmp_path).findings] == [2]
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
         (".env", "API_" + "KEY=$FROM_ELSEWHERE"),
         (".env", "API_" + "KEY="),
         (".env", "HOMEPAGE=https://example.org/a-page-with-a-long-name"),
         ("notes.py", "pass" + "word = get_password()"),
+        ("train.sh", "export API_" + "KEY=$(cat key)"),
+        ("train.sh", "PASS" + "WORD=`cat key`"),
+        ("train.sh", "MODEL=meta-llama/Llama-4-Scout-17B-16E-Instruct"),
+        ("train.sh", 'if [ "$PASS' + 'WORD" == secret-word ]; then'),
     ],
 )
 def test_what_stands_for_a_value_is_none(tmp_path, name, line):

@@ -50,13 +50,41 @@ def test_asserts_and_plain_calls_of_programs_are_no_finding(tree, tool):
     assert scan_static.scan(tree("a.py", text)).state == "clean"
 
 
-@pytest.mark.parametrize("mark", ["# noqa: S307", "# nosec"])
+def test_a_sampled_data_set_is_no_finding(tree, tool):
+    text = "import random\n\n\ndef f(x):\n    return random.Random(1).choices(x)\n"
+    assert scan_static.scan(tree("a.py", text)).state == "clean"
+
+
+@pytest.mark.parametrize("mark", ["# noqa: S307", "#noqa:S307", "# NOQA: E501,S307", "# nosec"])
 def test_a_suppressed_finding_is_counted(tree, tool, mark):
     scan = scan_static.scan(tree("a.py", HOLE.replace("(text)\n", f"(text)  {mark}\n")))
-    if tool == "bandit" and mark == "# noqa: S307":
+    if tool == "bandit" and mark != "# nosec":
         pytest.skip("one mark for each tool is enough")
     assert scan.state == "clean"
     assert scan.notes == ("1 finding suppressed in the source (noqa, nosec)",)
+
+
+@pytest.mark.parametrize(
+    ("mark", "state"),
+    [("# ruff: noqa: S307", "clean"), ("# ruff: noqa: S301", "found"), ("# ruff: noqa", "found")],
+)
+def test_a_rule_is_suppressed_for_a_whole_file_by_its_code(tree, mark, state):
+    assert scan_static.scan(tree("a.py", f"{mark}\n{HOLE}")).state == state
+
+
+def test_directories_of_python_that_are_left_out_are_named(tree):
+    tree("a.py", "x = 1\n")
+    tree("build/hole.py", HOLE)
+    tree("build/more/hole.py", HOLE)
+    tree(".github/scripts/hole.py", HOLE)
+    tree(".vscode/settings.json", "{}")
+    tree("node_modules/a/hole.py", HOLE)
+    scan = scan_static.scan(tree("dist/a.whl", ""))
+    assert (scan.state, scan.scanned) == ("clean", 1)
+    assert scan.notes == (
+        "2 directories with Python files not analysed (.github, build): hidden, or of a build by "
+        "name",
+    )
 
 
 def test_a_configuration_of_the_tree_cannot_switch_rules_off(tree):
@@ -64,11 +92,18 @@ def test_a_configuration_of_the_tree_cannot_switch_rules_off(tree):
     assert scan_static.scan(tree("a.py", HOLE)).state == "found"
 
 
-def test_a_file_that_cannot_be_parsed_is_no_scan(tree, tool):
-    tree("good.py", HOLE)
+def test_a_file_that_cannot_be_parsed_is_never_clean(tree, tool):
+    tree("good.py", "x = 1\n")
     scan = scan_static.scan(tree("bad.py", "def (:\n"))
     assert scan.state == "not scanned"
     assert "1 file cannot be parsed, the first at bad.py" in scan.why_not
+
+
+def test_a_file_that_cannot_be_parsed_hides_no_hole_of_another(tree, tool):
+    tree("hole.py", HOLE)
+    scan = scan_static.scan(tree("bad.py", "def (:\n"))
+    assert (scan.state, [f.place for f in scan.findings]) == ("found", ["hole.py"])
+    assert "1 file cannot be parsed, the first at bad.py" in scan.notes[0]
 
 
 def test_a_file_in_another_encoding_is_no_scan_or_found(tree, tool):

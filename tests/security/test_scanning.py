@@ -1,6 +1,7 @@
 """The scans together, and the command."""
 
 import json
+import os
 
 import pytest
 from click.testing import CliRunner
@@ -73,6 +74,24 @@ def test_the_command_on_a_real_tree(tmp_path, monkeypatch):
         "bill of materials",
     }
     assert json.loads(bill.read_text())["bomFormat"] == "CycloneDX"
+
+
+def test_names_of_files_are_shown_and_not_obeyed(tmp_path, monkeypatch):
+    monkeypatch.setenv("FORGE_HARNESS_ADVISORIES_FILE", str(tmp_path / "none"))
+    text = 'eval(input())\nid = "AK' + 'IAQWERTYUIOPASDFGH"\n'
+    for name in (b"clear\x1b[2J.py", b"\xff.py", b"::stop-commands::x.py"):
+        (tmp_path / os.fsdecode(name)).write_text(text)
+    shown = CliRunner().invoke(app, ["scan", str(tmp_path)])
+    assert shown.exit_code == 1, shown.output
+    assert "\x1b" not in shown.output
+    assert "  : :stop-commands::x.py:2: credential" in shown.output
+    assert "  ::" not in shown.output
+    assert "clear\\x1b[2J.py:2: credential" in shown.output
+    told = CliRunner().invoke(app, ["scan", str(tmp_path), "--json"])
+    scans = {scan["name"]: scan for scan in json.loads(told.output)["scans"]}
+    assert len(scans["static analysis"]["findings"]) == 3
+    places = [finding["place"] for finding in scans["secrets"]["findings"]]
+    assert places == ["::stop-commands::x.py", "\\udcff.py", "clear\x1b[2J.py"]
 
 
 @pytest.mark.parametrize(

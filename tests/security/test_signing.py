@@ -216,14 +216,28 @@ def test_openssl_and_sha256sum_agree(package: Path, tmp_path: Path) -> None:
 
 def test_a_key_of_another_kind_is_refused(tmp_path: Path) -> None:
     other = rsa.generate_private_key(public_exponent=65537, key_size=2048).public_key()
-    pem = other.public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
     with pytest.raises(SecurityError, match="expected Ed25519"):
-        dsse.public_key_from_pem(pem)
+        dsse.public_key_from_pem(public_pem(other))
     with pytest.raises(SecurityError, match="expected PEM"):
         dsse.public_key_from_pem(b"-----BEGIN nothing")
+    public = ec.generate_private_key(ec.SECP256R1()).public_key()
+    with pytest.raises(SecurityError, match="expected PEM of Ed25519"):
+        dsse.public_key_from_pem(of_another_curve(public_pem(public)))
     assert dsse.public_key_from_pem(dsse.public_key_to_pem(KEYS[0])) == KEYS[0]
+
+
+def public_pem(key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey) -> bytes:
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return key.public_bytes(serialization.Encoding.PEM, form)
+
+
+def of_another_curve(pem: bytes) -> bytes:
+    """Returns a key of P-256 said to be of SM2, which openssl has and this library has not."""
+    lines = pem.splitlines(keepends=True)
+    der = base64.b64decode(b"".join(lines[1:-1]))
+    other = der.replace(bytes.fromhex("2a8648ce3d030107"), bytes.fromhex("2a811ccf5501822d"))
+    assert other != der
+    return lines[0] + base64.encodebytes(other) + lines[-1]
 
 
 def private_pem(key: ec.EllipticCurvePrivateKey | Ed25519PrivateKey) -> bytes:
@@ -237,11 +251,7 @@ def private_pem(key: ec.EllipticCurvePrivateKey | Ed25519PrivateKey) -> bytes:
 def test_openssf_model_signing_verifies_the_export(package: Path, tmp_path: Path) -> None:
     verifying = pytest.importorskip("model_signing.verifying", reason="an oracle, in extra dev")
     key = ec.generate_private_key(ec.SECP256R1())
-    (tmp_path / "public.pem").write_bytes(
-        key.public_key().public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-    )
+    (tmp_path / "public.pem").write_bytes(public_pem(key.public_key()))
     export_signature(package, p256_key(private_pem(key)), tmp_path / "model.sig")
 
     def verify() -> None:
@@ -258,6 +268,7 @@ def test_openssf_model_signing_verifies_the_export(package: Path, tmp_path: Path
 def test_openssf_needs_its_own_kind_of_key() -> None:
     wrong = {
         b"no key": "P-256",
+        of_another_curve(private_pem(ec.generate_private_key(ec.SECP256R1()))): "P-256",
         private_pem(Ed25519PrivateKey.generate()): "elliptic-curve",
         private_pem(ec.generate_private_key(ec.SECP384R1())): "is secp384r1; .* of P-256",
     }

@@ -401,10 +401,13 @@ ANSWERS = {
     "unreachable": "sys.stderr.write('ConnectionError: api.osv.dev\\n'); sys.exit(1)",
     "nothing": "print(json.dumps({'dependencies': [], 'fixes': []})); sys.exit(0)",
     "skipped": "report({'name': 'demo', 'skip_reason': 'not found on PyPI'})",
+    "skipped and found": (
+        "report({'name': 'own', 'skip_reason': 'not found on PyPI'}, entry('demo', '1', 'GHSA-1'))"
+    ),
 }
 PIP_AUDIT = """
 import json, pathlib, sys
-assert "--strict" in sys.argv
+assert "--strict" not in sys.argv  # it would give no report for one that is skipped
 listed = pathlib.Path(sys.argv[-1]).read_text().split()
 def entry(name, version, *ids):
     return {{"name": name, "version": version, "vulns": [{{"id": i}} for i in ids]}}
@@ -426,11 +429,12 @@ assert "demo==1" in listed or listed == ["jinja2==2.4.1"], listed
         ("unreachable", "not scanned", "ConnectionError"),
         ("nothing", "not scanned", "did not find its canary"),
         ("skipped", "not scanned", "not found on PyPI"),
+        ("skipped and found", "found", "demo 1: GHSA-1"),
     ],
 )
 def test_pip_audit(tmp_path, monkeypatch, answer, state, said):
     # "nothing" is the trap: exit 0, no vulnerability, for the canary as well.
-    live = answer in ("clean", "found", "skipped")
+    live = answer not in ("unreachable", "nothing")
     (tmp_path / "pip_audit.py").write_text(PIP_AUDIT.format(answer=ANSWERS[answer], live=live))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr("forge_harness.probes.advisories.util.find_spec", lambda name: object())
