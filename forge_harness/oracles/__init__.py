@@ -7,7 +7,7 @@ never torch.
 """
 
 from . import vectors
-from .arrays import ArrayLike, float64, int64
+from .arrays import ArrayLike, float64, int64, whole
 from .linear import (
     bias_gradient,
     input_gradient,
@@ -72,4 +72,5 @@ __all__ = [
     "unpack_row_blocks",
     "vectors",
     "weight_gradient",
+    "whole",
 ]

@@ -39,16 +39,20 @@ def _on_host(values: ArrayLike) -> ArrayLike:
     # Duck-typed, so that the oracles import no torch. NumPy has no bf16: widen first.
     if not hasattr(values, "detach"):
         return values
-    tensor = _unwrapped(values.detach()).cpu()
+    tensor = whole(values.detach()).cpu()
     return tensor.double().numpy() if tensor.is_floating_point() else tensor.numpy()
 
 
-def _unwrapped(tensor: ArrayLike) -> ArrayLike:
-    """Returns what a tensor subclass wraps (torchao's weights in training), which NumPy refuses.
+def whole(tensor: ArrayLike) -> ArrayLike:
+    """Returns the values of a torch tensor in a plain one.
 
-    Only where it wraps one tensor of its own shape: the values of others are made of several.
+    Of a DTensor (FSDP, tensor parallelism) all shards; of a subclass what it wraps (torchao's
+    weights in training), where that is one tensor of its own shape: the values of others are made
+    of several. NumPy refuses both, and plain tensors mix with neither.
     """
+    if hasattr(tensor, "full_tensor"):
+        return whole(tensor.full_tensor())
     if not hasattr(tensor, "__tensor_flatten__"):
         return tensor
     inner = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
-    return _unwrapped(inner[0]) if [part.shape for part in inner] == [tensor.shape] else tensor
+    return whole(inner[0]) if [part.shape for part in inner] == [tensor.shape] else tensor

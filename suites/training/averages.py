@@ -9,6 +9,7 @@ import torch
 from forge_harness import oracles
 from forge_harness.subject.protocols import TrainOptions
 
+from .states import copied_parameters
 from .support import roundoff, shown, trained_model
 
 STEPS = 20
@@ -28,14 +29,14 @@ def hold_averages(evidence: Any, subject: Any, task: str) -> None:
     session = subject.session(task, TrainOptions(steps=STEPS))
     if trained_model(session) is session.model:
         return
-    start = _copies(session.model)
-    low = high = _copies(trained_model(session))
+    start = copied_parameters(session.model)
+    low = high = copied_parameters(trained_model(session))
     for _ in range(STEPS):
         session.step()
-        now = _copies(trained_model(session))
+        now = copied_parameters(trained_model(session))
         low = {name: torch.minimum(low[name], now[name]) for name in low}
         high = {name: torch.maximum(high[name], now[name]) for name in high}
-    found = _copies(session.model)
+    found = copied_parameters(session.model)
     trained = [name for name in low if not torch.equal(low[name], high[name])]
     outside = [n for n in low if n not in found or not _between(low[n], found[n], high[n])]
     evidence.equal(
@@ -56,10 +57,6 @@ def hold_averages(evidence: Any, subject: Any, task: str) -> None:
         reason=f"of {len(shows)} that are trained; averages that are those of the start after "
         f"{STEPS} steps: {shown(still)}",
     )
-
-
-def _copies(model: Any) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
 def _shows(low: torch.Tensor, high: torch.Tensor) -> bool:

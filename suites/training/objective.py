@@ -16,6 +16,7 @@ from forge_harness.subject.protocols import Batch, BuildsModel, LoadsData, Train
 from .dropout import WithoutDropout, is_random, one_loss
 from .outputs import changed_tensors
 from .precision import Passes
+from .states import copied_state
 from .support import Watch, gradient_difference, steps, trained_model
 
 CERTAINTIES = range(1, 33)
@@ -38,7 +39,7 @@ def descends_loss(subject: Any, task: str, options: TrainOptions) -> bool:
             return True
         session = subject.session(task, replace(options, clip_norm=1e9))
         steps(session, 2)
-        state = {k: v.clone() for k, v in trained_model(session).state_dict().items()}
+        state = copied_state(trained_model(session))
         with Watch(session) as watch, Passes(subject, task, session) as passes:
             record = passes.step()
         if passes.problem:

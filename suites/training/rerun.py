@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from forge_harness import oracles
+
 JOB = "job.pickle"
 RESULT = "result.json"
 PACKAGE = "package"
@@ -66,7 +68,7 @@ def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 def digest(tensor: Tensor) -> str:
     """Returns a sha256 of dtype, shape and bytes."""
-    values = tensor.detach().cpu().contiguous()
+    values = oracles.whole(tensor.detach()).cpu().contiguous()
     hasher = hashlib.sha256(f"{values.dtype} {tuple(values.shape)}".encode())
     hasher.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
     return hasher.hexdigest()

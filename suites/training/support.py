@@ -24,6 +24,7 @@ from forge_harness.subject.protocols import TrainOptions
 from .augmented import put_in_place
 from .rerun import Outcome
 from .rerun import digests as digests
+from .states import copied, copied_parameters, load_state
 
 GAINS = frozenset({"weight", "gain", "gamma", "alpha", "scale"})
 """What vectors and numbers are called that multiply; biases begin at zero as a rule, and add."""
@@ -207,7 +208,7 @@ class Watch:
         return record
 
     def _weights(self) -> dict[str, Tensor]:
-        return _copies(dict(trained_model(self._session).named_parameters()))
+        return copied_parameters(trained_model(self._session))
 
     def _before(self, optimizer: Any, *_: object) -> None:
         named = dict(trained_model(self._session).named_parameters())
@@ -219,10 +220,9 @@ class Watch:
                     parameter.grad.zero_()
         self.updates.append(
             Update(
-                before=_copies(named),
+                before=copied_parameters(trained_model(self._session)),
                 gradients={
-                    name: None if p.grad is None else p.grad.detach().clone()
-                    for name, p in named.items()
+                    name: None if p.grad is None else copied(p.grad) for name, p in named.items()
                 },
                 learning_rate={name: float(group["lr"]) for name, group in owned.items()},
                 weight_decay={
@@ -233,10 +233,6 @@ class Watch:
 
     def _after(self, *_: object) -> None:
         self.updates[-1].after = self._weights()
-
-
-def _copies(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in named.items()}
 
 
 def independent_gradients(
@@ -254,7 +250,7 @@ def independent_gradients(
     """
     model = subject.build_model(task, seed=0)
     names = _names(state, model.state_dict())
-    model.load_state_dict({names.get(name, name): value for name, value in state.items()})
+    load_state(model, {names.get(name, name): value for name, value in state.items()})
     model.train()
     if inputs is not None:
         put_in_place(model, inputs)
@@ -263,7 +259,9 @@ def independent_gradients(
     loss.backward()
     theirs = {own: name for name, own in names.items()}
     gradients = {
-        theirs.get(own, own): p.grad for own, p in model.named_parameters() if p.grad is not None
+        theirs.get(own, own): copied(p.grad)
+        for own, p in model.named_parameters()
+        if p.grad is not None
     }
     return float(loss.detach()), gradients
 

@@ -12,6 +12,7 @@ from forge_harness.subject.protocols import TrainOptions
 
 from .dropout import comparable, one_loss
 from .precision import Passes
+from .states import copied_state
 from .support import (
     Watch,
     cheapest,
@@ -203,7 +204,7 @@ def _against_autograd(subject, task, *, steps, batch_size, accumulation, clip_no
         Passes(subject, task, session) as passes,
     ):
         for _ in range(steps):
-            state = {k: value.clone() for k, value in trained_model(session).state_dict().items()}
+            state = copied_state(trained_model(session))
             record = passes.step()
             if passes.problem:
                 pytest.skip(passes.problem)

@@ -8,6 +8,7 @@ import torch
 from forge_harness.subject.protocols import TrainOptions
 
 from .outputs import changed_tensors
+from .states import on_gradient
 from .support import (
     cheapest,
     differing,
@@ -35,9 +36,9 @@ class Fault:
         """Registers it; returns the handle that takes it out."""
         trainable = [p for p in trained_model(session).parameters() if p.requires_grad]
         if self._at == "largest gradient":
-            return max(trainable, key=torch.Tensor.numel).register_hook(self._on_gradient)
+            return on_gradient(max(trainable, key=torch.Tensor.numel), self._on_gradient)
         if self._at == "smallest gradient":
-            return min(trainable, key=torch.Tensor.numel).register_hook(self._on_gradient)
+            return on_gradient(min(trainable, key=torch.Tensor.numel), self._on_gradient)
         return trained_model(session).register_forward_hook(self._on_output)
 
     def _on_gradient(self, gradient):

@@ -10,6 +10,7 @@ from forge_harness.evidence import largest, smallest
 from forge_harness.subject.protocols import TrainOptions
 
 from .decays import LIMIT, decay_error, decaying_update, own_multiple
+from .states import copied, on_gradient
 from .support import (
     Watch,
     cannot_show,
@@ -202,17 +203,22 @@ def _spiked_step(subject, task, *, clip_norm, spike):
 
     def recorder(name):
         def hook(gradient):
-            raw[name] = gradient.detach().clone()
+            raw[name] = copied(gradient)
 
         return hook
 
     victim = max(named, key=lambda name: named[name].numel())
-    handles = [named[victim].register_hook(spiked)]
-    handles += [parameter.register_hook(recorder(name)) for name, parameter in named.items()]
+    handles = [on_gradient(named[victim], spiked)]
+    handles += [on_gradient(parameter, recorder(name)) for name, parameter in named.items()]
     with Watch(session) as watch:
         record = session.step()
     for handle in handles:
         handle.remove()
+    if not raw:
+        pytest.skip(
+            f"{task}: no gradient of a step came by torch's hooks of the parameters: what is given "
+            "to the optimizer cannot be compared with it"
+        )
     if not watch.updates:
         pytest.skip(
             f"{task}: the optimizer made no step of gradients times {spike:g}: under the session's "

@@ -219,6 +219,18 @@ def test_a_tensor_that_wraps_one_has_its_values():
     assert np.array_equal(oracles.float64(Wrapping(Wrapping(values))), values.numpy())
 
 
+class InShards(torch.Tensor):
+    """A shard of a DTensor, whose whole is asked for."""
+
+    def full_tensor(self):
+        return torch.cat([self.as_subclass(torch.Tensor)] * 2)
+
+
+def test_a_tensor_in_shards_has_the_values_of_all():
+    shard = torch.ones(1, 3).as_subclass(InShards)
+    assert oracles.float64(shard).shape == (2, 3)
+
+
 @pytest.mark.parametrize(
     "parts", [(torch.ones(2, 3), torch.ones(2, 3)), (torch.ones(2),)], ids=["two", "other_shape"]
 )

@@ -522,6 +522,26 @@ def test_halved_gradients_are_no_loss_scale(run_check):
     assert "reported_norm_error is 0.5" in run.reason
 
 
+class OfCopies(foreign.Words):
+    """Gradients of copies of the weights, which the weights are given: torch.func."""
+
+    class loop(foreign.Loop):
+        def losses(self, ids):
+            model, named = self.model, dict(self.model.named_parameters())
+            copies = {name: p.detach().requires_grad_() for name, p in named.items()}
+            self.model = lambda inputs: torch.func.functional_call(model, copies, inputs)
+            yield from super().losses(ids)
+            self.model = model
+            for name, parameter in named.items():
+                parameter.grad = copies[name].grad
+
+
+def test_gradients_that_no_hook_sees_are_not_measured(run_check):
+    run = run_check("training.clip_effective", OfCopies())
+    assert run.outcome is Outcome.NOT_MEASURED, run.reason
+    assert "no gradient of a step came by torch's hooks" in run.reason
+
+
 def test_decay_in_a_trust_ratio_is_not_measured(run_check):
     run = run_check("training.decay_groups", WithLamb())
     assert run.outcome is Outcome.NOT_MEASURED, run.reason

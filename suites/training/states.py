@@ -1,0 +1,66 @@
+"""States and gradients of models whose tensors may be shards (FSDP, tensor parallelism).
+
+FSDP takes a gradient apart and gives it to the parameter itself, past autograd: of torch's hooks on
+a tensor it calls only those after accumulation.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from forge_harness import oracles
+
+
+def copied(tensor: Tensor) -> Tensor:
+    """Returns a copy of the values, plain and whole."""
+    plain: Tensor = oracles.whole(tensor.detach()).clone()
+    return plain
+
+
+def copied_parameters(model: Any) -> dict[str, Tensor]:
+    """Returns a copy of each parameter by its name."""
+    return {name: copied(parameter) for name, parameter in model.named_parameters()}
+
+
+def copied_state(model: Any) -> dict[str, Any]:
+    """Returns a copy of a state dict, which may hold more than tensors."""
+    return {
+        name: copied(value) if isinstance(value, Tensor) else copy.deepcopy(value)
+        for name, value in model.state_dict().items()
+    }
+
+
+def load_state(model: Any, state: Mapping[str, Any]) -> None:
+    """Gives a model what `copied_state` returned, in shards where the model has them."""
+    held = model.state_dict()
+    model.load_state_dict({name: _as_held(value, held.get(name)) for name, value in state.items()})
+
+
+def on_gradient(parameter: Any, change: Callable[[Tensor], Tensor | None]) -> Any:
+    """Has `change` see each gradient of a parameter, and replace it; returns the hook's handle."""
+    if not _is_sharded(parameter):
+        return parameter.register_hook(change)
+
+    def after(sharded: Any) -> None:
+        changed = change(sharded.grad)
+        if changed is not None:
+            sharded.grad = changed
+
+    return parameter.register_post_accumulate_grad_hook(after)
+
+
+def _is_sharded(value: Any) -> bool:
+    return hasattr(value, "full_tensor")
+
+
+def _as_held(value: Any, held: Any) -> Any:
+    if not _is_sharded(held):
+        return value
+    # Here, as a torch without torch.distributed has no shards either.
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value, held.device_mesh, held.placements)
