@@ -9,7 +9,7 @@ import torch
 
 from forge_harness import oracles
 
-from .support import Update, Watch, trained_model
+from .support import Update, Watch, optimizer_of, trained_model
 
 LIMIT = 2 * oracles.ONE_ULP
 """Two roundings of the weight."""
@@ -50,7 +50,7 @@ def own_multiple(session: Any, update: Update, name: str) -> float | None:
     LAMB and LARS bring each update to the norm of its weight: of zero gradients is left -rate * w,
     whatever the decay.
     """
-    if type(session.optimizer).__module__.startswith("torch.optim"):
+    if type(optimizer_of(session)).__module__.startswith("torch.optim"):
         return None
     weight, moved = update.before[name].double(), update.moved(name)
     multiple = -float((moved * weight).sum() / weight.square().sum())
@@ -60,10 +60,10 @@ def own_multiple(session: Any, update: Update, name: str) -> float | None:
 
 def _applied(session: Any, name: str, decays: Sequence[float]) -> float:
     """The decay of the last step; torch's SGD has it go through its momentum."""
-    if type(session.optimizer) is not torch.optim.SGD:
+    if type(optimizer_of(session)) is not torch.optim.SGD:
         return decays[-1]
     parameter = trained_model(session).get_parameter(name)
-    groups = session.optimizer.param_groups
+    groups = optimizer_of(session).param_groups
     group = next(g for g in groups if any(p is parameter for p in g["params"]))
     momentum, buffer = group["momentum"], decays[0]
     for decay in decays[1:]:

@@ -114,6 +114,20 @@ def trained_model(session: Any) -> Any:
     return getattr(session, "trained_model", session.model)
 
 
+def optimizer_of(session: Any) -> Any:
+    """Returns the optimizer that makes the steps: what another one holds and that one cannot show.
+
+    accelerate's has the methods of torch's and not its hooks.
+    """
+    optimizer = session.optimizer
+    while not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        inner = getattr(optimizer, "optimizer", None)
+        if not isinstance(inner, torch.optim.Optimizer):
+            break
+        optimizer = inner
+    return optimizer
+
+
 def zero_factors(tensors: Mapping[str, Tensor]) -> list[str]:
     """Returns the names of matrices and gains of zeros, as some layers and branches begin.
 
@@ -179,7 +193,7 @@ class Watch:
         self._handles: list[Any] = []
 
     def __enter__(self) -> Self:
-        optimizer = self._session.optimizer
+        optimizer = optimizer_of(self._session)
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),

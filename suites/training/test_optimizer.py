@@ -18,6 +18,7 @@ from .support import (
     declared_schedule,
     is_coarse,
     norm,
+    optimizer_of,
     others,
     roundoff,
     settle,
@@ -75,7 +76,7 @@ def test_parameters_move(subject, evidence):
 
 
 def _expect_owned(session, evidence, prefix):
-    owned = [id(p) for group in session.optimizer.param_groups for p in group["params"]]
+    owned = [id(p) for group in optimizer_of(session).param_groups for p in group["params"]]
     parameters = list(trained_model(session).parameters())
     live = [id(p) for p in parameters if p.requires_grad]
     frozen = {id(p) for p in parameters if not p.requires_grad}
@@ -310,7 +311,7 @@ def _trace(subject, evidence, task, options, count, prefix):
             reason=f"each group's {what} is a constant multiple of the plan's: {multiples}",
         )
     _expect_nothing_outside(evidence, prefix, watch.updates)
-    if type(session.optimizer) is torch.optim.AdamW:
+    if type(optimizer_of(session)) is torch.optim.AdamW:
         error, name, blurred = _update_error(session, watch.updates)
         evidence.at_most(
             f"{prefix}.update_error",
@@ -383,7 +384,7 @@ def _rates_error(rates, expected):
 
 def _update_error(session, updates):
     """Largest error of an element over its limit, the parameter it is in, and those left out."""
-    groups = {id(p): group for group in session.optimizer.param_groups for p in group["params"]}
+    groups = {id(p): group for group in optimizer_of(session).param_groups for p in group["params"]}
     worst, where, blurred = 0.0, "none", set()
     for name in updates[0].learning_rate:
         if _is_blurred(updates[0], name):
@@ -446,7 +447,7 @@ def _undecayed(subject, task, options, index, factor):
             group["lr"] = group["lr"] * factor
             group["weight_decay"] = 0.0
 
-    handle = session.optimizer.register_step_pre_hook(change)
+    handle = optimizer_of(session).register_step_pre_hook(change)
     with Watch(session) as watch:
         session.step()
     handle.remove()

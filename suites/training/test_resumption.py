@@ -19,6 +19,7 @@ from .support import (
     disturb_generators,
     finished,
     only_cheapest,
+    optimizer_of,
     others,
     short_epochs,
     shown,
@@ -266,12 +267,12 @@ def test_optimizer_state_exact(subject, evidence, tmp_path):
     options = _options(subject, task)
     session = subject.session(task, options)
     kept = []
-    handle = session.optimizer.register_step_post_hook(lambda o, *_: kept.append(len(o.state)))
+    handle = optimizer_of(session).register_step_post_hook(lambda o, *_: kept.append(len(o.state)))
     steps(session, 5)
     handle.remove()
     subject.save_session(session, tmp_path / "session")
     resumed = subject.resume_session(task, options, tmp_path / "session")
-    live, restored = (_flat(s.optimizer.state_dict()) for s in (session, resumed))
+    live, restored = (_flat(optimizer_of(s).state_dict()) for s in (session, resumed))
     tensors = sum(isinstance(v, str) and v.startswith("tensor") for v in live.values())
     evidence.at_least(
         "state_tensors",
@@ -360,6 +361,6 @@ def _uncovered(session, state):
     """Names of live tensors whose content is nowhere in the state."""
     known = set(state.values())
     live = states_of_models(session)
-    for index, entry in session.optimizer.state_dict()["state"].items():
+    for index, entry in optimizer_of(session).state_dict()["state"].items():
         live |= {f"optimizer.{index}.{k}": v for k, v in entry.items() if torch.is_tensor(v)}
     return sorted(name for name, tensor in live.items() if digest(tensor) not in known)
