@@ -6,6 +6,7 @@ from urllib.parse import quote
 import pytest
 
 from forge_harness import oracles
+from forge_harness.probes.wrapped import inner_model
 from forge_harness.protocols import ExportsWeights, Packs, TrainOptions, Trains
 
 PACKING = "i2-rowblock"
@@ -41,7 +42,7 @@ def test_quantization_consistent(subject, evidence, tmp_path):
             session = subject.session(task, TrainOptions(seed=0, steps=1))
             path = tmp_path / f"export-{quote(task, safe='')}"
             subject.export_package(session, path)
-            effective = subject.effective_weights(session.model)
+            effective = subject.effective_weights(inner_model(session.model, model))
             if info.packing == PACKING:
                 _files(task, info, effective, path, evidence)
             else:

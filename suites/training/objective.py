@@ -17,7 +17,7 @@ from .dropout import WithoutDropout, is_random, one_loss
 from .outputs import changed_tensors
 from .precision import Passes
 from .states import copied_state
-from .support import Watch, gradient_difference, steps, trained_model
+from .support import AsBuilt, Watch, gradient_difference, steps
 
 CERTAINTIES = range(1, 33)
 """Logits of the target over those of the others: at 32 a cross-entropy is next to nothing, and a
@@ -39,8 +39,9 @@ def descends_loss(subject: Any, task: str, options: TrainOptions) -> bool:
             return True
         session = subject.session(task, replace(options, clip_norm=1e9))
         steps(session, 2)
-        state = copied_state(trained_model(session))
-        with Watch(session) as watch, Passes(subject, task, session) as passes:
+        built = AsBuilt(subject, task, session)
+        state = copied_state(built.trained_model)
+        with Watch(built) as watch, Passes(subject, task, session) as passes:
             record = passes.step()
         if passes.problem:
             return True

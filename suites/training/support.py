@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from forge_harness import oracles
+from forge_harness.probes.wrapped import inner_model
 from forge_harness.subject.protocols import TrainOptions
 
 from .augmented import put_in_place
@@ -126,6 +127,21 @@ def optimizer_of(session: Any) -> Any:
             break
         optimizer = inner
     return optimizer
+
+
+class AsBuilt:
+    """A session whose trained model has the parameters of `build_model` under the same names.
+
+    That is the model inside DDP or `torch.compile(model)`; the rest is the session's own.
+    """
+
+    def __init__(self, subject: Any, task: str, session: Any) -> None:
+        built = subject.build_model(task, seed=0)
+        self.trained_model = inner_model(trained_model(session), built)
+        self._session = session
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
 
 
 def zero_factors(tensors: Mapping[str, Tensor]) -> list[str]:

@@ -14,6 +14,7 @@ from .dropout import comparable, one_loss
 from .precision import Passes
 from .states import copied_state
 from .support import (
+    AsBuilt,
     Watch,
     cheapest,
     counted,
@@ -22,7 +23,6 @@ from .support import (
     only_cheapest,
     others,
     train_size,
-    trained_model,
 )
 
 _DRAWN = "; samples are drawn anew with each read: inputs are those the session's model had"
@@ -196,15 +196,16 @@ def _against_autograd(subject, task, *, steps, batch_size, accumulation, clip_no
         steps=steps, batch_size=batch_size, accumulation=accumulation, clip_norm=clip_norm
     )
     session = subject.session(task, options)
+    built = AsBuilt(subject, task, session)
     records, difference, loss_difference, coarseness = [], 0.0, 0.0, 0.0
     shares = []
     with (
         comparable(one_loss(subject, task)),
-        Watch(session) as watch,
+        Watch(built) as watch,
         Passes(subject, task, session) as passes,
     ):
         for _ in range(steps):
-            state = copied_state(trained_model(session))
+            state = copied_state(built.trained_model)
             record = passes.step()
             if passes.problem:
                 pytest.skip(passes.problem)

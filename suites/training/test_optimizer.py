@@ -12,6 +12,7 @@ from forge_harness.subject.protocols import TrainOptions
 from .decays import LIMIT, decay_error, decaying_update, own_multiple
 from .states import copied, on_gradient
 from .support import (
+    AsBuilt,
     Watch,
     cannot_show,
     cheapest,
@@ -469,7 +470,7 @@ def test_decay_groups(subject, evidence):
     coarse, multiples = set(), {}
     for task in tasks(subject):
         options = TrainOptions(steps=4)
-        session = subject.session(task, options)
+        session = AsBuilt(subject, task, subject.session(task, options))
         model = trained_model(session)
         latent = {id(p) for p in subject.latent_weights(model).values() if p.requires_grad}
         latents = [n for n, p in model.named_parameters() if id(p) in latent]
