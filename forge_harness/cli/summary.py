@@ -92,12 +92,24 @@ def summary(
 
     lines = ["", *verdict_lines(record), "", suite_table(record.suites), ""]
     lines += not_measured_lines(record)
+    lines += timed_out_lines(record)
     lines += python_warning_lines(record)
     page = next((path for path in written if path.suffix == ".html"), None)
     lines.append(f"Report: {shown(page)}" if page else f"Run: {shown(directory)}")
     lines.append(printable(policy_line(policy)))
     lines.append(f"Exit code {int(code)}: {MEANINGS[code]}.")
     return "\n".join(lines)
+
+
+def timed_out_lines(record: RunRecord) -> list[str]:
+    """Returns how many checks did not end in their time and what helps; nothing where all did."""
+    late = sum(check.reason.startswith("timed out after") for check in record.checks)
+    if not late:
+        return []
+    return [
+        f"Timed out: {several(late, 'check')}. --timeout SECONDS gives each more time; a smaller "
+        "model as the subject's first task takes less."
+    ]
 
 
 def suite_table(suites: Sequence[SuiteRecord]) -> str:

@@ -51,6 +51,20 @@ def test_python_warnings_are_counted_by_check(run_of):
     assert "\x1b" not in line
 
 
+def test_checks_that_did_not_end_in_time_name_the_way_out(run_of):
+    run = run_of()
+    record = read_record(run)
+    assert "Timed out" not in summary(record, read_policy(run), run, [], ExitCode.PASS)
+    checks = [
+        check.model_copy(update={"reason": f"timed out after 120 s{more}"})
+        for check, more in zip(record.checks, ("", " and could not be stopped"), strict=False)
+    ]
+    record = record.model_copy(update={"checks": [*checks, *record.checks[2:]]})
+    lines = summary(record, read_policy(run), run, [], ExitCode.PASS).splitlines()
+    (line,) = [line for line in lines if line.startswith("Timed out: 2 checks. --timeout SECONDS")]
+    assert "first task" in line
+
+
 def test_at_most_five_reasons(run_of):
     checks = tuple((f"data.c{n}", "high") for n in range(8))
     run = run_of(checks=checks, **{f"c{n}": "fail" for n in range(8)})
