@@ -30,7 +30,7 @@ from .states import copied, copied_parameters, load_state
 GAINS = frozenset({"weight", "gain", "gamma", "alpha", "scale"})
 """What vectors and numbers are called that multiply; biases begin at zero as a rule, and add."""
 WRAPPERS = frozenset({"module", "_orig_mod", "_checkpoint_wrapped_module"})
-"""What torch's wrappers put into names: DDP, `compile` and activation checkpointing."""
+"""What torch's wrappers put into names of layers: DDP, `compile` and activation checkpointing."""
 MOST_SETTLING = 4
 """Steps after which two layers of zeros in a row have moved, and a warmup from zero has begun."""
 _LARGE_DATA = 20_000

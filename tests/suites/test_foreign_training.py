@@ -1,4 +1,4 @@
-"""Trainers that are not the reference's: samples drawn anew with each read, wrapped models."""
+"""Trainers that are not the reference's: samples drawn anew with each read."""
 
 import importlib.util
 from dataclasses import replace
@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch import nn
 
 from forge_harness.protocols import Batch
 from forge_harness.types import Outcome
@@ -19,7 +17,6 @@ SPEC.loader.exec_module(foreign)
 
 MASK, UNKNOWN = 0, -100
 HELD_TO_AUTOGRAD = ("training.accumulation_equivalence", "training.partial_window")
-UNWRAPPED = (*HELD_TO_AUTOGRAD, "training.overfit_one_batch", "training.loss_within_band")
 
 
 class Augmented(foreign.Words):
@@ -140,45 +137,6 @@ def test_what_nobody_can_tell_of_samples_drawn_anew_is_not_measured(
     assert run.outcome is Outcome.NOT_MEASURED, run.reason
     assert "training samples of words are drawn anew with each" in run.reason
     assert reason in run.reason
-
-
-class Compiled(foreign.Words):
-    class loop(foreign.Loop):
-        def __init__(self, subject, options):
-            super().__init__(subject, options)
-            self.model = torch.compile(self.model, backend="eager")
-
-
-class InOneProcess(foreign.Words):
-    """What torchrun starts with one process a node."""
-
-    class loop(foreign.Loop):
-        def __init__(self, subject, options):
-            super().__init__(subject, options)
-            self.model = nn.parallel.DistributedDataParallel(self.model)
-
-
-class CompiledByLayers(foreign.Words):
-    class loop(foreign.Loop):
-        def __init__(self, subject, options):
-            super().__init__(subject, options)
-            for place, block in enumerate(self.model.blocks):
-                self.model.blocks[place] = torch.compile(block, backend="eager")
-
-
-@pytest.fixture
-def one_process():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-@pytest.mark.parametrize("check", UNWRAPPED)
-@pytest.mark.parametrize("subject", [Compiled, CompiledByLayers, InOneProcess])
-@pytest.mark.usefixtures("one_process")
-def test_a_wrapped_model_is_held_under_the_names_of_what_it_wraps(run_check, subject, check):
-    run = run_check(check, subject())
-    assert run.outcome is Outcome.PASS, run.reason
 
 
 class RateInATensor(foreign.Words):

@@ -39,6 +39,11 @@ def compiled(model):
     return torch.compile(model, backend="eager")
 
 
+def compiled_by_layers(model):
+    model.blocks = nn.ModuleList(compiled(block) for block in model.blocks)
+    return model
+
+
 class Wrapped(foreign.Words):
     class loop(foreign.Loop):
         def __init__(self, subject, options):
@@ -57,7 +62,7 @@ def _group():
         distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("wrap", [in_ddp, compiled])
+@pytest.mark.parametrize("wrap", [in_ddp, compiled, compiled_by_layers])
 @pytest.mark.parametrize("check", CHECKS)
 def test_a_wrapped_model_is_no_false_alarm(run_check, check, wrap):
     run = run_check(check, Wrapped(wrap))
