@@ -5,6 +5,7 @@ import hashlib
 import pytest
 import torch
 
+from forge_harness import oracles
 from forge_harness.drill.target import open_store
 from forge_harness.protocols import BuildsModel, TrainOptions
 from forge_harness.state import NewState
@@ -76,8 +77,10 @@ def _copy(store, state, place):
 
 def _digests(tensors):
     return {
-        name: hashlib.sha256(
-            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        ).hexdigest()
+        name: hashlib.sha256(_bytes(oracles.whole(tensor.detach()))).hexdigest()
         for name, tensor in tensors.items()
     }
+
+
+def _bytes(tensor):
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
