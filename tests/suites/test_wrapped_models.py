@@ -1,10 +1,14 @@
-"""Sessions that train what DDP or torch.compile puts around the model: its steps are seen."""
+"""Sessions that train what others put around the model or its optimizer: the steps are seen.
+
+DDP, torch.compile of all or of layers, and accelerate, whose optimizer has none of torch's hooks.
+"""
 
 import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import distributed, nn
 
 from forge_harness.types import Outcome
@@ -29,26 +33,30 @@ CHECKS = (
 )
 
 
-def in_ddp(model):
+def in_ddp(model, optimizer):
     if not distributed.is_initialized():
         distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    return nn.parallel.DistributedDataParallel(model)
+    return nn.parallel.DistributedDataParallel(model), optimizer
 
 
-def compiled(model):
-    return torch.compile(model, backend="eager")
+def compiled(model, optimizer):
+    return torch.compile(model, backend="eager"), optimizer
 
 
-def compiled_by_layers(model):
-    model.blocks = nn.ModuleList(compiled(block) for block in model.blocks)
-    return model
+def compiled_by_layers(model, optimizer):
+    model.blocks = nn.ModuleList(torch.compile(b, backend="eager") for b in model.blocks)
+    return model, optimizer
+
+
+def prepared(model, optimizer):
+    return Accelerator(cpu=True).prepare(model, optimizer)
 
 
 class Wrapped(foreign.Words):
     class loop(foreign.Loop):
         def __init__(self, subject, options):
             super().__init__(subject, options)
-            self.model = subject.wrap(self.model)
+            self.model, self.optimizer = subject.wrap(self.model, self.optimizer)
 
     def __init__(self, wrap):
         self.wrap = wrap
@@ -62,7 +70,7 @@ def _group():
         distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("wrap", [in_ddp, compiled, compiled_by_layers])
+@pytest.mark.parametrize("wrap", [in_ddp, compiled, compiled_by_layers, prepared])
 @pytest.mark.parametrize("check", CHECKS)
 def test_a_wrapped_model_is_no_false_alarm(run_check, check, wrap):
     run = run_check(check, Wrapped(wrap))
@@ -92,10 +100,50 @@ class DecaysAll(Wrapped):
         return [{"params": list(model.parameters())}]
 
 
-@pytest.mark.parametrize("wrap", [in_ddp, compiled])
+class AtAnotherRate(Wrapped):
+    class loop(Wrapped.loop):
+        def step(self):
+            held = getattr(self.optimizer, "optimizer", self.optimizer)
+            handle = held.register_step_pre_hook(_faster)
+            record = super().step()
+            handle.remove()
+            return record
+
+
+def _faster(optimizer, *_):
+    for group in optimizer.param_groups:
+        group["lr"] *= 1.01
+
+
+@pytest.mark.parametrize("wrap", [in_ddp, compiled, prepared])
 @pytest.mark.parametrize(
-    ("subject", "check"), [(CountsTooMuch, ACCUMULATION), (DecaysAll, "training.decay_groups")]
+    ("subject", "check"),
+    [
+        (CountsTooMuch, ACCUMULATION),
+        (DecaysAll, "training.decay_groups"),
+        (AtAnotherRate, "training.schedule_trace"),
+    ],
 )
 def test_a_broken_trainer_of_a_wrapped_model_is_found(run_check, subject, check, wrap):
     run = run_check(check, subject(wrap))
     assert run.outcome is Outcome.FAIL, run.reason
+
+
+class KeepsGradients(Wrapped):
+    """Gradients are cleared after a step only: those of one that is stopped are left."""
+
+    class loop(Wrapped.loop):
+        def step(self):
+            self.optimizer.zero_grad, clear = lambda: None, self.optimizer.zero_grad
+            try:
+                record = super().step()
+            finally:
+                self.optimizer.zero_grad = clear
+            clear()
+            return record
+
+
+def test_a_step_that_fails_after_a_stopped_one_says_so(run_check):
+    run = run_check("training.non_finite_stops", KeepsGradients(prepared))
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert "raised_after is RuntimeError: The total norm" in run.reason
