@@ -61,21 +61,6 @@ class ConversionRow:
     void: list[str] = field(default_factory=list)
 
 
-def measure(
-    place: Path,
-    *,
-    source: Path | None = None,
-    targets: Sequence[str] = FORMATS,
-    blocks: int = 2,
-    rounds: int = 7,
-    told: Callable[[str], None] = lambda what: None,
-) -> list[ConversionRow]:
-    """Returns all of `measured`."""
-    return list(
-        measured(place, source=source, targets=targets, blocks=blocks, rounds=rounds, told=told)
-    )
-
-
 def measured(
     place: Path,
     *,

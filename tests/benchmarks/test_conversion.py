@@ -23,7 +23,8 @@ def test_every_target_is_converted_and_copied_in_turns(tmp_path, monkeypatch):
 
     monkeypatch.setattr(conversion, "convert", counted)
     monkeypatch.setattr(conversion, "SHAPES", ((256, 512), (512, 256)))
-    rows = conversion.measure(tmp_path, targets=("gguf-tq2_0", "native"), blocks=1, rounds=6)
+    targets = ("gguf-tq2_0", "native")
+    rows = list(conversion.measured(tmp_path, targets=targets, blocks=1, rounds=6))
     assert [(row.to, row.compared) for row in rows] == [
         ("gguf-tq2_0", False),
         ("gguf-tq2_0", True),

@@ -101,7 +101,7 @@ def test_training():
 
 def test_conversions(tmp_path, monkeypatch):
     monkeypatch.setattr(conversion, "SHAPES", ((256, 512),))
-    rows = conversion.measure(tmp_path, targets=("gguf-tq1_0",), blocks=1, rounds=ROUNDS)
+    rows = list(conversion.measured(tmp_path, targets=("gguf-tq1_0",), blocks=1, rounds=ROUNDS))
     for row in json.loads(json.dumps([asdict(row) for row in rows])):
         ours, copy = clean(row, "convert"), clean(row, "copy")
         assert row["seconds"] == pytest.approx(statistics.median(ours))
@@ -138,7 +138,7 @@ BENCHMARKS = {
         training.measure(width=64, layers=1, batch=2, threads=(1,), rounds=ROUNDS)
     ),
     "convert": lambda place: report.conversion_table(
-        conversion.measure(place, targets=("gguf-tq1_0",), blocks=1, rounds=ROUNDS)
+        list(conversion.measured(place, targets=("gguf-tq1_0",), blocks=1, rounds=ROUNDS))
     ),
     "store": lambda place: report.storage_table(
         storage.measure(place, blob_bytes=1 << 20, states=10, rounds=ROUNDS)
