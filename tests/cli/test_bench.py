@@ -10,7 +10,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from forge_harness.benchmarks import language_model, products, storage, training
+from forge_harness.benchmarks import conversion, language_model, products, storage, training
 from forge_harness.cli import app
 from forge_harness.errors import UsageError
 
@@ -124,8 +124,9 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
     command, option, tmp_path, monkeypatch, invoke
 ):
     """It was refused after minutes, and what had been measured was gone."""
-    for module in ("products", "storage", "conversion"):
-        monkeypatch.setattr(f"forge_harness.benchmarks.{module}.measure", pytest.fail)
+    monkeypatch.setattr(products, "measure", pytest.fail)
+    monkeypatch.setattr(storage, "measure", pytest.fail)
+    monkeypatch.setattr(conversion, "measured", pytest.fail)
     result = invoke("bench", *command, option, str(tmp_path))
     assert result.exit_code == 4
     assert f"{tmp_path}: Is a directory; name a file." in result.stderr
