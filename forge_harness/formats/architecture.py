@@ -92,6 +92,16 @@ def renamed(name: str, source: Style, target: Style) -> str | None:
     return None if role is None else role.name(target)
 
 
+def one_spelling(name: str, family: str, parts: int) -> tuple[str, ...]:
+    """Returns the name of each part of a tensor, the same for every family of the table above."""
+    style = style_of(family)
+    fused = FUSED.fullmatch(name) if style == "byte-lm" and parts == 3 else None
+    if fused:
+        return tuple(Role(kind, int(fused[1]), "weight").name("hf") for kind in "qkv")
+    own = (renamed(name, style, "hf") if style else None) or name
+    return (own,) if parts == 1 else tuple(f"{own}[{index}]" for index in range(parts))
+
+
 def transformers_model(model: ModelDescription) -> ModelDescription:
     """Returns the same model as a transformers configuration.
 

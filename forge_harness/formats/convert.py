@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from forge_harness.durable import staged_directory, staged_file
-from forge_harness.errors import CheckpointError, DamagedCheckpointError, unknown_choice
+from forge_harness.errors import (
+    CheckpointError,
+    DamagedCheckpointError,
+    several,
+    unknown_choice,
+)
 from forge_harness.paths import resolved_path
 
 from .checkpoint import FORMATS, Checkpoint, ReadOptions, WriteOptions
+from .comparison import Comparison, compared
 from .detect import open_checkpoint
-from .digests import packed_sha256, values_sha256
 from .gguf_writer import write_gguf
 from .hf_writer import write_hf_online, write_hf_packed
 from .manifest import MANIFEST
@@ -25,7 +28,7 @@ from .sizes import bytes_on_disk
 Writer = Callable[[Checkpoint, Path, WriteOptions], list[str]]
 
 _NAMED = 8
-"""Files a note names; a directory may hold any number."""
+"""Names a note lists; there may be any number."""
 _WRITERS: Mapping[str, Writer] = {
     "hf-packed": write_hf_packed,
     "hf-online": write_hf_online,
@@ -35,25 +38,6 @@ _WRITERS: Mapping[str, Writer] = {
         source, path, options, extras=source.extras
     ),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """What a conversion changed, read back from what was written.
-
-    Attributes:
-        ternary: Tensors compared, fused ones part by part.
-        ternary_weights: Weights in them.
-        codes_changed: Tensors whose codes have no equal on the other side.
-        scale_change: Largest relative change of a scale.
-        plain_changed: Other tensors whose values have no equal on the other side.
-    """
-
-    ternary: int
-    ternary_weights: int
-    codes_changed: int
-    scale_change: float
-    plain_changed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +104,7 @@ def convert(
             source_bytes=bytes_on_disk(source),
             destination_bytes=bytes_on_disk(target),
             comparison=comparison,
-            notes=(*notes, *_unread_notes(opened)),
+            notes=(*_import_notes(opened), *notes, *_unread_notes(opened)),
         )
 
 
@@ -139,29 +123,6 @@ def check_outside(source: Path, target: Path) -> None:
         )
 
 
-def compared(source: Checkpoint, result: Checkpoint) -> Comparison:
-    """Compares codes, scales and values of two checkpoints whose names may differ."""
-    # Side by side: most of it is hashing, which leaves the interpreter alone.
-    with ThreadPoolExecutor(2) as pool:
-        before, after = pool.map(_scales_by_codes, (source, result))
-    change, gone, new = 0.0, 0, 0
-    for digest in before.keys() | after.keys():
-        pairs = list(zip(sorted(before[digest]), sorted(after[digest]), strict=False))
-        gone += len(before[digest]) - len(pairs)
-        new += len(after[digest]) - len(pairs)
-        for one, two in pairs:
-            change = max(change, abs(two - one) / abs(one) if one else abs(two))
-    return Comparison(
-        ternary=sum(map(len, before.values())),
-        ternary_weights=sum(
-            info.shape[0] * info.shape[1] for info in source.infos.values() if info.parts
-        ),
-        codes_changed=max(gone, new),
-        scale_change=change,
-        plain_changed=_changed(_plain_digests(source), _plain_digests(result)),
-    )
-
-
 def _target(source: Path, destination: Path, to: str) -> Path:
     gguf = to.startswith("gguf-")
     target = destination / "model.gguf" if gguf and destination.is_dir() else destination
@@ -171,8 +132,9 @@ def _target(source: Path, destination: Path, to: str) -> Path:
             f"{str(target)!r} lies in a package whose {MANIFEST} does not list it, which would be "
             "damage; name a place outside."
         )
-    if gguf and target.exists():
-        raise CheckpointError(f"{str(target)!r} exists; name a new file.")
+    if gguf and os.path.lexists(target):
+        what = "exists" if target.exists() else "is a link that ends nowhere"
+        raise CheckpointError(f"{str(target)!r} {what}; name a new file.")
     return target
 
 
@@ -194,12 +156,26 @@ def _written(
         ) from error
 
 
+def _import_notes(source: Checkpoint) -> list[str]:
+    """What became ternary here: the comparison is with its codes, and shows no such loss."""
+    made = [name for name in source.ternary_names() if source.infos[name].master]
+    if not made or source.format not in ("legacy-safetensors", "legacy-pt"):
+        return []
+    return [
+        f"{several(len(made), 'matrix', 'matrices')} of full precision quantized on import "
+        f"({_listed(made)}); --quantize and --exclude choose others."
+    ]
+
+
 def _unread_notes(source: Checkpoint) -> list[str]:
     if not source.unread:
         return []
-    names = ", ".join(map(repr, source.unread[:_NAMED]))
-    more = f" and {len(source.unread) - _NAMED} more" if len(source.unread) > _NAMED else ""
-    return [f"Not carried over from beside the model: {names}{more}."]
+    return [f"Not carried over from beside the model: {_listed(source.unread)}."]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(map(repr, names[:_NAMED])) + more
 
 
 def _checked(source: Checkpoint, stage: Path, target: Path) -> Comparison:
@@ -221,19 +197,3 @@ def _checked(source: Checkpoint, stage: Path, target: Path) -> Comparison:
             path=str(source.path),
         )
     return comparison
-
-
-def _scales_by_codes(checkpoint: Checkpoint) -> defaultdict[str, list[float]]:
-    found: defaultdict[str, list[float]] = defaultdict(list)
-    for name in checkpoint.ternary_names():
-        for part in checkpoint.ternary(name).split():
-            found[f"{part.shape} {packed_sha256(part)}"].append(float(part.scales[0]))
-    return found
-
-
-def _plain_digests(checkpoint: Checkpoint) -> Counter[str]:
-    return Counter(values_sha256(checkpoint.plain(name)) for name in checkpoint.plain_names())
-
-
-def _changed(before: Counter[str], after: Counter[str]) -> int:
-    return max((before - after).total(), (after - before).total())

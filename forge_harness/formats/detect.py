@@ -18,6 +18,7 @@ from .checkpoint import (
     ReadOptions,
     unknown_format,
 )
+from .pointers import refuse_pointer
 
 _READERS: tuple[tuple[ModuleType, str], ...] = (
     (gguf_reader, "open_gguf"),
@@ -117,5 +118,6 @@ def _seen(path: Path) -> str:
         if len(alone) > 1:
             return f"the directory holds {', '.join(alone[:6])}, which may each be one; name it"
         return f"the directory holds {', '.join(names[:6]) or 'nothing'}"
+    refuse_pointer(path)
     with path.open("rb") as stream:
         return f"the file starts with {stream.read(8)!r}"

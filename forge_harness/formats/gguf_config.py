@@ -30,6 +30,11 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 """Of configurations that leave them out: transformers' own."""
 _LLAMA_CPP_THETA = 10_000.0
+_OTHER_MODELS = (
+    "expert_count", "attention.sliding_window", "attention.scale", "embedding_scale",
+    "residual_scale", "logit_scale",
+)  # fmt: skip
+"""Keys that make another model of the same tensors, or one of other tensors; 0 says nothing."""
 _CLASSES = {"bitnet": "BitNetForCausalLM", "llama": "LlamaForCausalLM"}
 
 
@@ -72,13 +77,22 @@ def config_of(
         shapes: Shape of every tensor, by llama.cpp's name.
 
     Raises:
+        CheckpointError: A key makes another model of it than a configuration here can say.
         DamagedCheckpointError: A key is missing or has no value the model can have.
     """
     family, activation = FAMILIES[architecture]
+    for key in _OTHER_MODELS:
+        value = metadata.get(f"{architecture}.{key}")
+        if isinstance(value, np.ndarray) or value:
+            raise _another_model(path, f"key '{architecture}.{key}' {value!r:.80}", "no such key")
     keys = _Keys(path, metadata, architecture)
     heads = keys.count("attention.head_count")
     width = keys.count("embedding_length")
-    size = keys.count("rope.dimension_count", max(1, width // heads))
+    rotated = keys.count("rope.dimension_count", max(1, width // heads))
+    size = keys.count("attention.key_length", rotated)
+    if rotated != size:
+        what = f"key '{architecture}.rope.dimension_count' {rotated}"
+        raise _another_model(path, what, f"all {size} features of a head")
     theta = keys.number("rope.freq_base", _LLAMA_CPP_THETA)
     embedding = shapes.get("token_embd.weight") or (0,)
     vocabulary = keys.count("vocab_size", embedding[0])
@@ -90,7 +104,7 @@ def config_of(
             **{name: keys.count(key) for key, name in _COUNTS.items()},
             "vocab_size": vocabulary,
             "num_key_value_heads": keys.count("attention.head_count_kv", heads),
-            "head_dim": keys.count("attention.key_length", size),
+            "head_dim": size,
             "hidden_act": activation,
             "max_position_embeddings": keys.count("context_length"),
             "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
@@ -116,6 +130,13 @@ def contradiction(
         if found != wanted:
             return f"key {full!r} is {found!r}, and 'forge.model' says {wanted!r}"
     return None
+
+
+def _another_model(path: Path, has: str, expected: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} has {has}; expected {expected}: without it this would be read as another model, "
+        "so convert the original checkpoint instead."
+    )
 
 
 class _Keys:
@@ -192,7 +213,9 @@ def _count(model: ModelDescription, key: str) -> int:
 
 def _positive(model: ModelDescription, key: str, value: object) -> float:
     value = _DEFAULTS[model.family][key] if value is None else value
-    if type(value) not in (int, float) or not 0 < float(np.float32(value)) < math.inf:  # type: ignore[arg-type]
+    with np.errstate(over="ignore"):
+        sound = type(value) in (int, float) and 0 < float(np.float32(value)) < math.inf  # type: ignore[arg-type]
+    if not sound:
         raise CheckpointError(
             f"The configuration has {key} {value!r}; expected a positive number of fp32, which a "
             "GGUF file needs."

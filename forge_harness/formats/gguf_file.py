@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from forge_harness.errors import CheckpointError, DamagedCheckpointError
 
 from .gguf_types import TL1, TL2, TYPES, TensorType
+from .pointers import refuse_pointer
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -84,11 +85,13 @@ class GgufFile:
         tensors: Name -> where it is, in the order of the file.
 
     Raises:
-        CheckpointError: A version, byte order or tensor type that is not read.
+        CheckpointError: A version, byte order or tensor type that is not read, or the file was
+            never fetched.
         DamagedCheckpointError: Header or size of the file is not as the format demands.
     """
 
     def __init__(self, path: Path) -> None:
+        refuse_pointer(path)
         self.path = path
         self._file = os.open(path, os.O_RDONLY)
         try:

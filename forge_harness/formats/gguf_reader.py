@@ -128,6 +128,13 @@ class GgufCheckpoint(Checkpoint):
     ) -> float:
         used = d[~zero]
         block = float(used[:1].view(np.float16)[0]) if used.size else 0.0
+        if (different := len(np.unique(used))) > 2:
+            # One that differs is damage; these are what ggml makes of a weight of any values.
+            raise CheckpointError(
+                f"{self.path}: tensor {name!r} has {different} scales, each block of "
+                f"{tq.BLOCK} values its own, as ggml quantizes weights that are not ternary; "
+                "expected one: convert the original checkpoint instead."
+            )
         if used.size and not (used == used[0]).all():
             at = np.argwhere(~zero & (d != used[0]))[0]
             raise self._damaged(

@@ -79,7 +79,7 @@ def write_gguf(source: Checkpoint, path: Path, to: Target, options: WriteOptions
     kind, file_type = _KINDS[to]
     stored = choose(source.model, list(source.infos))
     pieces = [piece for info in source.infos.values() for piece in _pieces(source, stored, info)]
-    _check(pieces, options)
+    _check(source, pieces, options)
     writer = gguf.GGUFWriter(path, stored.name)
     try:
         _add_keys(writer, source, stored, pieces, file_type)
@@ -137,7 +137,7 @@ def _plain_type(info: TensorInfo, stored: Architecture) -> str:
     )
 
 
-def _check(pieces: list[_Piece], options: WriteOptions) -> None:
+def _check(source: Checkpoint, pieces: list[_Piece], options: WriteOptions) -> None:
     for piece in pieces:
         if len(piece.name.encode()) >= MAX_NAME_BYTES:
             raise CheckpointError(
@@ -152,13 +152,19 @@ def _check(pieces: list[_Piece], options: WriteOptions) -> None:
             raise CheckpointError(
                 f"Tensor {piece.name!r} has shape {piece.shape}, which a GGUF file cannot hold."
             )
-        if piece.scale is not None and options.gguf_scale == "block":
-            half = float(np.float16(piece.scale)) if piece.scale < 65520 else float("inf")
-            if not _SMALLEST <= half < float("inf"):
-                raise CheckpointError(
-                    f"Tensor {piece.name!r} has scale {piece.scale:.6g}, which fp16 does not hold; "
-                    "write exact scales with --gguf-scale tensor."
-                )
+        if piece.scale is None or options.gguf_scale != "block" or _fits_half(piece.scale):
+            continue
+        ternary = _ternary(source, piece)
+        if any(bool(ternary.codes(*rows).any()) for rows in ternary.chunks()):
+            raise CheckpointError(
+                f"Tensor {piece.name!r} has scale {piece.scale:.6g}, which fp16 does not hold; "
+                "write exact scales with --gguf-scale tensor."
+            )
+
+
+def _fits_half(scale: float) -> bool:
+    """Whether fp16 holds a scale to its precision; one that multiplies only zeros need not."""
+    return scale < 65520 and bool(float(np.float16(scale)) >= _SMALLEST)
 
 
 def _add_keys(
@@ -242,7 +248,9 @@ def _write_data(
             end = _put(file, _plain(source, piece), at)
             continue
         apart = options.gguf_scale == "tensor"
-        d = _ONE if apart else int(np.float16(piece.scale).view(np.uint16))
+        # Where no half has the scale all codes are 0, and so is the d of their blocks.
+        plain = apart or not _fits_half(piece.scale)
+        d = _ONE if plain else int(np.float16(piece.scale).view(np.uint16))
         width = tq.row_bytes(kind, piece.shape[1])
         for first, blocks in tq.encode(kind, _ternary(source, piece), d):
             end = max(end, _put(file, np.ascontiguousarray(blocks), at + first * width))
@@ -305,11 +313,15 @@ def _notes(stored: Architecture, pieces: list[_Piece]) -> list[str]:
 
 
 def _scale_notes(pieces: list[_Piece], options: WriteOptions) -> list[str]:
-    """This package reads `forge.scales`, so that its own comparison cannot show this change."""
-    if options.gguf_scale == "tensor":
-        return []
+    """What our comparison cannot show, since this package reads both kinds of scales."""
     scales = [piece.scale for piece in pieces if piece.scale is not None]
-    moved = max((abs(float(np.float16(scale)) / scale - 1) for scale in scales), default=0.0)
+    if options.gguf_scale == "tensor" and scales:
+        return [
+            "Blocks hold codes alone (d = 1), and tensors <name>.scale what multiplies them; this "
+            "package and llama.cpp's bitnet graphs do, other readers take the weights for -1, 0, 1."
+        ]
+    halved = ((float(np.float16(scale)), scale) for scale in scales if _fits_half(scale))
+    moved = max((abs(half / scale - 1) for half, scale in halved), default=0.0)
     if not moved:
         return []
     return [

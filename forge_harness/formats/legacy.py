@@ -6,6 +6,7 @@ known; otherwise a rule on names chooses, says what it chose, and yields to the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -19,7 +20,7 @@ from .hf_files import TensorSource
 from .weights import StoredWeight, fake_scale
 
 FLOATS = ("F64", "F32", "F16", "BF16")
-_SPARED = ("embed", "wte", "wpe", "lm_head", "norm")
+_SPARED = re.compile(r"embed|wte|wpe|lm_head|norm|(?:^|[._])emb|emb(?:[._]|$)")
 """In a name of an unknown family: embeddings, output heads and norms stay as they are."""
 _SPARED_MODULES = ("head", "output", "classifier", "score")
 """The whole last part of a module's name: output layers."""
@@ -112,7 +113,7 @@ def _is_ternary(name: str, quantization: Quantization | None) -> bool:
 
 def _looks_spared(name: str) -> bool:
     module = name.removesuffix(".weight").lower()
-    return any(word in module for word in _SPARED) or module.rpartition(".")[2] in _SPARED_MODULES
+    return bool(_SPARED.search(module)) or module.rpartition(".")[2] in _SPARED_MODULES
 
 
 def _matches_any(name: str, patterns: Sequence[str]) -> bool:

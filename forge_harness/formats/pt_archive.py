@@ -20,6 +20,8 @@ from typing import Any
 
 from forge_harness.errors import CheckpointError, DamagedCheckpointError
 
+from .pointers import refuse_pointer
+
 _MAX_PICKLE_BYTES = 64 << 20
 """A state dict of 10,000 tensors takes about 1.5 MB of pickle."""
 _PICKLE = "data.pkl"
@@ -173,6 +175,7 @@ def _storages(file: Path, raw: bytes) -> dict[str, tuple[int, int]]:
 
 
 def _no_archive(file: Path, why: str) -> CheckpointError:
+    refuse_pointer(file)
     with file.open("rb") as stream:
         start = stream.read(4)
     if start == b"PK\x03\x04":

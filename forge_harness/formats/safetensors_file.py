@@ -25,6 +25,8 @@ from torch import Tensor
 
 from forge_harness.errors import CheckpointError, DamagedCheckpointError
 
+from .pointers import refuse_pointer
+
 MAX_HEADER_BYTES = 100_000_000
 """The library's own limit: a longer header is an attack on memory, not a model."""
 
@@ -76,11 +78,12 @@ class SafetensorsFile:
         metadata: The header's `__metadata__`.
 
     Raises:
-        CheckpointError: A tensor has a dtype that is not read.
+        CheckpointError: A tensor has a dtype that is not read, or the file was never fetched.
         DamagedCheckpointError: Header or size of the file is not as the format demands.
     """
 
     def __init__(self, path: Path) -> None:
+        refuse_pointer(path)
         self.path = path
         self._file = os.open(path, os.O_RDONLY)
         try:

@@ -16,9 +16,12 @@ from .bitlinear import BitLinear, LinearFunction, Precision
 from .describe import DescribesItself
 from .norm import RMSNorm
 from .token_ids import check_tokens
+from .whole import check_finite_number, check_sizes
 
 MAX_PARAMETERS = 2_000_000
 """Budget of the reference language model."""
+MAX_CONTEXT = 1 << 20
+"""Tables of rotary angles grow with the context, whatever a file says it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +44,10 @@ class ByteLMConfig:
     """Multiplies the initial output and down projections: 0.5 up to about 300 steps, 0.1 beyond."""
 
     def __post_init__(self) -> None:
-        if self.heads < 1 or self.width % (2 * self.heads):
+        sizes = ("vocabulary", "width", "layers", "heads", "hidden", "context")
+        check_sizes({"context": MAX_CONTEXT}, **{name: getattr(self, name) for name in sizes})
+        check_finite_number(rope_theta=self.rope_theta)
+        if self.width % (2 * self.heads):
             raise ValueError(
                 f"width {self.width} with {self.heads} heads; expected a width that is a multiple "
                 "of twice the heads: rotary embedding turns pairs within a head."

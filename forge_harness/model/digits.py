@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .bitlinear import BitLinear, LinearFunction, Precision
 from .describe import DescribesItself
 from .norm import RMSNorm
+from .whole import check_sizes, check_whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,11 @@ class DigitsConfig:
     """An RMSNorm in front of each block's down projection."""
     residual_init: float = 1.0
     """Multiplies the initial down projections."""
+
+    def __post_init__(self) -> None:
+        check_whole(blocks=self.blocks)  # none leaves stem and head
+        sizes = ("inputs", "width", "hidden", "classes")
+        check_sizes(**{name: getattr(self, name) for name in sizes})
 
 
 class DigitsModel(DescribesItself):

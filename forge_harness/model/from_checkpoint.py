@@ -122,6 +122,12 @@ def empty_model(checkpoint: Checkpoint) -> DescribesItself:
         _check_ternary(checkpoint, set(ternary) - {*projection_names(settings), *head})
         with torch.device("meta"):
             return CausalLM(settings, ternary=ternary)
+    if family == "unknown":
+        raise CheckpointError(
+            f"{str(checkpoint.path)!r} does not say which model its tensors belong to; expected a "
+            f"configuration of one of {', '.join(FAMILIES)}: put a config.json beside safetensors "
+            "files, or name a package."
+        )
     if family not in FAMILIES:
         raise CheckpointError(unknown_choice("model family", family, FAMILIES))
     return _own(checkpoint, own_model(family, config), ternary)

@@ -20,7 +20,8 @@ from forge_harness.durable import staged_directory
 from forge_harness.errors import CheckpointError, DamagedCheckpointError, ExitCode
 from forge_harness.formats import FORMATS, TernaryTensor, WriteOptions
 from forge_harness.formats import convert as conversion
-from forge_harness.formats.convert import compared, convert
+from forge_harness.formats.comparison import compared
+from forge_harness.formats.convert import convert
 from forge_harness.formats.detect import open_checkpoint
 from forge_harness.formats.hf_writer import write_hf_packed
 from forge_harness.formats.native import write_native
@@ -180,6 +181,39 @@ def test_a_comparison_counts_what_differs():
     assert found.scale_change == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("kind", ["codes of 2 tensors", "values of 2 others"])
+def test_a_writer_that_swaps_two_tensors_is_caught(kind, tmp_path, monkeypatch):
+    """What is there is the same as before; the model is another one."""
+
+    def swapped(source, path, options):
+        coded, others = dict(source.coded), dict(source.others)
+        turned, (one, two) = (coded, "ab") if kind.startswith("codes") else (others, "cd")
+        turned[f"{one}.weight"], turned[f"{two}.weight"] = (
+            turned[f"{two}.weight"],
+            turned[f"{one}.weight"],
+        )
+        return write_native(memory_checkpoint(coded, others), path, options)
+
+    source = memory_checkpoint(
+        {"a.weight": random_ternary(8, 8), "b.weight": random_ternary(8, 8, seed=1)},
+        {"c.weight": torch.ones(3), "d.weight": torch.zeros(3)},
+    )
+    monkeypatch.setitem(conversion._WRITERS, "native", swapped)
+    monkeypatch.setattr(conversion, "open_checkpoint", opener({"source": source}))
+    (tmp_path / "source").mkdir()
+    with pytest.raises(DamagedCheckpointError, match=kind):
+        convert(tmp_path / "source", tmp_path / "out", "native")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
+
+
+def test_scales_are_compared_under_their_names():
+    one, two = random_ternary(8, 8, scales=(0.1,)), random_ternary(8, 8, scales=(0.2,))
+    found = compared(
+        memory_checkpoint({"a": one, "b": two}, {}), memory_checkpoint({"a": two, "b": one}, {})
+    )
+    assert (found.codes_changed, found.scale_change) == (0, pytest.approx(1.0))
+
+
 @pytest.mark.parametrize("to", FORMATS)
 def test_a_full_disk_is_one_sentence_and_nothing_is_left(to, tmp_path, monkeypatch):
     start = written(hf_checkpoint(), tmp_path / "start")
@@ -212,6 +246,16 @@ def test_what_is_in_the_way_stays(tmp_path):
     with pytest.raises(CheckpointError, match="exists"):
         convert(start, file, "gguf-tq2_0")
     assert ((full / "mine").read_text(), file.read_text()) == ("kept", "kept")
+
+
+def test_a_link_that_ends_nowhere_is_in_the_way(tmp_path):
+    start = written(hf_checkpoint(), tmp_path / "start")
+    for to in ("gguf-tq2_0", "native"):
+        link = tmp_path / to
+        link.symlink_to("not there yet")
+        with pytest.raises(CheckpointError, match=f"{to}' (is a link that ends nowhere|exists)"):
+            convert(start, link, to)
+        assert link.is_symlink()
 
 
 def test_gguf_goes_into_an_existing_directory(tmp_path):

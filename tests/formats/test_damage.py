@@ -328,6 +328,23 @@ def test_an_illegal_block_is_named(kind, copy_of):
         read_all(file)
 
 
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "model.gguf", "pytorch_model.bin", "in/model.gguf", "any"]
+)
+def test_a_file_that_git_lfs_did_not_fetch_is_named(name, tmp_path):
+    """As a clone without the program leaves it: nothing is damaged, and no pickle is there."""
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
+    path = file.parent if "/" in name or file.suffix == ".safetensors" else file
+    with pytest.raises(
+        CheckpointError, match=r"pointer that Git LFS keeps .* `git lfs pull`"
+    ) as no:
+        open_checkpoint(path)
+    assert not isinstance(no.value, DamagedCheckpointError)
+    assert str(file) in str(no.value)
+
+
 def test_nothing_and_the_unknown_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
         open_checkpoint(tmp_path / "gone")

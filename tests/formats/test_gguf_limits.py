@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from forge_harness.errors import CheckpointError, DamagedCheckpointError
-from forge_harness.formats import WriteOptions
+from forge_harness.formats import TernaryTensor, WriteOptions
 from forge_harness.formats.convert import convert
 from forge_harness.formats.detect import open_checkpoint
 from forge_harness.model.from_checkpoint import model_from_checkpoint
@@ -60,6 +60,34 @@ def test_a_configuration_beyond_canonical_json_is_refused(tmp_path):
         convert(tmp_path / "hf", tmp_path / "out.gguf", "gguf-tq2_0")
 
 
+@pytest.mark.parametrize("kind", ["TQ1_0", "TQ2_0"])
+def test_a_scale_a_block_is_no_damage(kind, tmp_path):
+    """As llama-quantize makes it of a model in full precision."""
+    weight = np.random.default_rng(0).standard_normal((8, 512)).astype(np.float32)
+    number = gguf.GGMLQuantizationType[kind]
+    writer = gguf.GGUFWriter(tmp_path / "any.gguf", "other")
+    writer.add_tensor("a.weight", gguf.quants.quantize(weight, number), raw_dtype=number)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with (
+        pytest.raises(CheckpointError, match=r"'a\.weight' has 16 scales, each block") as caught,
+        open_checkpoint(tmp_path / "any.gguf") as opened,
+    ):
+        opened.ternary("a.weight")
+    assert not isinstance(caught.value, DamagedCheckpointError)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_number_beyond_fp32_is_one_sentence(tmp_path):
+    start = written(hf_checkpoint(**LLAMA, rms_norm_eps=1e300), tmp_path / "start")
+    with pytest.raises(
+        CheckpointError, match=r"rms_norm_eps 1e\+300; expected a positive number of"
+    ):
+        convert(start, tmp_path / "out.gguf", "gguf-tq2_0")
+
+
 def source_of_scale(scale, directory):
     coded = {"a.weight": random_ternary(8, 256, scales=(scale,))}
     return written(memory_checkpoint(coded, {"b.weight": torch.ones(3)}), directory)
@@ -75,11 +103,27 @@ def test_what_fp16_makes_of_a_scale_is_noted_for_other_readers(tmp_path):
         start, tmp_path / "apart.gguf", "gguf-tq2_0", write=WriteOptions(gguf_scale="tensor")
     )
     assert not any("fp16" in note for note in apart.notes)
+    assert any("other readers take the weights for -1, 0, 1" in note for note in apart.notes)
 
 
 def test_a_scale_that_fp16_holds_is_no_note(tmp_path):
     report = convert(source_of_scale(0.25, tmp_path / "start"), tmp_path / "out.gguf", "gguf-tq2_0")
     assert not any("fp16" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1e6])
+def test_a_scale_that_multiplies_only_zeros_is_in_nobodys_way(scale, tmp_path):
+    """A layer that begins at zero has the floor of the quantizer, which fp16 does not hold."""
+    nothing = TernaryTensor.from_codes(torch.zeros(8, 256, dtype=torch.int8), torch.tensor([scale]))
+    start = written(memory_checkpoint({"a.weight": nothing}, {}), tmp_path / "start")
+    report = convert(start, tmp_path / "out.gguf", "gguf-tq2_0")
+    assert report.comparison.scale_change == 0
+    assert not any("fp16" in note for note in report.notes)
+    (stored,) = gguf.GGUFReader(tmp_path / "out.gguf").tensors
+    assert not gguf.quants.dequantize(stored.data, stored.tensor_type).any()
+    some = source_of_scale(scale, tmp_path / "some")
+    with pytest.raises(CheckpointError, match="which fp16 does not hold"):
+        convert(some, tmp_path / "some.gguf", "gguf-tq2_0")
 
 
 NUMBERS = {
@@ -139,7 +183,7 @@ def test_a_part_of_a_split_model_is_no_damage(tmp_path):
         assert not isinstance(caught.value, DamagedCheckpointError)
 
 
-def llama_cpp_file(path, *tensors):
+def llama_cpp_file(path, *tensors, **keys):
     """A BitNet model as llama.cpp's converter describes it, of the tensors every layer has."""
     width = 4
     writer = gguf.GGUFWriter(path, "bitnet")
@@ -151,6 +195,9 @@ def llama_cpp_file(path, *tensors):
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
     writer.add_rope_scaling_factor(1.0)
+    for key, value in keys.items():
+        kinds = {float: writer.add_float32, int: writer.add_uint32, list: writer.add_array}
+        kinds[type(value)](f"bitnet.{key.replace('__', '.')}", value)
     matrices = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
     for name in ("token_embd", *(f"blk.0.{matrix}" for matrix in matrices)):
         writer.add_tensor(f"{name}.weight", np.eye(width, dtype=np.float32))
@@ -180,3 +227,27 @@ def test_frequencies_no_configuration_follows_from_are_no_damage(tmp_path):
     with pytest.raises(CheckpointError, match=r"'rope_freqs\.weight', the scaled") as found:
         open_checkpoint(source)
     assert not isinstance(found.value, DamagedCheckpointError)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"attention__sliding_window": 4}, r"sliding_window' 4; expected no such key"),
+        ({"attention__sliding_window": [0, 4]}, r"sliding_window' array\(\[0, 4\]"),
+        ({"expert_count": 2}, r"expert_count' 2; expected no such key"),
+        ({"logit_scale": 0.5}, r"logit_scale' 0\.5; expected no such key"),
+        (
+            {"rope__dimension_count": 2, "attention__key_length": 4},
+            "dimension_count' 2; expected all 4 features of a head",
+        ),
+    ],
+)
+def test_keys_that_make_another_model_are_not_passed_over(keys, said, tmp_path):
+    source = llama_cpp_file(tmp_path / "other.gguf", **keys)
+    with pytest.raises(CheckpointError, match=said) as found:
+        open_checkpoint(source)
+    assert not isinstance(found.value, DamagedCheckpointError)
+
+
+def test_keys_that_say_nothing_are_none(tmp_path):
+    open_checkpoint(llama_cpp_file(tmp_path / "zero.gguf", expert_count=0)).close()

@@ -73,6 +73,15 @@ def test_the_rule_spares_embeddings_heads_and_norms_and_says_so(model):
         assert opened.ternary_names() == ["layer.weight"]
 
 
+def test_an_embedding_may_be_called_emb(tmp_path):
+    spared = ["emb.weight", "net.tok_emb.weight", "pos_emb.weight", "emb_in.weight"]
+    ternary = ["ensemble.0.weight", "member.weight"]
+    weights = {name: torch.randn(8, 8) for name in (*spared, *ternary)}
+    save_file(weights, tmp_path / "model.safetensors")
+    with open_checkpoint(tmp_path) as opened:
+        assert sorted(opened.ternary_names()) == ternary
+
+
 def test_patterns_win_over_the_rule(model):
     options = ReadOptions(quantize=("*",), exclude=("lm_head",))
     with open_checkpoint(model, options) as opened:

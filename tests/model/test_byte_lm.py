@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -201,3 +202,20 @@ def test_wrong_arguments_are_named():
         small()(tokens(length=25))
     with pytest.raises(ValueError, match="width 30 with 4 heads"):
         ByteLMConfig(width=30)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"layers": 0}, ValueError, "layers 0; expected 1 to"),
+        ({"heads": 0}, ValueError, "heads 0; expected 1 to"),
+        ({"context": 1.5}, TypeError, r"context 1\.5; expected an integer"),
+        ({"context": 1 << 40}, ValueError, "context 1099511627776; expected 1 to 1048576"),
+        ({"vocabulary": "256"}, TypeError, "vocabulary '256'; expected an integer"),
+        ({"rope_theta": 0.0}, ValueError, r"rope_theta 0\.0; expected a positive finite number"),
+        ({"rope_theta": math.nan}, ValueError, "rope_theta nan; expected a positive finite"),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused(options, error, said):
+    with pytest.raises(error, match=said):
+        ByteLMConfig(**options)

@@ -88,3 +88,11 @@ def test_the_residual_multiplier_scales_the_initial_down_projection():
         down = DigitsModel(DigitsConfig(residual_init=gain)).blocks[1].down
         deviations.append(float(down.weight.detach().std()))
     assert deviations[1] / deviations[0] == pytest.approx(0.1, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["inputs", "width", "hidden", "classes"])
+def test_sizes_that_no_model_has_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} 0; expected 1 to"):
+        DigitsConfig(**{name: 0})
+    with pytest.raises(TypeError, match=f"{name} 1.5; expected an integer"):
+        DigitsConfig(**{name: 1.5})

@@ -273,6 +273,7 @@ def test_a_layer_of_zeros_is_no_obstacle_to_training():
     ("family", "config", "sentence"),
     [
         ("mistral", {}, "Unknown model family 'mistral'"),
+        ("unknown", {}, "does not say which model its tensors belong to; expected a config"),
         ("digits", {"depth": 3}, "digits configuration does not fit: .*'depth'"),
         (
             "byte-lm",
