@@ -26,6 +26,13 @@ def effective_errors(subject: Any, part: Built) -> tuple[Worst, Count]:
     A training forward comes before each look: what is kept between steps is kept by forwards.
     """
     error, wrong = Worst(), Count()
+    latents = subject.latent_weights(part.model)
+    for name, effective in subject.effective_weights(part.model).items():
+        shapes = tuple(effective.shape), tuple(latents[name].shape)
+        if shapes[0] != shapes[1]:
+            error.see(f"{name}: effective {shapes[0]}, latent {shapes[1]}", float("inf"))
+    if error.cases:
+        return error, wrong
     for move in range(MOVES):
         moment = f"after move {move}" if move else "as built"
         _train_forward(subject, part)
@@ -101,7 +108,13 @@ def _see_forward(subject: Any, part: Built, excess: Worst, *, training: bool) ->
             x = calls[inner[-1]][index].output if inner else call.input
             with torch.no_grad():
                 x = x if inner else quantized_input(subject, part.model, name, x)
-            error = _module_error(x, effective[name], module, call.output)
+            rows, columns = effective[name].shape
+            if x.shape[-1] != columns or call.output.numel() * columns != x.numel() * rows:
+                shapes = " of ".join(str(tuple(t.shape)) for t in (call.output, x))
+                excess.see(f"{name}: weight ({rows}, {columns}) gives {shapes}", float("inf"))
+                continue
+            output = call.output.reshape(*x.shape[:-1], rows)
+            error = _module_error(x, effective[name], module, output)
             excess.see(f"{name}, {_mode(training)}", error)
     return {name for name in modules if with_tokens(calls[name])}
 

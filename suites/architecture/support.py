@@ -123,22 +123,30 @@ def built(subject: Any, task: str, *, seed: int = 0, batch_size: int = 2) -> Bui
 
     The gains of declared sub-norms are drawn, times 0.75 to 1.25: fresh ones are alike, and
     whatever a model does to them, or in front of them, would change nothing. So are matrices and
-    gains of zeros, as some layers and branches begin: nothing of what is behind one would show.
+    gains of zeros, as some layers and branches begin: nothing of what is behind one would show. And
+    matrices of one magnitude, as gains of every head and scales of branches begin: nothing in them
+    could trade places, and what is behind a small one would not show. Biases of zeros are drawn
+    where a quantized module has them: left out, or within the scale, they would be the same.
     """
     model = subject.build_model(task, seed=seed)
-    _draw_zeros(model, seed)
+    _draw_alike(model, seed)
     spec = subject.model_spec(task)
     fresh = _draw_gains(model, spec.sub_norms, seed)
+    _draw_biases(model, spec.quantized, seed)
     batch = subject.example_batch(task, batch_size=batch_size, seed=seed + 1)
     modules = dict(model.named_modules(remove_duplicate=False))
     return Built(task, spec, model, batch, modules, fresh)
 
 
-def _draw_zeros(model: nn.Module, seed: int) -> None:
+def _draw_alike(model: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.any():
+                magnitudes = parameter.abs()
+                if parameter.dim() > 1 and bool((magnitudes == magnitudes.max()).all()):
+                    drawn = torch.rand(parameter.shape, generator=generator)
+                    parameter.copy_((0.75 + 0.5 * drawn).to(parameter) * parameter.sign())
                 continue
             if parameter.dim() > 1:
                 values = torch.randn(parameter.shape, generator=generator)
@@ -158,6 +166,16 @@ def _draw_gains(model: nn.Module, norms: Sequence[str], seed: int) -> dict[str, 
                 fresh[name] = gain.clone()
                 gain.mul_(0.75 + 0.5 * torch.rand(gain.shape, generator=generator).to(gain))
     return fresh
+
+
+def _draw_biases(model: nn.Module, quantized: Sequence[str], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    modules = dict(model.named_modules())
+    for name in quantized:
+        bias = getattr(modules.get(name), "bias", None)
+        if isinstance(bias, nn.Parameter) and not bias.any():
+            with torch.no_grad():
+                bias.copy_(torch.randn(bias.shape, generator=generator))
 
 
 def need_one_scale_a_weight(subject: Any) -> None:

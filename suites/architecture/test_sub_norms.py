@@ -196,6 +196,9 @@ def _unequal_tokens(x):
     """Tokens of unequal magnitude, in the shape they came in; others take the place of zeros."""
     rows = x.reshape(-1, x.shape[-1])
     rms = rows.square().mean(dim=-1, keepdim=True).sqrt()
+    if not rms.any():  # the first step of a recurrence, whose state is nothing yet
+        rows = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0)).to(rows)
+        rms = rows.square().mean(dim=-1, keepdim=True).sqrt()
     used = rows[(rms > 0).flatten()] / rms[rms > 0][:, None]
     filled = used[torch.arange(len(rows)) % len(used)]
     return (filled * torch.logspace(3, 5, len(rows))[:, None]).view(x.shape)
