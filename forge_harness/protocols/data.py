@@ -57,7 +57,10 @@ class LoadsData(Protocol):
         ...
 
     def batch(self, task: str, split: Literal["train", "validation"], ids: Sequence[int]) -> Batch:
-        """The batch of these samples, in this order; one may come twice."""
+        """The batch of these samples, in this order; one may come twice.
+
+        Of the train split it is what a session trains on, augmented at random where that is.
+        """
         ...
 
     def epoch_order(

@@ -93,6 +93,9 @@ class TrainingSession(Protocol):
     A session whose `model` holds averages of the weights that are trained (EMA) has those in
     `trained_model`, a module whose parameters have the names of `model`; elsewhere the attribute
     is left out, and `model` is what is trained. What watches the optimizer looks there.
+
+    A session that begins in full precision and quantizes later has the number of such steps in
+    `full_precision_steps`, fewer than `TrainOptions.steps`; elsewhere it is left out.
     """
 
     model: nn.Module
@@ -151,7 +154,8 @@ class Checkpoints(Protocol):
     def save_session(self, session: TrainingSession, path: Path) -> None:
         """Writes all a resumed run needs to `path`, a file or a directory of shards.
 
-        Returns once it is durable. What is there is replaced.
+        Returns once it is durable. What is there is replaced, and stays as it was where saving
+        fails (a full disk): write beside it, then rename.
 
         The name says nothing of the format: it has no suffix that means one.
         """

@@ -21,10 +21,12 @@ class GivenInputs:
 
     Attributes:
         problem: Why the inputs of the last step are not known though no second read shows them.
+        others: Whether the last step had inputs that no read of its samples gives.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.problem = ""
+        self.others = False
         self._calls: list[Tensor | None] = []
         self._handle = model.register_forward_pre_hook(self._note, with_kwargs=True)
 
@@ -36,18 +38,26 @@ class GivenInputs:
         """Begins a step."""
         self._calls.clear()
 
+    @property
+    def sizes(self) -> list[int]:
+        """Samples of each call, in the order of the calls; empty where one shows none."""
+        calls = [call for call in self._calls if call is not None]
+        return [len(call) for call in calls] if len(calls) == len(self._calls) else []
+
     def drawn(self, subject: Any, task: str, ids: Sequence[int]) -> Tensor | None:
         """Returns the inputs of the step, where another read of its samples has others.
 
         None where samples read alike each time, or where `problem` says what is not known.
         """
         self.problem = ""
+        self.others = False
         batch = subject.batch(task, "train", list(ids))
         given = self._together(batch.inputs)
         if given is not None and _same(given, batch.inputs):
             return None
         inputs, targets = drawn_anew(subject, task, ids)
         if not inputs:
+            self.others = given is not None
             return None
         if targets or given is None:
             what = "targets" if targets else "inputs"

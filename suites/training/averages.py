@@ -10,7 +10,7 @@ from forge_harness import oracles
 from forge_harness.subject.protocols import TrainOptions
 
 from .states import copied_parameters
-from .support import roundoff, shown, trained_model
+from .support import roundoff, running_statistics, shown, trained_model
 
 STEPS = 20
 """Enough for a lookahead of ten and for an average of the last quarter to begin."""
@@ -24,12 +24,14 @@ def hold_averages(evidence: Any, subject: Any, task: str) -> None:
 
     An average of any kind lies between the least and the largest of what it is made of, element by
     element, the weights of the start included; one that begins at zero and is not corrected for it
-    does not, and one of another model neither. And it moves.
+    does not, and one of another model neither. And it moves; so do the statistics of its batch
+    norms, which are evaluated with it.
     """
     session = subject.session(task, TrainOptions(steps=STEPS))
     if trained_model(session) is session.model:
         return
     start = copied_parameters(session.model)
+    first_own, first_theirs = map(_statistics, (session.model, trained_model(session)))
     low = high = copied_parameters(trained_model(session))
     for _ in range(STEPS):
         session.step()
@@ -57,6 +59,23 @@ def hold_averages(evidence: Any, subject: Any, task: str) -> None:
         reason=f"of {len(shows)} that are trained; averages that are those of the start after "
         f"{STEPS} steps: {shown(still)}",
     )
+    own, theirs = map(_statistics, (session.model, trained_model(session)))
+    moved = [n for n in theirs if n in own and not torch.equal(theirs[n], first_theirs[n])]
+    stale = [name for name in moved if torch.equal(own[name], first_own[name])]
+    evidence.equal(
+        "statistics_that_stay",
+        len(stale),
+        expected=0,
+        unit="tensors",
+        reason=f"of {len(moved)} running statistics that training moves; those of the averaged "
+        f"model that are those of the start: {shown(stale)}",
+    )
+
+
+def _statistics(model: Any) -> dict[str, torch.Tensor]:
+    """Running means and variances; the count of batches makes no difference to what comes out."""
+    found = running_statistics(model)
+    return {name: t.detach().clone() for name, t in found.items() if t.is_floating_point()}
 
 
 def _shows(low: torch.Tensor, high: torch.Tensor) -> bool:

@@ -33,6 +33,11 @@ def excess(found: Tensor | None, expected: Any, terms: Any, length: int, extra: 
     return float(np.max(np.abs(oracles.float64(found) - expected) / limit))
 
 
+def is_worse(error: float, worst: float) -> bool:
+    """Whether an error is the worst so far: one that is no number is, and stays it."""
+    return not (error <= worst or math.isnan(worst))
+
+
 @dataclass(slots=True)
 class _Sums:
     expected: Any = 0.0

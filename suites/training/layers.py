@@ -24,7 +24,7 @@ from forge_harness import oracles
 from forge_harness.evidence import largest, smallest
 from forge_harness.probes.inputs import prepares_inputs, quantized_input
 
-from .excess import WeightGradient, excess
+from .excess import WeightGradient, excess, is_worse
 from .redrawn import Draws
 from .support import is_coarse, roundoff
 
@@ -80,13 +80,13 @@ class LayerErrors:
     draws: Draws = field(default_factory=Draws)
 
     def see_input(self, name: str, error: float) -> None:
-        """Takes the input gradient of one call into account; NaN is never less."""
-        if not error <= self.input_error:
+        """Takes the input gradient of one call into account."""
+        if is_worse(error, self.input_error):
             self.input_error, self.input_layer = error, name
 
     def see_weight(self, name: str, error: float) -> None:
         """Takes the gradient of one latent weight into account."""
-        if not error <= self.weight_error:
+        if is_worse(error, self.weight_error):
             self.weight_error, self.weight_layer = error, name
 
 

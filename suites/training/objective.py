@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,8 +18,10 @@ from .dropout import WithoutDropout, is_random, one_loss
 from .outputs import changed_tensors
 from .precision import Passes
 from .states import copied_state
-from .support import AsBuilt, Watch, gradient_difference, steps
+from .support import AsBuilt, Watch, full_precision_steps, gradient_difference, steps
 
+SETTLED = 2
+"""Steps before the one whose gradient says what a session descends."""
 CERTAINTIES = range(1, 33)
 """Logits of the target over those of the others: at 32 a cross-entropy is next to nothing, and a
 smoothed one, whose least value lies at log((1 - e) K / e + 1), has risen again."""
@@ -38,15 +41,17 @@ def descends_loss(subject: Any, task: str, options: TrainOptions) -> bool:
         if is_random(one_loss(subject, task)):
             return True
         session = subject.session(task, replace(options, clip_norm=1e9))
-        steps(session, 2)
+        steps(session, SETTLED)
         built = AsBuilt(subject, task, session)
         state = copied_state(built.trained_model)
         with Watch(built) as watch, Passes(subject, task, session) as passes:
             record = passes.step()
         if passes.problem:
             return True
-        _, wanted = passes.gradients(state, record.sample_ids)
-        coarseness = passes.coarseness(state, record.sample_ids, wanted)
+        unquantized = full_precision_steps(session) > SETTLED
+        with passes.in_full_precision(options) if unquantized else nullcontext():
+            _, wanted = passes.gradients(state, record.sample_ids)
+            coarseness = passes.coarseness(state, record.sample_ids, wanted)
     found = watch.updates[-1].gradients
     limit = oracles.mean_gradient_limit(len(record.sample_ids)) + coarseness
     return gradient_difference(found, wanted) <= limit

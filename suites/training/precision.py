@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
+from itertools import accumulate, pairwise, starmap
 from typing import Any, Self
 
 import torch
@@ -13,10 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from forge_harness import oracles
 from forge_harness.evidence import smallest
+from forge_harness.subject.protocols import TrainOptions
 
 from .augmented import GivenInputs, recognised
 from .dropout import WithoutDropout
 from .support import (
+    AsBuilt,
     counted,
     gradient_difference,
     independent_gradients,
@@ -71,6 +75,22 @@ class _Autocast:
             self.dtype = torch.get_autocast_dtype(self.device)
 
 
+class _FullPrecision:
+    """A subject whose models are those that its full-precision sessions train."""
+
+    def __init__(self, subject: Any, options: TrainOptions) -> None:
+        self._subject = subject
+        self._options = replace(options, precision="full")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._subject, name)
+
+    def build_model(self, task: str, *, seed: int) -> Any:
+        options = replace(self._options, seed=seed)
+        session = self._subject.session(task, options)
+        return AsBuilt(self._subject, task, session).trained_model
+
+
 class Passes:
     """The passes of a session's steps within the block, to be made again as it makes them.
 
@@ -81,12 +101,16 @@ class Passes:
     Attributes:
         inputs: Those of the last step, where its samples are drawn anew.
         recognised: The share of these that show which sample they are, and of another read's.
+        others: Whether a step had inputs that `batch` gives at no read of its samples.
+        coupled: Whether a step was held to its own micro-batches, see `wanted`.
         problem: Why the last step cannot be made again; mostly empty.
     """
 
     def __init__(self, subject: Any, task: str, session: Any) -> None:
         self.inputs: Tensor | None = None
         self.recognised = (1.0, 1.0)
+        self.others = False
+        self.coupled = False
         self.problem = ""
         self._subject, self._task, self._session = subject, task, session
         self._model = trained_model(session)
@@ -111,10 +135,21 @@ class Passes:
         record = self._session.step()
         self.inputs = self._given.drawn(self._subject, self._task, record.sample_ids)
         self.problem = self._given.problem
+        self.others |= self._given.others
         if self.inputs is not None:
             ids = record.sample_ids
             self.recognised = recognised(self._subject, self._task, ids, self.inputs)
         return record
+
+    @contextmanager
+    def in_full_precision(self, options: TrainOptions) -> Iterator[None]:
+        """Has the passes within the block made by the model that a full-precision session has."""
+        subject = self._subject
+        self._subject = _FullPrecision(subject, options)
+        try:
+            yield
+        finally:
+            self._subject = subject
 
     def again(self) -> AbstractContextManager[Any]:
         """Returns the context that the session put around its loss."""
@@ -129,12 +164,53 @@ class Passes:
         """Returns loss and gradients of the samples of the last step as one batch."""
         return self._gradients(state, ids, range(len(ids)))
 
+    def wanted(
+        self,
+        state: Mapping[str, Tensor],
+        ids: Sequence[int],
+        whole: tuple[float, dict[str, Tensor]],
+        limit: float,
+    ) -> tuple[float, dict[str, Tensor]]:
+        """Returns loss and gradients that the last step should have had.
+
+        The `whole`, those of its samples as one batch; but those of its micro-batches where the
+        loss couples the samples of a batch in training mode alone, as batch normalisation and the
+        balance of experts do. What is no mean over targets in evaluation mode either is wrong, and
+        no coupling.
+        """
+        sizes = self._given.sizes if self._given is not None else []
+        known = sum(sizes) == len(ids)
+        if known and len(sizes) < 2:
+            return whole
+        ends = list(accumulate(sizes)) if known else [len(ids) // 2, len(ids)]
+        parts = list(starmap(range, pairwise([0, *ends])))
+        apart = self._over(state, ids, parts)
+        if gradient_difference(apart[1], whole[1]) <= limit:
+            return whole
+        evaluated = [self._over(state, ids, p, training=False) for p in (parts, [range(len(ids))])]
+        if not abs(evaluated[0][0] / evaluated[1][0] - 1.0) <= limit:
+            return whole
+        if not known:
+            self.problem = (
+                f"the loss of {self._task} couples the samples of a batch in training mode, and "
+                "which samples the session's model was called with together does not show"
+            )
+        self.coupled |= known
+        return apart
+
     def _gradients(
-        self, state: Mapping[str, Tensor], ids: Sequence[int], places: Sequence[int]
+        self,
+        state: Mapping[str, Tensor],
+        ids: Sequence[int],
+        places: Sequence[int],
+        *,
+        training: bool = True,
     ) -> tuple[float, dict[str, Tensor]]:
         inputs = None if self.inputs is None else self.inputs[list(places)]
         chosen = [ids[place] for place in places]
-        return independent_gradients(self._subject, self._task, state, chosen, self.again(), inputs)
+        return independent_gradients(
+            *(self._subject, self._task, state, chosen, self.again(), inputs), training=training
+        )
 
     def coarseness(
         self, state: Mapping[str, Tensor], ids: Sequence[int], whole: Mapping[str, Tensor]
@@ -170,14 +246,29 @@ class Passes:
         self, state: Mapping[str, Tensor], ids: Sequence[int], whole: Mapping[str, Tensor]
     ) -> float:
         """The difference of a gradient summed over parts of a batch to that of the whole."""
+        parts = [range(start, len(ids), PARTS) for start in range(PARTS)]
+        return gradient_difference(self._over(state, ids, parts)[1], whole)
+
+    def _over(
+        self,
+        state: Mapping[str, Tensor],
+        ids: Sequence[int],
+        parts: Sequence[Sequence[int]],
+        *,
+        training: bool = True,
+    ) -> tuple[float, dict[str, Tensor]]:
+        """Loss and gradients of parts of a batch, each pass by itself, over all their targets."""
         sums: dict[str, Any] = {}
-        total = 0
-        for places in filter(None, (range(start, len(ids), PARTS) for start in range(PARTS))):
+        total, loss = 0, 0.0
+        for places in filter(None, parts):
             part = [ids[place] for place in places]
             targets = self._subject.batch(self._task, "train", part).targets
             count = int(counted(self._subject, self._task, targets).sum())
-            gradients = self._gradients(state, ids, places)[1] if count else {}
+            if not count:
+                continue
+            value, gradients = self._gradients(state, ids, places, training=training)
             for name, gradient in gradients.items():
                 sums[name] = sums.get(name, 0.0) + gradient.double() * count
+            loss += value * count
             total += count
-        return gradient_difference({name: g / total for name, g in sums.items()}, whole)
+        return loss / total, {name: g / total for name, g in sums.items()}

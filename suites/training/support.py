@@ -115,6 +115,11 @@ def trained_model(session: Any) -> Any:
     return getattr(session, "trained_model", session.model)
 
 
+def full_precision_steps(session: Any) -> int:
+    """Returns how many steps a session trains before quantization begins: mostly none."""
+    return int(getattr(session, "full_precision_steps", 0))
+
+
 def optimizer_of(session: Any) -> Any:
     """Returns the optimizer that makes the steps: what another one holds and that one cannot show.
 
@@ -171,10 +176,29 @@ def settle(session: Any) -> None:
 
 def states_of_models(session: Any) -> dict[str, Tensor]:
     """Returns the state of the model and of the one that is trained, if that is another."""
+    return {
+        f"{key}.{name}": tensor
+        for key, model in models_of(session).items()
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def models_of(session: Any) -> dict[str, Any]:
+    """Returns the model, and the one that is trained if that is another, by their attributes."""
     models = {"model": session.model, "trained_model": trained_model(session)}
     if models["trained_model"] is session.model:
         del models["trained_model"]
-    return {f"{key}.{n}": t for key, model in models.items() for n, t in model.state_dict().items()}
+    return models
+
+
+def running_statistics(model: Any) -> dict[str, Tensor]:
+    """Returns what norms of torch keep of the batches they saw, by the names of a state dict."""
+    return {
+        f"{layer}.{name}" if layer else name: tensor
+        for layer, module in model.named_modules()
+        if isinstance(module, torch.nn.modules.batchnorm._NormBase)
+        for name, tensor in module.named_buffers(recurse=False)
+    }
 
 
 @dataclass(slots=True)
@@ -272,16 +296,19 @@ def independent_gradients(
     ids: Sequence[int],
     around: AbstractContextManager[Any],
     inputs: Tensor | None = None,
+    *,
+    training: bool = True,
 ) -> tuple[float, dict[str, Tensor]]:
     """Returns loss and gradients of these train samples as one batch, by autograd alone.
 
     `around` the loss is what the session has around its own; `inputs` are what the model is given
-    in place of what is read of the samples. Names are those of `state`.
+    in place of what is read of the samples. Names are those of `state`. The model is in training
+    mode or not.
     """
     model = subject.build_model(task, seed=0)
     names = _names(state, model.state_dict())
     load_state(model, {names.get(name, name): value for name, value in state.items()})
-    model.train()
+    model.train(training)
     if inputs is not None:
         put_in_place(model, inputs)
     with around:

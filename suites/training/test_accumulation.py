@@ -1,31 +1,13 @@
 """Gradients summed over micro-batches, in whole and partial windows of an epoch."""
 
-from dataclasses import dataclass
-from typing import Any
-
 import pytest
 
 from forge_harness import oracles
 from forge_harness.errors import several
-from forge_harness.evidence import largest
-from forge_harness.subject.protocols import TrainOptions
 
-from .dropout import comparable, one_loss
-from .precision import Passes
-from .states import copied_state
-from .support import (
-    AsBuilt,
-    Watch,
-    cheapest,
-    counted,
-    gradient_difference,
-    norm,
-    only_cheapest,
-    others,
-    train_size,
-)
+from .against_autograd import against_autograd, limit_of
+from .support import cheapest, only_cheapest, others, train_size
 
-_DRAWN = "; samples are drawn anew with each read: inputs are those the session's model had"
 _RECOGNISABLE = 0.8
 """Share of samples that must be told from others, for half of it to show another order: of 22 in
 another order one or two are."""
@@ -46,7 +28,10 @@ def test_accumulation_equivalence(subject, evidence):
     a clip norm far below the gradient's: it clips the whole sum once, not each micro-batch (1.1).
     Where the model has dropout, both sides keep every element; where samples are augmented at
     random, the oracle has the inputs that the session's model was given, and these are more like
-    the samples reported than like others. Every task but the cheapest: one step of four.
+    the samples reported than like others. Where the loss couples the samples of a batch in training
+    mode alone (batch normalisation, balance of experts), the whole is that of the session's own
+    micro-batches; steps of a warmup in full precision are held to that model. Every task but the
+    cheapest: one step of four.
     """
     task = cheapest(subject)
     for accumulation in (1, 4, 5):
@@ -54,13 +39,13 @@ def test_accumulation_equivalence(subject, evidence):
             *(subject, evidence, task, "", f"_{accumulation}"),
             **{"steps": 2, "batch_size": 22, "accumulation": accumulation},
         )
-    found = _against_autograd(
+    found = against_autograd(
         subject, task, steps=2, batch_size=22, accumulation=4, clip_norm=_SMALL_NORM
     )
     evidence.at_most(
         "clipped_difference",
         found.gradient,
-        limit=_limit(subject, task, 22) + found.coarseness,
+        limit=limit_of(subject, task, 22) + found.coarseness,
         reason=f"relative L2 to the whole gradient clipped to {_SMALL_NORM}, 4 micro-batches",
     )
     for other in others(subject):
@@ -72,14 +57,15 @@ def test_accumulation_equivalence(subject, evidence):
 
 def _expect_whole(subject, evidence, task, prefix, suffix, **options):
     """Holds gradient and loss of a few steps to those of whole batches."""
-    found = _against_autograd(subject, task, **options)
-    limit = _limit(subject, task, options["batch_size"]) + found.coarseness
+    found = against_autograd(subject, task, **options)
+    limit = limit_of(subject, task, options["batch_size"]) + found.coarseness
     evidence.at_most(
         f"{prefix}gradient_difference{suffix}",
         found.gradient,
         limit=limit,
         reason=f"relative L2 over {several(options['steps'], 'step')} of "
-        + several(options["accumulation"], "micro-batch", "micro-batches"),
+        + several(options["accumulation"], "micro-batch", "micro-batches")
+        + found.notes,
     )
     evidence.at_most(
         f"{prefix}loss_difference{suffix}",
@@ -112,13 +98,6 @@ def _expect_own(evidence, name, found):
     )
 
 
-def _limit(subject, task, samples):
-    """Over targets, of which a sample of text has many."""
-    targets = subject.batch(task, "train", range(samples)).targets
-    terms = int(counted(subject, task, targets).sum())
-    return oracles.mean_gradient_limit(terms)
-
-
 @pytest.mark.forge_check("training.partial_window")
 def test_partial_window(subject, evidence):
     """The last window of an epoch is normalised by the samples it has.
@@ -132,7 +111,7 @@ def test_partial_window(subject, evidence):
     size = train_size(subject, task)
     if size > 20_000:
         pytest.skip(f"an epoch of {size} samples is too long for one step")
-    found = _against_autograd(subject, task, steps=3, batch_size=size - 3, accumulation=4)
+    found = against_autograd(subject, task, steps=3, batch_size=size - 3, accumulation=4)
     limit = oracles.mean_gradient_limit(size) + found.coarseness
     windows = [len(record.sample_ids) for record in found.records]
     evidence.record("windows", str(windows), unit="samples", reason="samples of each step")
@@ -140,7 +119,7 @@ def test_partial_window(subject, evidence):
         "gradient_difference",
         found.gradient,
         limit=limit,
-        reason=f"largest relative L2 over the windows{found.inputs}",
+        reason=f"largest relative L2 over the windows{found.notes}",
     )
     evidence.at_most(
         "loss_difference",
@@ -171,55 +150,3 @@ def _repeated(first, second, size):
         return once + len(second) - new
     filled = max(0, left - new) + max(0, again - left)
     return once + min(filled, again)
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A few steps against plain autograd: the largest differences, and what rounding explains."""
-
-    records: list[Any]
-    gradient: float
-    loss: float
-    coarseness: float
-    recognised: tuple[float, float] | None
-    """Of samples that are drawn anew: how many show which they are, and how many of a read do."""
-
-    @property
-    def inputs(self) -> str:
-        """Which ones the oracle had, for a reason; empty where it read them itself."""
-        return "" if self.recognised is None else _DRAWN
-
-
-def _against_autograd(subject, task, *, steps, batch_size, accumulation, clip_norm=1e9):
-    """Holds a few steps to plain autograd. The default limit is one no gradient reaches."""
-    options = TrainOptions(
-        steps=steps, batch_size=batch_size, accumulation=accumulation, clip_norm=clip_norm
-    )
-    session = subject.session(task, options)
-    built = AsBuilt(subject, task, session)
-    records, difference, loss_difference, coarseness = [], 0.0, 0.0, 0.0
-    shares = []
-    with (
-        comparable(one_loss(subject, task)),
-        Watch(built) as watch,
-        Passes(subject, task, session) as passes,
-    ):
-        for _ in range(steps):
-            state = copied_state(built.trained_model)
-            record = passes.step()
-            if passes.problem:
-                pytest.skip(passes.problem)
-            if passes.inputs is not None:
-                shares.append(passes.recognised)
-            loss, wanted = passes.gradients(state, record.sample_ids)
-            rounded = passes.coarseness(state, record.sample_ids, wanted)
-            coarseness = largest((coarseness, rounded))
-            factor = min(1.0, clip_norm / norm(wanted))
-            off = gradient_difference(
-                watch.updates[-1].gradients, {name: g * factor for name, g in wanted.items()}
-            )
-            difference = largest((difference, off))
-            loss_difference = largest((loss_difference, abs(record.loss - loss) / abs(loss)))
-            records.append(record)
-    worst = min(shares, default=None)
-    return _Found(records, difference, loss_difference, coarseness, worst)

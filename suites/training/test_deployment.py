@@ -169,7 +169,8 @@ def _expect_equal(evidence, prefix, found):
             values = [_difference(metric, run["loop"], run[other]) for run in found]
             evidence.at_most(
                 f"{prefix}{metric}_{name}",
-                statistics.median(values),
+                # Of one that is no number no median tells.
+                statistics.median(values) if all(map(math.isfinite, values)) else math.nan,
                 limit=EQUAL[metric],
                 reason=f"{reason}; median of {several(len(values), 'seed')}",
                 samples=[value for value in values if math.isfinite(value)],

@@ -13,8 +13,10 @@ from .support import (
     cheapest,
     differing,
     digests,
+    models_of,
     optimizer_of,
     others,
+    running_statistics,
     shown,
     states_of_models,
     steps,
@@ -82,9 +84,10 @@ def test_non_finite_stops(subject, evidence):
 
     Faults injected: in one gradient, in the model's output, and in the output for the first of two
     micro-batches only, after two ordinary steps. A fault counts where it was put in: the hook saw a
-    tensor. Oracle: weights and optimizer state are bit for bit those before the step; the step
-    raised, or reported a non-finite loss or norm; with the fault gone the next step is finite, loss
-    and norm, and changes weights. One fault for every task but the cheapest.
+    tensor. Oracle: weights and optimizer state are bit for bit those before the step, and what
+    batch norms keep, which a forward pass moves, is finite; the step raised, or reported a
+    non-finite loss or norm; with the fault gone the next step is finite, loss and norm, and changes
+    weights. One fault for every task but the cheapest.
     """
     task = cheapest(subject)
     for name in FAULTS:
@@ -115,12 +118,14 @@ def _expect_stopped(subject, evidence, task, fault_name, prefix):
     if not fault.applied:
         return
     changed = differing(before, _weights_and_moments(session))
+    broken = _not_finite(session)
     evidence.equal(
         f"{prefix}.changed",
-        len(changed),
+        len(set(changed) | set(broken)),
         expected=0,
         unit="tensors",
-        reason=f"weights and optimizer state as before the step; changed: {shown(changed)}",
+        reason="weights and optimizer state as before the step, and every running statistic "
+        f"finite; changed: {shown(changed)}; not finite: {shown(broken)}",
     )
     evidence.equal(
         f"{prefix}.reported",
@@ -177,9 +182,26 @@ def _weights(session):
 
 
 def _weights_and_moments(session):
-    state = states_of_models(session)
+    """Digests of all that must stay: of states the statistics of batch norms are left out.
+
+    A forward pass moves them before anything can be known of its gradients.
+    """
+    statistics = _statistics(session)
+    state = {name: t for name, t in states_of_models(session).items() if name not in statistics}
     for index, entry in optimizer_of(session).state_dict()["state"].items():
         for field, value in entry.items():
             if isinstance(value, torch.Tensor):
                 state[f"optimizer.{index}.{field}"] = value
     return digests(state)
+
+
+def _not_finite(session):
+    state = states_of_models(session)
+    return sorted(name for name in _statistics(session) if not state[name].isfinite().all())
+
+
+def _statistics(session):
+    """Names of the statistics of batch norms, as `states_of_models` has them."""
+    return {
+        f"{k}.{n}" for k, model in models_of(session).items() for n in running_statistics(model)
+    }

@@ -9,7 +9,7 @@ from forge_harness.oracles import vectors
 from forge_harness.subject.protocols import BuildsModel
 
 from .alignment import align, ignored_share
-from .excess import excess
+from .excess import excess, is_worse
 from .layers import layer_errors
 from .reach import reached
 from .support import shown, tasks
@@ -108,7 +108,7 @@ def test_ste_input_gradient(subject, evidence):
         expected = oracles.input_gradient(kept, codes, column)
         terms = oracles.input_gradient(kept.abs(), codes.abs(), column)
         error = excess(first, expected, terms, codes.shape[0])
-        if not error <= worst:
+        if is_worse(error, worst):
             worst, case_of = error, name
     evidence.equal(
         "upstream_changed",
@@ -150,7 +150,7 @@ def test_ste_weight_gradient(subject, evidence):
         expected = oracles.weight_gradient(upstream, q, s)
         terms = oracles.weight_gradient(upstream.abs(), oracles.int64(q).__abs__(), s)
         error = excess(grad, expected, terms, tokens)
-        if not error <= worst:
+        if is_worse(error, worst):
             worst, case_of = error, name
         sums = oracles.bias_gradient(upstream), oracles.bias_gradient(upstream.abs())
         bias_worst = largest((bias_worst, excess(grad_bias, *sums, tokens)))

@@ -10,6 +10,7 @@ from forge_harness.evidence import largest, smallest
 from forge_harness.subject.protocols import TrainOptions
 
 from .decays import LIMIT, decay_error, decaying_update, own_multiple
+from .excess import is_worse
 from .states import copied, on_gradient
 from .support import (
     AsBuilt,
@@ -267,11 +268,12 @@ def _expect_planned(subject, evidence, task, options):
         return
     plan = subject.planned_schedule(task, options)
     planned = [(step.learning_rate, step.weight_decay) for step in plan]
+    error, where = _rates_error(planned, oracles.schedule(spec))
     evidence.at_most(
         f"{task}.plan_error",
-        _rates_error(planned, oracles.schedule(spec)),
+        error,
         limit=1e-9,
-        reason=f"plan of {spec.total_steps} steps against the {spec.kind} formula",
+        reason=f"plan of {spec.total_steps} steps against the {spec.kind} formula{where}",
     )
 
 
@@ -286,22 +288,24 @@ def _trace(subject, evidence, task, options, count, prefix):
     with Watch(session) as watch:
         records = [watch.step() for _ in range(count)]
     reported = [(r.learning_rate, r.weight_decay) for r in records]
+    error, where = _rates_error(reported, expected[:count])
     evidence.at_most(
         f"{prefix}.report_error",
-        _rates_error(reported, expected[:count]),
+        error,
         limit=limit,
-        reason="rates the steps report",
+        reason=f"rates the steps report{where}",
     )
     live = [
         (_nearest(u.learning_rate, now.learning_rate), max(u.weight_decay.values()))
         for u, now in zip(watch.updates, expected, strict=False)
     ]
+    error, where = _rates_error(live, expected[:count])
     evidence.at_most(
         f"{prefix}.optimizer_error",
-        _rates_error(live, expected[:count]),
+        error,
         limit=limit,
         reason="in the optimizer's groups when it steps: the rate nearest to the plan's, the "
-        "largest decay",
+        f"largest decay{where}",
     )
     for kind, what in (("learning_rate", "rate"), ("weight_decay", "decay")):
         drift, multiples = _multiples(watch.updates, expected, kind)
@@ -373,14 +377,17 @@ def _multiples(updates, expected, kind):
 
 
 def _rates_error(rates, expected):
-    """Largest relative error; a missing or left-over step is infinite."""
+    """Largest relative error, and for a reason where it is; too few or many steps are infinite."""
     if len(rates) != len(expected):
-        return math.inf
-    return largest(
-        abs(value - wanted) / max(abs(wanted), 1e-300) if value != wanted else 0.0
-        for pair, both in zip(rates, expected, strict=True)
-        for value, wanted in zip(pair, both, strict=True)
-    )
+        return math.inf, f"; {len(rates)} steps instead of {len(expected)}"
+    worst, where = 0.0, ""
+    for step, (pair, both) in enumerate(zip(rates, expected, strict=True)):
+        for what, value, wanted in zip(("rate", "weight decay"), pair, both, strict=True):
+            error = abs(value - wanted) / max(abs(wanted), 1e-300) if value != wanted else 0.0
+            if is_worse(error, worst):
+                worst = error
+                where = f"; worst: {what} of step {step}, {value:.6g} for {wanted:.6g}"
+    return worst, where
 
 
 def _update_error(session, updates):
@@ -400,7 +407,7 @@ def _update_error(session, updates):
             wanted = adam.update(weight, update.gradients[name], rate, decay)
             limit = 1e-4 * rate + oracles.float64(_rounding(update, name))
             error = float((abs(oracles.float64(update.moved(name)) - wanted) / limit).max())
-            if not error <= worst:
+            if is_worse(error, worst):
                 worst, where = error, name
     return worst, where, blurred
 
@@ -433,7 +440,7 @@ def _rate_error(subject, task, options, expected):
         moved = whole.moved(name)
         limit = 1e-4 * moved.abs() + _rounding(whole, name) + 1e-37
         error = float(((moved - 2 * half.moved(name)).abs() / limit).max())
-        if not error <= worst:
+        if is_worse(error, worst):
             worst, where = error, name
     return worst, where, blurred
 

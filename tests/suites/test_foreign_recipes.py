@@ -514,6 +514,7 @@ def test_decay_that_is_not_planned_shows_where_none_is(run_check):
     run = run_check("training.schedule_trace", DecaysUnplanned())
     assert run.outcome is Outcome.FAIL, run.reason
     assert "error is" in run.reason
+    assert "worst: weight decay of step 0, 0.1 for 0)" in run.reason
 
 
 def test_halved_gradients_are_no_loss_scale(run_check):

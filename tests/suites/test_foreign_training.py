@@ -205,3 +205,40 @@ def test_epochs_are_compared_as_far_as_a_session_goes(run_check, subject, outcom
     run = run_check("data.loader_order", subject())
     assert run.outcome is outcome, run.reason
     assert reason in run.reason
+
+
+class RandomWindows(foreign.Words):
+    """Windows of a long text, which begin anywhere in it: drawn with replacement."""
+
+    size = 30_000
+
+    class loop(foreign.Loop):
+        def next_ids(self):
+            place = self.subject.drawn_at(self.step_index)
+            generator = torch.Generator().manual_seed(1000 * self.options.seed + place)
+            return torch.randint(self.subject.size, (16,), generator=generator).tolist()
+
+    def drawn_at(self, step):
+        return step
+
+    def data_info(self, task):
+        return replace(super().data_info(task), train_size=self.size)
+
+    def sample_contents(self, task, split, ids):
+        known = len(foreign.SPLITS[split][1])
+        return super().sample_contents(task, split, [index % known for index in ids])
+
+
+class SeededAnew(RandomWindows):
+    """The sampler is seeded in each step, so that all of them have the same samples."""
+
+    def drawn_at(self, step):
+        return 0
+
+
+def test_a_long_text_is_not_trained_on_one_batch(run_check):
+    run = run_check("data.loader_order", RandomWindows())
+    assert run.outcome is Outcome.PASS, run.reason
+    run = run_check("data.loader_order", SeededAnew())
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert run.reason.startswith("words_session_repeated is 304 samples")

@@ -36,11 +36,22 @@ def study(**ternary):
     ]
 
 
+def neither_there(seeds):
+    """Runs of which neither arm gets there for five seeds, nor the ternary one for a sixth."""
+    return [
+        dataclasses.replace(row, accuracy=0.5, curve=())
+        if row.seed in seeds or (row.arm, row.seed) == ("ternary", 4)
+        else row
+        for row in study()
+    ]
+
+
 STUDIES = {
     "half_diverge": ("convergence_rate", study(accuracy=[0.97, 0.5] * 5), "digits.rate is 0.5"),
     "never_finite": ("convergence_rate", study(finite=False), "digits.rate is 0"),
     "no_ternary_run": ("convergence_rate", study(accuracy=[]), "digits.rate is nan"),
     "late": ("steps_to_quality", study(first_at=260), "steps_ratio is 3"),
+    "neither_there": ("steps_to_quality", neither_there((0, 1, 2, 3, 6)), "steps_ratio is inf"),
     "never_there": ("steps_to_quality", study(accuracy=[0.5] * 10), "steps_ratio is inf"),
 }
 
