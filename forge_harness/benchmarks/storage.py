@@ -12,7 +12,8 @@ import os
 import sqlite3
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,6 +102,7 @@ def measure(
 
     Raises:
         OSError: The disk is full, or cannot be written.
+        StateError: The same, as SQLite or the store found it.
     """
     measured = StorageMeasured([], states, [], str(place))
 
@@ -108,7 +110,7 @@ def measure(
         measured.rows.append(row)
         so_far(measured)
 
-    with tempfile.TemporaryDirectory(prefix="forge-bench-", dir=place) as scratch:
+    with _refusals(place), tempfile.TemporaryDirectory(prefix="forge-bench-", dir=place) as scratch:
         folder = Path(scratch)
         for what, compare in (
             ("commits", _commits),
@@ -126,6 +128,17 @@ def measure(
         measured.open_seconds.extend(_opening(folder / "many", states, rounds))
         so_far(measured)
     return measured
+
+
+@contextmanager
+def _refusals(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise StateError(
+            f"The disk of {place} took no more ({error}). Free space there, or name a directory on "
+            "another."
+        ) from error
 
 
 def _row(

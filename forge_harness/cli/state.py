@@ -217,6 +217,10 @@ def show_command(
 @_root_option
 def save_command(store: _Opener, source: Path, phase: str, kind: str, name: str) -> int:
     """Save the file or directory PATH; exit code 0 means that it is on disk."""
+    from forge_harness.integration.state_manager import StateInput, new_state
+
+    # Before a store is made, which a mistyped path or kind would leave behind.
+    new_state(StateInput(phase=phase, kind=kind, name=name, data=source))
     with store(create=True) as manager:
         state = manager.save(phase=phase, kind=kind, name=name, data=source)
     click.echo(
@@ -248,6 +252,29 @@ def get_command(store: _Opener, phase: str, name: str, out: Path, generation: in
             )
         manager.copy_out(out, phase=phase, name=name, generation=generation)
     click.echo(f"{out}: written and verified.")
+    return ExitCode.PASS
+
+
+@state_group.command(
+    "rm",
+    epilog=examples(
+        "forge-harness state rm phase5 lm/step-100 lm/step-150 --root states",
+        "forge-harness state rm checkpoints before-tuning --root states",
+    ),
+)
+@click.argument("phase", metavar="PHASE")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@_root_option
+def rm_command(store: _Opener, phase: str, names: tuple[str, ...]) -> int:
+    """Take states out of what the store holds now; with phase `checkpoints`, labels.
+
+    Earlier generations keep them: `restore` brings them back until `gc --retain` frees them.
+    """
+    with store() as manager:
+        # All of them first: a mistyped one must not leave half of it done.
+        for state in [manager.get(phase=phase, name=name) for name in dict.fromkeys(names)]:
+            generation = manager.remove(phase=state.phase, name=state.name)
+            click.echo(f"{state.phase}/{state.name}: removed in generation {generation.number}.")
     return ExitCode.PASS
 
 

@@ -29,6 +29,7 @@ from forge_harness.errors import (
     RegistryError,
     UsageError,
 )
+from forge_harness.formats.convert import check_outside
 from forge_harness.formats.manifest import verify_manifest
 from forge_harness.paths import resolved_path
 from forge_harness.training.interruption import TrainingInterrupted
@@ -99,8 +100,8 @@ class MLOpsCoordinator:
             does.
         required: Gates without whose metric nothing is promoted; whatever they are, one gate at
             least must have been measured.
-        classes: Whether a task tells classes apart, which have a limit of accuracy; None: where the
-            package has labels.
+        classes: Whether a task tells classes apart, which have a limit of accuracy; None: unless
+            the model is of a family of language models.
 
     Raises:
         UsageError: `required` is one text.
@@ -213,9 +214,11 @@ class MLOpsCoordinator:
 
         Raises:
             DamagedCheckpointError: The package is not what its manifest says.
+            CheckpointError: The registry lies inside the package.
             RegistryError: It states no metrics, one that has no value, or a number beyond what JSON
                 has; or the registry does not take it.
         """
+        check_outside(package, self.root)
         verify_manifest(package)
         fields = present_fields(package)
         metrics, units = _stated(package, fields.get("metrics.json", {}))
@@ -256,15 +259,17 @@ class MLOpsCoordinator:
     def promote(self, name: str, version: int, *, alias: str = "champion") -> RegisteredVersion:
         """Points an alias to a version, if it passes the required gates and all it has a metric of.
 
-        Of a gate that does not apply to the package (accuracy, where no classes are told apart) the
-        metric must be there and has no limit.
+        Its files must be those that were registered. Of a gate that does not apply to the package
+        (accuracy, where no classes are told apart) the metric must be there and has no limit.
 
         Raises:
             RegistryError: There is no such version, a gate fails, is not measured or has another
                 unit than the metric, or the alias is no name; the alias stays where it is.
+            DamagedCheckpointError: The stored files are not those that were registered.
             ConfigError: The policy does not have a required gate.
         """
         chosen = self.version(name, version)
+        self._check_files(chosen, tree_digest(self._tracker.stored(name, chosen.version)))
         missed = None if self._quality is None else self._missed(self._quality, chosen)
         if missed:
             raise RegistryError(
@@ -293,6 +298,14 @@ class MLOpsCoordinator:
                 return f"gate {gate}: {decided.reason or 'not passed'}"
         return ""
 
+    def _check_files(self, chosen: RegisteredVersion, digest: str) -> None:
+        """Refuses files of another digest than those that were registered."""
+        if digest != chosen.digest:
+            raise DamagedCheckpointError(
+                f"Version {chosen.version} of {chosen.name!r} is not what was registered: its "
+                f"files no longer have digest {chosen.digest}; register it again."
+            )
+
     def fetch(self, name: str, which: str | int, destination: Path) -> RegisteredVersion:
         """Copies a version's files into a new directory, verified; all of them or none.
 
@@ -309,11 +322,7 @@ class MLOpsCoordinator:
                     target = stage / file.relative_to(source)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(file.read_bytes())
-                if tree_digest(stage) != found.digest:
-                    raise DamagedCheckpointError(
-                        f"Version {found.version} of {name!r} is not what was registered: its "
-                        f"files no longer have digest {found.digest}; register it again."
-                    )
+                self._check_files(found, tree_digest(stage))
         except FileExistsError as error:
             raise CheckpointError(f"{error}; name a new directory.") from error
         except OSError as error:

@@ -30,6 +30,7 @@ from .readiness import (
     LABELS,
     LINEAGE,
     METRICS,
+    REQUIRED,
     TOKENIZER,
     Criterion,
     Evaluate,
@@ -91,8 +92,8 @@ class Phase6Preparer:
     Args:
         evaluate: Held-out metrics of (task, package); None: the reference data.
         data: Digest of a task's data; None: of the reference data.
-        classes: Whether a task tells classes apart, which have a limit of accuracy; None: where the
-            package has labels.
+        classes: Whether a task tells classes apart, which have a limit of accuracy; None: unless
+            the model is of a family of language models.
         policy: Whose gates are the readiness criteria; None: the shipped one.
     """
 
@@ -128,7 +129,8 @@ class Phase6Preparer:
             destination: New directory.
             name: Of the package, and of its directory at phase 6; None: the destination's.
             task: Whose held-out data it is measured on, where the source names none.
-            lineage: More about where it comes from (parent digest, recipe, commit).
+            lineage: More about where it comes from (parent digest, recipe, commit), beside what is
+                found out here: source, digests, task, version.
             formats: Further formats to put beside it, each in a directory of its name.
             read: What the source's files cannot say.
             allow_not_ready: Whether a package that is not ready is written all the same.
@@ -136,19 +138,14 @@ class Phase6Preparer:
         Raises:
             NotReadyError: It is not ready. Nothing was written.
             CheckpointError: The source cannot be read, the name is none of a directory, what is
-                told is no JSON, something is at the destination, or that lies inside the source.
+                told is no JSON or is found out here, something is at the destination, or that lies
+                inside the source.
             DamagedCheckpointError: The source does not hold what it claims to hold.
         """
         origin = origin_of(source)
         check_outside(origin, destination)
-        unknown = [to for to in formats if to not in FORMATS]
-        if unknown:
-            raise CheckpointError(f"Unknown format {unknown[0]!r}; expected {', '.join(FORMATS)}.")
         title = name or resolved_path(destination).name
-        if not is_name(title):
-            raise CheckpointError(
-                f"{title!r} is no name of a package; expected one of a directory, printable."
-            )
+        _check_told(title, formats, lineage or {})
         try:
             with staged_directory(destination) as stage:
                 self._fill(origin, stage, task, dict(lineage or {}), read)
@@ -185,8 +182,8 @@ class Phase6Preparer:
 
         Raises:
             NotReadyError: A criterion is not met.
-            CheckpointError: Another package of that name is there, or the copy failed. Both sides
-                are as they were.
+            CheckpointError: Another package of that name is there, the directory lies inside the
+                package, or the copy failed. Both sides are as they were.
             DamagedCheckpointError: The package, or the same one that is there, is not what its
                 manifest says.
         """
@@ -197,6 +194,7 @@ class Phase6Preparer:
             raise CheckpointError(
                 f"{package} has no usable name in {DESCRIPTION}; export it again."
             )
+        check_outside(package, inbox)
         target = inbox / name
         if target.is_symlink() or target.exists():
             if not target.is_symlink() and tree_digest(target) == digest:
@@ -307,6 +305,24 @@ class Phase6Preparer:
         _write(stage / DESCRIPTION, description)
         write_manifest(stage)
         return readiness
+
+
+def _check_told(title: str, formats: Sequence[str], lineage: Mapping[str, Any]) -> None:
+    """Refuses formats, a name and a lineage that no package has."""
+    unknown = [to for to in formats if to not in FORMATS]
+    if unknown:
+        raise CheckpointError(f"Unknown format {unknown[0]!r}; expected {', '.join(FORMATS)}.")
+    if not is_name(title):
+        raise CheckpointError(
+            f"{title!r} is no name of a package; expected one of a directory, printable."
+        )
+    # As in lineage that was taken over from another package.
+    own = [fact for fact in REQUIRED[LINEAGE] if fact in lineage]
+    if own:
+        raise CheckpointError(
+            f"The lineage is told {own[0]!r}, which the export finds out itself; leave it out, or "
+            "give it another name."
+        )
 
 
 def _task(source: Path, extras: Mapping[str, Any], told: str | None, family: str) -> str | None:

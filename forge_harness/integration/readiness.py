@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeGuard
 
 from forge_harness.errors import CheckpointError
 from forge_harness.formats import Checkpoint, ReadOptions
+from forge_harness.formats.architecture import style_of
 from forge_harness.formats.inspection import count_codes
 from forge_harness.formats.manifest import verify_manifest
 from forge_harness.formats.native import open_native
@@ -136,8 +137,8 @@ def assess(
         policy: Whose gate thresholds hold; None: the shipped one.
         described: Whether `package.json` is there already (it is written after the first
             assessment).
-        classes: Whether a task tells classes apart, which have a limit of accuracy; None: where the
-            package has labels.
+        classes: Whether a task tells classes apart, which have a limit of accuracy; None: unless
+            the model is of a family of language models.
 
     Raises:
         DamagedCheckpointError: The package does not hold what its manifest says.
@@ -194,7 +195,9 @@ def gate_applies(
         return True
     if classes is not None and isinstance(task, str):
         return classes(task)
-    return (package / LABELS).exists()
+    # Of the model itself: a file beside it, such as the labels, may have been left out.
+    with open_native(package, ReadOptions()) as opened:
+        return style_of(opened.model.family) is None
 
 
 def compression(package: Path, sizes: Sizes) -> float:

@@ -138,15 +138,20 @@ def check_value(kind: StateKind, data: object, where: str) -> None:
     if not kind.numeric:
         return
     for key, value in data.items():
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
+        if not _is_finite(value):
             raise StateError(
                 f"{where} is of kind {kind.name!r} and holds {shown(value)} under {shown(key)}; "
                 "expected a finite number."
             )
+
+
+def _is_finite(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # An integer of hundreds of digits, which no float holds.
+        return False
 
 
 def check_migration(kind: StateKind, source: str, target: str) -> None:

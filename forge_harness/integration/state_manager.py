@@ -185,7 +185,7 @@ class StateManager:
             UnknownStateError: There is none of that name; names the nearest.
             DamagedStateError: Its content is not what was saved.
         """
-        state = self.get(phase=phase, name=name, generation=generation)
+        state = self._with_files(phase, name, generation)
         return decode(
             str(state.metadata.get(ENCODING, "bytes")),
             tuple(state.files),
@@ -210,7 +210,7 @@ class StateManager:
                 store.
         """
         self._check_outside(target)
-        state = self.get(phase=phase, name=name, generation=generation)
+        state = self._with_files(phase, name, generation)
         if (problem := file_names_problem(state.files)) is not None:
             raise StateError(f"{problem} The store was not written by this harness; do not use it.")
         try:
@@ -223,6 +223,15 @@ class StateManager:
         except FileExistsError as error:
             raise StateError(f"{error}; give a new one.") from error
 
+    def _with_files(self, phase: str | int, name: str, generation: int | None) -> State:
+        state = self.get(phase=phase, name=name, generation=generation)
+        if not state.files:
+            raise StateError(
+                f"{state.phase}/{state.name} holds no files: it names generation "
+                f"{state.metadata.get(_MARK)}; read a state of that generation, or restore it."
+            )
+        return state
+
     def _check_outside(self, target: Path) -> None:
         root, place = resolved_path(self.root), resolved_path(target)
         # What is sealed in the store would lie open in it.
@@ -232,11 +241,17 @@ class StateManager:
             )
 
     def list(self, *, phase: str | int | None = None, kind: str | None = None) -> tuple[State, ...]:
-        """Returns the states, by phase and name; named checkpoints are not among them."""
+        """Returns the states, by phase and name; named checkpoints are not among them.
+
+        Raises:
+            StateError: The kind is neither registered nor that of any state; names the nearest.
+        """
         chosen = None if phase is None else phase_name(phase)
-        found = self._store.list(phase=chosen, kind=kind)
-        states = [state for state in found if state.phase != MARKS]
-        return tuple(sorted(states, key=lambda state: (state.phase, state.name)))
+        states = [state for state in self._store.list() if state.phase != MARKS]
+        if kind is not None and kind not in {state.kind for state in states}:
+            known_kind(kind, self.kinds)
+        found = [s for s in states if chosen in (None, s.phase) and kind in (None, s.kind)]
+        return tuple(sorted(found, key=lambda state: (state.phase, state.name)))
 
     def remove(self, *, phase: str | int, name: str) -> Generation:
         """Removes a state in a new generation; earlier generations keep it until collected.
@@ -442,37 +457,13 @@ class StateManager:
             raise
 
     def _new(self, given: StateInput) -> NewState:
-        phase = phase_name(given.phase)
-        self._check_beside(given)
-        where = f"{phase}/{checked_name(given.name, 'name')}"
-        if phase == MARKS:
-            raise StateError(f"The phase {MARKS!r} is the store's own; name another.")
-        kind = known_kind(given.kind, self.kinds)
-        check_value(kind, given.data, where)
-        value = encode(given.data)
-        return NewState(
-            phase=phase,
-            kind=kind.name,
-            name=given.name,
-            files=value.files,
-            metadata={**(given.metadata or {}), ENCODING: value.encoding},
-            parents=tuple(given.parents),
-        )
+        state = new_state(given, self.kinds)
+        self._check_parents(given)
+        return replace(state, parents=tuple(given.parents))
 
-    def _check_beside(self, given: StateInput) -> None:
-        """Refuses metadata and parents that cannot be kept, or that nobody could follow."""
-        metadata, parents = given.metadata, given.parents
-        if metadata is not None and not isinstance(metadata, Mapping):
-            raise StateError(
-                f"The metadata of {given.name!r} is {shown(metadata)}; expected a mapping of JSON "
-                "values."
-            )
-        for own in (ENCODING, MIGRATED_FROM):
-            if own in (metadata or {}):
-                raise StateError(
-                    f"The metadata of {given.name!r} has {own!r}, which the store writes itself; "
-                    "name the key otherwise."
-                )
+    def _check_parents(self, given: StateInput) -> None:
+        """Refuses parents that nobody could follow."""
+        parents = given.parents
         if not isinstance(parents, tuple | list):
             raise StateError(
                 f"The parents of {given.name!r} are {shown(parents)}; expected a tuple of ids of "
@@ -490,6 +481,44 @@ class StateManager:
             return self._store.get(phase, name)
         except UnknownStateError:
             return None
+
+
+def new_state(given: StateInput, kinds: Mapping[str, StateKind] = KINDS) -> NewState:
+    """Returns a state as a store takes it, without its parents, which only that store knows.
+
+    Raises:
+        StateError: A phase, name, kind, value or piece of metadata is refused.
+    """
+    phase = phase_name(given.phase)
+    _check_metadata(given)
+    where = f"{phase}/{checked_name(given.name, 'name')}"
+    if phase == MARKS:
+        raise StateError(f"The phase {MARKS!r} is the store's own; name another.")
+    kind = known_kind(given.kind, kinds)
+    check_value(kind, given.data, where)
+    value = encode(given.data)
+    return NewState(
+        phase=phase,
+        kind=kind.name,
+        name=given.name,
+        files=value.files,
+        metadata={**(given.metadata or {}), ENCODING: value.encoding},
+    )
+
+
+def _check_metadata(given: StateInput) -> None:
+    metadata = given.metadata
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise StateError(
+            f"The metadata of {given.name!r} is {shown(metadata)}; expected a mapping of JSON "
+            "values."
+        )
+    for own in (ENCODING, MIGRATED_FROM):
+        if own in (metadata or {}):
+            raise StateError(
+                f"The metadata of {given.name!r} has {own!r}, which the store writes itself; "
+                "name the key otherwise."
+            )
 
 
 def _user() -> str:

@@ -113,6 +113,11 @@ def _encode_path(path: Path) -> EncodedValue:
     if path.is_file():
         return EncodedValue("file", {path.name: path})
     if not path.is_dir():
+        if path.exists():
+            raise StateError(
+                f"{str(path)!r} is no plain file or directory, which is all a state can hold; save "
+                "what comes out of it as a file."
+            )
         raise StateError(
             f"There is no file or directory {str(path)!r} to save; give an existing path, or the "
             "content as bytes."

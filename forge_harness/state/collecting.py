@@ -25,6 +25,8 @@ def collect(
     grace_s: float,
 ) -> CollectReport:
     """Removes what nothing needs; see `Store.collect`. The exclusive lock is held."""
+    if not grace_s >= 0:
+        raise StateError(f"The grace of a collection is {grace_s} s; expected 0 or more.")
     retained = _retained(history, retain, keep)
     needed = _needed(history, retained)
     lost = _lost(contents, needed)
@@ -46,8 +48,12 @@ def collect(
 
 def _retained(history: History, retain: int | None, keep: Collection[int]) -> list[int]:
     numbers = [generation.number for generation in history.generations()]
-    if retain is not None and retain < 1:
-        raise StateError(f"A collection cannot retain {retain} generations; expected at least 1.")
+    # True is 1 to Python, and would free all but the newest.
+    if retain is not None and (type(retain) is not int or retain < 1):
+        raise StateError(
+            f"A collection cannot retain {retain!r} generations; expected a number from 1, or None "
+            "for all."
+        )
     unknown = sorted(set(keep) - set(numbers))
     if unknown:
         raise UnknownStateError(

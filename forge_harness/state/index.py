@@ -50,7 +50,11 @@ class StoredObject:
 
 
 class Index:
-    """An open index; any thread may use it, one at a time."""
+    """An open index; any thread may use it, one at a time.
+
+    Attributes:
+        is_frozen: Whether it must be read under one lock: it does not follow commits of others.
+    """
 
     def __init__(self, path: Path, *, read_only: bool = False, timeout_s: float = 10.0) -> None:
         self.path = path
@@ -61,7 +65,9 @@ class Index:
         self._newest: StoredObject | None = None
         self._newest_at = -1
         with self.translated():
-            self.connection = _connect(path, read_only=read_only, timeout_s=timeout_s)
+            self.connection, self.is_frozen = _connect(
+                path, read_only=read_only, timeout_s=timeout_s
+            )
         self._place = path.absolute()
         self._identity = identity_of(self._place)
 
@@ -258,21 +264,22 @@ class Index:
         return [text for text in found if text != "ok"]
 
 
-def _connect(path: Path, *, read_only: bool, timeout_s: float) -> sqlite3.Connection:
+def _connect(path: Path, *, read_only: bool, timeout_s: float) -> tuple[sqlite3.Connection, bool]:
+    """Returns the open file, and whether it shows no commit that is made while it is read."""
     if not read_only:
-        return _prepared(path, "rwc", timeout_s)
+        return _prepared(path, "rwc", timeout_s), False
     try:
         connection = _prepared(path, "ro", timeout_s)
     except sqlite3.OperationalError as error:
         if not any(_name(error).startswith(name) for name in _NO_ROOM):
             raise
     else:
-        return connection
+        return connection, False
     # SQLite cannot make its shared memory, on a read-only disk for one, and so nobody else has it.
     wal = path.with_name(f"{path.name}-wal")
     if wal.exists() and wal.stat().st_size:
-        return _copied(path)
-    return _prepared(path, "ro&immutable=1", timeout_s)
+        return _copied(path), True
+    return _prepared(path, "ro&immutable=1", timeout_s), True
 
 
 def _copied(path: Path) -> sqlite3.Connection:

@@ -18,6 +18,9 @@ from forge_harness.forks import Lockable
 
 _LONGEST_WAIT_S = 0.02
 """Between two tries. A commit takes a few ms."""
+PAUSE_S = 3 * _LONGEST_WAIT_S
+"""For which a reader that takes the lock again and again leaves it alone, so that a writer's try
+falls into it."""
 
 
 class StoreLock:

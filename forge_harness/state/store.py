@@ -355,14 +355,13 @@ class Store:
         Raises:
             DamagedStateError: The index cannot be opened at all.
         """
-        with reported(f"{self.root} could not be verified"), self.reading():
+        turns = verifying.Turns(self.reading)
+        with reported(f"{self.root} could not be verified"), turns:
             # A new connection: the open one would answer from pages it read before they rotted.
             index = self.make_index(read_only=True)
             with contextlib.closing(index):
-                contents = self.make_contents(index)
-                return verifying.verify(
-                    contents, self.root, deep=deep, quarantine=quarantine and not self.read_only
-                )
+                contents, aside = self.make_contents(index), quarantine and not self.read_only
+                return verifying.verify(contents, self.root, turns, deep=deep, quarantine=aside)
 
     def collect(
         self,

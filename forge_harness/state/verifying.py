@@ -1,11 +1,17 @@
-"""Looking at everything a store holds, and saying what is wrong with it."""
+"""Looking at everything a store holds, and saying what is wrong with it.
+
+The readers' lock is not held from end to end: contents take minutes to read where there are many,
+and no commit waits as long. What is collected meanwhile is gone on purpose.
+"""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from forge_harness.errors import DamagedStateError, ForgeError
 
@@ -13,11 +19,48 @@ from .contents import Contents
 from .head import read_head, read_losses
 from .history import History
 from .index import StoredObject
+from .lock import PAUSE_S
 from .records import BlobRef, Problem, VerifyReport
 
+TURN_S = 1.0
+"""Seconds for which contents are read before whoever waits for the lock gets it."""
 
-def verify(contents: Contents, root: Path, *, deep: bool, quarantine: bool) -> VerifyReport:
-    """Returns what is there and what is wrong; see `Store.verify`."""
+
+class Turns:
+    """Holds the readers' lock, and lets go of it for a moment once in a while.
+
+    Args:
+        reading: Takes the lock.
+    """
+
+    def __init__(self, reading: Callable[[], AbstractContextManager[None]]) -> None:
+        self._reading = reading
+        self._held = ExitStack()
+        self._end = 0.0
+
+    def __enter__(self) -> Self:
+        self._take()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._held.close()
+
+    def give_way(self) -> None:
+        """Lets who waits for the lock have it, where the turn is over."""
+        if time.monotonic() >= self._end:
+            self._held.close()
+            time.sleep(PAUSE_S)
+            self._take()
+
+    def _take(self) -> None:
+        self._held.enter_context(self._reading())
+        self._end = time.monotonic() + TURN_S
+
+
+def verify(
+    contents: Contents, root: Path, turns: Turns, *, deep: bool, quarantine: bool
+) -> VerifyReport:
+    """Returns what is there and what is wrong; see `Store.verify`. The lock is held."""
     index, blobs = contents.index, contents.blobs
     problems = [Problem(index.path.name, text) for text in index.integrity(deep=deep)]
     history = History()
@@ -30,22 +73,29 @@ def verify(contents: Contents, root: Path, *, deep: bool, quarantine: bool) -> V
     except DamagedStateError as error:
         problems.append(Problem(index.path.name, str(error)))
         known = {}
-    current = set(history.view().values())
     wanted = _wanted(history)
+    present = {stored.stored for stored in known.values() if stored.collected_at is None}
+    present |= {ref.digest for ref in wanted}
+    orphans = sum(name not in present for name in blobs.names())
+    orphans += len(blobs.fs.names(blobs.temporary))
+    foreign = tuple(str(path.relative_to(root)) for path in blobs.foreign())
+    current = set(history.view().values())
     found: Counter[str] = Counter()
     for ref, (where, ids) in wanted.items():
+        if not index.is_frozen:
+            turns.give_way()
         stored = known.get(ref.digest)
-        if stored is not None and stored.collected_at is not None and not ids & current:
+        if _is_collected(stored) and not ids & current:
             found["collected"] += 1
             continue
         try:
-            found[_check(contents, ref, stored, deep=deep, quarantine=quarantine)] += 1
-        except ForgeError as error:
-            problems.append(Problem(where, str(error)))
-        except OSError as error:
-            problems.append(Problem(where, f"content {ref.digest} cannot be read: {error}"))
-    present = {stored.stored for stored in known.values() if stored.collected_at is None}
-    present |= {ref.digest for ref in wanted}
+            found[_check(contents, ref, deep=deep, quarantine=quarantine)] += 1
+        except (ForgeError, OSError) as error:
+            if not _is_collected(stored) and _is_collected(_row(contents, ref)):
+                found["collected"] += 1
+                continue
+            said = f"content {ref.digest} cannot be read: {error}"
+            problems.append(Problem(where, said if isinstance(error, OSError) else str(error)))
     return VerifyReport(
         deep=deep,
         generations=len(history.generations()),
@@ -55,10 +105,9 @@ def verify(contents: Contents, root: Path, *, deep: bool, quarantine: bool) -> V
         collected=found["collected"],
         unread=found["unread"],
         unopened=found["unopened"],
-        orphans=sum(name not in present for name in blobs.names())
-        + len(blobs.fs.names(blobs.temporary)),
+        orphans=orphans,
         quarantined=len(blobs.fs.names(blobs.quarantined)),
-        foreign=tuple(str(path.relative_to(root)) for path in blobs.foreign()),
+        foreign=foreign,
         problems=tuple(problems),
     )
 
@@ -73,12 +122,22 @@ def _wanted(history: History) -> Mapping[BlobRef, tuple[str, set[str]]]:
     return wanted
 
 
+def _row(contents: Contents, ref: BlobRef) -> StoredObject | None:
+    try:
+        return contents.index.object(ref.digest)
+    except ForgeError:
+        return None
+
+
+def _is_collected(stored: StoredObject | None) -> bool:
+    return stored is not None and stored.collected_at is not None
+
+
 def _check(
-    contents: Contents, ref: BlobRef, stored: StoredObject | None, *, deep: bool, quarantine: bool
+    contents: Contents, ref: BlobRef, *, deep: bool, quarantine: bool
 ) -> Literal["verified", "unopened", "unread"]:
     """Raises ForgeError or OSError unless a content is good, as far as that can be seen."""
-    if stored is None:
-        stored = contents.locate(ref)
+    stored = contents.locate(ref)
     if deep and not (stored.sealed and contents.blobs.sealer is None):
         contents.verify(ref, quarantine=quarantine)
         return "verified"

@@ -41,11 +41,12 @@ class Gate:
     unit: str
 
     def better(self, share: float) -> float:
-        """The limit moved to the good side by a share of itself."""
-        return self.limit * (1 + share if self.direction == "at_least" else 1 - share)
+        """The limit moved to the good side by a share of itself; of one, where it is zero."""
+        room = share * (abs(self.limit) or 1.0)
+        return self.limit + (room if self.direction == "at_least" else -room)
 
     def worse(self, share: float) -> float:
-        """The limit moved to the bad side by a share of itself."""
+        """The limit moved to the bad side likewise."""
         return self.better(-share)
 
 
@@ -202,6 +203,18 @@ class Study:
     def tasks(self) -> list[str]:
         """Task names, sorted."""
         return sorted({run.task for run in self.runs})
+
+    @property
+    def compared(self) -> list[str]:
+        """Tasks of which the plan has full-precision runs as well, sorted."""
+        planned = {task for task, arm, _ in self.plan if arm == "full"}
+        return [task for task in self.tasks if task in planned]
+
+    def require_compared(self) -> None:
+        """Skips where a task is trained in ternary alone: there is nothing to hold it against."""
+        alone = [task for task in self.tasks if task not in self.compared]
+        if alone:
+            pytest.skip(f"quality_plan has no full-precision run of {', '.join(alone)} to compare")
 
     def arm(self, task: str, arm: str) -> list[QualityRun]:
         """The runs of an arm, by seed."""

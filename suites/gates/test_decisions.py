@@ -120,7 +120,7 @@ def test_stale_results_are_missing(quality_coordinator, policy, gates, trial, wr
     fresh = [result.passed for result in quality_coordinator(then).evaluate(record)]
     wrong.expect("gates under the policy they were judged by", fresh, [True] * len(gates))
     values = then.to_json()
-    values["thresholds"]["gates.accuracy.at_least"] = 1.0
+    values["thresholds"]["gates.accuracy.at_least"] += 1.0
     stricter = type(policy).model_validate(values)
     stale = [result.passed for result in quality_coordinator(stricter).evaluate(record)]
     wrong.expect("gates under a policy changed since", any(stale), False)

@@ -70,19 +70,22 @@ def test_quantized_over_full_precision(study, evidence, limit, policy):
     study.hold_baselines(evidence)
     for task in study.tasks:
         describe(study, task, evidence)
-    intervals = {task: compare(study, task, evidence, policy) for task in study.tasks}
+    intervals = {task: compare(study, task, evidence, policy) for task in study.compared}
     least = policy.threshold("gates.quantized_accuracy_ratio.at_least")
     undecided = [task for task, found in intervals.items() if found.low < least <= found.high]
     if undecided and not any(found.high < least for found in intervals.values()):
         pytest.skip(
             "; ".join(inconclusive(study, task, intervals[task], least) for task in undecided)
         )
-    evidence.at_least(
-        "quantized_accuracy_ratio",
-        smallest(found.low for found in intervals.values()),
-        **limit("quantized_accuracy_ratio.at_least"),
-        reason="ternary over full-precision accuracy: lower end of the 95 % interval, lowest task",
-    )
+    if intervals:
+        evidence.at_least(
+            "quantized_accuracy_ratio",
+            smallest(found.low for found in intervals.values()),
+            **limit("quantized_accuracy_ratio.at_least"),
+            reason="ternary over full-precision accuracy: lower end of the 95 % interval, lowest "
+            "task",
+        )
+    study.require_compared()
 
 
 def inconclusive(study, task, found, least):
@@ -224,7 +227,9 @@ def finite(values):
 def test_share_of_converging_runs(study, evidence, limit):
     """How many of the ternary runs are finite and come near full precision."""
     study.require_complete(evidence)
-    runs = [run for run in study.runs if run.arm == "ternary"]
+    runs = [run for task in study.compared for run in study.arm(task, "ternary")]
+    if not study.compared:
+        study.require_compared()
     reached = [
         run.finite and run.accuracy >= CONVERGED * mean_of(study, run.task, "full") for run in runs
     ]
@@ -240,6 +245,7 @@ def test_share_of_converging_runs(study, evidence, limit):
         **limit("training_stability.at_least"),
         reason=f"finite, and {CONVERGED:.0%} of full-precision accuracy, over all ternary runs",
     )
+    study.require_compared()
 
 
 @pytest.mark.forge_check("gates.resource_use")

@@ -159,7 +159,7 @@ def test_regressions_against_a_baseline(quality_coordinator, policy, gates, tria
         judged = set() if gate.unit == "s" else {gate.name}
         shares = ((tolerance + 0.01, judged), (tolerance / 2, set()), (-0.03, set()))
         for share, expected in shares:
-            changed = run(gate.name, base * (1 + side * share))
+            changed = run(gate.name, base + side * share * abs(base))
             what = f"{gate.name} worse by {share:.3f}, still within its limit"
             wrong.expect(what, regressions(coordinator, changed), expected)
             failed = coordinator.verdict(changed).verdict == "FAIL"
@@ -180,8 +180,7 @@ def test_regressions_against_a_baseline(quality_coordinator, policy, gates, tria
 
 def baseline_value(gate, tolerance):
     """A value so far on the good side that a regression does not reach the limit itself."""
-    room = 1 + 2 * (tolerance + 0.01)
-    return gate.limit * room if gate.direction == "at_least" else gate.limit / room
+    return gate.better(2 * (tolerance + 0.01))
 
 
 def regressions(coordinator, record):

@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 from forge_harness import StateManager
 from forge_harness.cli.state import state_group
 from forge_harness.errors import ExitCode, ForgeError, UsageError
+from forge_harness.integration.state_kinds import StateKind
 from forge_harness.security.audit_file import AuditFile
 from forge_harness.security.key_sources import write_keyring
 from forge_harness.security.keys import Keyring
@@ -219,3 +220,49 @@ def test_nothing_is_written_out_into_the_store_itself(sealed: Path) -> None:
         assert isinstance(result.exception, UsageError)
         assert "name a place outside" in str(result.exception)
     assert sorted(sealed.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [("missing", "model", "m"), ("states", "modle", "m"), ("states", "model", "a b")],
+    ids=["path", "kind", "name"],
+)
+def test_a_save_that_is_refused_makes_no_store(root: Path, tmp_path: Path, wrong) -> None:
+    """`state ls` then showed an empty store where a mistyped path or kind had been told."""
+    path, kind, name = wrong
+    given = ("--phase", "5", "--kind", kind, "--name", name)
+    result = run(tmp_path / "new", "save", str(tmp_path / path), *given)
+    assert isinstance(result.exception, ForgeError)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_kind_that_is_mistyped_lists_no_empty_table(root: Path) -> None:
+    result = run(root, "ls", "--kind", "modle")
+    assert "Unknown kind of state 'modle'. Did you mean 'model'?" in str(result.exception)
+    assert run(root, "ls", "--kind", "package").return_value == 0
+    with StateManager(root, kinds=[StateKind(name="recipe", holds="a recipe")]) as manager:
+        manager.save(phase=5, kind="recipe", name="r", data={})
+    assert " r " in run(root, "ls", "--kind", "recipe").output
+
+
+def test_a_label_has_no_files_to_write_out(root: Path, tmp_path: Path) -> None:
+    """It was an empty directory, "written and verified"."""
+    run(root, "checkpoint", "a")
+    result = run(root, "get", "checkpoints", "a", "--out", str(tmp_path / "out"))
+    assert "checkpoints/a holds no files: it names generation 2" in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_taken_out_can_be_freed(root: Path) -> None:
+    """The checkpoints of finished runs stayed for good: `gc` keeps what the store holds now."""
+    run(root, "checkpoint", "a")
+    gc = ("gc", "--retain", "1", "--grace", "0", "--json")
+    assert json.loads(run(root, *gc).output)["bytes_freed"] == 0
+    refused = run(root, "rm", "5", "m", "n")
+    assert "Did you mean 'phase5/m'?" in str(refused.exception)
+    assert run(root, "show", "5", "m").return_value == 0
+    assert run(root, "rm", "5", "m", "m").output == "phase5/m: removed in generation 4.\n"
+    assert json.loads(run(root, *gc).output)["bytes_freed"] == 0
+    assert run(root, "rm", "checkpoints", "a").return_value == 0
+    assert json.loads(run(root, *gc).output)["bytes_freed"] == 100_000
+    assert "1 state: phase4 1 (100.0%)" in run(root, "ls").output

@@ -137,3 +137,13 @@ def test_a_copy_of_a_killed_store_on_a_read_only_disk_shows_its_log_too(tmp_path
             subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
             listed = invoke("state", "ls", "--root", place / "store")
             assert (listed.exit_code, "second" in listed.stdout) == (0, True), listed.stderr
+
+
+def test_a_disk_that_fills_up_while_the_store_is_timed_is_a_sentence(tmp_path, invoke):
+    """It was an internal error: SQLite itself, which commits are timed against, met it first."""
+    with memory_disk(tmp_path / "disk", "16k") as place:
+        words = ("--blob-mib", "1", "--states", "10", "--rounds", "6", "--dir", place)
+        done = invoke("bench", "store", *words)
+        assert done.exit_code == ExitCode.USAGE, done.stderr
+        assert "free space" in done.stderr.lower()
+        assert list(place.iterdir()) == []

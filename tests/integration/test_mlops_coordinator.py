@@ -161,6 +161,41 @@ def test_a_version_that_was_changed_is_not_given_out(coordinator, package, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("damage", ["changed", "gone"])
+def test_a_version_that_was_changed_is_not_promoted(coordinator, package, tmp_path, damage) -> None:
+    """`champion` was moved to what nobody could fetch."""
+    coordinator.register(package, name="digits")
+    coordinator.register(changed(package, tmp_path / "next", loss={"value": 9.0}), name="digits")
+    coordinator.promote("digits", 1)
+    stored = coordinator._tracker.stored("digits", 2)
+    (stored / "labels.json").unlink() if damage == "changed" else shutil.rmtree(stored)
+    with pytest.raises(DamagedCheckpointError, match="Version 2 of 'digits' is not what was reg"):
+        coordinator.promote("digits", 2)
+    assert coordinator.version("digits", "champion").version == 1
+
+
+def test_a_classifier_without_labels_keeps_its_limit(empty, package, tmp_path) -> None:
+    shutil.copytree(package, tmp_path / "bare")
+    (tmp_path / "bare" / "labels.json").unlink()
+    poor = changed(tmp_path / "bare", tmp_path / "poor", accuracy={"value": 0.2, "unit": "1"})
+    root = shutil.copytree(empty, tmp_path / "mlops")
+    with MLOpsCoordinator(root, quality=QualityCoordinator(load_policy())) as coordinator:
+        coordinator.register(poor, name="digits")
+        with pytest.raises(RegistryError, match=r"gate accuracy: .* under its limit of"):
+            coordinator.promote("digits", 1)
+
+
+def test_a_registry_inside_the_package_is_refused(package, tmp_path) -> None:
+    """Its database was in the package, which did not verify any more."""
+    copy = shutil.copytree(package, tmp_path / "digits")
+    with (
+        MLOpsCoordinator(copy / "mlops") as coordinator,
+        pytest.raises(CheckpointError, match="lies inside the source"),
+    ):
+        coordinator.register(copy, name="digits")
+    assert not (copy / "mlops").exists()
+
+
 def test_a_damaged_package_is_not_taken(coordinator, package, tmp_path) -> None:
     copy = shutil.copytree(package, tmp_path / "copy")
     (copy / "model.safetensors").write_bytes(b"")

@@ -251,6 +251,15 @@ def test_a_handoff_arrives_whole_and_once(package, tmp_path):
         preparer.verify_handoff(tmp_path / "inbox", "gone", first.digest)
 
 
+def test_a_package_is_not_handed_off_into_itself(package):
+    """It was copied into its own copy until no path was long enough."""
+    before = sorted(package.rglob("*"))
+    for inbox in (package, package / "inbox"):
+        with pytest.raises(CheckpointError, match=r"inside the source|source and destination"):
+            Phase6Preparer().hand_off(package, inbox)
+    assert sorted(package.rglob("*")) == before
+
+
 def test_what_only_looks_like_the_package_is_not_there_already(package, tmp_path):
     """A digest over a tree follows links, and passes over what is no file."""
     inbox = tmp_path / "inbox"
@@ -354,6 +363,15 @@ def test_nothing_is_staged_inside_the_source_whose_digest_is_recorded(tmp_path):
     assert tree_digest(source) == tree_digest(FROZEN)
 
 
+@pytest.mark.parametrize("fact", ["source_digest", "task", "data_digest"])
+def test_what_an_export_finds_out_is_not_told_otherwise(fact, package, tmp_path):
+    """Lineage taken over from another package said that this one was made of its source."""
+    told = {fact: json.loads((package / "lineage.json").read_text())[fact]}
+    with pytest.raises(CheckpointError, match=f"told '{fact}', which the export finds out itself"):
+        Phase6Preparer().export(FROZEN, tmp_path / "next", lineage=told)
+    assert not (tmp_path / "next").exists()
+
+
 @pytest.mark.parametrize("task", [["x"], 5])
 def test_a_recorded_task_that_is_no_name_is_refused(task, tmp_path):
     convert(FROZEN, tmp_path / "source", "hf-packed")
@@ -368,11 +386,11 @@ def test_a_recorded_task_that_is_no_name_is_refused(task, tmp_path):
 
 @pytest.mark.parametrize(
     ("classes", "status"),
-    [(None, "READY"), (lambda task: False, "READY"), (lambda task: True, "NOT_READY")],
+    [(None, "NOT_READY"), (lambda task: False, "READY"), (lambda task: True, "NOT_READY")],
     ids=["unknown", "text", "classes"],
 )
 def test_a_task_of_classes_has_a_limit_of_accuracy_without_labels_too(package, classes, status):
-    """The package of a task that the reference does not have was ready whatever it got right."""
+    """What tells no classes is a family of language models, not a package that lacks a file."""
     (package / "labels.json").unlink()
     said = json.loads((package / "metrics.json").read_text(encoding="utf-8"))
     metrics = {name: row["value"] for name, row in said.items()} | {"accuracy": 0.5}

@@ -449,6 +449,8 @@ HUGE = 10**5000
         ({"data": {"w": torch.eye(2).to_sparse()}}, r"tensor at data\['w'\] is sparse_coo"),
         ({"data": torch.zeros(2, dtype=torch.complex128)}, "is of torch.complex128"),
         ({"data": HUGE}, "integer of 16610 bits"),
+        ({"kind": "metrics", "data": {"loss": 10**400}}, "holds 1000.* expected a finite number"),
+        ({"data": Path(os.devnull)}, "is no plain file or directory"),
         ({"data": {HUGE: 1}}, "key of data is an integer"),
         ({"data": "\ud800"}, "at character 0, which UTF-8 cannot hold"),
     ],
@@ -461,6 +463,13 @@ def test_what_cannot_be_kept_is_refused_before_anything_is_written(manager, give
     assert len(str(caught.value)) < 500
     assert manager.generations() == []
     assert manager.verify().contents == 0
+
+
+def test_a_label_has_no_value_to_load(manager: StateManager) -> None:
+    manager.save(phase=5, kind="model", name="m", data=b"w")
+    manager.checkpoint("before")
+    with pytest.raises(StateError, match="holds no files: it names generation 1"):
+        manager.load(phase="checkpoints", name="before")
 
 
 def test_a_parent_is_a_state_of_any_generation(manager: StateManager) -> None:

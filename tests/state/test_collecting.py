@@ -117,3 +117,26 @@ def test_a_commit_that_a_collection_took_the_contents_of_says_so(tmp_path):
         assert "Free space" not in str(caught.value)
         assert store.commit([state]).number == 1
         assert store.read(store.get("p", "n")) == LARGE
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"retain": True},
+        {"retain": 2.0},
+        {"retain": 0},
+        {"grace_s": -1.0},
+        {"grace_s": float("nan")},
+    ],
+    ids=str,
+)
+def test_what_says_no_amount_frees_nothing(tmp_path, given):
+    """`retain=True` freed every generation but the newest."""
+    with Store.open(tmp_path / "store") as store:
+        for content in (b"a", b"b"):
+            store.commit(
+                [NewState(phase="p", kind="k", name="n", files={"data": content * 99_999})]
+            )
+        with pytest.raises(StateError, match="expected"):
+            store.collect(**{"grace_s": 0.0, **given})
+        assert len(files(tmp_path / "store")) == 2

@@ -3,9 +3,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
-from forge_harness.state import NewState, RealFs, Store, history
+from forge_harness.state import NewState, RealFs, Store, VerifyReport, history, verifying
+from forge_harness.state.index import Index
 
 from ..forking import child_that_lives_on, forked, needs_fork, with_threads
 
@@ -140,3 +142,73 @@ def test_a_child_forked_during_a_commit_does_not_keep_the_store_locked(tmp_path)
             committing.join()
             with Store.open(tmp_path / "store", lock_timeout_s=0.5) as other:
                 assert other.commit([new("b")]).number == 2
+
+
+class Slow(RealFs):
+    """A file system on which a content takes long to read, until somebody has committed."""
+
+    def __init__(self) -> None:
+        self.read_one, self.committed, self.waited = threading.Event(), threading.Event(), []
+
+    def open(self, path: Path) -> int:
+        self.waited.append(self.read_one.is_set() and self.committed.wait(1.0))
+        self.read_one.set()
+        return super().open(path)
+
+
+def beside(
+    root: Path, act: Callable[[Store], object], contents: int, kind: type[Store] = Store
+) -> tuple[list[bool], VerifyReport]:
+    """Verifies a store while another acts: whether a content waited for that, and the report."""
+    files = Slow()
+    with kind.open(root, fs=files) as store, Store.open(root, lock_timeout_s=30.0) as other:
+        for number in range(contents):
+            store.commit([new(str(number), bytes([number]) * 100_000)])
+            store.remove("phase5", str(number))
+
+        def acts() -> None:
+            files.read_one.wait(10.0)
+            act(other)
+            files.committed.set()
+
+        acting = threading.Thread(target=acts)
+        files.waited.clear()
+        files.read_one.clear()
+        acting.start()
+        report = store.verify()
+        acting.join()
+    return files.waited, report
+
+
+def test_a_commit_does_not_wait_for_a_verification_to_end(tmp_path, monkeypatch):
+    """Training that kept its checkpoints in a large store died of it: locked for over 10 s."""
+    monkeypatch.setattr(verifying, "TURN_S", 0.0)
+    waited, report = beside(tmp_path / "store", lambda other: other.commit([new("x")]), 5)
+    assert any(waited)
+    assert (report.ok, report.contents, report.orphans) == (True, 5, 0)
+
+
+def test_what_is_collected_during_a_verification_is_no_damage(tmp_path, monkeypatch):
+    monkeypatch.setattr(verifying, "TURN_S", 0.0)
+    root = tmp_path / "store"
+    _, report = beside(root, lambda other: other.collect(retain=1, grace_s=0.0), 5)
+    assert report.problems == ()
+    assert report.collected >= 1
+    assert report.collected + report.contents == 5
+
+
+class Frozen(Store):
+    """A store whose index is read as on a disk that cannot be written."""
+
+    def make_index(self, *, read_only: bool) -> Index:
+        index = super().make_index(read_only=read_only)
+        index.is_frozen = read_only
+        return index
+
+
+def test_an_index_that_follows_no_commits_is_verified_under_one_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(verifying, "TURN_S", 0.0)
+    root = tmp_path / "store"
+    waited, report = beside(root, lambda other: other.collect(retain=1, grace_s=0.0), 2, Frozen)
+    assert waited == [False, False]
+    assert (report.problems, report.collected) == ((), 0)

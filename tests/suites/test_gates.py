@@ -34,11 +34,11 @@ RULES = [
 ]
 
 
-def outcomes_of_rules(run_check):
+def outcomes_of_rules(run_check, *options):
     """Outcome of each rule check: the worst of its items."""
     files = [suites_dir() / "gates" / f"test_{name}.py" for name in ("decisions", "rules")]
     more = [argument for check in RULES[1:] for argument in ("--forge-check", check)]
-    items = run_check(RULES[0], arguments=more, paths=files).items
+    items = run_check(RULES[0], arguments=[*more, *options], paths=files).items
     assert {item.check for item in items} == set(RULES)
     bad = {item.check: item for item in items if item.outcome is not Outcome.PASS}
     assert all(item.outcome is Outcome.FAIL for item in bad.values()), bad
@@ -294,6 +294,16 @@ COORDINATORS = [
 
 def test_the_rules_hold_as_shipped(run_check):
     assert outcomes_of_rules(run_check) == {}
+
+
+@pytest.mark.parametrize("limit", [0.0, -0.5, 1.0])
+def test_the_rules_hold_under_limits_that_nothing_meets_or_misses(run_check, tmp_path, limit):
+    """A policy that turns a gate off by a limit of 0 made the run fail."""
+    (tmp_path / "policy.toml").write_text(
+        f"[thresholds.gates]\naccuracy.at_least = {limit}\nlatency.at_most = {limit}\n"
+        f"resource_use.at_most = {limit}\n"
+    )
+    assert outcomes_of_rules(run_check, "--forge-policy", str(tmp_path / "policy.toml")) == {}
 
 
 @pytest.mark.parametrize(("broken", "red"), COORDINATORS, ids=lambda v: getattr(v, "__name__", ""))

@@ -267,6 +267,30 @@ def test_one_seed_gives_no_interval(run_check):
     assert "has 1 seed; an interval needs two" in run.reason
 
 
+@pytest.mark.parametrize("alone", [("bytes",), ("bytes", "digits")], ids=" and ".join)
+@pytest.mark.parametrize("name", ["quantized_accuracy_ratio", "training_stability"])
+def test_a_task_that_is_trained_in_ternary_alone_is_compared_with_nothing(run_check, name, alone):
+    """It was red: no run converged, and every one lacked its pair."""
+
+    class Alone(Study):
+        def quality_plan(self, profile):
+            plan = super().quality_plan(profile)
+            return [row for row in plan if row[1] == "ternary" or row[0] not in alone]
+
+    def without(run):
+        return None if run.task in alone and run.arm != "ternary" else run
+
+    found = run_check(f"gates.{name}", Alone(), study=study_of(without))
+    assert found.outcome is Outcome.NOT_MEASURED
+    assert (
+        found.reason == f"quality_plan has no full-precision run of {', '.join(alone)} to compare"
+    )
+    worse = {"quantized_accuracy_ratio": weak_quantization, "training_stability": one_not_finite}
+    bad = study_of(lambda run: without(run) and worse[name](run))
+    red = run_check(f"gates.{name}", Alone(), study=bad).outcome
+    assert red is (Outcome.NOT_MEASURED if "digits" in alone else Outcome.FAIL)
+
+
 def test_a_study_of_tokens_has_no_absolute_accuracy(run_check):
     class OnlyBytes(Study):
         TASKS = ("bytes",)
