@@ -59,6 +59,21 @@ def read_strict(text: str) -> Any:  # noqa: ANN401 - any JSON value
     return _STRICT.decode(text)
 
 
+def json_fault(error: ValueError | RecursionError) -> str:
+    """Returns why a text could not be read as JSON, as a clause for the person who gave it.
+
+    Args:
+        error: What `read_canonical` or `read_strict` raised.
+    """
+    if isinstance(error, json.JSONDecodeError):
+        if not error.doc.strip():
+            return "it is empty"
+        return f"from line {error.lineno}, column {error.colno} on it cannot be read as JSON"
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not text in UTF-8"
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
 def _number(text: str) -> int | float:
     value = int(text)
     return value if abs(value) <= _SAFE_INTEGER else _finite(text)

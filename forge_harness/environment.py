@@ -100,7 +100,8 @@ def _git(directory: Path) -> dict[str, Any]:
 def _git_output(directory: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(directory), *arguments],
+            # Without the lock: a commit that the user makes meanwhile would be refused.
+            ["git", "--no-optional-locks", "-C", str(directory), *arguments],
             capture_output=True,
             text=True,
             timeout=_GIT_TIMEOUT_S,

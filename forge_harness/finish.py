@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from forge_harness.durable import write_durably
 from forge_harness.integration.baselines import AcceptedRun
 from forge_harness.integration.kept_runs import History
 from forge_harness.integration.quality_coordinator import QualityCoordinator
@@ -35,7 +36,8 @@ def finish_run(
     The record comes first and the manifest last, so that a kill in between leaves a directory
     that does not verify. On a full disk the reports are left out: they can be made again from
     the record (`forge-harness report`), the record cannot. A report that cannot be made for
-    another reason raises once the directory is sealed.
+    another reason raises once the directory is sealed. Either way earlier reports stay as they
+    were.
 
     Args:
         run_dir: Directory the run was started in.
@@ -79,20 +81,51 @@ def _reports(
     if isinstance(baseline, RunRecord):
         # As it is written down, so that the reports can be rendered again.
         baseline = QualityCoordinator(policy).baseline_of(baseline)
-    before = {path for path in run_dir.rglob("*") if path.is_file()}
+    before = _before(run_dir)
     try:
         forget(run_dir, formats)
         kinds = tuple(formats)
         written = write_reports(run_dir, record, policy, kinds, baseline=baseline, history=history)
         note(run_dir, written, baseline, history)
         return written
-    except OSError as error:
-        if not is_full(error):
+    except Exception as error:
+        # Half a report is worse than none, and its bytes are needed for the manifest; a page that
+        # nothing speaks for any more would make the run look forged.
+        _put_back(run_dir, before)
+        if not isinstance(error, DiskFullError) and not (
+            isinstance(error, OSError) and is_full(error)
+        ):
             raise
-    except DiskFullError:
-        pass
-    # Half a report is worse than none, and its bytes are needed for the manifest.
-    for path in run_dir.rglob("*"):
-        if path.is_file() and path not in before:
-            path.unlink()
     return []
+
+
+def _before(run_dir: Path) -> dict[Path, bytes | None]:
+    """Returns every file of a run, with its content where it is a report or says what made one."""
+    from forge_harness.report.provenance import REPORTS
+    from forge_harness.report.write import WRITERS
+
+    replaced = {REPORTS, *(file for file, _ in WRITERS.values())}
+    return {
+        path: path.read_bytes() if path.name in replaced and path.parent == run_dir else None
+        for path in run_dir.rglob("*")
+        if path.is_file()
+    }
+
+
+def _put_back(run_dir: Path, before: dict[Path, bytes | None]) -> None:
+    """Makes the files of a run those of before reports were written; those that fit no more go."""
+    from forge_harness.report.provenance import REPORTS
+
+    kept = {path: content for path, content in before.items() if content is not None}
+    for path in [*run_dir.rglob("*")]:
+        is_changed = path in kept and path.is_file() and path.read_bytes() != kept[path]
+        if is_changed or (path.is_file() and path not in before):
+            path.unlink()
+    try:
+        # First what made the others: without it they are none of this run's.
+        for path in sorted(kept, key=lambda path: path.name != REPORTS):
+            if not path.exists():
+                write_durably(path, kept[path])
+    except OSError:
+        for path in kept:
+            path.unlink(missing_ok=True)

@@ -31,6 +31,12 @@ _Weight = Annotated[int, Field(strict=True, le=_MAX_WEIGHT)]
 _Threshold = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
+_TOLERANCES = {
+    "baseline.score_drop.at_most": (100.0, "points from 0 to 100"),
+    "baseline.gate_worsening.at_most": (1.0, "a share from 0 to 1, such as 0.02 for 2 %"),
+}
+"""Threshold -> its largest value, and what it is. What is under 0 fails a run that is as good as
+its baseline; beyond the rest nothing is ever worse, which a 2 meant for 2 % would be too."""
 _TABLES = ("suite_weights", "severity_weights", "thresholds", "units")
 
 
@@ -186,13 +192,31 @@ def load_policy(
     checks = list(catalogue.get("check", []))
     tables = {name: _flatten(values.pop(name, {})) for name in ("thresholds", "units")}
     try:
-        return Policy.model_validate({**values, **tables, "catalogue": checks})
+        policy = Policy.model_validate({**values, **tables, "catalogue": checks})
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         # What a validator of the whole policy says names its key itself.
         said = f"{key}: {first['msg']}" if key else first["msg"].removeprefix("Value error, ")
         raise ConfigError(f"{what}: {said}.", key=key or "policy") from error
+    refuse_tolerances(what, policy)
+    return policy
+
+
+def refuse_tolerances(where: str, policy: Policy) -> None:
+    """Raises for what a comparison with a baseline cannot allow.
+
+    Here and not in the schema: what was recorded under such a policy must still verify.
+
+    Raises:
+        ConfigError: With the value and its range.
+    """
+    for name, (most, what) in _TOLERANCES.items():
+        value = policy.thresholds.get(name, 0.0)
+        if not 0 <= value <= most:
+            raise ConfigError(
+                f"{where}: thresholds.{name} is {value:g}; expected {what}.", key=name
+            )
 
 
 def _read_shipped(path: Path) -> dict[str, Any]:

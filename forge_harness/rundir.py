@@ -26,9 +26,15 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from forge_harness.canonical import canonical_json, digest_of, file_sha256, read_canonical
+from forge_harness.canonical import (
+    canonical_json,
+    digest_of,
+    file_sha256,
+    json_fault,
+    read_canonical,
+)
 from forge_harness.durable import read_plain, sync_directory, write_durably
-from forge_harness.errors import ExitCode, RunDirectoryError
+from forge_harness.errors import RunDirectoryError
 from forge_harness.paths import resolved_path
 from forge_harness.policy import Policy
 from forge_harness.record import ItemRecord, RunRecord
@@ -40,6 +46,8 @@ RESERVE_BYTES = 4 << 20
 """Freed to write the final record when the disk is full. A record of 150 checks takes about
 0.3 MB, its temporary copy as much again, reports up to 1 MB each."""
 MANIFEST_SCHEMA_VERSION = "1.0"
+NOT_PLAIN = "is not a plain file"
+"""What is wrong with a link or device in a run directory."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -47,8 +55,6 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 class DiskFullError(RunDirectoryError):
     """The run directory takes no more bytes; what was measured so far is in it."""
-
-    exit_code = ExitCode.INTERNAL_ERROR
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,8 +219,9 @@ def _refuse_content(path: Path) -> None:
     except FileNotFoundError:
         return
     except NotADirectoryError:
+        what = "a file" if path.is_file() else "below a file"
         raise RunDirectoryError(
-            f"Run directory {path} is a file; choose a directory that is new or empty."
+            f"Run directory {path} is {what}; choose a directory that is new or empty."
         ) from None
     except OSError as error:
         raise RunDirectoryError(f"Run directory {path}: {error.strerror}.") from error
@@ -287,7 +294,7 @@ def _read_model(file: Path, model: type[_Model]) -> _Model:
             f"{file} does not fit its schema: {where}: {first['msg']}."
         ) from error
     except (ValueError, RecursionError) as error:
-        raise RunDirectoryError(f"{file} is not JSON: {error}.") from error
+        raise RunDirectoryError(f"{file} is not JSON: {json_fault(error)}.") from error
 
 
 def check_manifest(path: Path) -> list[ManifestProblem]:
@@ -372,7 +379,7 @@ def all_files(path: Path) -> list[str]:
 def _odd_entries(path: Path) -> list[ManifestProblem]:
     """Returns what is neither a file nor a directory: its content could change unseen."""
     return [
-        ManifestProblem(name, "is not a plain file", "a plain file", "a link or device")
+        ManifestProblem(name, NOT_PLAIN, "a plain file", "a link or device")
         for name, mode in _walk(path)
         if not stat.S_ISREG(mode)
     ]
@@ -383,12 +390,16 @@ def _entry(path: Path, name: str) -> dict[str, Any]:
     return {"path": name, "bytes": file.stat().st_size, "sha256": file_sha256(file)}
 
 
+def leftovers(path: Path) -> set[str]:
+    """Returns the files of a run directory, relative to it, that killed writers left."""
+    bases = {name: name.rpartition("/")[2] for name, _ in _walk(path)}
+    return {n for n, base in bases.items() if base.startswith(".") and base.endswith(".partial")}
+
+
 def _remove_leftovers(path: Path) -> None:
     """Removes what a killed writer left: our temporary names, which no reader looks at."""
-    for name, _ in list(_walk(path)):
-        base = name.rpartition("/")[2]
-        if base.startswith(".") and base.endswith(".partial"):
-            (path / name).unlink()
+    for name in leftovers(path):
+        (path / name).unlink()
     odd = _odd_entries(path)
     if odd:
         raise RunDirectoryError(f"{path / odd[0].path} is a link or device; remove it.")

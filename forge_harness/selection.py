@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from forge_harness.canonical import read_canonical
+from forge_harness.canonical import json_fault, read_canonical
 from forge_harness.errors import ConfigError, UsageError, unknown_choice
 from forge_harness.paths import resolved_path, suites_dir
 from forge_harness.policy import (
@@ -18,8 +18,10 @@ from forge_harness.policy import (
     described,
     load_policy,
     read_toml,
+    refuse_tolerances,
     rows_of,
 )
+from forge_harness.protocols import CAPABILITIES
 from forge_harness.types import Profile
 
 USER_SUITE_WEIGHT = 5
@@ -71,6 +73,7 @@ def build_policy(
     """
     if policy_file is not None and policy_file.suffix == ".json":
         policy = _read_whole(policy_file)
+        refuse_tolerances(str(policy_file), policy)
     else:
         policy = load_policy(policy_file)
     return with_inline(with_catalogues(policy, catalogues), inline)
@@ -161,11 +164,26 @@ def _refuse_bad_entry(where: str, row: dict[str, Any]) -> None:
             choices = unknown_choice("key", key, CatalogueEntry.model_fields)
             raise ConfigError(f"{where}: {choices}", key=key)
     try:
-        CatalogueEntry.model_validate(row)
+        entry = CatalogueEntry.model_validate(row)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{where}: {key}: {first['msg']}.", key=key) from error
+    _refuse_unknown_capabilities(where, entry)
+
+
+def _refuse_unknown_capabilities(where: str, entry: CatalogueEntry) -> None:
+    """Of a capability that there is none of, every subject would be told not to offer it.
+
+    The check would then never apply, to anything, without a word.
+    """
+    kind, _, named = (entry.not_applicable or "").partition(":")
+    stated = [("requires", name) for name in entry.requires]
+    stated += [("not_applicable", named)] if kind == "capability" else []
+    for key, name in stated:
+        if name not in CAPABILITIES:
+            choices = unknown_choice("capability", name, CAPABILITIES)
+            raise ConfigError(f"{where}: {key}: {choices}", key=key)
 
 
 def with_inline(policy: Policy, inline: Iterable[InlineCheck]) -> Policy:
@@ -237,7 +255,7 @@ def _read_whole(file: Path) -> Policy:
         first = error.errors()[0]
         raise ConfigError(f"{file} is not a policy: {first['msg']}.", key=str(file)) from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{file} is not a policy: {error}.", key=str(file)) from error
+        raise ConfigError(f"{file} is not a policy: {json_fault(error)}.", key=str(file)) from error
 
 
 def refuse_unread_names(policy: Policy) -> None:

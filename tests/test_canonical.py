@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from forge_harness.canonical import canonical_json, read_canonical
+from forge_harness.canonical import canonical_json, json_fault, read_canonical
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,19 @@ def test_what_two_readers_could_take_differently_is_refused(text, words):
     with pytest.raises(ValueError, match=r".") as error:
         read_canonical(text)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b" \n", "it is empty"),
+        (b'{"a":\n 1,}', "from line 2, column 4 on it cannot be read as JSON"),
+        (b'{"a": "\xff"}', "it is not text in UTF-8"),
+        (b"[" * 100_000, "it is nested too deeply"),
+        (b'{"a": 1, "a": 2}', "key 'a' is there twice"),
+    ],
+)
+def test_what_is_wrong_with_a_text_is_said_in_words(text, words):
+    with pytest.raises((ValueError, RecursionError)) as error:
+        read_canonical(text)
+    assert json_fault(error.value) == words

@@ -33,6 +33,8 @@ OTHER = {bool: True, int: 7, float: 0.25, str: "other", tuple: ["a", "b"]}
 """A value that is no key's default, a type."""
 SPECIAL = {
     "run.profile": "full",
+    "declared.accelerator": "none",
+    "declared.causal_models": "none",
     "train.task": "bytes",
     "train.precision": "full",
     "train.compute": "int8",
@@ -246,7 +248,14 @@ def test_a_declared_key_of_the_users_own_is_kept(tmp_path):
         ("run.suite_paths", [3], "a list of text"),
         ("run.policy", 3, "text"),
         ("paths.runs", "", "text that is not empty"),
-        ("declared.accelerator", 1, "text"),
+        ("declared.accelerator", 1, "one of 'auto', 'cuda', 'none', 'rocm'"),
+        (
+            "declared.accelerator",
+            "None",
+            "one of 'auto', 'cuda', 'none', 'rocm'. Did you mean 'none'?",
+        ),
+        ("declared.causal_models", "few", "one of 'auto', 'none'"),
+        ("declared.gpu_count", 2, "text"),
         ("train.task", "digit", "one of 'bytes', 'digits'. Did you mean 'digits'?"),
         ("run.profile", "quik", "one of 'full', 'nightly', 'quick'. Did you mean 'quick'?"),
         ("train.compute", [], "one of 'exact', 'fake', 'int8'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -37,6 +38,11 @@ def test_the_commit_is_the_directorys(tmp_path):
     clean = collect_environment(tmp_path)
     assert len(clean["git_commit"]) == 40
     assert clean["git_dirty"] is False
+    # A refreshed index is written under a lock, in the way of a commit made at the same time.
+    index = (tmp_path / ".git" / "index").read_bytes()
+    os.utime(tmp_path / "file", (1, 1))
+    assert collect_environment(tmp_path)["git_dirty"] is False
+    assert (tmp_path / ".git" / "index").read_bytes() == index
     (tmp_path / "file").write_text("2", encoding="utf-8")
     assert collect_environment(tmp_path)["git_dirty"] is True
 

@@ -11,6 +11,7 @@ import pytest
 from forge_harness import report
 from forge_harness.errors import RunDirectoryError
 from forge_harness.finish import finish_run
+from forge_harness.report.provenance import render_again
 from forge_harness.rundir import check_manifest, read_record
 from forge_harness.scoring import verify_run
 
@@ -92,4 +93,21 @@ def test_a_disk_that_fills_up_leaves_the_older_report_whole(run, monkeypatch):
     monkeypatch.setattr(Path, "write_bytes", full)
     assert finish_run(run, record_of(ITEMS), POLICY, ("md",)) == []
     assert (run / "report.md").read_bytes() == older
+    assert verify_run(run) == []
+
+
+def test_a_report_that_cannot_be_made_leaves_the_page_that_compares(run, monkeypatch):
+    before = record_of(ITEMS).model_copy(update={"run_id": "before"})
+    record = record_of(ITEMS).model_copy(update={"files": {}})
+    finish_run(run, record, POLICY, ("md",), baseline=before)
+
+    def broken(run_dir, record, policy, formats, **_):
+        (run_dir / "report.html").write_text("half", encoding="utf-8")
+        raise ValueError("cannot compute length")
+
+    monkeypatch.setattr(report, "write_reports", broken)
+    with pytest.raises(ValueError, match="length"):
+        finish_run(run, record, POLICY, ("md", "html"))
+    again = render_again(run, read_record(run), POLICY)
+    assert (again.same, again.problems) == (["report.md"], [])
     assert verify_run(run) == []

@@ -89,6 +89,15 @@ def test_formatting_does_not_move_the_digest(tmp_path):
         ("[thresholds.gates]\naccuracy.at_least = inf\n", "finite number"),
         ("[thresholds.gates]\naccuracy.at_least = 1e400\n", "finite number"),
         ("[thresholds.gates]\naccuracy.at_least = true\n", "valid number"),
+        (
+            "[thresholds.baseline]\nscore_drop.at_most = -1\n",
+            r"toml: thresholds\.baseline\.score_drop\.at_most is -1; expected points from 0 to 100",
+        ),
+        (
+            "[thresholds.baseline]\ngate_worsening.at_most = 2\n",
+            r"gate_worsening\.at_most is 2; expected a share from 0 to 1, such as 0\.02 for 2 %",
+        ),
+        ("[thresholds.baseline]\ngate_worsening.at_most = 1e308\n", "is 1e.308; expected a share"),
         ("[suite_weights]\ndata = 1e23\n", "suite_weights.data: .*valid integer"),
         ("[suite_weights]\ndata = 100000000000000000000000\n", "suite_weights.data: .*less than"),
         ("[severity_weights]\nhigh = 1e23\n", "severity_weights.high: .*valid integer"),

@@ -271,7 +271,7 @@ def test_an_item_that_does_not_fit_leaves_the_others_whole(tmp_path):
         file_size_limited(size + 100),
     ):
         directory.append_item(make_item("y", size=300))
-    assert caught.value.exit_code is ExitCode.INTERNAL_ERROR
+    assert caught.value.exit_code is ExitCode.USAGE
     assert (tmp_path / "run" / "items.jsonl").stat().st_size == size
     assert read_items(tmp_path / "run") == [make_item("x")]
 

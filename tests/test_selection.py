@@ -129,6 +129,13 @@ def test_the_policy_of_a_run_is_whole(own, tmp_path):
     file.write_text('{"units":{},' + text[1:], encoding="utf-8")
     with pytest.raises(ConfigError, match=r"is not a policy: key 'units' is there twice\."):
         build_policy(file)
+    file.write_text("", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"is not a policy: it is empty\."):
+        build_policy(file)
+    loose = first.thresholds | {"baseline.gate_worsening.at_most": -0.5}
+    file.write_text(first.model_copy(update={"thresholds": loose}).model_dump_json())
+    with pytest.raises(ConfigError, match=r"policy\.json: thresholds\.baseline\..* is -0\.5; expe"):
+        build_policy(file)
     with pytest.raises(ConfigError, match=r"Cannot read .*gone\.json: No such file"):
         build_policy(tmp_path / "gone.json")
 
@@ -152,6 +159,11 @@ def test_the_policy_of_a_run_is_whole(own, tmp_path):
         (ENTRY + "timeout_s = 1e300\n", "check 1: timeout_s: "),
         (ENTRY + "version = 99999999999999999999\n", "check 1: version: "),
         (ENTRY + "version = true\n", "check 1: version: .*integer"),
+        (
+            ENTRY + "not_applicable = 'capability:Trian'\n",
+            "check 1: not_applicable: Unknown capability 'Trian'. Did you mean 'Trains'",
+        ),
+        (ENTRY + "requires = ['Trains', 'Packz']\n", "check 1: requires: Unknown .* mean 'Packs'"),
     ],
 )
 def test_a_bad_catalogue_is_one_sentence(own, text, message):

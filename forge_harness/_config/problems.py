@@ -155,9 +155,8 @@ def _property(key: str) -> dict[str, Any]:
     """Returns the JSON Schema of one key, references resolved."""
     section, _, name = key.partition(".")
     table = _resolve(_schema()["properties"].get(section, {}))
-    if section in OPEN_SECTIONS:
-        return {"type": "string"}
-    return _resolve(table.get("properties", {}).get(name, {}))
+    other = {"type": "string"} if section in OPEN_SECTIONS else {}
+    return _resolve(table.get("properties", {}).get(name, other))
 
 
 def _resolve(node: dict[str, Any]) -> dict[str, Any]:

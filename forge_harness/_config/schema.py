@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, StrictStr, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    StrictStr,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from forge_harness.types import Profile
@@ -16,9 +24,14 @@ PACK_BLOCK = 4
 _WHOLE_BYTES = f"a multiple of {PACK_BLOCK}, because {PACK_BLOCK} ternary codes fill a byte"
 
 DECLARED_DEFAULTS: dict[str, str] = {"accelerator": "auto", "causal_models": "auto"}
+DECLARED_CHOICES: dict[str, tuple[str, ...]] = {
+    "accelerator": ("auto", "cuda", "none", "rocm"),
+    "causal_models": ("auto", "none"),
+}
+"""What the checks and predicates that ship know; "None" or "gpu" would mean something to nobody."""
 DECLARED_DOCS = {
     "accelerator": "auto: what is looked for and not found is not measured. none: this machine "
-    "has none, and checks of it do not apply.",
+    "has none, and checks of it do not apply. cuda, rocm: one must be here.",
     "causal_models": "auto, or none: no model of the subject is causal, and checks of the mask do "
     "not apply.",
 }
@@ -51,8 +64,8 @@ class RunConfig(BaseModel):
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of every random choice of the run."""
     subject: str = ""
-    """What is validated: package.module:object, path/to/file.py:object or an entry point name.
-    Empty: the reference pipeline."""
+    """What is validated: package.module:object, path/to/file.py:object, an entry point name
+    or the path of a checkpoint. Empty: the reference pipeline."""
     run_dir: str = ""
     """Directory of the run; it must not exist or be empty. Empty: a new one named by the UTC
     time under paths.runs."""
@@ -177,7 +190,15 @@ class HarnessConfig(BaseModel):
     model_config = _SECTION
 
     run: RunConfig = Field(default_factory=RunConfig)
-    declared: dict[str, str] = Field(default_factory=lambda: dict(DECLARED_DEFAULTS))
+    declared: dict[str, str] = Field(
+        default_factory=lambda: dict(DECLARED_DEFAULTS),
+        json_schema_extra={
+            "properties": {
+                name: {"type": "string", "enum": list(choices), "description": DECLARED_DOCS[name]}
+                for name, choices in DECLARED_CHOICES.items()
+            }
+        },
+    )
     """Facts about this machine and subject that not-applicable predicates of the catalogue
     read, for example accelerator = "none" or causal_models = "none"."""
     train: TrainConfig = Field(default_factory=TrainConfig)
@@ -188,6 +209,15 @@ class HarnessConfig(BaseModel):
     @classmethod
     def _defaults_of_the_task(cls, data: Any) -> Any:  # noqa: ANN401 - raw input
         return _with_defaults(data) if isinstance(data, dict) else data
+
+    @field_validator("declared")
+    @classmethod
+    def _are_known(cls, declared: dict[str, str]) -> dict[str, str]:
+        for name, choices in DECLARED_CHOICES.items():
+            value = declared.get(name)
+            if value is not None and value not in choices:
+                raise _rule(name, value, f"one of {', '.join(map(repr, choices))}")
+        return declared
 
 
 _BYTES_TRAIN = {"steps": 300, "batch_size": 4, "learning_rate": 2e-3, "weight_decay": 0.1}

@@ -122,8 +122,9 @@ class LazyGroup(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401 - click's own signature
         """Runs the command line and exits with one of our codes, never with click's own."""
-        from forge_harness.cli.terminal import results_stand
+        from forge_harness.cli.terminal import hold_standard_streams, results_stand
 
+        hold_standard_streams()
         kwargs["standalone_mode"] = False
         with results_stand():
             code = _run(lambda: super(LazyGroup, self).main(*args, **kwargs))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from forge_harness.cli.gate import accepted, admitted
+from forge_harness.cli.github import not_obeyed
 from forge_harness.cli.options import NamedPath, check_target, examples, json_option
 from forge_harness.cli.summary import score_sentence
 from forge_harness.cli.terminal import echo_json, printable, several, shown
@@ -152,7 +153,7 @@ def _moved(file: Path, now: Baseline) -> list[str]:
         for gate in sorted({*before.gates, *now.gates})
         if before.gates.get(gate) != now.gates.get(gate)
     ]
-    return [printable(line) for line in lines]
+    return [not_obeyed(line) for line in lines]
 
 
 def _number(value: float | None) -> str:
@@ -204,4 +205,4 @@ def _text(baseline: Baseline, acceptance: Acceptance) -> str:
         f"{several(len(baseline.checks), 'check')}, {several(len(baseline.gates), 'gate value')}:",
         *(f"  {gate}: {value:.6g}" for gate, value in sorted(baseline.gates.items())),
     ]
-    return "\n".join(printable(line) for line in lines)
+    return "\n".join(map(not_obeyed, lines))

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from forge_harness.cli.github import not_obeyed
+from forge_harness.cli.terminal import say
 from forge_harness.errors import ForgeError
+from forge_harness.record import ItemRecord
 from forge_harness.types import Profile
 
 TIMEOUT_S = 120
@@ -16,6 +19,8 @@ TIMEOUT_S = 120
 
 def collected_marks(suite_paths: Sequence[Path]) -> list[dict[str, Any]]:
     """Returns the mark of each collected test, over the shipped suites and the user's.
+
+    What cannot be collected is told on standard error: whatever tests it holds look unwritten.
 
     Raises:
         ForgeError: Collection ended without an answer; the sentence has pytest's last line.
@@ -26,7 +31,8 @@ def collected_marks(suite_paths: Sequence[Path]) -> list[dict[str, Any]]:
     from forge_harness.paths import suites_dir
 
     with tempfile.TemporaryDirectory(prefix="forge-collect-") as scratch:
-        events = Events(Path(scratch) / "events.jsonl", lambda item: None)
+        told: list[ItemRecord] = []
+        events = Events(Path(scratch) / "events.jsonl", told.append)
         # Nightly is the widest scope: a check outside the default profile has a test too.
         command = pytest_command(
             [suites_dir(), *suite_paths],
@@ -53,4 +59,8 @@ def collected_marks(suite_paths: Sequence[Path]) -> list[dict[str, Any]]:
     if events.finished is None:
         lines = (done.stdout + done.stderr).strip().splitlines()
         raise ForgeError(f"Collecting the checks failed: {lines[-1] if lines else 'no output'}.")
+    for item in told:
+        # Nothing ran, so each test that was collected is told of too, as one that never did.
+        if item.nodeid not in events.marks:
+            say(f"Not collected: {not_obeyed(f'{item.nodeid} {item.reason}')}")
     return list(events.marks.values())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from forge_harness.cli.gate import accepted, admitted
+from forge_harness.cli.github import text_without_commands
 from forge_harness.cli.options import NamedPath, examples, json_option
 from forge_harness.cli.summary import score_sentence
 from forge_harness.cli.terminal import echo_json, printable, table
@@ -118,7 +119,8 @@ def _text(
     if changes.uncompared:
         lines += ["", f"Not compared: {len(changes.uncompared)}"]
         lines += [f"  {printable(c.check)}: {printable(c.why)}" for c in changes.uncompared]
-    return "\n".join(lines)
+    # Gates and node ids are named by whoever made the runs, or the file under review.
+    return text_without_commands(lines)
 
 
 def _cells(row: GateResult, before: float | None) -> tuple[str, ...]:

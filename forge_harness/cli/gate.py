@@ -26,11 +26,11 @@ from forge_harness.cli.terminal import printable, say
 from forge_harness.errors import ExitCode, ForgeError, UsageError, VerificationError
 from forge_harness.policy import Policy
 from forge_harness.record import RunRecord, moment
-from forge_harness.rundir import MANIFEST, RUN
+from forge_harness.rundir import MANIFEST, NOT_PLAIN, RUN
 from forge_harness.types import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
 
     from forge_harness.integration.baselines import Baseline
     from forge_harness.scoring import Discrepancy
@@ -151,8 +151,16 @@ def admitted(directory: Path) -> tuple[RunRecord, Policy]:
         return admitted_here(directory)
 
 
-def admitted_here(directory: Path) -> tuple[RunRecord, Policy]:
-    """Reads a run as `admitted` does, for whoever holds it already."""
+def admitted_here(
+    directory: Path, renewed: Container[str] = frozenset()
+) -> tuple[RunRecord, Policy]:
+    """Reads a run as `admitted` does, for whoever holds it already.
+
+    Args:
+        directory: The run.
+        renewed: Files in it that are made anew from the record at once: what is there of them does
+            not matter.
+    """
     from forge_harness.errors import RunDirectoryError
     from forge_harness.scoring import verify_run
 
@@ -168,7 +176,9 @@ def admitted_here(directory: Path) -> tuple[RunRecord, Policy]:
         raise UnfinishedRunError(
             f"Refused: the run in {directory} did not finish; run it again to gate it."
         )
-    _refuse(directory, verify_run(directory))
+    problems = verify_run(directory)
+    # A link would be written through, or keep the run from being sealed.
+    _refuse(directory, [p for p in problems if p.file not in renewed or p.what == NOT_PLAIN])
     _refuse_the_future(directory, record)
     return record, policy
 

@@ -102,6 +102,11 @@ def without_commands(text: str) -> str:
     return text.replace("##[", "## [")
 
 
+def text_without_commands(lines: Sequence[str]) -> str:
+    """Returns lines, and tables of them, as one text that the runner shows and does not obey."""
+    return "\n".join(without_commands(line) for text in lines for line in text.split("\n"))
+
+
 def not_obeyed(text: str) -> str:
     """Returns a line made of others' words that neither a terminal nor the runner obeys."""
     return without_commands(printable(text))

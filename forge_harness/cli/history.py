@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from forge_harness.cli.github import text_without_commands, without_commands
 from forge_harness.cli.history_text import breaks_between, refused_lines, rescored_lines, trend
 from forge_harness.cli.options import (
     NamedPath,
@@ -67,7 +68,7 @@ def show_command(directories: tuple[Path, ...], config_file: Path | None, as_jso
         rows = [{**described(run), "breaks": [asdict(b) for b in broken]} for run, broken in pairs]
         echo_json({"runs": rows, "refused": [refused.to_json() for refused in found.refused]})
         return
-    click.echo("\n".join([*trend(found, breaks), *refused_lines(found)]))
+    _print([*trend(found, breaks), *refused_lines(found)])
 
 
 @history_group.command(
@@ -107,7 +108,7 @@ def export_command(
     check_target(out)
     content, refused = exported(stored_runs(config_file, directories), kind)
     for run in refused:
-        say(f"Left out: {run.line()}")
+        say(without_commands(f"Left out: {run.line()}"))
     if out is None:
         click.echo(content, nl=False)
     else:
@@ -154,7 +155,12 @@ def rescore_command(
         refused = [run.to_json() for run in found.refused]
         echo_json({"policy_digest": policy.digest, "runs": rows, "refused": refused})
         return
-    click.echo("\n".join([*rescored_lines(found, again, policy), *refused_lines(found)]))
+    _print([*rescored_lines(found, again, policy), *refused_lines(found)])
+
+
+def _print(lines: Sequence[str]) -> None:
+    # The names of directories and runs are those of whoever could write where runs are kept.
+    click.echo(text_without_commands(lines))
 
 
 def _rescored(run: StoredRun, policy: Policy, *, is_whole: bool) -> Rescored:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from forge_harness.cli.options import NamedPath, examples, json_option
+from forge_harness.cli.options import NamedPath, check_target, examples, json_option
 from forge_harness.cli.terminal import echo_json, say, several, table
 from forge_harness.errors import ExitCode, ForgeError, SecurityError, UsageError
 
@@ -44,6 +44,8 @@ def new_command(path: Path) -> int:
     from forge_harness.security.key_sources import create_keyring
     from forge_harness.security.keys import Keyring
 
+    if not path.exists():
+        check_target(path)
     keyring = Keyring.new()
     try:
         create_keyring(path, keyring)

@@ -23,6 +23,7 @@ from forge_harness.cli.terminal import echo_json, several, table
 from forge_harness.types import Severity
 
 if TYPE_CHECKING:
+    from forge_harness.config import LoadedConfig
     from forge_harness.policy import CatalogueEntry
 
 
@@ -124,15 +125,26 @@ def suites(config_file: Path | None, as_json: bool) -> None:
 @config_option
 @json_option
 def waivers(config_file: Path | None, as_json: bool) -> None:
-    """List the waivers in force: check, owner, issue, expiry, and which have expired."""
+    """List the waivers in force: check, owner, issue, expiry, and which have expired.
+
+    One for a check that the catalogue does not have, the checks of your own included, excuses
+    nothing: unknown.
+    """
     from forge_harness.waivers import load_waivers
 
-    file = load(config_file).path("run.waivers")
+    loaded = load(config_file)
+    file = loaded.path("run.waivers")
     existing(file, "Waiver file")
     today = datetime.now(UTC).date().isoformat()
+    found = load_waivers(file) if file is not None else []
+    unknown = _unknown({waiver.check for waiver in found}, loaded)
     rows = [
-        {**waiver.model_dump(), "expired": waiver.expires < today}
-        for waiver in (load_waivers(file) if file is not None else [])
+        {
+            **waiver.model_dump(),
+            "expired": waiver.expires < today,
+            "unknown": waiver.check in unknown,
+        }
+        for waiver in found
     ]
     if as_json:
         echo_json(rows)
@@ -146,9 +158,22 @@ def waivers(config_file: Path | None, as_json: bool) -> None:
             r["owner"],
             r["issue"],
             r["expires"],
-            "expired" if r["expired"] else "live",
+            "unknown check" if r["unknown"] else "expired" if r["expired"] else "live",
             r["reason"],
         )
         for r in rows
     ]
     click.echo(table(("check", "owner", "issue", "expires", "state", "reason"), cells))
+
+
+def _unknown(checks: set[str], loaded: LoadedConfig) -> set[str]:
+    """Returns which of the check ids neither a catalogue nor a marker defines."""
+    from forge_harness.cli.collect import collected_marks
+    from forge_harness.selection import inline_from
+
+    unknown = checks - policy_in_force(loaded).by_id.keys()
+    paths = loaded.suite_paths()
+    if not unknown or not paths:
+        return unknown
+    # Collecting imports all suites, which takes seconds.
+    return unknown - {check.check for check in inline_from(collected_marks(paths))}

@@ -242,7 +242,13 @@ def check_target(path: Path | None) -> None:
             f"{path} is within a run ({around}), which would no longer verify; choose a file "
             "outside of it."
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        # Of a path below a file: that the file exists is no fault, that it is none of a directory.
+        raise NotADirectoryError(
+            errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename
+        ) from error
     with tempfile.TemporaryFile(dir=path.parent):
         pass
 

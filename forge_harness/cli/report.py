@@ -20,6 +20,7 @@ from forge_harness.cli.options import (
 from forge_harness.cli.run import DEFAULT_FORMATS, parse_formats
 from forge_harness.cli.terminal import say
 from forge_harness.errors import ConfigError, RunDirectoryError, UsageError
+from forge_harness.rundir import DiskFullError, leftovers
 
 if TYPE_CHECKING:
     from forge_harness.integration.baselines import AcceptedRun
@@ -80,7 +81,8 @@ def report_command(
     again from what both gave.
 
     The exit code does not depend on the verdict: `gate` gates. But the run must verify, as it must
-    for `gate`: a report of a forged record would look like one of a sound run.
+    for `gate`: a report of a forged record would look like one of a sound run. Only the reports
+    that are written now may be missing or changed, as a writing that was killed leaves them.
     """
     if last is not None and not kept_in:
         raise UsageError("--last goes with --history DIR: name where the runs are kept.")
@@ -90,12 +92,26 @@ def report_command(
     baseline = None if accepted_at is None else accepted(accepted_at)
     kept = _kept(kept_in) if kept_in else None
     with alone_in(directory) if out is None else nullcontext():
-        record, policy = (admitted_here if out is None else admitted)(directory)
+        if out is None:
+            record, policy = admitted_here(directory, _renewed(directory, formats))
+        else:
+            record, policy = admitted(directory)
         history = None if kept is None else _leading_to(record, kept, last)
         write = _anew if out is None else _elsewhere
         written = write(out or directory, record, policy, formats, (baseline, history))
     for path in written:
         click.echo(path)
+
+
+def _renewed(directory: Path, formats: tuple[str, ...]) -> set[str]:
+    """Returns the files that writing replaces, which a killed writer may have left as they came.
+
+    A run must not be lost for a page that its record gives again.
+    """
+    from forge_harness.report.provenance import REPORTS
+    from forge_harness.report.write import WRITERS
+
+    return {REPORTS, *(WRITERS[name][0] for name in formats), *leftovers(directory)}
 
 
 def _anew(
@@ -112,7 +128,13 @@ def _anew(
     baseline, history = compared
     # Between the first new report and the new manifest the run does not verify.
     with uninterrupted():
-        return finish_run(directory, record, policy, formats, baseline=baseline, history=history)
+        written = finish_run(directory, record, policy, formats, baseline=baseline, history=history)
+    if not written:
+        raise DiskFullError(
+            f"No space left for the reports of {directory}, which are as they were; free some and "
+            "run it again."
+        )
+    return written
 
 
 def _kept(kept_in: tuple[Path, ...]) -> tuple[list[KeptRun], int]:

@@ -93,8 +93,8 @@ _FLAGS: tuple[Callable[..., Any], ...] = (
         "--subject",
         type=NamedText(),
         metavar="SPEC",
-        help="What is validated: module:object, file.py:object or an "
-        "entry point (default: the reference pipeline).",
+        help="What is validated: module:object, file.py:object, an entry point, or the path of a "
+        "checkpoint (default: the reference pipeline).",
     ),
     click.option("--seed", metavar="N", help="Seed of every random choice (default: 0)."),
     click.option(
@@ -243,7 +243,12 @@ def run_directory(loaded: LoadedConfig) -> Iterator[Path]:
     runs = loaded.path("paths.runs")
     assert runs is not None
     missing = [path for path in (runs, *runs.parents) if not path.exists()]
-    runs.mkdir(parents=True, exist_ok=True)
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise RunDirectoryError(
+            f"{error.filename} is a file; expected the directory of runs (paths.runs)."
+        ) from error
     made = _new_directory(runs, datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ"))
     try:
         yield made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,6 +97,9 @@ def summary(
     lines += python_warning_lines(record)
     page = next((path for path in written if path.suffix == ".html"), None)
     lines.append(f"Report: {shown(page)}" if page else f"Run: {shown(directory)}")
+    if not written:
+        again = f"forge-harness report {shlex.quote(shown(directory))}"
+        lines.append(f"No space was left for the reports: free some, and `{again}` makes them.")
     lines.append(printable(policy_line(policy)))
     lines.append(f"Exit code {int(code)}: {MEANINGS[code]}.")
     return "\n".join(lines)

@@ -155,6 +155,26 @@ class Spare:
         return getattr(self._stream, name)
 
 
+def hold_standard_streams() -> None:
+    """Opens standard input, output and error on nothing where they are closed (`run <&-`).
+
+    Their numbers would go to the next files that are opened: to the run's own, into which a child
+    would print, or to the pipe by which a child sees that this process ended.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:
+            # To the end of the process, as the stream it stands for.
+            setattr(sys, name, Path(os.devnull).open("r+" if number == 0 else "w"))  # noqa: SIM115
+
+
 @contextlib.contextmanager
 def results_stand() -> Iterator[None]:
     """Lets a command end as it would, whether or not anybody reads what it prints.

@@ -19,7 +19,7 @@ from pydantic import (
     model_serializer,
 )
 
-from forge_harness.canonical import read_canonical
+from forge_harness.canonical import json_fault, read_canonical
 from forge_harness.durable import write_durably
 from forge_harness.errors import ConfigError
 from forge_harness.record import Moment, RunRecord, ScoreRecord
@@ -217,7 +217,7 @@ def read_baseline(file: Path) -> Baseline:
         key = ".".join(str(part) for part in first["loc"]) or "the file"
         raise ConfigError(f"{file} is no baseline: {key}: {first['msg']}.", key=key) from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{file} is no baseline: {error}.", key=str(file)) from error
+        raise ConfigError(f"{file} is no baseline: {json_fault(error)}.", key=str(file)) from error
     if baseline.acceptance is None:
         raise ConfigError(
             f"{file} is a baseline nobody accepted; make one with `forge-harness baseline accept`.",

@@ -276,6 +276,12 @@ class PipelineValidator:
             command = [*_CHILD, "probe", self._subject_spec, str(out)]
             limit_s = min(SUBJECT_TIMEOUT_S, self._timeout_s or SUBJECT_TIMEOUT_S)
             status = _run_to_end(command, log, limit_s)
+            if status is None and limit_s < SUBJECT_TIMEOUT_S:
+                raise SubjectError(
+                    f"Subject {self._subject_spec!r} was not loaded within the {limit_s:g} s that "
+                    "the whole run may take; give it more (--deadline, run.deadline_s), or 0 for "
+                    "no limit."
+                )
             if status is None:
                 raise SubjectError(
                     f"Subject {self._subject_spec!r} was not loaded within {limit_s:g} s; its "

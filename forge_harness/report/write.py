@@ -68,7 +68,8 @@ def write_reports(
     """
     written = []
     compared: dict[str, Any] = {"baseline": baseline, "history": history}
-    for file, text in render_reports(run_dir, record, policy, formats, **compared):
+    # All are rendered before one is written: who is killed meanwhile leaves those of before.
+    for file, text in list(render_reports(run_dir, record, policy, formats, **compared)):
         # Whole or not at all: an older report of the run stays until this one is on disk.
         write_durably(run_dir / file, text.encode())
         written.append(run_dir / file)

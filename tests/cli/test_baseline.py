@@ -190,6 +190,7 @@ def test_a_file_that_is_no_baseline_is_none(invoke, measured, tmp_path, command)
         result = invoke(command, *given)
         assert result.exit_code == ExitCode.BASELINE_MISSING
         assert "No baseline: " in result.output
+        assert content or f"{file} is no baseline: it is empty.\n" in result.output
 
 
 def test_a_run_directory_has_nobody_to_show(invoke, measured):

@@ -1,9 +1,13 @@
 """GitHub's limits: ten annotations a kind, a summary under 1 MiB, escapes."""
 
+from dataclasses import replace
+from shutil import copytree
+
 import pytest
 
 from forge_harness.cli.github import MAX_SUMMARY_BYTES, annotation_commands, append_summary, cut
-from forge_harness.rundir import read_record
+from forge_harness.rundir import RunDirectory, read_items, read_policy, read_record
+from forge_harness.scoring import assemble, context_of
 
 MANY = tuple((f"data.c{n:02}", "high") for n in range(13))
 
@@ -105,3 +109,38 @@ def test_what_earlier_steps_wrote_counts(tmp_path):
     append_summary("line\n" * 1000, {"GITHUB_STEP_SUMMARY": str(target)})
     assert target.stat().st_size <= MAX_SUMMARY_BYTES
     append_summary("ignored", {})
+
+
+def forged(run, **changed):
+    """Seals a run again with another id and policy, as anybody can who makes runs."""
+    record, policy = read_record(run), read_policy(run)
+    limits = policy.thresholds | {"gates.::error::x.at_least": 1.0}
+    units = {"gates.::error::x": "1"}
+    policy = policy.model_copy(update={"thresholds": limits, "units": units})
+    context = replace(context_of(record), run_id="::error::id")
+    directory = RunDirectory.open_existing(run)
+    again = assemble(policy, read_items(run), scope=record.scope, context=context)
+    directory.write_final(again, policy)
+    directory.seal()
+    return run
+
+
+def test_no_name_in_a_run_is_a_command_to_the_runner(invoke, measured, tmp_path, monkeypatch):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    good = forged(measured()).rename(kept / "good")
+    damaged = kept / "::error::damaged"
+    copytree(good, damaged)
+    (damaged / "items.jsonl").write_text("")
+    notes = tmp_path / "p.toml"
+    notes.write_text("[thresholds.gates]\naccuracy.at_least = 0.9\n")
+    monkeypatch.chdir(kept)
+    for command in (
+        ("history", "show", "."),
+        ("history", "rescore", ".", "--policy", str(notes)),
+        ("compare", "good", "good"),
+    ):
+        result = invoke(*command)
+        assert "error::" in result.output, command
+        obeyed = [line for line in result.output.splitlines() if line.lstrip().startswith("::")]
+        assert not obeyed, command

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from forge_harness.cli.keys import PURPOSES, keys_group
 from forge_harness.cli.options import sealer_of
 from forge_harness.cli.state import state_group
 from forge_harness.errors import ForgeError, MissingKeyError
+from forge_harness.rundir import check_manifest
 from forge_harness.security import envelope
 from forge_harness.security.key_sources import create_keyring, keyring_from_file
 from forge_harness.security.keys import Keyring, Purpose
@@ -38,6 +40,19 @@ def test_a_keyring_is_never_written_over(keys: Path) -> None:
     assert "could never be read again" in str(again.exception)
     assert keys.read_bytes() == before
     assert keys.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_keyring_is_no_part_of_a_run_and_lies_below_no_file(
+    tmp_path: Path, run_of: Callable[..., Path]
+) -> None:
+    made = run_of()
+    within = run("new", str(made / "keys.json"))
+    assert "is within a run" in str(within.exception)
+    assert check_manifest(made) == []
+    (tmp_path / "file").touch()
+    below = run("new", str(tmp_path / "file" / "keys.json"))
+    assert isinstance(below.exception, NotADirectoryError)
+    assert below.exception.filename == str(tmp_path / "file")
 
 
 def test_listing_shows_every_key_and_no_bytes_of_one(keys: Path) -> None:

@@ -92,6 +92,15 @@ def test_a_table_says_none_where_there_is_no_test(invoke, project):
     assert lines[-1].startswith("14 checks, ")
 
 
+def test_a_module_that_cannot_be_collected_is_named(invoke, project):
+    (project / "mine" / "test_mine.py").write_text("import no_such_module\n" + MINE)
+    result = invoke("list", "checks", "--suite", "mine", "--json")
+    assert result.exit_code == 0
+    assert [row["collected"] for row in json.loads(result.stdout)] == [False]
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Not collected: test_mine.py could not be collected: ModuleNotFound")
+
+
 @pytest.mark.usefixtures("collected_before")
 def test_an_unknown_suite_gets_the_nearest_name(invoke, project):
     result = invoke("list", "checks", "--suite", "securty")
@@ -121,6 +130,7 @@ def test_waivers_say_which_have_expired(invoke, project):
     )
     (project / "forge.toml").write_text('[run]\nwaivers = "waivers.toml"\n')
     rows = json.loads(invoke("list", "waivers", "--json").output)
+    assert not any(row["unknown"] for row in rows)
     assert [(row["check"], row["expired"]) for row in rows] == [
         ("data.balance", True),
         ("data.leak_canary", False),
@@ -128,6 +138,23 @@ def test_waivers_say_which_have_expired(invoke, project):
     assert "expired" in invoke("list", "waivers").output
     (project / "forge.toml").write_text('[run]\nwaivers = "gone.toml"\n')
     assert invoke("list", "waivers").exit_code == ExitCode.USAGE
+
+
+@pytest.mark.usefixtures("collected_before")
+def test_a_waiver_of_a_check_that_does_not_exist_says_so(invoke, project):
+    waiver = (
+        '[[waiver]]\ncheck = "{}"\nowner = "ann"\nreason = "known"\nissue = "#7"\n'
+        'expires = "2999-01-01"\n'
+    )
+    ids = ("data.balance", "mine.unwritten", "mine.holds", "data.balanse")
+    (project / "waivers.toml").write_text("".join(map(waiver.format, ids)))
+    with (project / "forge.toml").open("a") as stream:
+        stream.write('waivers = "waivers.toml"\n')
+    rows = json.loads(invoke("list", "waivers", "--json").output)
+    assert [row["unknown"] for row in rows] == [False, False, False, True]
+    *others, last = invoke("list", "waivers").output.splitlines()
+    assert "  unknown check  " in last
+    assert all("  live  " in line for line in others[1:])
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 
 import pytest
 
@@ -12,6 +13,7 @@ from forge_harness.canonical import canonical_json
 from forge_harness.cli.directory_lock import alone_in
 from forge_harness.errors import ExitCode
 from forge_harness.imports import python_program
+from forge_harness.probes.limits import file_size_limited
 from forge_harness.report import write as report_module
 from forge_harness.rundir import RunDirectory
 from forge_harness.scoring import verify_run
@@ -45,6 +47,20 @@ def test_writing_again_changes_nothing(invoke, run_of):
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
 
 
+def test_a_full_disk_is_an_error_and_leaves_the_run_as_it_was(invoke, measured):
+    run = measured(beta="fail")
+    invoke("report", run, "--format", "html,md", "--baseline", measured())
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    largest = max(len(content) for path, content in before.items() if path.suffix != ".html")
+    # The Markdown still fits, the page does not.
+    with file_size_limited(largest):
+        result = invoke("report", run, "--format", "md,html,json")
+    assert result.exit_code == ExitCode.USAGE
+    assert f"No space left for the reports of {run}, which are as they were" in result.stderr
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert invoke("verify", run).exit_code == ExitCode.PASS
+
+
 def test_elsewhere_leaves_the_run_alone(invoke, run_of, tmp_path):
     run = run_of()
     before = sorted(run.rglob("*"))
@@ -65,6 +81,42 @@ def test_a_damaged_run_is_given_no_report_and_no_new_manifest(invoke, run_of, tm
     assert (run / "manifest.json").read_bytes() == manifest
     assert verify_run(run)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_whose_report_was_killed_is_mended_by_it(invoke, run_of):
+    """SIGKILL, as of a CI job that is over, once pages are written and nothing says so."""
+    run = run_of(beta="fail")
+    killed = (
+        "import os, signal, sys\n"
+        "from forge_harness.cli import main\n"
+        "from forge_harness.report import provenance\n"
+        "provenance.note = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "main(sys.argv[1:])\n"
+    )
+    command = [sys.executable, "-c", killed, "report", str(run), "--format", "md,json"]
+    assert subprocess.run(command, check=False, timeout=120).returncode == -signal.SIGKILL
+    (run / ".report.html.1-0123abcd.partial").write_text("half")
+    assert verify_run(run)
+    for formats, code in (("md", ExitCode.VERIFICATION_FAILED), ("json,md", ExitCode.PASS)):
+        result = invoke("report", run, "--format", formats)
+        assert result.exit_code == code, result.output
+    assert verify_run(run) == []
+    assert sorted(path.name for path in run.glob("*report*")) == [
+        "report.json",
+        "report.md",
+        "reports.json",
+    ]
+
+
+def test_a_report_that_is_a_link_is_damage(invoke, run_of, tmp_path):
+    run = run_of()
+    invoke("report", run, "--format", "md")
+    (run / "report.md").rename(tmp_path / "elsewhere")
+    (run / "report.md").symlink_to(tmp_path / "elsewhere")
+    before = (tmp_path / "elsewhere").read_bytes()
+    result = invoke("report", run, "--format", "md", "--baseline", run_of())
+    assert result.exit_code == ExitCode.VERIFICATION_FAILED
+    assert (tmp_path / "elsewhere").read_bytes() == before
 
 
 def test_a_forged_verdict_gets_no_report(invoke, run_of, tmp_path):

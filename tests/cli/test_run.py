@@ -215,11 +215,17 @@ def test_a_closed_terminal_ends_a_run_with_2_and_a_sealed_directory(project):
         ),
         (["--run-dir", "mine"], "is not empty (it holds"),
         (["--run-dir", "toy.py"], "is a file; choose a directory that is new or empty."),
+        (["--run-dir", "toy.py/run"], "toy.py/run is below a file; choose a directory that is"),
+        (
+            ["--config", "runs.toml"],
+            "toy.py is a file; expected the directory of runs (paths.runs).",
+        ),
         (["--subject", "toy.py:Tyo"], "has no 'Tyo'. Did you mean 'Toy'?"),
     ],
 )
 def test_bad_input_is_one_sentence_and_4(invoke, project, arguments, sentence):
     (project / "broken.toml").write_text("[x\n")
+    (project / "runs.toml").write_text('[paths]\nruns = "toy.py"\n')
     result = invoke("run", *arguments)
     assert result.exit_code == ExitCode.USAGE, result.output
     error = result.stderr.splitlines()

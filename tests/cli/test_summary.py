@@ -30,10 +30,14 @@ def test_everything_a_reader_needs_is_there(run_of):
 
 def test_a_run_without_a_page_names_its_directory(run_of):
     run = run_of()
-    text = summary(read_record(run), read_policy(run), run, [], ExitCode.PASS)
+    record = read_record(run)
+    text = summary(record, read_policy(run), run, [], ExitCode.PASS)
     assert f"Run: {run}" in text
+    assert f"No space was left for the reports: free some, and `forge-harness report {run}`" in text
     assert "Not measured" not in text
     assert text.endswith("Exit code 0: pass.")
+    written = [run / "report.md"]
+    assert "No space" not in summary(record, read_policy(run), run, written, ExitCode.PASS)
 
 
 def test_python_warnings_are_counted_by_check(run_of):

@@ -68,6 +68,7 @@ SURFACE = {
     "state show": "--generation --json --audit --keys --root NAME PHASE",
     "state save": "--kind --name --phase --audit --keys --root PATH",
     "state get": "--generation --out --audit --keys --root NAME PHASE",
+    "state rm": "--audit --keys --root NAME... PHASE",
     "state verify": "--json --audit --keys --root --shallow",
     "state checkpoint": "--audit --keys --root LABEL",
     "state restore": "--audit --keys --root CHECKPOINT|GENERATION",

@@ -41,6 +41,19 @@ def unread(directory, *words, stream="stderr"):
         )
 
 
+@pytest.mark.parametrize("closed", ["<&-", "<&- >&- 2>&-"])
+def test_a_run_whose_streams_are_closed_runs(tmp_path, closed):
+    """A pipe of the harness that took the number of a closed one was the end of its children."""
+    words = "run --quiet --check environment.text_encoding --format md --run-dir first"
+    command = f"'{sys.executable}' -m forge_harness {words} {closed}"
+    done = subprocess.run(
+        command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == ExitCode.PASS, done.stderr
+    assert (tmp_path / "first" / "report.md").is_file()
+    assert ("Exit code 0" in done.stdout) == (">&-" not in closed)
+
+
 def test_an_audit_log_that_does_not_verify_is_8(tmp_path, keyring):
     with AuditLog.of_keyring(tmp_path / "audit.db", keyring) as log:
         for name in ("a", "b"):

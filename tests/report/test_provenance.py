@@ -240,11 +240,11 @@ def test_a_history_that_is_none_is_named(tmp_path, key, value, words):
 
 
 def test_a_page_cut_short_is_one_of_which_nothing_is_said(run, monkeypatch):
-    def broken(*_, **__):
-        raise ValueError("broken")
+    def killed(*_, **__):
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr("forge_harness.report.write_reports", broken)
-    with pytest.raises(ValueError, match="broken"):
+    monkeypatch.setattr("forge_harness.report.write_reports", killed)
+    with pytest.raises(KeyboardInterrupt):
         finish_run(run, read_record(run), POLICY, ("md",))
     assert "report.md" not in json.loads((run / REPORTS).read_bytes())["files"]
     edited(run)

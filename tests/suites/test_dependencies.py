@@ -33,6 +33,19 @@ def test_this_installation_is_sound(run_check, name):
     assert run.outcome == "pass", run.reason
 
 
+def test_a_vendors_build_of_torch_is_known_by_its_normalised_version(run_check, monkeypatch):
+    """NVIDIA's containers: the module says nv25.01, its metadata, as PEP 440 has it, nv25.1."""
+    true = distributions.installed_version
+    monkeypatch.setattr("torch.__version__", "2.6.0a0+ecf3bae40a.nv25.01")
+    monkeypatch.setattr(
+        distributions,
+        "installed_version",
+        lambda name: "2.6.0a0+ecf3bae40a.nv25.1" if name == "torch" else true(name),
+    )
+    run = run_check("dependencies.torch_build")
+    assert run.outcome == "pass", run.reason
+
+
 @pytest.mark.parametrize("name", ["licenses", "lock_matches"])
 def test_this_installation_does_not_fail(run_check, name):
     assert run_check(f"dependencies.{name}").outcome in {"pass", "warn", "not_measured"}
