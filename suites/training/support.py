@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -134,6 +134,33 @@ def optimizer_of(session: Any) -> Any:
     return optimizer
 
 
+def before_update(session: Any, look: Callable[[Any], None]) -> Any:
+    """Has `look` see the optimizer once all gradients of a step are there; returns a handle.
+
+    A step may be given a closure that computes them, as Lightning's and that of LBFGS are. What is
+    called again within one step is looked at the first time.
+    """
+
+    def hook(optimizer: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        closure = given[1] if len(given) > 1 else named.get("closure")
+        if closure is None:
+            look(optimizer)
+            return None
+        looked = False
+
+        def computed() -> Any:
+            nonlocal looked
+            loss = closure()
+            if not looked:
+                looked = True
+                look(optimizer)
+            return loss
+
+        return given[:1], {**named, "closure": computed}
+
+    return optimizer_of(session).register_step_pre_hook(hook)
+
+
 class AsBuilt:
     """A session whose trained model has the parameters of `build_model` under the same names.
 
@@ -233,10 +260,9 @@ class Watch:
         self._handles: list[Any] = []
 
     def __enter__(self) -> Self:
-        optimizer = optimizer_of(self._session)
         self._handles = [
-            optimizer.register_step_pre_hook(self._before),
-            optimizer.register_step_post_hook(self._after),
+            before_update(self._session, self._before),
+            optimizer_of(self._session).register_step_post_hook(self._after),
         ]
         return self
 
@@ -264,7 +290,7 @@ class Watch:
     def _weights(self) -> dict[str, Tensor]:
         return copied_parameters(trained_model(self._session))
 
-    def _before(self, optimizer: Any, *_: object) -> None:
+    def _before(self, optimizer: Any) -> None:
         named = dict(trained_model(self._session).named_parameters())
         group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         owned = {name: group_of[id(p)] for name, p in named.items() if id(p) in group_of}

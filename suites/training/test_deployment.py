@@ -18,13 +18,13 @@ from .dropout import WithoutDropout
 from .outputs import choices
 from .rerun import outcome
 from .support import (
+    before_update,
     cheapest,
     counted,
     differing,
     digests,
     norm,
     only_cheapest,
-    optimizer_of,
     others,
     short_epochs,
     shown,
@@ -117,10 +117,10 @@ def _modes_of_a_step(session):
     """The mode of each module as the optimizer steps: many trainers set it at each step anew."""
     modes = {}
 
-    def look(*_):
+    def look(_=None):
         modes.update((n, m.training) for n, m in trained_model(session).named_modules())
 
-    handle = optimizer_of(session).register_step_pre_hook(look)
+    handle = before_update(session, look)
     try:
         session.step()
     finally:

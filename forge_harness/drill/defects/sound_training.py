@@ -87,6 +87,43 @@ def _without_momentum(session: Any) -> None:
     session.optimizer = torch.optim.SGD(groups)
 
 
+def _by_closure(session: Any) -> None:
+    """Has the optimizer's own step compute the gradients, as Lightning's automatic one does."""
+    stepping, optimizer = session.step, session.optimizer
+
+    def step() -> StepRecord:
+        found: list[StepRecord] = []
+
+        def closure() -> float:
+            optimizer.step = lambda: None
+            try:
+                found.append(stepping())
+            finally:
+                del optimizer.step
+            return found[0].loss
+
+        optimizer.step(closure)
+        return found[0]
+
+    session.step = step
+
+
+def _mode_set_by_each_step(session: Any) -> None:
+    """Evaluating leaves the evaluation mode, and each step begins with the training mode."""
+    stepping, evaluating = session.step, session.evaluate
+
+    def step() -> Any:
+        session.model.train()
+        return stepping()
+
+    def evaluate() -> Any:
+        result = evaluating()
+        session.model.eval()
+        return result
+
+    session.step, session.evaluate = step, evaluate
+
+
 IGNORED = -100
 
 
@@ -122,6 +159,16 @@ def _quality_of_labelled(model: nn.Module, data: Any, task: str) -> dict[str, fl
 
 _LEARNING = ("training.overfit_one_batch", "training.loss_within_band")
 
+_STEPS = (
+    "training.parameters_move",
+    "training.clip_effective",
+    "training.schedule_trace",
+    "training.decay_groups",
+    "training.non_finite_stops",
+    "training.gradient_reaches_all",
+    "training.accumulation_equivalence",
+)
+
 BENIGN = (
     Benign(
         id="without_momentum",
@@ -132,6 +179,18 @@ BENIGN = (
             "training.every_state_saved",
             "training.resume_twice_bit_identical",
         ),
+    ),
+    Benign(
+        id="steps_by_closure",
+        title="The optimizer's step is given a closure that computes the gradients (Lightning)",
+        subject=lambda: SessionDefect(_by_closure),
+        checks=_STEPS,
+    ),
+    Benign(
+        id="mode_set_by_each_step",
+        title="Each step sets the training mode, evaluating leaves the other (transformers)",
+        subject=lambda: SessionDefect(_mode_set_by_each_step),
+        checks=("training.eval_is_quantized",),
     ),
     Benign(
         id="ignored_targets",
@@ -164,16 +223,7 @@ BENIGN = (
         id="averaged_weights",
         title="Averages of the trained weights are evaluated and exported",
         subject=Averages,
-        checks=(
-            "training.parameters_move",
-            "training.clip_effective",
-            "training.schedule_trace",
-            "training.decay_groups",
-            "training.non_finite_stops",
-            "training.gradient_reaches_all",
-            "training.accumulation_equivalence",
-            "training.eval_is_quantized",
-        ),
+        checks=(*_STEPS, "training.eval_is_quantized"),
     ),
 )
 """Sound variants."""
