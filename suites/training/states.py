@@ -53,6 +53,23 @@ def on_gradient(parameter: Any, change: Callable[[Tensor], Tensor | None]) -> An
     return parameter.register_post_accumulate_grad_hook(after)
 
 
+def tensors_of(state: object, prefix: str = "optimizer") -> dict[str, Tensor]:
+    """Returns the tensors of an optimizer's state dict, which may be of a form of its own.
+
+    What is set anew for each step, the rates of its groups, is left out.
+    """
+    if isinstance(state, Tensor):
+        return {prefix: state}
+    if isinstance(state, Mapping):
+        pairs: Any = [(key, value) for key, value in state.items() if key != "param_groups"]
+    else:
+        pairs = enumerate(state) if isinstance(state, list | tuple) else ()
+    found: dict[str, Tensor] = {}
+    for key, value in pairs:
+        found |= tensors_of(value, f"{prefix}.{key}")
+    return found
+
+
 def _is_sharded(value: Any) -> bool:
     return hasattr(value, "full_tensor")
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from forge_harness import oracles
+from forge_harness.errors import SubjectError
 from forge_harness.probes.wrapped import inner_model
 from forge_harness.subject.protocols import TrainOptions
 
@@ -124,12 +125,19 @@ def optimizer_of(session: Any) -> Any:
     """Returns the optimizer that makes the steps: what another one holds and that one cannot show.
 
     accelerate's has the methods of torch's and not its hooks.
+
+    Raises:
+        SubjectError: There is none that torch's hooks could watch.
     """
     optimizer = session.optimizer
     while not hasattr(optimizer, "_optimizer_step_pre_hooks"):
         inner = getattr(optimizer, "optimizer", None)
         if not isinstance(inner, torch.optim.Optimizer):
-            break
+            raise SubjectError(
+                f"the session's optimizer is a {type(session.optimizer).__name__}; expected a "
+                "torch.optim.Optimizer, whose steps its hooks show: derive it from that, and put "
+                "several into forge_harness.subject.optimizers.Together"
+            )
         optimizer = inner
     return optimizer
 

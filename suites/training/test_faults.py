@@ -8,7 +8,7 @@ import torch
 from forge_harness.subject.protocols import TrainOptions
 
 from .outputs import changed_tensors
-from .states import on_gradient
+from .states import on_gradient, tensors_of
 from .support import (
     cheapest,
     differing,
@@ -188,11 +188,7 @@ def _weights_and_moments(session):
     """
     statistics = _statistics(session)
     state = {name: t for name, t in states_of_models(session).items() if name not in statistics}
-    for index, entry in optimizer_of(session).state_dict()["state"].items():
-        for field, value in entry.items():
-            if isinstance(value, torch.Tensor):
-                state[f"optimizer.{index}.{field}"] = value
-    return digests(state)
+    return digests(state | tensors_of(optimizer_of(session).state_dict()))
 
 
 def _not_finite(session):

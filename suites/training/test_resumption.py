@@ -12,6 +12,7 @@ from forge_harness.subject.protocols import TrainOptions
 
 from .comparison import compare, compare_metrics, compare_run, compare_state
 from .rerun import PACKAGE, Outcome, digest, facts, metrics, outcome
+from .states import tensors_of
 from .support import (
     cheapest,
     differing,
@@ -360,7 +361,5 @@ def test_every_state_saved(subject, evidence, tmp_path):
 def _uncovered(session, state):
     """Names of live tensors whose content is nowhere in the state."""
     known = set(state.values())
-    live = states_of_models(session)
-    for index, entry in optimizer_of(session).state_dict()["state"].items():
-        live |= {f"optimizer.{index}.{k}": v for k, v in entry.items() if torch.is_tensor(v)}
+    live = states_of_models(session) | tensors_of(optimizer_of(session).state_dict())
     return sorted(name for name, tensor in live.items() if digest(tensor) not in known)

@@ -69,7 +69,7 @@ def test_a_closure_is_called_once(model):
         calls.append(torch.is_grad_enabled())
         loss = model(torch.ones(2, 4)).square().sum()
         loss.backward()
-        return float(loss)
+        return float(loss.detach())
 
     with torch.no_grad():
         loss = together.step(closure)
