@@ -60,15 +60,23 @@ class _Coarsest(TorchDispatchMode):
 
 
 class _Autocast:
-    """The autocast that is in force where a model is called; None outside of any."""
+    """The autocast that is in force where a model or a part of it is called; None outside of any.
+
+    accelerate puts its own inside the model's `forward`, where the parts alone see it. Those of a
+    compiled model are not watched: hooks would be compiled into it.
+    """
 
     def __init__(self, model: Any) -> None:
         self.device = next(model.parameters()).device.type
         self.dtype: torch.dtype | None = None
-        self._handle = model.register_forward_pre_hook(self._note)
+        parts = list(model.modules())
+        if any(hasattr(part, "_orig_mod") for part in parts):
+            parts = [model]
+        self._handles = [part.register_forward_pre_hook(self._note) for part in parts]
 
     def close(self) -> None:
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
 
     def _note(self, *_: Any) -> None:
         if torch.is_autocast_enabled(self.device):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import distributed, nn
 
 from forge_harness.types import Outcome
@@ -86,6 +87,21 @@ def test_an_autocast_around_a_wrapped_model_is_seen(run_check, wrap):
                     return super().step()
 
     run = run_check(ACCUMULATION, Autocast(wrap))
+    assert run.outcome is Outcome.PASS, run.reason
+
+
+def in_bf16(model, optimizer):
+    """accelerate puts the autocast inside the model's own `forward`."""
+    AcceleratorState._reset_state()
+    return Accelerator(cpu=True, mixed_precision="bf16").prepare(model, optimizer)
+
+
+@pytest.mark.parametrize("check", [ACCUMULATION, "training.partial_window"])
+def test_an_autocast_inside_a_prepared_model_is_seen(run_check, check):
+    try:
+        run = run_check(check, Wrapped(in_bf16))
+    finally:
+        AcceleratorState._reset_state()
     assert run.outcome is Outcome.PASS, run.reason
 
 
