@@ -104,7 +104,8 @@ def test_warmup_within_run(subject, evidence):
     too_long, never = [], []
     for task, options, spec in _runs(subject, evidence, [(total, None) for total in STEPS]):
         total = options.steps
-        if spec.warmup_steps >= total:
+        # One step may be all of the warmup: `max(1, steps // 10)`, and is at the peak.
+        if spec.warmup_steps >= max(total, 2):
             too_long.append(f"{task}: {spec.warmup_steps} of {total} steps")
         rates = [step.learning_rate for step in subject.planned_schedule(task, options)]
         # Two-stage schedules fall from the first step on: half the peak is what is left at the

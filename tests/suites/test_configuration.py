@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from forge_harness.drill.defects import all_benign, configuration, defects_of
+from forge_harness.drill.defects.recipe import PlansAnother
 from forge_harness.drill.defects.stated import BENIGN as SOUND_EXPORTS
 from forge_harness.subject.reference import ReferenceSubject
 
@@ -180,6 +181,20 @@ def test_a_schedule_without_a_formula_is_not_measured(run_check):
     assert run.outcome == "not_measured"
     assert "no formula of the schedule of bytes: 'of_its_own', digits: 'of_its_own'" in run.reason
     assert run.evidence("plans_of_wrong_length") == 0
+
+
+def test_a_warmup_of_one_step_fits_a_run_of_one(run_check):
+    subject = PlansAnother(spec=lambda s: replace(s, warmup_steps=max(1, s.total_steps // 10)))
+    run = run_check("configuration.warmup_within_run", subject)
+    assert run.outcome == "pass", run.reason
+
+
+def test_a_warmup_as_long_as_the_run_is_found(run_check):
+    subject = PlansAnother(spec=lambda s: replace(s, warmup_steps=max(1, s.total_steps)))
+    run = run_check("configuration.warmup_within_run", subject)
+    assert run.outcome == "fail"
+    assert "digits: 2 of 2 steps" in run.reason
+    assert "1 of 1 steps" not in run.reason
 
 
 def test_a_subject_that_refuses_every_run_is_not_measured(run_check):
