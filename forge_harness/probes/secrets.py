@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from enum import Enum, auto
 
-NAMES = re.compile(r"(secret|passw(or)?d|api_?key|access_?key|private_?key|(^|[._])token$)", re.I)
+NAMES = re.compile(
+    r"(secret|passw(or)?d|api[_-]?key|access[_-]?key|private[_-]?key|(^|[._-])token$)", re.I
+)
 """Names of settings that hold a credential."""
 FORMS = {
     "AWS access key": re.compile(r"\bA[KS]IA[0-9A-Z]{16}\b"),
@@ -17,17 +20,25 @@ FORMS = {
     # All in small letters it is a class of a style sheet (sk-toggleable__label-arrow).
     "API key": re.compile(r"\bsk-(?=[a-z_-]{0,200}[A-Z0-9])[A-Za-z0-9_-]{20,}\b"),
     "Google API key": re.compile(r"\bAIza[\w-]{35}(?![\w-])"),
-    "Slack token": re.compile(r"\bxox[abeoprs]-[A-Za-z0-9-]{20,}"),
+    "Slack token": re.compile(
+        r"\b(?:xox[abeoprs]-[A-Za-z0-9-]{20,}|xapp-[0-9]-[A-Za-z0-9-]{20,}"
+        r"|hooks\.slack\.com/(?:services|workflows|triggers)/[A-Z0-9]{8,}/[A-Za-z0-9/]{20,})"
+    ),
     "Stripe key": re.compile(r"\b[rs]k_live_[A-Za-z0-9]{20,}\b"),
     "npm token": re.compile(r"\bnpm_[A-Za-z0-9]{36}\b"),
     "PyPI token": re.compile(r"\bpypi-AgE[\w-]{50,}"),
     "Weights & Biases key": re.compile(
-        r"""\bwandb\.login\([^)]{0,200}\bkey\s?=\s?\\?["'][0-9a-f]{40}\b"""
+        r"""\bwandb(?:\.login\([^)]{0,200}\bkey\s?=\s?\\?["']"""
+        r"""|\slogin\s(?:--[a-z-]{1,20}\s){0,3})[0-9a-f]{40}\b"""
     ),
     "Kaggle key": re.compile(r"""\\?"username\\?":[^{}]{1,100}"key\\?":\s?\\?"[0-9a-f]{32}\b"""),
     "private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----"),
     "JSON web token": re.compile(
         r"\beyJ[A-Za-z0-9_-]{8,2048}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\b"
+    ),
+    "Forge token": re.compile(r"\bfht_[A-Za-z0-9_-]{43}(?![\w-])"),
+    "bearer token": re.compile(
+        r"\bBearer\s(?=[A-Za-z._~+/-]{0,200}[0-9])[A-Za-z0-9._~+/-]{24,}", re.I
     ),
     "password in a URL": re.compile(r"\b[a-z][a-z0-9+]{0,31}://[^/\s:@]*:[^/\s:@]+@"),
 }
@@ -80,30 +91,79 @@ def suspicious(values: Mapping[str, object]) -> dict[str, str]:
 
 # A name from its first letter on, and no longer than names are: tried from every letter of a word,
 # a line of 45,000 took a minute. Quotes may be escaped: a notebook holds its code in JSON.
+# Python writes an index after it (`os.environ["KEY"] = `) or a type, and letters before the quote.
 _ASSIGNED = re.compile(
-    r"""(?<![A-Za-z0-9_.-])([A-Za-z0-9_.-]{1,200})(?:\\?["'])?\s{0,99}[:=]\s*"""
-    r"""\\?["']([^"'\s{}<>$]{6,}?)\\?["']""",
+    r"""(?<![A-Za-z0-9_.-])([A-Za-z0-9_.-]{1,200})(?:\\?["'])?\]?"""
+    r"""(?:\s?:\s?[A-Za-z][A-Za-z0-9_.|\[\] ]{0,60}(?==))?\s{0,99}[:=]\s*"""
+    r"""[bBrRuUfF]{0,2}\\?["']([^"'\s{}<>$]{6,}?)\\?["']""",
 )
+_SET = re.compile(
+    r"""\b(?:environ\.setdefault|putenv)\(\s{0,9}\\?["']([A-Za-z0-9_]{1,200})\\?["']\s{0,9},"""
+    r"""\s{0,9}\\?["']([^"'\s{}<>$]{6,}?)\\?["']"""
+)
+_MAGIC = re.compile(
+    r"""%(?:set_)?env\s{1,9}([A-Za-z0-9_]{1,200})(?:\s{0,9}=\s{0,9}|\s{1,9})"""
+    r"""([^\s"'`{}<>$\\]{6,})"""
+)
+"""Of a notebook: it sets a variable of the environment, without quotes."""
 # A digest with its algorithm before it, as a content security policy has them, is public.
 # So is an image, as notebooks keep what they drew: PNG, JPEG, GIF, WebP, SVG.
 _QUOTED = re.compile(
     r"""["'](?!sha\d{3}-|iVBORw0KGgo|/9j/|R0lGOD|UklGR|PHN2Zy|PD94bWwg)"""
     r"""([A-Za-z0-9+/=_-]{32,})\\?["']"""
 )
+_BARE = r"""([^\s"'`{}<>$#;&|()]{6,})(?=[\s#;&|\\]|$)"""
+_NAME = r"([A-Za-z_][A-Za-z0-9_.-]{0,199})"
 _UNQUOTED = re.compile(
-    r"""\s{0,99}(?:(?:export|ENV|ARG)\s{1,99})?([A-Za-z_][A-Za-z0-9_.-]{0,199})\s{0,99}=\s{0,99}"""
-    r"""([^\s"'`{}<>$#;&|()]{6,})(?:[\s#;&|\\].*)?$""",
+    rf"""^\s{{0,99}}(?:(?:export|ENV|ARG|-)\s{{1,99}})?{_NAME}\s{{0,99}}=(?!=)\s{{0,99}}{_BARE}"""
+    rf"""|(?<=[\s;&|])(?:--)?{_NAME}={_BARE}"""
+    rf"""|^\s{{0,99}}ENV\s{{1,99}}{_NAME}\s{{1,99}}{_BARE}""",
 )
-"""A line of a file of environment variables, where values need no quotes."""
+"""A line of a file of variables, or a word of a command, where values need no quotes."""
+_SETTING = re.compile(
+    rf"""^\s{{0,99}}(?:export\s{{1,99}})?{_NAME}\s{{0,99}}=\s{{0,99}}"""
+    r"""((?!.*\$[A-Za-z_{(])[^\s"'`{}<>]{6,})\s{0,99}(?:#.*)?$""",
+)
+"""A line of a file of settings, where a value has any sign; not what stands for another (`$A`)."""
+_YAML = re.compile(
+    rf"""^\s{{0,99}}(?:-\s{{1,9}})?["']?{_NAME}["']?\s{{0,9}}:\s{{1,99}}"""
+    r"""(?![!%*@\[,|-])([^\s"'`{}<>$#;&|()]{6,})\s{0,99}(?:#.*)?$""",
+)
+_PASSWORD = re.compile("passw(or)?d", re.I)
+_PLAIN = re.compile(r"[a-z0-9]+(?:[-.][a-z0-9]+)+|[^0-9]+")
+"""In YAML: the name of an object that holds a secret, or words about one."""
+_WORDS = """
+boolean changeme default disabled enabled inherit integer optional password password123 prompt
+required string unused
+"""
+_STAND_IN_WORDS = frozenset(_WORDS.split())
+"""In YAML: what stands where a password would, and is none."""
+_ABOUT = re.compile(r"(?:file|path|dir|name|names|ref|type|length|policy|version|arn)$", re.I)
+"""A name that ends so is of something else than the credential before it in the name."""
 _VARIABLE = re.compile(r"[{}<>$]")
-_STAND_IN = re.compile(r".*(?:\.\.\.|\u2026).*|your[_-].+|[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+")
-"""What stands for a credential in a text about it ("sk-...", "your-key"), and the name of a
-variable that holds one ("HF_TOKEN")."""
+_STAND_IN = re.compile(
+    r".*(?:\.\.\.|\u2026).*|your[_-].+|[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+"
+    r"|[a-z~.]*(?:/[a-z0-9._-]+)+|[\w~./-]+\.(?:crt|env|json|key|pem|pub|txt|ya?ml)"
+)
+"""What stands for a credential in a text about it ("sk-...", "your-key"), the name of a variable
+that holds one ("HF_TOKEN"), and a file that does."""
 _SHORTEST_TOKEN = 16
 """A shorter `..._token` is a word of a tokenizer, not what opens a service."""
 
 
-def in_line(line: str, *, unquoted: bool = False) -> str | None:
+class Bare(Enum):
+    """Where a kind of file has values without quotes."""
+
+    NOWHERE = auto()
+    SCRIPT = auto()
+    """After `=`, in words of a shell."""
+    SETTINGS = auto()
+    """After `=`, to the end of the line: files of environment variables, INI files."""
+    YAML = auto()
+    """After `:` too."""
+
+
+def in_line(line: str, *, bare: Bare = Bare.NOWHERE) -> str | None:
     """Returns why a line of a text file looks as if it held a credential, None when it does not.
 
     Stricter than for configuration values, since source is full of long words: what stands for a
@@ -112,24 +172,41 @@ def in_line(line: str, *, unquoted: bool = False) -> str | None:
 
     Args:
         line: The line.
-        unquoted: Whether values stand without quotes, as in a file of environment variables or a
-            script of a shell.
+        bare: Where values stand without quotes.
     """
     for name, form in FORMS.items():
         if (match := form.search(line)) and not _VARIABLE.search(match.group()):
             return f"has the form of a {name}"
-    bare = _UNQUOTED.match(line) if unquoted else None
-    for key, value in [*_ASSIGNED.findall(line), *([bare.groups()] if bare else [])]:
+    unquoted = [*_unquoted(line, bare)]
+    for key, value in [*_ASSIGNED.findall(line), *_SET.findall(line), *unquoted]:
         named = NAMES.search(key)
         short = named and named.group().lower().endswith("token") and len(value) < _SHORTEST_TOKEN
-        if named and not short and not _STAND_IN.fullmatch(value):
+        if named and not short and not _STAND_IN.fullmatch(value) and not _ABOUT.search(key):
             return "is assigned to a name of a credential"
-    for text in [*_QUOTED.findall(line), *([bare[2]] if bare and _OPAQUE.match(bare[2]) else [])]:
+    opaque = [value for _, value in unquoted if _OPAQUE.match(value)]
+    for text in [*_QUOTED.findall(line), *opaque]:
         cased = re.search("[a-z]", text) and re.search("[A-Z]", text)
         least = _ENTROPY_BITS if re.search("[0-9]", text) else _DIGITLESS_ENTROPY_BITS
         if cased and _entropy(text) > least and not _is_of_words(text):
             return "is long and random"
     return None
+
+
+def _unquoted(line: str, bare: Bare) -> Iterator[tuple[str, str]]:
+    """Yields names and values that stand without quotes."""
+    yield from _MAGIC.findall(line)
+    if bare is not Bare.NOWHERE:
+        for match in _UNQUOTED.finditer(line):
+            key, value = (group for group in match.groups() if group is not None)
+            yield key, value
+    if bare is Bare.SETTINGS and (setting := _SETTING.match(line)) is not None:
+        key, value = setting.groups()
+        yield key, value
+    if bare is Bare.YAML and (of_yaml := _YAML.match(line)) is not None:
+        key, value = of_yaml.groups()
+        is_said = value.lower() in _STAND_IN_WORDS
+        if not is_said and (_PASSWORD.search(key) or not _PLAIN.fullmatch(value)):
+            yield key, value
 
 
 def _is_of_words(text: str) -> bool:

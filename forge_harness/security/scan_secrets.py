@@ -19,7 +19,9 @@ MAX_FILE_BYTES = 4 << 20
 IGNORE = "forge-scan: no secret"
 """A line with these words is taken as looked at; how many there are is a note."""
 
-_SETTINGS = (".env", ".sh", ".bash", ".zsh", ".sbatch", ".slurm", ".dockerfile")
+_SCRIPTS = (".sh", ".bash", ".zsh", ".sbatch", ".slurm", ".dockerfile")
+_SETTINGS = (".env", ".ini", ".cfg", ".cnf", ".conf", ".properties")
+_SETTINGS_NAMES = (".env", ".pypirc", "credentials")
 _EXPECTED = {
     "a.password": "name of a credential",
     "b.note": "AWS access key",
@@ -60,7 +62,7 @@ def scan(root: Path) -> Scan:
             binary += not is_large
             continue
         scanned += 1
-        for line, why, marked in _found(text, unquoted=is_settings(path)):
+        for line, why, marked in _found(text, bare_in(path)):
             ignored += marked
             if not marked:
                 findings.append(Finding(relative(path, root), line, "credential", why))
@@ -108,19 +110,26 @@ def read_text(path: Path) -> str | None:
     return raw.decode("utf-8", errors="replace")
 
 
-def is_settings(path: Path) -> bool:
-    """Whether a file sets environment variables, whose values need no quotes.
+def bare_in(path: Path) -> secrets.Bare:
+    """Returns where a file has values without quotes, by its name.
 
-    `.env`, `a.env`, scripts of shells and what containers are made from.
+    `.env`, `a.env`, scripts of shells, what containers are made from, INI files; YAML.
     """
-    named = path.name.startswith((".env.", "Dockerfile", "Containerfile"))
-    return named or path.name == ".env" or path.suffix in _SETTINGS
+    suffix = path.suffix.lower()
+    if suffix in (".yaml", ".yml"):
+        return secrets.Bare.YAML
+    is_named = path.name in _SETTINGS_NAMES or path.name.startswith(".env.")
+    if is_named or suffix in _SETTINGS:
+        return secrets.Bare.SETTINGS
+    if path.name.startswith(("Dockerfile", "Containerfile")) or suffix in _SCRIPTS:
+        return secrets.Bare.SCRIPT
+    return secrets.Bare.NOWHERE
 
 
-def _found(text: str, *, unquoted: bool = False) -> Iterator[tuple[int, str, bool]]:
+def _found(text: str, bare: secrets.Bare = secrets.Bare.NOWHERE) -> Iterator[tuple[int, str, bool]]:
     # Not splitlines, which ends lines where no editor does: at form feeds and separators.
     for number, line in enumerate(re.split("\r\n|\r|\n", text), 1):
-        if (why := secrets.in_line(line, unquoted=unquoted)) is not None:
+        if (why := secrets.in_line(line, bare=bare)) is not None:
             yield number, why, IGNORE in line
 
 

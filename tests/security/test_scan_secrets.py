@@ -37,6 +37,17 @@ JWT = ".".join(["eyJ" + "hbGciOiJIUzI1NiJ9", "eyJzdWIiOiIxMjM0In0", "c2lnbmF0dXJ
         "key: sk" + "-aBcDeFgHiJkLmNoPqRsTuVwX",
         "url: redis" + "://:s3cr3t@cache:6379/0",
         'wandb.login(key="' + "0123456789abcdef0123" * 2 + '")',
+        "$ wandb login " + "0123456789abcdef0123" * 2,
+        "curl -H 'Authorization: Bea" + "rer q7Zk2LxW9vTb4RnYc8HsJd3G'",
+        "token: fh" + "t_" + "aB3-_" * 8 + "xyz",
+        "xa" + "pp-1-A0123456789-1234567890123-" + "0123456789abcdef" * 4,
+        "https://hooks.sl" + "ack.com/services/T01234567/B01234567/" + "aBcDeFgHiJkLmNoPqRsTuVwX",
+        'os.environ["WANDB_API_' + 'KEY"] = "0123456789abcdef"',
+        "os.environ.setdefault('WANDB_API_" + "KEY', '0123456789abcdef')",
+        "%env WANDB_API_" + "KEY=0123456789abcdef",
+        "pass" + 'word: str = "correct-horse"',
+        "pass" + "word: str | None = b'correct-horse'",
+        'headers={"X-API-' + 'Key": "0123456789ab"}',
         '{"username": "ada", "k' + 'ey":"' + "0123456789abcdef" * 2 + '"}',
         "url: postgres" + "://forge:s3cr3t@db/runs",
         "db_pass" + 'word = "correct-horse"',
@@ -76,6 +87,13 @@ def test_a_credential_is_found_and_never_repeated(line, tmp_path):
         "export OPENAI_API_" + 'KEY="sk-..."',
         "client = Client(api_" + 'key="your-api-key")',
         "API_" + 'KEY_NAME = "AZURE_OPENAI_API_KEY"',
+        "private_" + 'key = "keys/signing.pem"',
+        "PASS" + 'WORD_FILE = "/run/secrets/database"',
+        "def login(pass" + 'word: str, name: str = "somebody") -> None:',
+        "%env CUDA_VISIBLE_DEVICES=0,1,2,3",
+        "Authorization: Bearer YOUR_TOKEN_HERE_FROM_THE_SETTINGS_PAGE",
+        'headers = {"Authorization": f"Bearer {token}"}',
+        "settings['name'] = 'secret-garden'",
     ],
 )
 def test_what_is_no_credential_is_left_alone(line, tmp_path):
@@ -144,6 +162,9 @@ def test_where_credentials_are_pasted_is_looked_at(place, encoding, tmp_path):
         "api_" + 'key = "hunter2secret"',
         'settings = {"pass' + 'word": "hunter2abc"}',
         'x = "' + "q7Zk2LxW9vTb4RnYc8" + 'HsJd3GmPfUa6Ee"',
+        'os.environ["WANDB_API_' + 'KEY"] = "0123456789abcdef"',
+        "%env WANDB_API_" + "KEY=0123456789abcdef",
+        "!wandb login " + "0123456789abcdef0123" * 2,
     ],
 )
 def test_the_code_of_a_notebook_is_read(source, tmp_path):
@@ -224,6 +245,8 @@ def test_a_file_that_cannot_be_read_is_never_clean(tmp_path, monkeypatch, secret
         "export API_" + "KEY = 0123456789ab  # of the service",
         "AWS_SECRET" + "_ACCESS_KEY=wJalrXUt" + "nFEMI/K7MDENG/bPxRfiCY",
         "SALT=" + "q7Zk2LxW9vTb4RnYc8" + "HsJd3GmPfUa6Ee",
+        "DB_PASS" + "WORD=p@ss&w0rd;(7)",
+        "DB_PASS" + "WORD=$7kd#9q!  # of the service",
     ],
 )
 def test_variables_of_the_environment_need_no_quotes(tmp_path, name, line):
@@ -239,9 +262,22 @@ def test_variables_of_the_environment_need_no_quotes(tmp_path, name, line):
         ("job.sbatch", "HF_" + "TOKEN=0123456789abcdefgh python train.py"),
         ("Dockerfile", "ENV API_" + "KEY=0123456789ab \\"),
         ("Dockerfile.gpu", "ARG API_" + "KEY=0123456789ab"),
+        ("gpu.Dockerfile", "ENV API_" + "KEY 0123456789ab"),
+        ("Dockerfile", "ENV DEBUG=1 API_" + "KEY=0123456789ab"),
+        ("run.sh", "docker run -e API_" + "KEY=0123456789ab image"),
+        ("run.sh", "python train.py --api-" + "key=0123456789ab"),
+        ("alembic.ini", "pass" + "word = correct-horse"),
+        (".aws/credentials", "aws_secret_" + "access_key = wJalrXUt" + "nFEMI/K7MDENG/bPxRfiCY"),
+        (".pypirc", "pass" + "word = correct-horse"),
+        ("settings.yaml", "  pass" + "word: correct-horse"),
+        ("settings.yaml", "api_" + "key: 0123456789abcdef  # of the service"),
+        ("compose.yml", "      - DB_PASS" + "WORD=correct-horse"),
+        ("compose.yml", "      DB_PASS" + "WORD: correct-horse"),
+        ("secret.yml", "  client-secret" + ": q7Zk2LxW9vTb4RnYc8HsJd3G"),
     ],
 )
-def test_so_do_those_of_scripts_and_containers(tmp_path, name, line):
+def test_so_do_those_of_scripts_containers_and_settings(tmp_path, name, line):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
     assert [f.line for f in scan_secrets.scan(tmp_path).findings] == [2]
 
@@ -251,12 +287,24 @@ def test_so_do_those_of_scripts_and_containers(tmp_path, name, line):
     [
         (".env", "API_" + "KEY=$FROM_ELSEWHERE"),
         (".env", "API_" + "KEY="),
+        (".env", "API_" + "KEY=$(cat key)"),
+        (".env", "API_" + "KEY=prefix-${FROM_ELSEWHERE}"),
         (".env", "HOMEPAGE=https://example.org/a-page-with-a-long-name"),
         ("notes.py", "pass" + "word = get_password()"),
         ("train.sh", "export API_" + "KEY=$(cat key)"),
         ("train.sh", "PASS" + "WORD=`cat key`"),
         ("train.sh", "MODEL=meta-llama/Llama-4-Scout-17B-16E-Instruct"),
         ("train.sh", 'if [ "$PASS' + 'WORD" == secret-word ]; then'),
+        ("train.sh", "train --private-" + "key=/etc/ssl/private/key.pem"),
+        (".env", "PASS" + "WORD_FILE=/run/secrets/database"),
+        ("ci.yml", "    secrets: inherit"),
+        ("ci.yml", "  pass" + "word: ${{ secrets.PYPI }}"),
+        ("api.yaml", "  pass" + "word: string"),
+        ("pod.yaml", "  secretName: database-secret-1"),
+        ("pod.yaml", "  existingSecret: database-secret-1"),
+        ("pod.yaml", "  pass" + "word: !vault |"),
+        ("train.yaml", "  eos_token: end-of-text-0001"),
+        ("train.yaml", "  secret: of-the-house"),
     ],
 )
 def test_what_stands_for_a_value_is_none(tmp_path, name, line):
