@@ -32,6 +32,7 @@ FILE_VARIABLE = "FORGE_HARNESS_ADVISORIES_FILE"
 MAX_AGE_DAYS = 30
 """PyPI gets new advisories every week: a file whose newest is older is not live data."""
 _CLOCKS_DIFFER_DAYS = 1
+_NO_LIMIT = "*"
 _TIMEOUT_S = 90
 
 
@@ -86,7 +87,8 @@ def _verdict(
     found = sorted(set(hits))
     if not any((name, version) == CANARY for name, version, _ in found):
         return _not_scanned(source, f"the scan did not find its canary {CANARY[0]} {CANARY[1]}")
-    real = tuple(f"{n} {v}: {i}" for n, v, i in found if (n, v) != CANARY)
+    # Who has the canary itself installed is told.
+    real = tuple(f"{n} {v}: {i}" for n, v, i in found if (n, v) != CANARY or queried.get(n) == v)
     return ScanResult("found" if real else "clean", source, len(queried), real)
 
 
@@ -102,6 +104,8 @@ def _from_file(path: Path, queried: Mapping[str, str]) -> ScanResult:
         records = [record for record in records if record.get("withdrawn") is None]
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         return _not_scanned(source, f"{path.name} cannot be read: {error}")
+    except RecursionError:
+        return _not_scanned(source, f"{path.name} cannot be read: it is nested too deeply")
     if newest is None:
         return _not_scanned(source, f"{path.name} holds no advisory")
     age = (datetime.now(UTC) - newest).total_seconds() / 86400
@@ -125,11 +129,17 @@ def _covered(
     doubts: list[str] = []
     for record in records:
         advisory = str(record.get("id", "?"))
-        for affected, (name, version) in product(record.get("affected") or [], releases):
+        entries = record.get("affected") or []
+        if not isinstance(entries, list):
+            doubts.append(f"what {advisory} affects is not as OSV has it: {type(entries).__name__}")
+            continue
+        for affected, (name, version) in product(entries, releases):
             try:
                 if _affects(affected, name, version):
                     hits.append((name, version, advisory))
             except InvalidVersion as error:
+                doubts.append(f"{name} {version} cannot be compared with {advisory}: {error}")
+            except LookupError as error:
                 doubts.append(f"{name} {version} cannot be compared with {advisory}: {error}")
             except (AttributeError, TypeError) as error:
                 doubts.append(f"what {advisory} affects is not as OSV has it: {error}")
@@ -153,6 +163,7 @@ def _affects(affected: Mapping[str, Any], name: str, version: str) -> bool:
 
     Raises:
         InvalidVersion: The release, or an event of the entry, cannot be put in order.
+        LookupError: The entry names releases in ways that are not read here only.
         AttributeError, TypeError: The entry is of another form.
     """
     package = affected.get("package") or {}
@@ -161,10 +172,13 @@ def _affects(affected: Mapping[str, Any], name: str, version: str) -> bool:
     listed, spans = affected.get("versions") or [], affected.get("ranges") or []
     if version in listed:
         return True
+    ranges = [span for span in spans if span.get("type") == "ECOSYSTEM"]
+    if spans and not (listed or ranges):
+        raise LookupError("its ranges are of no versions of PyPI")
     # A build of a release (2.13.0+cpu) is that release; by PEP 440 it sorts behind it.
     release = Version(Version(version).public)
     return any(_is_release(text, release) for text in listed) or any(
-        _in_range(span, release) for span in spans
+        _in_range(span, release) for span in ranges
     )
 
 
@@ -177,12 +191,14 @@ def _is_release(text: str, release: Version) -> bool:
 
 
 def _in_range(span: Mapping[str, Any], version: Version) -> bool:
-    if span.get("type") != "ECOSYSTEM":
+    events = span.get("events") or []
+    limits = [str(event["limit"]) for event in events if "limit" in event]
+    if limits and not any(limit == _NO_LIMIT or version < Version(limit) for limit in limits):
         return False
     inside = False
     # OSV leaves their order open; the algorithm wants them by version.
-    for event in sorted(span.get("events") or [], key=_version_of):
-        if "introduced" in event and version >= Version(str(event["introduced"])):
+    for event in sorted((e for e in events if "limit" not in e), key=_place_of):
+        if "introduced" in event and _place_of(event) <= (True, version):
             inside = True
         if "fixed" in event and version >= Version(str(event["fixed"])):
             inside = False
@@ -191,8 +207,10 @@ def _in_range(span: Mapping[str, Any], version: Version) -> bool:
     return inside
 
 
-def _version_of(event: Mapping[str, Any]) -> Version:
-    return Version(str(next(iter(event.values()), "none")))
+def _place_of(event: Mapping[str, Any]) -> tuple[bool, Version]:
+    """What events are in order by: "0" is before all versions, such as 0.dev1."""
+    text = str(next(iter(event.values()), "none"))
+    return not ("introduced" in event and text == "0"), Version(text)
 
 
 def _from_pip_audit(queried: Mapping[str, str]) -> ScanResult:

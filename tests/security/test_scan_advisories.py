@@ -63,7 +63,7 @@ def test_a_directory_without_a_matching_record_is_clean(database):
     assert 0.9 < scan.data_age_days < 1.1
 
 
-@pytest.mark.parametrize("version", ["1.9", "1.9.post1", "0"])
+@pytest.mark.parametrize("version", ["1.9", "1.9.post1", "0", "0.dev1", "0a1"])
 def test_a_vulnerable_release_is_found(database, version):
     database("demo", "PYSEC-1", "2.0")
     scan = scan_installed.scan_advisories({"Demo": version}, database.root)
@@ -82,6 +82,39 @@ def test_records_as_json_are_read(database):
     (database.root / "GHSA-1.json").write_text(json.dumps(record, indent=2))
     scan = scan_installed.scan_advisories({"demo": "1"}, database.root)
     assert [finding.rule for finding in scan.findings] == ["GHSA-1"]
+
+
+def of_range(*events, kind="ECOSYSTEM"):
+    span = {"type": kind, "events": [dict([event]) for event in events]}
+    return [{"package": {"ecosystem": "PyPI", "name": "demo"}, "ranges": [span]}]
+
+
+@pytest.mark.parametrize(
+    ("affected", "state"),
+    [
+        (of_range(("introduced", "0"), ("limit", "2")), "clean"),
+        (of_range(("introduced", "0"), ("limit", "4")), "found"),
+        (of_range(("introduced", "0"), ("limit", "*")), "found"),
+        (
+            of_range(("fixed", "5"), ("introduced", "3"), ("fixed", "2"), ("introduced", "1")),
+            "found",
+        ),
+        # Nobody has compared the release with these.
+        (of_range(("introduced", "0"), kind="GIT"), "not scanned"),
+        (of_range(("introduced", "0"), ("fixed", "9.0.0"), kind="SEMVER"), "not scanned"),
+        (5, "not scanned"),
+    ],
+)
+def test_what_a_record_says_of_releases(database, affected, state):
+    record = {"id": "X", "modified": NOW.isoformat(), "name": "demo", "affected": affected}
+    (database.root / "a.json").write_text(json.dumps(record))
+    scan = scan_installed.scan_advisories({"demo": "3"}, database.root)
+    assert scan.state == state, scan
+
+
+def test_who_has_the_canary_installed_is_told(database):
+    scan = scan_installed.scan_advisories({"jinja2": "2.4.1"}, database.root)
+    assert [(f.place, f.rule) for f in scan.findings] == [("jinja2 2.4.1", "PYSEC-2014-8")]
 
 
 def test_a_withdrawn_record_does_not_count(database):
@@ -121,7 +154,12 @@ def a_list(root):
     return "holds list, expected one OSV record"
 
 
-@pytest.mark.parametrize("damage", [no_canary, empty, not_yaml, a_list])
+def too_deep(root):
+    (root / "a.json").write_text('{"name": "demo", "x": ' + "[" * 100_000)
+    return "nested too deeply"
+
+
+@pytest.mark.parametrize("damage", [no_canary, empty, not_yaml, a_list, too_deep])
 def test_a_damaged_database_is_no_scan(database, damage):
     said = damage(database.root)
     scan = scan_installed.scan_advisories({"demo": "1"}, database.root)
