@@ -10,7 +10,7 @@ from starlette.routing import Route as StarletteRoute
 from starlette.routing import Router
 from starlette.types import Message, Receive, Scope, Send
 
-from forge_harness.security.access import Permission, check_declared
+from forge_harness.security.access import PUBLIC, Permission, check_declared
 from forge_harness.security.audit import AuditEvent, Decision
 
 from .exchange import Exchange, Refusal, Reply
@@ -144,6 +144,8 @@ class _Endpoint:
                 f"{route.path} answers {' and '.join(methods)} only.",
                 headers=(("allow", ", ".join(methods)),),
             )
+        if permission != PUBLIC:
+            self._guard.check_page(exchange.header("origin"), exchange.header("host"))
         exchange.principal = self._guard.principal(exchange.header("authorization"), permission)
         self._guard.require(exchange.principal, permission)
         if route.gate is not None:

@@ -81,13 +81,14 @@ class CompletionScheduler:
         """One token for every sequence; the first one of those that join."""
         deliveries = self._withdraw()
         decoding = list(self._active)
+        together = len(decoding) + len(jobs)
+        # Before the step, which is the last one of some.
+        for job in (*(sequence.job for sequence in decoding), *jobs):
+            job.mates = max(job.mates, together)
         if decoding:
             deliveries += self._decode(decoding)
         for job in jobs:
             deliveries.append(self._begin(job))
-        together = len(decoding) + len(jobs)
-        for sequence in self._active:
-            sequence.job.mates = max(sequence.job.mates, together)
         tokens = sum(len(delivery.tokens) for delivery in deliveries)
         told = [d for d in deliveries if d.is_last or d.job.on_token]
         return Step(told, together, together, tokens)

@@ -4,7 +4,9 @@ A connection on which nothing is being answered waits for its client, and each s
 uvicorn's own has not: it begins after the first answer only, and a byte of anything stops it, be it
 of a body that nobody reads any more. Under overload it is here that refusals are written: the task
 and the routing of each would cost more than all the rest of it. What offers another protocol
-beside HTTP/1.1 is answered in HTTP/1.1; uvicorn would drop its body.
+beside HTTP/1.1 is answered in HTTP/1.1; uvicorn would drop its body. A last answer that does not
+wait for the body closes when the body has been there: bytes that nobody reads reset a connection
+that closes, and a client that still sends would not see the answer.
 """
 
 from __future__ import annotations
@@ -57,6 +59,8 @@ class LimitedProtocol(HttpToolsProtocol):
     """Whether a message ended in what is being parsed, and whether some of a body was in it."""
     _header_bytes = 0
     """Read since the last message began or the last of its body was there: headers, or trailers."""
+    _is_last = False
+    """Whether the connection closes once the rest of what was answered is there."""
     _owed: str | None = None
     _answered: RequestResponseCycle | None = None
     _until = 0.0
@@ -154,7 +158,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Hands the request on."""
-        if self.parser.should_upgrade() and self._offers:
+        if self._is_last or (self.parser.should_upgrade() and self._offers):
             return
         self._is_in_headers, self._is_in_body = False, True
         super().on_headers_complete()
@@ -166,6 +170,8 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         super().on_message_complete()
         self._is_in_body, self._has_ended = False, True
+        if self._is_last:
+            self.transport.close()
         self._wait_as_needed()
 
     def on_response_complete(self) -> None:
@@ -182,7 +188,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Refuses what is no HTTP, and closes."""
         # In the middle of an answer it would be taken for a part of it.
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+        is_between = self.cycle is None or self.cycle.response_complete
+        if not self._is_last and (is_between or not self.cycle.response_started):
             request_id = new_request_id()
             reply = Reply.of(Problem(MALFORMED, "This is no HTTP/1.1; send a request."), request_id)
             self._write(Refusal(reply.status, reply.head(request_id), reply.body), is_last=True)
@@ -192,6 +199,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         refusal = self.door(cast("Scope", cycle.scope))
         self._answered = cycle
+        cycle.transport = cast("asyncio.Transport", _Transport(self, cycle))
         if refusal is None:
             is_old = cycle.scope["http_version"] == "1.0"
             super()._start_asgi_task(cycle, _without_chunks(cycle, app) if is_old else app)
@@ -201,12 +209,23 @@ class LimitedProtocol(HttpToolsProtocol):
         is_last = not cycle.keep_alive or _CLOSE in refusal.head
         self._write(refusal, is_last=is_last, has_body=cycle.scope["method"] != "HEAD")
         if is_last:
-            self.transport.close()
+            self.close_after(cycle)
         if self.pipeline and not is_last:
             # Not from here: each of thousands in a row would be begun inside the one before.
             self.loop.call_soon(self._begin_next)
         else:
             self.on_response_complete()
+
+    def close_after(self, cycle: RequestResponseCycle) -> None:
+        """Closes after an answer: now, or when the rest of its request has been there.
+
+        Args:
+            cycle: The request and its answer.
+        """
+        if cycle is self.cycle and self._is_in_body:
+            self._is_last = True
+        else:
+            self.transport.close()
 
     def _begin_next(self) -> None:
         if not self.transport.is_closing():
@@ -282,6 +301,18 @@ class LimitedProtocol(HttpToolsProtocol):
     def _give_up(self) -> None:
         # Even one that is closing: it would do so only when the client has read all.
         self.transport.abort()
+
+
+class _Transport:
+    """A connection as uvicorn's answer to one request sees it."""
+
+    def __init__(self, protocol: LimitedProtocol, cycle: RequestResponseCycle) -> None:
+        self._protocol, self._cycle = protocol, cycle
+        self.write = protocol.transport.write
+        self.is_closing = protocol.transport.is_closing
+
+    def close(self) -> None:
+        self._protocol.close_after(self._cycle)
 
 
 def _without_chunks(cycle: RequestResponseCycle, app: ASGI3Application) -> ASGI3Application:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from forge_harness.errors import (
     AccessDeniedError,
@@ -22,7 +23,7 @@ from forge_harness.security.key_sources import load_keyring
 from forge_harness.security.keys import Purpose
 from forge_harness.security.tokens import TokenStore
 
-from .problems import FORBIDDEN, NO_TOKENS, NOT_AUDITED, UNAUTHENTICATED, Problem
+from .problems import FORBIDDEN, FOREIGN_PAGE, NO_TOKENS, NOT_AUDITED, UNAUTHENTICATED, Problem
 
 AUDIENCE = "serve"
 """What tokens of this server are issued for."""
@@ -80,6 +81,27 @@ class Guard:
             ) from error
         self._trouble = ""
         return found
+
+    def check_page(self, origin: str | None, host: str | None) -> None:
+        """Refuses what a page of another site asks in a browser on this machine.
+
+        The browser sends its `POST` wherever the page wants it, and without tokens everybody on
+        this machine may do everything. A page has no token to send, so that with tokens it is
+        nobody anyway.
+
+        Args:
+            origin: The header of that name, which browsers send of themselves.
+            host: The header of that name.
+
+        Raises:
+            Problem: FOREIGN_PAGE.
+        """
+        if self._tokens is None and origin is not None and not _is_of(origin, host):
+            raise Problem(
+                FOREIGN_PAGE,
+                f"The Origin is {origin[:100]!r} and the Host {(host or '')[:100]!r}; expected a "
+                "request that is no page's of another site.",
+            )
 
     def _say(self, trouble: str) -> None:
         """Logs what is wrong: once, since every request of a flood meets it."""
@@ -157,6 +179,13 @@ class Guard:
         """Commits and closes the audit log."""
         if self._audit is not None:
             self._audit.close()
+
+
+def _is_of(origin: str, host: str | None) -> bool:
+    try:
+        return urlsplit(origin).netloc.lower() == (host or "").lower() != ""
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)

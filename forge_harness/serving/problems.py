@@ -44,6 +44,7 @@ class Kind:
 MALFORMED = Kind("malformed", 400, "The request is malformed")
 UNAUTHENTICATED = Kind("unauthenticated", 401, "No valid token")
 FORBIDDEN = Kind("forbidden", 403, "The role does not have the permission")
+FOREIGN_PAGE = Kind("foreign-page", 403, "A page of another site may not ask")
 NOT_FOUND = Kind("not-found", 404, "There is no such resource")
 WRONG_METHOD = Kind("wrong-method", 405, "The resource has no such method")
 SLOW_BODY = Kind("slow-body", 408, "The request body took too long")

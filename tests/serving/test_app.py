@@ -67,6 +67,37 @@ def test_a_route_that_declares_no_permission_ends_the_start(guard):
         app_of(guard, Route("/open", "GET", None, handler, "open"))
 
 
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        (None, 200),
+        ("http://t", 200),
+        ("HTTP://T", 200),
+        ("http://evil.example", 403),
+        ("http://t.evil.example", 403),
+        ("http://t:81", 403),
+        ("http://[", 403),
+        ("null", 403),
+        ("", 403),
+    ],
+)
+def test_without_tokens_no_page_of_another_site_is_served(origin, status):
+    """A browser on this machine sends its POST, with no body and no question asked before."""
+    reached = []
+
+    async def handler(exchange):
+        reached.append(exchange.path)
+        return Reply(body=b"{}")
+
+    drain = Route("/v1/drain", "POST", Permission("server", "drain"), handler, "drain")
+    health = Route("/healthz", "GET", PUBLIC, handler, "")
+    app, _ = app_of(Guard(tokens=None, audit=None), drain, health)
+    headers = {} if origin is None else {"origin": origin}
+    assert ask(app, "POST", "/v1/drain", headers=headers).status_code == status
+    assert reached == ["/v1/drain"] * (status == 200)
+    assert ask(app, "GET", "/healthz", headers=headers).status_code == 200
+
+
 def test_every_role_may_what_its_table_says_and_every_decision_is_recorded(guard):
     reached = []
 

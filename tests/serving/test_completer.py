@@ -93,6 +93,18 @@ def test_streams_get_every_token_and_the_rest_only_the_end(served):
     asyncio.run(run())
 
 
+def test_the_company_of_the_last_step_counts(served):
+    async def run():
+        scheduler = CompletionScheduler(served, max_batch=4)
+        one, two, late = job(greedy(tokens=1)), job(greedy(tokens=2)), job(greedy(tokens=3))
+        scheduler.step([one])
+        scheduler.step([two])
+        scheduler.step([late])
+        assert (one.mates, two.mates) == (1, 2)
+
+    asyncio.run(run())
+
+
 def test_who_left_or_is_late_makes_room_and_the_others_go_on(served):
     async def run():
         scheduler = CompletionScheduler(served, max_batch=3)

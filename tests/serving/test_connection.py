@@ -87,6 +87,30 @@ def test_the_rest_of_a_body_that_comes_in_time_does_not_end_the_connection(secur
     assert [answer[:3] for answer in said.split(b"HTTP/1.1 ")[1:]] == [b"401", b"200"]
 
 
+@pytest.mark.parametrize("closing", [b"", b"Connection: close\r\n"], ids=["", "close"])
+@pytest.mark.parametrize(("server", "status"), [("digits_server", 413), ("full", 503)])
+def test_who_still_sends_a_body_is_answered(server, status, closing, request):
+    """More than a socket takes unread: a connection that closed before would be reset."""
+    body = b"x" * 8_000_000
+    head = PREDICT + closing + b"Host: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    said = raw(request.getfixturevalue(server), head + body)
+    assert said.startswith(b"HTTP/1.1 %d " % status)
+
+
+def test_what_follows_the_body_of_the_last_answer_gets_none(digits_server):
+    head = PREDICT + b"Host: x\r\nContent-Length: 300000\r\n\r\n"
+
+    def of_health():
+        lines = digits_server.client.get("/metrics").text.splitlines()
+        return [line for line in lines if "received" in line and "/healthz" in line]
+
+    before = of_health()
+    said = until_closed(digits_server, head, b"x" * 300_000 + HEALTH)
+    assert said.startswith(b"HTTP/1.1 413 ")
+    assert said.count(b"HTTP/1.1") == 1
+    assert of_health() == before
+
+
 @pytest.mark.parametrize("server", ["full", "secured"])
 def test_an_answer_to_head_has_no_body(server, request):
     """At the door, where the first request was refused a moment ago, and on the long way."""
