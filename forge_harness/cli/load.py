@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+_SHARE = 0.1
+"""Base rate as a share of the capacity."""
 _EXITS = (
     "\n\n\b\nExit codes: 0 every gate holds, 1 one does not, or the server was lost in the search,"
     "\n7 something was not measured, or the load was not what it was meant to be (INVALID)."
@@ -145,11 +147,10 @@ def _target_options(command: _Command) -> _Command:
 )
 @click.option(
     "--share",
-    default=0.1,
-    show_default=True,
+    show_default=f"{_SHARE:g}",
     type=FiniteRange(min=0, min_open=True),
     metavar="F",
-    help="Base rate as a share of the capacity.",
+    help="Base rate as a share of the capacity, in place of --rate.",
 )
 @click.option(
     "--phases",
@@ -162,7 +163,7 @@ def run_command(
     out: Path,
     rate: float | None,
     capacity: str,
-    share: float,
+    share: float | None,
     phases: str | None,
     dry_run: bool,
     as_json: bool,
@@ -179,7 +180,12 @@ def run_command(
 
     template = _template(target)
     shape = None if phases is None else parse_shape(phases)
-    base = Base(rate=rate, capacity=_capacity(capacity), share=share)
+    if rate is not None and share is not None:
+        raise LoadError(
+            f"--rate {rate:g} is the base rate, and --share {share:g} would make it from the "
+            "capacity; give one of them."
+        )
+    base = Base(rate=rate, capacity=_capacity(capacity), share=share or _SHARE)
     if dry_run:
         return _write_plan(template, out, base, shape, target["profile"])
     with _stoppable(out), _progress(quiet) as told:

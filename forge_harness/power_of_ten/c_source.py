@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from .measures import Count, Place
 from .rules import FUNCTION_LINES
 
-SUFFIXES = (".c", ".cc", ".cpp", ".cxx", ".cu", ".cuh", ".h", ".hpp", ".inl")
+SUFFIXES = (
+    *(".c", ".cc", ".cpp", ".cxx", ".c++", ".cu"),
+    *(".h", ".hh", ".hpp", ".hxx", ".cuh", ".inl", ".ipp", ".tpp"),
+)
 RULES = (1, 2, 4, 8, 9)
 """Those that are counted here."""
 _JUMPS = re.compile(r"\b(goto\s+\w+|setjmp\s*\(|longjmp\s*\()")
@@ -67,7 +70,7 @@ def _without_comments(text: str) -> str:
 def _places(file: str, text: str, pattern: re.Pattern[str], what: str) -> Iterator[Place]:
     for match in pattern.finditer(text):
         line = text.count("\n", 0, match.start()) + 1
-        yield Place(file, line, f"`{match.group().strip()}` {what}")
+        yield Place(file, line, f"`{' '.join(match.group().split())}` {what}")
 
 
 def _directives(file: str, text: str) -> tuple[int, tuple[Place, ...]]:

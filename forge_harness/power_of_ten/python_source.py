@@ -6,20 +6,28 @@ import ast
 import re
 import tokenize
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 
 from .measures import Count, Place
+from .python_calls import Function, calls_within, dotted
 from .rules import CHAIN_LENGTH, CHECKED_LINES, CHECKS_A_FUNCTION, FUNCTION_LINES
 
-Function = ast.FunctionDef | ast.AsyncFunctionDef
 _ENDLESS = frozenset({"itertools.count", "itertools.cycle", "count", "cycle"})
-_BOUNDED = {"Queue": "maxsize", "LifoQueue": "maxsize", "deque": "maxlen", "lru_cache": "maxsize"}
+_BOUNDED = {
+    **dict.fromkeys(("Queue", "LifoQueue", "PriorityQueue", "lru_cache"), "maxsize"),
+    "deque": "maxlen",
+}
 _UNBOUNDED = frozenset({"SimpleQueue", "cache"})
 _BARE_CACHES = frozenset({"cache", "functools.cache", "lru_cache", "functools.lru_cache"})
 """Decorators that are no calls; `lru_cache` then has its default bound of 128."""
+_MUTABLE = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
+_MAKES_MUTABLE = frozenset(
+    {"list", "dict", "set", "bytearray", "defaultdict", "OrderedDict", "Counter", "deque"}
+)
 _RUN_TIME_CODE = frozenset({"eval", "exec", "compile", "__import__"})
+_BROAD = ("Exception", "BaseException")
 _UNSAFE = frozenset({"ctypes", "cffi", "pickle", "marshal", "mmap", "shelve", "dill"})
 # Of ruff and flake8, which read it in any case: on a line, and in front of it for the whole file.
 _NOQA = r"(?i:(?P<whole>(ruff|flake8):\s*)?noqa)"
@@ -98,63 +106,26 @@ class _Places:
         return Place(self._file, line, what)
 
 
-def _name(node: ast.expr) -> str:
-    """`a.b.c` of a chain of names; "" when it starts with something else."""
-    parts = []
-    while isinstance(node, ast.Attribute):
-        parts.append(node.attr)
-        node = node.value
-    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""
-
-
 def _calls(node: ast.AST) -> Iterator[ast.Call]:
     return (inner for inner in ast.walk(node) if isinstance(inner, ast.Call))
 
 
 def _recursion(tree: ast.Module, at: _Places) -> Iterator[Place]:
     """Functions of the file that reach themselves through calls within the file."""
-    defined = _defined(tree)
-    calls = {key: _called(key, node, defined) for key, node in defined.items()}
-    for key, node in defined.items():
-        if key in _reachable(calls, key):
-            yield at(node.lineno, f"{key[-1]} calls itself, directly or through others")
+    calls = calls_within(tree)
+    for node in calls:
+        if node in _reachable(calls, node):
+            yield at(node.lineno, f"{node.name} calls itself, directly or through others")
 
 
-def _defined(tree: ast.Module) -> dict[tuple[str, ...], Function]:
-    """Functions by (class, name) or (name,); nested ones count as part of their outer one."""
-    found: dict[tuple[str, ...], Function] = {}
-    for node in tree.body:
-        if isinstance(node, Function):
-            found[(node.name,)] = node
-        elif isinstance(node, ast.ClassDef):
-            methods = (inner for inner in node.body if isinstance(inner, Function))
-            found |= {(node.name, method.name): method for method in methods}
-    return found
-
-
-def _called(
-    key: tuple[str, ...], node: Function, defined: dict[tuple[str, ...], Function]
-) -> set[tuple[str, ...]]:
-    found: set[tuple[str, ...]] = set()
-    for call in _calls(node):
-        name = _name(call.func)
-        if (name,) in defined:
-            found.add((name,))
-        elif name.startswith(("self.", "cls.")) and len(key) == 2:
-            found.add((key[0], name.partition(".")[2]))
-    return found & defined.keys()
-
-
-def _reachable(
-    calls: dict[tuple[str, ...], set[tuple[str, ...]]], start: tuple[str, ...]
-) -> set[tuple[str, ...]]:
-    seen: set[tuple[str, ...]] = set()
+def _reachable(calls: Mapping[Function, set[Function]], start: Function) -> set[Function]:
+    seen: set[Function] = set()
     waiting = list(calls[start])
     while waiting:
-        key = waiting.pop()
-        if key not in seen:
-            seen.add(key)
-            waiting.extend(calls[key])
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            waiting.extend(calls[node])
     return seen
 
 
@@ -167,7 +138,7 @@ def _loops(tree: ast.Module, at: _Places) -> tuple[int, tuple[Place, ...]]:
                 places.append(at(node.lineno, "`while True` shows no bound"))
         elif isinstance(node, ast.For | ast.AsyncFor):
             total += 1
-            called = _name(node.iter.func) if isinstance(node.iter, ast.Call) else ""
+            called = dotted(node.iter.func) if isinstance(node.iter, ast.Call) else ""
             if called in _ENDLESS or (called == "iter" and len(node.iter.args) == 2):  # type: ignore[attr-defined]
                 places.append(at(node.lineno, f"iterates over {called}, which has no end"))
     return total, tuple(places)
@@ -176,14 +147,14 @@ def _loops(tree: ast.Module, at: _Places) -> tuple[int, tuple[Place, ...]]:
 def _containers(tree: ast.Module, at: _Places) -> tuple[int, tuple[Place, ...]]:
     total, places = 0, []
     for call in _calls(tree):
-        name = _name(call.func).rpartition(".")[2]
+        name = dotted(call.func).rpartition(".")[2]
         if name in _UNBOUNDED or name in _BOUNDED:
             total += 1
             if not _has_bound(call, name):
                 places.append(at(call.lineno, f"{name} without a bound"))
     for function in (node for node in ast.walk(tree) if isinstance(node, Function)):
         for decorator in function.decorator_list:
-            if (name := _name(decorator)) not in _BARE_CACHES:
+            if (name := dotted(decorator)) not in _BARE_CACHES:
                 continue
             total += 1
             # Without parameters there is one result.
@@ -247,27 +218,52 @@ def _scope(tree: ast.Module, at: _Places) -> tuple[int, tuple[Place, ...]]:
         for target in (t for t in targets if isinstance(t, ast.Name)):
             total += 1
             constant = target.id.strip("_").isupper() or target.id == "__all__"
-            if isinstance(value, ast.List | ast.Dict | ast.Set) and not constant:
+            if _is_mutable(value) and not constant:
                 places.append(at(node.lineno, f"{target.id} is mutable and global"))
     changes = [node for node in ast.walk(tree) if isinstance(node, ast.Global)]
     places += [at(node.lineno, f"global {', '.join(node.names)}") for node in changes]
     return total + len(changes), tuple(places)
 
 
+def _is_mutable(value: ast.expr) -> bool:
+    made = dotted(value.func) if isinstance(value, ast.Call) else ""
+    return isinstance(value, _MUTABLE) or made.removeprefix("collections.") in _MAKES_MUTABLE
+
+
 def _dropped(tree: ast.Module, at: _Places) -> tuple[int, tuple[Place, ...]]:
     total, places = 0, []
+    runs = _names_of_run(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.ExceptHandler):
             total += 1
-            kind = "" if node.type is None else _name(node.type)
-            silent = all(isinstance(inner, ast.Pass | ast.Continue) for inner in node.body)
-            if node.type is None or (silent and kind in ("Exception", "BaseException")):
-                places.append(at(node.lineno, f"except {kind or 'everything'} drops the error"))
-        elif isinstance(node, ast.Call) and _name(node.func) == "subprocess.run":
+            kinds = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+            caught = [dotted(kind) for kind in kinds if kind is not None]
+            broad = next((kind for kind in caught if kind in _BROAD), "")
+            if node.type is None or (broad and all(map(_does_nothing, node.body))):
+                places.append(at(node.lineno, f"except {broad or 'everything'} drops the error"))
+        elif isinstance(node, ast.Call) and dotted(node.func) in runs:
             total += 1
             if not any(keyword.arg in ("check", None) for keyword in node.keywords):
                 places.append(at(node.lineno, "subprocess.run without check="))
     return total, tuple(places)
+
+
+def _does_nothing(node: ast.stmt) -> bool:
+    # Text is a comment of a kind, and `...` a way to write `pass`.
+    is_value = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    return is_value or isinstance(node, ast.Pass | ast.Continue)
+
+
+def _names_of_run(tree: ast.Module) -> set[str]:
+    """Names by which the file calls `subprocess.run`."""
+    names = {"subprocess.run"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            aliases = (alias for alias in node.names if alias.name == "subprocess")
+            names |= {f"{alias.asname or alias.name}.run" for alias in aliases}
+        elif isinstance(node, ast.ImportFrom) and node.module == "subprocess":
+            names |= {alias.asname or alias.name for alias in node.names if alias.name == "run"}
+    return names
 
 
 def _run_time_code(tree: ast.Module, at: _Places) -> tuple[int, tuple[Place, ...]]:
@@ -292,9 +288,13 @@ def _references(tree: ast.Module, at: _Places) -> tuple[int, tuple[Place, ...]]:
             for alias in node.names:
                 if alias.name.partition(".")[0] in _UNSAFE:
                     places.append(at(node.lineno, f"imports {alias.name}"))
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            total += 1
+            if (module := node.module or "").partition(".")[0] in _UNSAFE:
+                places.append(at(node.lineno, f"imports from {module}"))
     chains = list(_chains(tree))
-    long = [node for node in chains if _name(node).count(".") >= CHAIN_LENGTH]
-    places += [at(node.lineno, f"{_name(node)} goes through many objects") for node in long]
+    long = [node for node in chains if dotted(node).count(".") >= CHAIN_LENGTH]
+    places += [at(node.lineno, f"{dotted(node)} goes through many objects") for node in long]
     return total + len(chains), tuple(places)
 
 
@@ -306,7 +306,7 @@ def _chains(tree: ast.Module) -> Iterator[ast.Attribute]:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute)
     }
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and id(node) not in inner and _name(node):
+        if isinstance(node, ast.Attribute) and id(node) not in inner and dotted(node):
             yield node
 
 

@@ -187,6 +187,7 @@ def test_a_dry_run_keeps_the_capacity_its_gates_need(invoke, tmp_path):
         (("--capacity", "lots"), "'lots' is no rate"),
         (("--capacity", "-3"), "'-3' is no rate"),
         (("--dry-run",), "give --rate"),
+        (("--rate", "20", "--share", "0.5"), "--rate 20 is the base rate, and --share 0.5 would"),
         (("--rate", "0"), "not in the range"),
         (("--url", "http://127.0.0.1:1/?a=1"), "a query or a fragment"),
         (("--seed", "99999999999999999999999"), "not in the range"),

@@ -2,6 +2,7 @@
 
 import pytest
 
+from forge_harness.power_of_ten import assess
 from forge_harness.power_of_ten.c_source import count_c
 
 LONG = "int f() {\n" + "  g();\n" * 59 + "}\n"
@@ -48,3 +49,14 @@ def test_a_broken_rule_is_found_where_it_is(rule, code, line):
 )
 def test_a_kept_rule_is_left_alone(rule, code):
     assert counts(code, rule).places == ()
+
+
+def test_a_place_is_told_in_one_line():
+    (place,) = counts("void f() {\n  goto\n    end;\nend: ; }\n", 1).places
+    assert place.sentence() == "a.cpp:2: `goto end` jumps"
+
+
+@pytest.mark.parametrize("name", ["a.hh", "a.hxx", "a.c++", "a.tpp"])
+def test_cpp_has_many_names(name, tmp_path):
+    (tmp_path / name).write_text("void f() {\n  goto end;\nend: ; }\n")
+    assert [p.file for p in assess([tmp_path]).rules[0].places] == [name]
