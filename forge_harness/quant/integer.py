@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .bounds import FP32_EXACT_MAX_K, INT32_MAX_K
-from .ste import Quantizer, weight_scales
+from .ste import Quantizer, token_scales, weight_scales
 from .ternary import absmax_int8, absmean_ternary
 
 _CUDA_MIN_ROWS = 17
@@ -76,12 +76,13 @@ def integer_linear(
         factor: fp32 (..., 1), or (..., N) for a scale a row.
 
     Raises:
-        ValueError: The shapes do not fit, or K exceeds `INT32_MAX_K`.
+        ValueError: The shapes do not fit, those of the scales included, or K exceeds
+            `INT32_MAX_K`.
     """
     codes, weight_scale = quantize_weight(w.detach())
     q, activation_scale = quantize_activation(x.detach())
     accumulators = int8_matmul(q.reshape(-1, q.shape[-1]), codes)
-    factor = activation_scale * weight_scales(weight_scale, codes.shape[0])
+    factor = token_scales(activation_scale, q) * weight_scales(weight_scale, codes.shape[0])
     return accumulators.reshape(*x.shape[:-1], codes.shape[0]), factor
 
 

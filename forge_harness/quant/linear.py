@@ -21,6 +21,7 @@ from .ste import (
     dequantize_weight,
     fake_quantize_activation,
     fake_quantize_weight,
+    token_scales,
     weight_scales,
 )
 from .ternary import absmax_int8, absmean_of_rows, absmean_ternary, row_magnitudes
@@ -75,9 +76,10 @@ class TernaryLinearOp:
             (..., N) in x's dtype.
 
         Raises:
-            TypeError: `x` or `w` is not floating.
-            ValueError: The shapes do not fit, a quantizer returns codes of another shape than its
-                values, or K exceeds the limit of the compute mode.
+            TypeError: `x` or `w` is not floating, `bias` is complex, or the codes for `int8` are
+                not int8.
+            ValueError: The shapes do not fit, a quantizer returns codes or scales of other shapes
+                than its values ask for, or K exceeds the limit of the compute mode.
         """
         _check_shapes(x, w, bias)
         for name, tensor in (("x", x), ("the weight", w)):
@@ -85,14 +87,19 @@ class TernaryLinearOp:
                 raise TypeError(
                     f"{name} has dtype {tensor.dtype}; expected floating: codes are made here."
                 )
+        if bias is not None and bias.is_complex():
+            raise TypeError(f"bias has dtype {bias.dtype}; expected real numbers.")
         with _no_autocast(x.device.type):
             if self.compute == "fake":
                 return self._fake(x, w, bias)
             codes, weight_scale = self._weight(w.detach())
             q, activation_scale = self._activation(x.detach())
             _check_codes(q, x, codes, w)
+            if self.compute == "int8":
+                _check_int8(q, codes)
+            scale = token_scales(activation_scale, q)
             beta = weight_scales(weight_scale, codes.shape[0])
-            return _ternary_linear(x, w, bias, q, activation_scale, codes, beta, self.compute)
+            return _ternary_linear(x, w, bias, q, scale, codes, beta, self.compute)
 
     def _weight(self, w: Tensor) -> tuple[Tensor, Tensor]:
         canonical = self.compute == "int8" and self.quantize_weight is absmean_ternary
@@ -224,6 +231,15 @@ def _check_codes(q: Tensor, x: Tensor, codes: Tensor, w: Tensor) -> None:
             raise ValueError(
                 f"{name} returned codes of shape {tuple(found.shape)}; expected "
                 f"{tuple(given.shape)}: one code a value."
+            )
+
+
+def _check_int8(q: Tensor, codes: Tensor) -> None:
+    for name, found in (("quantize_activation", q), ("quantize_weight", codes)):
+        if found.dtype != torch.int8:
+            raise TypeError(
+                f"{name} returned codes of {found.dtype}; expected torch.int8: the product of "
+                'compute="int8" takes no others.'
             )
 
 

@@ -53,8 +53,13 @@ def fake_quantize_weight(w: Tensor, quantize: Quantizer = absmean_ternary) -> Te
 
 
 def fake_quantize_activation(x: Tensor, quantize: Quantizer = absmax_int8) -> Tensor:
-    """Returns scale * codes of activations (..., K) in their dtype; identity gradient."""
-    return straight_through(x, dequantize(*quantize(x)))
+    """Returns scale * codes of activations (..., K) in their dtype; identity gradient.
+
+    Raises:
+        ValueError: The quantizer's scale has neither one entry nor one a token.
+    """
+    codes, scale = quantize(x)
+    return straight_through(x, dequantize(codes, token_scales(scale, codes)))
 
 
 def dequantize_weight(codes: Tensor, scale: Tensor) -> Tensor:
@@ -78,3 +83,22 @@ def weight_scales(scale: Tensor, rows: int) -> Tensor:
             f"the {rows} rows: repeat the scale of a part over its rows."
         )
     return scale.detach().float().reshape(-1)
+
+
+def token_scales(scale: Tensor, codes: Tensor) -> Tensor:
+    """Returns the scale of activation codes (..., K) as (..., 1), one entry a token.
+
+    Raises:
+        ValueError: `scale` is of another shape: torch would spread it over features, or over
+            outputs, wherever their number happens to be that of the tokens.
+    """
+    expected = (*codes.shape[:-1], 1)
+    if scale.shape == expected:
+        return scale
+    fits = zip(scale.shape[::-1], expected[::-1], strict=False)
+    if scale.dim() > len(expected) or any(own not in (1, size) for own, size in fits):
+        raise ValueError(
+            f"activation scale has shape {tuple(scale.shape)}; expected {tuple(expected)}, one "
+            "entry a token, or a single entry: keep the last dimension when it is reduced."
+        )
+    return scale.expand(expected)

@@ -189,18 +189,12 @@ def test_an_activation_scale_for_all_tokens_or_some(shape):
         return (x / s).round().to(torch.int8), s.expand(shape)
 
     x, w = draw(50, 6, 40).requires_grad_(), draw(9, 40, seed=1).requires_grad_()
-    fewer = len(shape) == 2 and shape[0] == 6
     grads = {}
     for compute in ("exact", "int8"):
         y = quant.TernaryLinearOp(quantize_activation=static, compute=compute)(x, w)
-        if fewer:
-            with pytest.raises(RuntimeError, match="must match the size"):
-                y.sum().backward()
-        else:
-            grads[compute] = torch.autograd.grad(y.sum(), (x, w))
-    if not fewer:
-        for exact, fast in zip(*grads.values(), strict=True):
-            assert torch.allclose(exact, fast, rtol=2e-2, atol=2e-2 * float(exact.abs().max()))
+        grads[compute] = torch.autograd.grad(y.sum(), (x, w))
+    for exact, fast in zip(*grads.values(), strict=True):
+        assert torch.allclose(exact, fast, rtol=2e-2, atol=2e-2 * float(exact.abs().max()))
 
 
 def test_only_plain_tensors_fit():

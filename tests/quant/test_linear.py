@@ -307,6 +307,61 @@ def test_quantizers_of_another_shape_are_refused(compute):
         op(x, w, bias)
 
 
+@pytest.mark.parametrize("compute", COMPUTES)
+def test_an_activation_scale_that_lost_its_last_dimension_is_refused(compute):
+    """With as many tokens as outputs, or features, torch would spread it over those instead."""
+    w = draw(1, 11, 8)
+
+    def flat(values: Tensor) -> tuple[Tensor, Tensor]:
+        codes, scale = absmax_int8(values)
+        return codes, scale.squeeze(-1)
+
+    op = TernaryLinearOp(quantize_activation=flat, compute=compute)
+    for tokens in (8, 11):
+        said = rf"activation scale has shape \({tokens},\); expected \({tokens}, 1\)"
+        with pytest.raises(ValueError, match=said):
+            op(draw(0, tokens, 8), w)
+        with pytest.raises(ValueError, match=said):
+            integer_linear(draw(0, tokens, 8), w, quantize_activation=flat)
+
+
+@pytest.mark.parametrize("compute", COMPUTES)
+def test_a_scale_of_several_tokens_is_that_of_each(compute):
+    x, w, _ = case(2, 3, 8)
+
+    def of_all(values: Tensor) -> tuple[Tensor, Tensor]:
+        q, scale = absmax_int8(values.reshape(len(values), -1))
+        return q.reshape(values.shape), scale[:, None]
+
+    def of_each(values: Tensor) -> tuple[Tensor, Tensor]:
+        q, scale = of_all(values)
+        return q, scale.expand(2, 3, 1).contiguous()
+
+    found = []
+    for quantize in (of_all, of_each):
+        x.grad = w.grad = None
+        y = TernaryLinearOp(quantize_activation=quantize, compute=compute)(x, w)
+        y.square().sum().backward()
+        found.append((y, x.grad, w.grad))
+    for own, wanted in zip(*found, strict=True):
+        assert torch.equal(own, wanted)
+
+
+def test_what_would_be_cast_in_silence_is_refused():
+    x, w, bias = case(3, 8)
+    for compute in COMPUTES:
+        with pytest.raises(TypeError, match=r"bias has dtype torch.complex64; expected real"):
+            TernaryLinearOp(compute=compute)(x, w, bias.detach() + 1j)
+
+    def floating(values: Tensor) -> tuple[Tensor, Tensor]:
+        codes, scale = absmean_ternary(values)
+        return codes.float(), scale
+
+    op = TernaryLinearOp(quantize_weight=floating, compute="int8")
+    with pytest.raises(TypeError, match=r"quantize_weight.*torch.float32; expected torch.int8"):
+        op(x, w)
+
+
 def test_the_op_can_be_pickled_for_worker_processes():
     op = TernaryLinearOp(compute="int8")
     assert pickle.loads(pickle.dumps(op)) == op
