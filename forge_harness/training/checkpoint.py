@@ -109,7 +109,7 @@ def resume_session(
         lambda: read_checkpoint(path) if whole else (read_header(path), {})
     )
     session = QATSession(task, options, build_model=build_model, load=load, loss=loss, ranks=ranks)
-    asked = _identity(task, options, session)
+    asked = _identity(task, session.options, session)
     ranks.everywhere(lambda: _refuse_other(header["identity"], asked, path))
     if not whole:
         tensors = _rows(path, header, session)

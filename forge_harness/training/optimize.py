@@ -26,7 +26,8 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=0.0,
-        betas=recipe.betas,
+        # torch refuses a whole number beside a fraction.
+        betas=(float(recipe.betas[0]), float(recipe.betas[1])),
         weight_decay=0.0,
         # One kernel a parameter group instead of a dozen small ones a parameter.
         fused=True,

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from numbers import Integral, Real
-from typing import cast
+from typing import Any, cast
+
+import numpy as np
 
 from forge_harness.errors import ConfigError
+from forge_harness.protocols import TrainOptions
 
 
 def check_kinds(values: Mapping[str, object]) -> None:
@@ -27,6 +31,25 @@ def check_kinds(values: Mapping[str, object]) -> None:
             continue
         if not is_one(values[key]):
             raise ConfigError(f"{key} is {values[key]!r:.80}; expected {expected}.", key=key)
+
+
+def plain_options(options: TrainOptions) -> TrainOptions:
+    """Returns the same options with Python's own numbers in place of NumPy's.
+
+    A run writes them down, and compares what is asked for with what was.
+    """
+    values = {field.name: _plain(getattr(options, field.name)) for field in fields(options)}
+    return replace(options, **values)
+
+
+def _plain(value: object) -> Any:  # noqa: ANN401 - as `value` is
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    return value
 
 
 def _is_whole(value: object) -> bool:

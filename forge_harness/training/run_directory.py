@@ -11,6 +11,7 @@ DIR/metrics.json        held-out quality, written last: the run is complete
 from __future__ import annotations
 
 import json
+import math
 import operator
 import secrets
 from collections.abc import Callable
@@ -44,6 +45,7 @@ RESULT = "metrics.json"
 DATA = "data_digest"
 """Key, in the first and the last file, of what the run was trained on."""
 _SCRATCH = ".checkpoint"
+_NEVER = "inf"
 
 OnNote = Callable[[str], object]
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -177,12 +179,17 @@ def json_options(options: TrainOptions) -> dict[str, Any]:
     """
     if options.validation_canaries:
         raise UsageError("validation_canaries belong to checks, not to a run in a directory.")
-    return asdict(options)
+    saved = asdict(options)
+    if saved["clip_norm"] == math.inf:  # No clipping, and no JSON number.
+        saved["clip_norm"] = _NEVER
+    return saved
 
 
 def _options_of(saved: Any) -> TrainOptions:  # noqa: ANN401 - any JSON value
     """Returns the options in a file; raises KeyError, TypeError or ValueError."""
     options = {**saved, "validation_canaries": ()}
+    if options["clip_norm"] == _NEVER:
+        options["clip_norm"] = math.inf
     for key, kinds in _KINDS.items():
         if type(options[key]) not in kinds:
             raise ValueError(f"option {key} is {options[key]!r:.80}")

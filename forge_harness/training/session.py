@@ -39,6 +39,7 @@ from forge_harness.training.position import DataPosition
 from forge_harness.training.randomness import RandomState
 from forge_harness.training.ranks import DistributedError, OneProcess, Ranks, check_spread, whole
 from forge_harness.training.recipe import Recipe, resolve_recipe
+from forge_harness.training.recipe_kinds import plain_options
 from forge_harness.training.schedule import schedule_at
 
 
@@ -62,7 +63,7 @@ class QATSession:
 
     Attributes:
         task: As given.
-        options: As given.
+        options: As given, with Python's own numbers.
         recipe: What the options came to.
         model: The model that is trained.
         optimizer: AdamW over its parameters.
@@ -89,7 +90,7 @@ class QATSession:
     ) -> None:
         parts = ingredients(build_model, load, loss)
         self.task = task
-        self.options = options
+        self.options = options = plain_options(options)
         self.ranks = ranks or OneProcess()
         self.recipe = self.ranks.everywhere(self._resolved)
         self.schedule: ScheduleSpec = self.recipe.schedule_spec(options.steps)

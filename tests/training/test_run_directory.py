@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from forge_harness.errors import UsageError
@@ -26,6 +28,26 @@ def test_options_that_are_none_are_refused(tmp_path: Path, key: str, value: obje
     (tmp_path / "training.json").write_text(json.dumps(saved))
     with pytest.raises(UsageError, match="holds no training run to resume"):
         TrainingDirectory(tmp_path).options()
+
+
+def test_a_run_is_resumed_whatever_kind_of_number_it_was_started_with(tmp_path: Path) -> None:
+    """Numbers of NumPy and no clipping are taken as options, so a run must be able to say them."""
+    options = TrainOptions(
+        seed=np.int32(3),
+        steps=np.int64(2),
+        batch_size=np.int16(4),
+        learning_rate=np.float32(0.5),
+        clip_norm=math.inf,
+        fixed_batch=[np.int64(1), 2],  # type: ignore[arg-type]
+        extra={"weight_decay": np.float64(0.5), "betas": [0, np.float32(0.5)]},
+    )
+    train_to_directory("digits", tmp_path, options)
+    task, saved = TrainingDirectory(tmp_path).options()
+    assert (saved.seed, saved.clip_norm, saved.fixed_batch) == (3, math.inf, (1, 2))
+    before = (tmp_path / "package" / "model.safetensors").read_bytes()
+    for again in (saved, options):
+        train_to_directory(task, tmp_path, again, resume=True)
+    assert (tmp_path / "package" / "model.safetensors").read_bytes() == before
 
 
 def test_a_file_that_is_nested_too_deep_holds_no_run(tmp_path: Path) -> None:
