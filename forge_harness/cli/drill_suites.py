@@ -106,16 +106,30 @@ def suites_command(
         _list(chosen)
         return ExitCode.PASS
     check_target(json_file)
-    with interrupted_once(), counted(quiet) as told:
-        tell = None if told is None else partial(told, "subjects")
-        report = run_suites(selection, own=own, seed=seed, jobs=jobs, tell=tell)
+    found: list[SuitesReport] = []
+    with interrupted_once():
+        try:
+            with counted(quiet) as told:
+                tell = None if told is None else partial(told, "subjects")
+                found.append(
+                    run_suites(
+                        selection, own=own, seed=seed, jobs=jobs, tell=tell, stopped=found.append
+                    )
+                )
+        finally:
+            # Also where it was interrupted.
+            if found:
+                _keep(found[0], json_file, rows=rows)
+    return _EXITS[found[0].status]
+
+
+def _keep(report: SuitesReport, json_file: Path | None, *, rows: bool) -> None:
     try:
         if json_file is not None:
             write_durably(json_file, canonical_json(report.to_json()) + b"\n")
     finally:
         # Last: nobody may read all of it (`| head`), and nothing would be kept.
         _show(report, rows=rows)
-    return _EXITS[report.status]
 
 
 def _list(defects: Sequence[Defect]) -> None:
@@ -129,7 +143,7 @@ def _list(defects: Sequence[Defect]) -> None:
 
 
 def _show(report: SuitesReport, *, rows: bool) -> None:
-    from forge_harness.drill.kills import power_of
+    from forge_harness.drill.kills import UNREACHED, power_of
 
     from .terminal import table
 
@@ -144,13 +158,16 @@ def _show(report: SuitesReport, *, rows: bool) -> None:
         click.echo(table((by, "killed", "of", "power [95 %]"), [_power(p) for p in powers]))
         click.echo("")
     for result in report.defects:
-        if result.status.value != "killed":
+        if result.status.value != "killed" and result.reason != UNREACHED:
             _show_missed(result)
     for variant in report.variants:
         for check, reason in variant.alarms.items():
             click.echo(f"false alarm: {check} is red for {variant.id} ({variant.title}): {reason}")
-        if variant.problem:
+        if variant.problem and variant.problem != UNREACHED:
             click.echo(f"not measured: {variant.id} ({variant.title}): {variant.problem}")
+    if report.unreached:
+        every = len(report.defects) + len(report.variants)
+        click.echo(f"Not complete: {report.unreached} of {every} subjects were not drilled.")
     click.echo(_closing(report))
 
 

@@ -19,6 +19,8 @@ from forge_harness.types import Outcome
 
 SCHEMA = "forge-drill-suites/1"
 RED = frozenset({Outcome.FAIL, Outcome.ERROR, Outcome.FLAKY})
+UNREACHED = "The drill was stopped before its turn was over."
+"""Reason, or problem, of a subject that a stopped drill has nothing of."""
 
 
 class Status(StrEnum):
@@ -145,6 +147,12 @@ class SuitesReport:
             return "not measured"
         return "held"
 
+    @property
+    def unreached(self) -> int:
+        """Subjects, defects and variants, that were still to be drilled when it was stopped."""
+        rows = [row.reason for row in self.defects] + [row.problem for row in self.variants]
+        return rows.count(UNREACHED)
+
     def power(self, by: str) -> list[Power]:
         """Returns the power of each stage, suite or subtlety, in order of appearance."""
         groups: dict[str, list[DefectResult]] = {}
@@ -158,6 +166,7 @@ class SuitesReport:
         return {
             "schema_version": SCHEMA,
             "status": self.status,
+            "is_complete": not self.unreached,
             "power": asdict(power_of("all", self.defects)),
             "stages": [asdict(power) for power in self.power("stage")],
             "suites": [asdict(power) for power in self.power("suite")],

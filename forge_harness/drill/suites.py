@@ -14,6 +14,7 @@ from forge_harness.config import HarnessConfig
 from forge_harness.drill.defect import Benign, Defect
 from forge_harness.drill.kills import (
     RED,
+    UNREACHED,
     DefectResult,
     Found,
     Status,
@@ -137,6 +138,7 @@ def run_suites(
     seed: int = 0,
     jobs: int | None = None,
     tell: Tell | None = None,
+    stopped: Callable[[SuitesReport], object] = lambda report: None,
 ) -> SuitesReport:
     """Seeds the defects of a selection, one process each, and judges what the checks said.
 
@@ -147,6 +149,7 @@ def run_suites(
         seed: Seed of the measurements, and of a sample.
         jobs: Processes at a time; the number of usable cores when None.
         tell: Told of each subject that was drilled.
+        stopped: Given what was found so far where the drill is interrupted, or cannot go on.
 
     Raises:
         UsageError: The selection names what is not there, a seed names a check that is not, or
@@ -170,20 +173,30 @@ def run_suites(
         replace(task, profile=profile, seed=seed, own=own)
         for task in _tasks(defects, chosen, scope, seeds)
     ]
-    ended = list(_drilled(tasks, jobs or usable_cores(), tell))
-    sound = _sound(ended, tasks)
-    return SuitesReport(
-        defects=_rows(defects, tasks, ended, sound, seeds),
-        variants=_variants(tasks, ended, seeds),
-        profile=profile,
-        seed=seed,
-        policy_digest=policy.digest,
-        # The commit of the harness: the seeds and the checks are its own.
-        environment=collect_environment(Path(__file__).parent),
-        started_at=started_at,
-        finished_at=utc_now(),
-        seconds=time.monotonic() - started,
-    )
+    ended: list[Ended] = []
+
+    def report() -> SuitesReport:
+        found = _whole(ended, tasks)
+        return SuitesReport(
+            defects=_rows(defects, tasks, found, _sound(found, tasks), seeds),
+            variants=_variants(tasks, found, seeds),
+            profile=profile,
+            seed=seed,
+            policy_digest=policy.digest,
+            # The commit of the harness: the seeds and the checks are its own.
+            environment=collect_environment(Path(__file__).parent),
+            started_at=started_at,
+            finished_at=utc_now(),
+            seconds=time.monotonic() - started,
+        )
+
+    try:
+        _drill_all(tasks, jobs or usable_cores(), tell, ended)
+    except BaseException:  # An interrupt above all, when it may have run for a quarter of an hour.
+        if ended:
+            stopped(report())
+        raise
+    return report()
 
 
 def _policy(own: Own, profile: str) -> Policy:
@@ -205,13 +218,17 @@ def _refuse_unknown_checks(defects: Sequence[Defect], policy: Policy) -> None:
             )
 
 
-def _drilled(tasks: Sequence[_Task], jobs: int, tell: Tell | None) -> list[Ended]:
-    ended: list[Ended] = []
+def _drill_all(tasks: Sequence[_Task], jobs: int, tell: Tell | None, ended: list[Ended]) -> None:
     for one in side_by_side(drill, tasks, jobs=jobs, timeout_s=TIMEOUT_S, preload=_PRELOAD):
         ended.append(one)
         if tell is not None:
             tell(len(ended), len(tasks), tasks[one.index].name)
-    return sorted(ended, key=lambda one: one.index)
+
+
+def _whole(ended: Sequence[Ended], tasks: Sequence[_Task]) -> list[Ended]:
+    """Returns how each task ended, in order; where a stopped drill has nothing, it says so."""
+    there = {one.index: one for one in ended}
+    return [there.get(i) or Ended(i, None, UNREACHED, 0.0) for i in range(len(tasks))]
 
 
 def _tasks(
@@ -334,6 +351,8 @@ def _rows(
 def _status(
     defect: Defect, one: Ended, found: Mapping[str, Found], sound: Mapping[str, Found]
 ) -> tuple[Status, str]:
+    if one.problem == UNREACHED:
+        return Status.NOT_MEASURED, UNREACHED
     if one.value is None:
         return Status.CRASHED, f"The process of the drill: {one.problem}."
     if not one.value["reference"].startswith("sha256:"):
@@ -348,6 +367,9 @@ def _status(
 def _command(task: _Task, defect: Defect, seeds: Seeds) -> str:
     words = ["forge-harness", "run", "--subject", seeds.subject_of(defect.id)]
     words += [word for path in task.own.suite_paths for word in ("--suite-path", str(path))]
+    # What a check draws, and how much, goes by these.
+    words += ["--profile", task.profile] if task.profile != Profile.QUICK else []
+    words += ["--seed", str(task.seed)] if task.seed else []
     return shlex.join([*words, "--check", defect.check])
 
 

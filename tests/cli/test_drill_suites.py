@@ -8,7 +8,13 @@ from dataclasses import replace
 import pytest
 
 from forge_harness.drill import suites
-from forge_harness.drill.kills import DefectResult, Status, SuitesReport, VariantResult
+from forge_harness.drill.kills import (
+    UNREACHED,
+    DefectResult,
+    Status,
+    SuitesReport,
+    VariantResult,
+)
 
 CHECK = "architecture.weight_scale"
 
@@ -119,6 +125,24 @@ def test_the_matrix_is_written(drill, tmp_path):
     assert document["status"] == "held"
     assert document["defects"][0]["outcomes"] == {CHECK: "fail"}
     assert document["false_alarms"]["of"] == 1
+
+
+def test_an_interrupted_drill_is_shown_and_kept(invoke, monkeypatch, tmp_path):
+    left = replace(row("Q12_sign", Status.NOT_MEASURED, UNREACHED), outcomes={})
+
+    def interrupted(*args, stopped, **kwargs):
+        stopped(replace(REPORT, defects=[row(), left]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(suites, "run_suites", interrupted)
+    file = tmp_path / "kills.json"
+    done = invoke("drill", "suites", "-q", "--json", file)
+    assert done.exit_code == 2
+    assert "Not complete: 1 of 3 subjects were not drilled." in done.output
+    assert "not measured: 1 of 1 seeded defect killed" in done.output
+    assert "Q12_sign" not in done.output
+    document = json.loads(file.read_bytes())
+    assert (document["is_complete"], document["status"]) == (False, "not measured")
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_the_drill(invoke, monkeypatch, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from forge_harness.drill import defects as registry
 from forge_harness.drill import suites
 from forge_harness.drill.defect import Benign, Defect, Stage
-from forge_harness.drill.kills import Status
+from forge_harness.drill.kills import UNREACHED, Status
 from forge_harness.drill.suites import Selection, run_suites, selected
 from forge_harness.drill.workers import Ended
 from forge_harness.errors import UsageError
@@ -33,14 +33,16 @@ KINDS = {
 def drilled(monkeypatch):
     """`drilled(seeds, answers, ...)`: a report of drills that end as told, and the tasks."""
 
-    def drilling(seeds, answers=None, selection=None, profile="quick"):
+    def drilling(seeds, answers=None, selection=None, profile="quick", forge_seed=0, **options):
         tasks = []
 
-        def side_by_side(work, given, **options):
+        def side_by_side(work, given, **how):
             tasks.extend(given)
             # As processes end: in no order.
             for index, task in reversed(list(enumerate(given))):
                 answer = (answers or {}).get(task.name)
+                if isinstance(answer, KeyboardInterrupt):
+                    raise answer
                 if isinstance(answer, str):
                     yield Ended(index, None, answer, 1.0)
                     continue
@@ -51,7 +53,7 @@ def drilled(monkeypatch):
         monkeypatch.setattr(registry, "all_defects", lambda: {d.id: d for d in seeds})
         monkeypatch.setattr(registry, "all_benign", lambda: KINDS)
         monkeypatch.setattr(suites, "side_by_side", side_by_side)
-        report = run_suites(selection, profile=profile)
+        report = run_suites(selection, profile=profile, seed=forge_seed, **options)
         return SimpleNamespace(report=report, tasks={task.name: task for task in tasks})
 
     return drilling
@@ -217,6 +219,31 @@ def test_a_seed_of_a_check_that_is_not_there_is_refused(drilled):
         UsageError, match=r"'one'.*Did you mean 'architecture.weight_scale'.*--suite"
     ):
         drilled([seed("one", "architecture.weight_scal")])
+
+
+def test_the_command_has_the_seed_and_the_profile_the_check_was_run_with(drilled):
+    (row,) = drilled([seed("one")], {"one": RED}).report.defects
+    assert row.command.endswith(f"defects:one --check {SCALE}")
+    found = drilled([seed("one")], {"one": RED}, profile="full", forge_seed=7)
+    assert found.report.defects[0].command.endswith(
+        f"defects:one --profile full --seed 7 --check {SCALE}"
+    )
+
+
+def test_an_interrupted_drill_hands_over_what_it_found(drilled):
+    """The sound subject that comes first is the one not reached: nothing held for it."""
+    seeds = [seed("one"), seed("two", ROUNDING)]
+    red = {"one": RED, "rows": KeyboardInterrupt()}
+    found = []
+    with pytest.raises(KeyboardInterrupt):
+        drilled(seeds, red, stopped=found.append)
+    (report,) = found
+    assert [row.status for row in report.defects] == [Status.NOT_MEASURED] * 2
+    problems = {row.id: row.problem for row in report.variants}
+    assert problems == {"reference": UNREACHED, "rows": UNREACHED, "round": ""}
+    assert report.status == "not measured"
+    assert report.unreached == 2
+    assert report.to_json()["is_complete"] is False
 
 
 def test_a_drill_of_one_subject_in_this_process():
