@@ -9,13 +9,20 @@ from .rerun import Outcome
 from .support import differing, shown
 
 
-def compare(evidence: Any, found: Outcome, expected: Outcome, prefix: str = "") -> None:
-    """Holds steps, final state and metrics of one run to those of another."""
-    compare_run(evidence, found, expected, prefix)
+def compare(
+    evidence: Any, found: Outcome, expected: Outcome, prefix: str = "", note: str = ""
+) -> None:
+    """Holds steps, final state and metrics of one run to those of another.
+
+    What else was between the two is a `note` in the reasons.
+    """
+    compare_run(evidence, found, expected, prefix, note)
     compare_metrics(evidence, f"{prefix}metrics", found.metrics, expected.metrics, "at the end")
 
 
-def compare_run(evidence: Any, found: Outcome, expected: Outcome, prefix: str) -> None:
+def compare_run(
+    evidence: Any, found: Outcome, expected: Outcome, prefix: str, note: str = ""
+) -> None:
     """Holds steps and final state of one run to those of another."""
     samples = [[fact[-1] for fact in run.facts] for run in (found, expected)]
     evidence.equal(
@@ -31,13 +38,19 @@ def compare_run(evidence: Any, found: Outcome, expected: Outcome, prefix: str) -
         first,
         expected=-1,
         unit="step",
-        reason="losses, rates, norms and samples of every step, bit for bit; -1 is none",
+        reason=f"losses, rates, norms and samples of every step, bit for bit; -1 is none{note}",
     )
-    compare_state(evidence, f"{prefix}different_tensors", found.state, expected.state, "final")
+    name = f"{prefix}different_tensors"
+    compare_state(evidence, name, found.state, expected.state, "final", note)
 
 
 def compare_state(
-    evidence: Any, name: str, found: Mapping[str, str], expected: Mapping[str, str], when: str
+    evidence: Any,
+    name: str,
+    found: Mapping[str, str],
+    expected: Mapping[str, str],
+    when: str,
+    note: str = "",
 ) -> None:
     """Holds one state to another, both as digests."""
     changed = differing(found, expected)
@@ -46,7 +59,7 @@ def compare_state(
         len(changed),
         expected=0,
         unit="tensors",
-        reason=f"sha256 of the {when} state: {shown(changed)}",
+        reason=f"sha256 of the {when} state: {shown(changed)}{note}",
     )
 
 

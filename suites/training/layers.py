@@ -35,6 +35,9 @@ PREPARED_RTOL = 1e-4
 """Relative L2 of a token within which a gradient is the product's, taken through what the layer
 does to its input first: fp32 leaves 1e-6, a mask on the largest input of 160 is off by 1e-1."""
 
+MORE_BATCHES, MORE_SAMPLES = 8, 16
+"""Looked at for layers that a smaller batch left out: skipped, or experts without a token."""
+
 Prepare = Callable[[Tensor], Tensor]
 
 
@@ -68,11 +71,17 @@ class Call:
 class LayerErrors:
     """The largest error of each gradient over its fp32 limit, and the layer it is in.
 
-    With what was drawn at random in the passes.
+    With what was drawn at random in the first pass that drew something again, or in the first.
+
+    Attributes:
+        compared: Layers whose gradients were held to the oracle.
+        unexplained: Those that are not there, were never called, or whose output is no product.
+        unheld: Those whose weight is no matrix, as that of a convolution: they have no oracle here.
     """
 
     compared: int = 0
     unexplained: list[str] = field(default_factory=list)
+    unheld: list[str] = field(default_factory=list)
     input_error: float = 0.0
     input_layer: str = "none"
     weight_error: float = 0.0
@@ -91,29 +100,48 @@ class LayerErrors:
 
 
 def layer_errors(subject: Any, task: str) -> LayerErrors:
-    """Returns how far the gradients at the layers of a fresh model are from the oracle's."""
+    """Returns how far the gradients at the layers of a fresh model are from the oracle's.
+
+    Layers that a batch leaves out are looked for with further ones, larger ones.
+    """
     model = subject.build_model(task, seed=0)
-    batch = subject.example_batch(task, batch_size=4, seed=1)
     weights = {k: w.detach().clone() for k, w in subject.effective_weights(model).items()}
     modules = dict(model.named_modules(remove_duplicate=False))
     declared = subject.model_spec(task).quantized
     named = {name: modules[name] for name in declared if name in modules and name in weights}
     layers = _each_once(named)
-    with _recording(layers) as calls, Draws() as draws:
-        loss = subject.loss(model, batch)
-        draws.backward_begins()
-        loss.backward()
-    missing = [name for name in declared if name not in named]
-    errors = LayerErrors(draws=draws, unexplained=missing)
-    if prepares_inputs(subject):
-        for name in layers:
-            for call in calls[name]:
-                for seen in call.inputs[:1]:
-                    prepare = partial(quantized_input, subject, model, name)
-                    # Given back as it is, nothing is done to it: the limits are sharper then.
-                    seen.prepare = None if prepare(seen.value) is seen.value else prepare
-    _compare(errors, subject, layers, calls, weights, subject.latent_weights(model))
+    errors = LayerErrors(
+        unexplained=[name for name in declared if name not in named],
+        unheld=[name for name in layers if weights[name].dim() != 2],
+    )
+    left = set(layers) - set(errors.unheld)
+    for seed in range(1, 2 + MORE_BATCHES):
+        batch = subject.example_batch(task, batch_size=4 if seed == 1 else MORE_SAMPLES, seed=seed)
+        model.zero_grad(set_to_none=True)
+        with _recording(layers) as calls, Draws() as draws:
+            loss = subject.loss(model, batch)
+            draws.backward_begins()
+            loss.backward()
+        if seed == 1 or draws.redrawn:
+            errors.draws = draws
+        if prepares_inputs(subject):
+            _prepare(subject, model, calls)
+        left -= _compare(errors, subject, layers, calls, weights, subject.latent_weights(model))
+        if not left:
+            break
+    errors.unexplained += [name for name in layers if name in left]
+    errors.compared = len(set(layers) - {*errors.unheld, *errors.unexplained})
     return errors
+
+
+def _prepare(subject: Any, model: nn.Module, calls: Mapping[str, list[Call]]) -> None:
+    """Notes what each layer does to its input first, where the subject says so."""
+    for name, made in calls.items():
+        for call in made:
+            for seen in call.inputs[:1]:
+                prepare = partial(quantized_input, subject, model, name)
+                # Given back as it is, nothing is done to it: the limits are sharper then.
+                seen.prepare = None if prepare(seen.value) is seen.value else prepare
 
 
 def _each_once(named: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
@@ -131,17 +159,24 @@ def _compare(
     calls: Mapping[str, list[Call]],
     weights: Mapping[str, Tensor],
     latents: Mapping[str, nn.Parameter],
-) -> None:
+) -> set[str]:
+    """Holds the layers that were called to the oracle; returns their names.
+
+    One with a call that nothing explains is unexplained, whatever other batches show.
+    """
+    called: set[str] = set()
     sums: dict[int, WeightGradient | None] = {}
     for name, layer in layers.items():
         used = [call for call in calls[name] if call.upstream is not None and call.output.numel()]
         sources = [_source(subject, layer, call, weights[name]) for call in used]
-        if not used or None in sources:
+        if used:
+            called.add(name)
+        if None in sources and name not in (*errors.unheld, *errors.unexplained):
             errors.unexplained.append(name)
+        if not used or None in sources:
             # Others may share the latent weight, whose gradient is then not known either.
             sums[id(latents[name])] = None
             continue
-        errors.compared += 1
         for call, seen in zip(used, sources, strict=True):
             errors.see_input(name, _input_excess(call, seen, weights[name]))
             of_weight = sums.setdefault(id(latents[name]), WeightGradient(name, latents[name]))
@@ -151,6 +186,7 @@ def _compare(
     for of_weight in filter(None, sums.values()):
         if of_weight.latent.requires_grad:
             errors.see_weight(of_weight.name, of_weight.excess())
+    return called
 
 
 def _source(subject: Any, layer: nn.Module, call: Call, weight: Tensor) -> Seen | None:

@@ -1,4 +1,4 @@
-"""States and gradients of models whose tensors may be shards (FSDP, tensor parallelism).
+"""States and gradients of models whose tensors may be shards (FSDP, tensor parallelism) or sparse.
 
 FSDP takes a gradient apart and gives it to the parameter itself, past autograd: of torch's hooks on
 a tensor it calls only those after accumulation.
@@ -10,15 +10,17 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from forge_harness import oracles
 
 
 def copied(tensor: Tensor) -> Tensor:
-    """Returns a copy of the values, plain and whole."""
-    plain: Tensor = oracles.whole(tensor.detach()).clone()
-    return plain
+    """Returns a copy of the values, plain, dense and whole."""
+    plain: Tensor = oracles.whole(tensor.detach())
+    # Coalesced, as who clips it has it: rows that come twice are then summed in the same order.
+    return plain.coalesce().to_dense() if plain.is_sparse else plain.clone()
 
 
 def copied_parameters(model: Any) -> dict[str, Tensor]:
@@ -51,6 +53,16 @@ def on_gradient(parameter: Any, change: Callable[[Tensor], Tensor | None]) -> An
             sharded.grad = changed
 
     return parameter.register_post_accumulate_grad_hook(after)
+
+
+def with_values(gradient: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Returns a gradient whose values are changed: of a sparse one (embeddings) those it holds."""
+    if not gradient.is_sparse:
+        return change(gradient)
+    held = gradient.coalesce()
+    return torch.sparse_coo_tensor(
+        held.indices(), change(held.values()), held.shape, is_coalesced=True
+    )
 
 
 def tensors_of(state: object, prefix: str = "optimizer") -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -343,10 +343,13 @@ def independent_gradients(
     names = _names(state, model.state_dict())
     load_state(model, {names.get(name, name): value for name, value in state.items()})
     model.train(training)
+    batch = subject.batch(task, "train", list(ids))
     if inputs is not None:
         put_in_place(model, inputs)
+        # Another model of the loss has them from the batch: the teacher of a distillation.
+        batch = replace(batch, inputs=inputs.to(batch.inputs.device))
     with around:
-        loss = subject.loss(model, subject.batch(task, "train", list(ids)))
+        loss = subject.loss(model, batch)
     loss.backward()
     theirs = {own: name for name, own in names.items()}
     gradients = {

@@ -8,7 +8,7 @@ import torch
 from forge_harness.subject.protocols import TrainOptions
 
 from .outputs import changed_tensors
-from .states import on_gradient, tensors_of
+from .states import on_gradient, tensors_of, with_values
 from .support import (
     cheapest,
     differing,
@@ -46,7 +46,7 @@ class Fault:
 
     def _on_gradient(self, gradient):
         self.applied += 1
-        return self._change(gradient)
+        return with_values(gradient, self._change)
 
     def _on_output(self, module, args, out):
         if self._at == "first output" and self.applied:
@@ -90,15 +90,23 @@ def test_non_finite_stops(subject, evidence):
     weights. One fault for every task but the cheapest.
     """
     task = cheapest(subject)
-    for name in FAULTS:
-        _expect_stopped(subject, evidence, task, name, name)
-    for other in others(subject):
-        name = "nan_in_one_gradient"
-        _expect_stopped(subject, evidence, other, name, f"{other}.{name}")
+    cases = [(task, name, name) for name in FAULTS]
+    name = "nan_in_one_gradient"
+    cases += [(other, name, f"{other}.{name}") for other in others(subject)]
+    missing = [case[-1] for case in cases if not _expect_stopped(subject, evidence, *case)]
+    if missing:
+        pytest.skip(
+            f"{len(missing)} of {len(cases)} faults could not be put in, as torch's hooks reached "
+            f"no tensor of the step: {shown(missing)}; call model(...), not a method of it, and "
+            "let autograd give the parameters their gradients"
+        )
 
 
 def _expect_stopped(subject, evidence, task, fault_name, prefix):
-    """Puts one fault into the third step of a session, and looks at the fourth as well."""
+    """Puts one fault into the third step of a session, and looks at the fourth as well.
+
+    Returns whether it could be put in.
+    """
     change, place, accumulation = FAULTS[fault_name]
     session = subject.session(task, TrainOptions(steps=6, accumulation=accumulation))
     steps(session, 2)
@@ -107,16 +115,14 @@ def _expect_stopped(subject, evidence, task, fault_name, prefix):
     handle = fault.inject(session)
     loud = _is_loud(session)
     handle.remove()
-    evidence.at_least(
+    evidence.record(
         f"{prefix}.injected",
         fault.applied,
-        limit=1,
         unit="times",
-        level="warn",
         reason="torch's hooks reached a tensor of the step; otherwise nothing was tested",
     )
     if not fault.applied:
-        return
+        return False
     changed = differing(before, _weights_and_moments(session))
     broken = _not_finite(session)
     evidence.equal(
@@ -134,6 +140,7 @@ def _expect_stopped(subject, evidence, task, fault_name, prefix):
         reason="the step raises, or reports the non-finite loss or norm",
     )
     _expect_going_on(session, evidence, prefix)
+    return True
 
 
 def _expect_going_on(session, evidence, prefix):

@@ -195,9 +195,7 @@ class Loop:
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         for parameter in parameters:
             parameter.grad.div_(self.subject.loss_scale)
-        norm = nn.utils.clip_grad_norm_(
-            parameters, self.options.clip_norm or 1.0, error_if_nonfinite=True
-        )
+        norm = self.clip(parameters)
         self.optimizer.step()
         self.step_index += 1
         return StepRecord(
@@ -208,6 +206,11 @@ class Loop:
             grad_norm=float(norm),
             sample_ids=tuple(ids),
             seconds=time.perf_counter() - start,
+        )
+
+    def clip(self, parameters):
+        return nn.utils.clip_grad_norm_(
+            parameters, self.options.clip_norm or 1.0, error_if_nonfinite=True
         )
 
     def evaluate(self):

@@ -414,12 +414,14 @@ def test_a_sound_model_is_no_false_alarm(run_check, subject, check):
     assert run.outcome is Outcome.PASS, run.reason
 
 
-@pytest.mark.parametrize("subject", [Sparse, SparseOnlyChosen])
-def test_gradients_of_experts_without_a_token_are_not_compared(run_check, subject):
-    run = run_check("training.ste_weight_gradient", subject())
-    assert run.outcome is Outcome.WARN, run.reason
-    assert "not called with a token" in run.reason
-    assert run.evidence("words.layers_compared") > 0
+@pytest.mark.parametrize("subject", [Sparse, SparseOnlyChosen, SkipsLayers, SkipsMost])
+@pytest.mark.parametrize("check", ["training.ste_input_gradient", "training.ste_weight_gradient"])
+def test_layers_that_a_batch_leaves_out_are_compared_in_another(run_check, subject, check):
+    """A warning fails a critical check: sound experts and skipped layers were red by chance."""
+    run = run_check(check, subject())
+    assert run.outcome is Outcome.PASS, run.reason
+    quantized = subject().model_spec("words").quantized
+    assert run.evidence("words.layers_compared") == len(quantized)
 
 
 RED = [
@@ -444,9 +446,16 @@ def test_of_a_convolution_codes_and_scales_are_held(run_check):
     run = run_check("architecture.quantized_modules", Convolves())
     assert run.outcome is Outcome.NOT_MEASURED, run.reason
     assert "the outputs of 2 modules whose weight is no matrix (N, K) have no oracle" in run.reason
-    run = run_check("training.ste_weight_gradient", Convolves())
-    assert run.outcome is Outcome.WARN, run.reason
-    assert "images.layers_unexplained is 2 layers" in run.reason
+
+
+@pytest.mark.parametrize("check", ["training.ste_input_gradient", "training.ste_weight_gradient"])
+def test_gradients_of_a_convolution_are_not_measured(run_check, check):
+    """They were unexplained, which fails a critical check."""
+    run = run_check(check, Convolves())
+    assert run.outcome is Outcome.NOT_MEASURED, run.reason
+    assert "gradients of 2 modules whose weight is no matrix (N, K) have no oracle" in run.reason
+    assert "images.layers.0, images.layers.1" in run.reason
+    assert run.evidence("images.layers_unexplained") == 0
 
 
 class DeclaresOneMore(foreign.Words):

@@ -2,6 +2,7 @@
 
 import importlib.util
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,27 @@ class ByTheirCount(foreign.Loop):
 
 
 class AugmentedByTheirCount(Augmented):
+    loop = ByTheirCount
+
+
+class Distilled(Augmented):
+    """Another model, which no step trains, has the samples that the session's model has."""
+
+    def loss(self, model, batch):
+        logits = model(batch.inputs).flatten(0, -2)
+        with torch.no_grad():
+            wanted = self.teacher(batch.inputs).flatten(0, -2).softmax(-1)
+        of_teacher = torch.nn.functional.cross_entropy(logits, wanted)
+        return (of_teacher + torch.nn.functional.cross_entropy(logits, batch.targets.flatten())) / 2
+
+    @cached_property
+    def teacher(self):
+        model = self.build_model("words", seed=99).requires_grad_(False)
+        model.head.weight.mul_(20.0)
+        return model
+
+
+class DistilledByTheirCount(Distilled):
     loop = ByTheirCount
 
 
@@ -107,11 +129,19 @@ def test_augmented_samples_are_no_false_alarm(run_check, check):
     assert run.outcome is Outcome.PASS, run.reason
 
 
+@pytest.mark.parametrize("check", HELD_TO_AUTOGRAD)
+def test_a_teacher_has_the_augmented_samples_too(run_check, check):
+    """It had those of another read in the oracle: distillation was red."""
+    run = run_check(check, Distilled())
+    assert run.outcome is Outcome.PASS, run.reason
+
+
 @pytest.mark.parametrize(
     ("subject", "check", "reason"),
     [
         (AugmentedByTheirCount, HELD_TO_AUTOGRAD[0], "gradient_difference_4 is"),
         (AugmentedByTheirCount, HELD_TO_AUTOGRAD[1], "gradient_difference is"),
+        (DistilledByTheirCount, HELD_TO_AUTOGRAD[0], "gradient_difference_4 is"),
         (OfTheNeighbour, HELD_TO_AUTOGRAD[0], "own_samples_1 is"),
         (LearnsNothing, "training.overfit_one_batch", "loss_ratio is"),
     ],
@@ -242,3 +272,83 @@ def test_a_long_text_is_not_trained_on_one_batch(run_check):
     run = run_check("data.loader_order", SeededAnew())
     assert run.outcome is Outcome.FAIL, run.reason
     assert run.reason.startswith("words_session_repeated is 304 samples")
+
+
+class Biased(foreign.BitLayer):
+    def __init__(self, inputs, outputs, generator):
+        super().__init__(inputs, outputs, generator)
+        self.bias = torch.nn.Parameter(torch.rand(outputs, generator=generator) - 0.5)
+
+    def forward(self, x):
+        return super().forward(x) + self.bias
+
+
+class BiasedKeys(foreign.Words):
+    """Keys have biases, as BERT's: a softmax takes what they add away."""
+
+    biased, rate = "k", 1.0
+
+    def schedule_spec(self, task, options):
+        return super().schedule_spec(task, replace(options, learning_rate=5e-5))
+
+    def build_model(self, task, *, seed):
+        model, generator = super().build_model(task, seed=seed), torch.Generator().manual_seed(seed)
+        for block in model.blocks:
+            shape = foreign.SHAPES[self.biased]
+            block.add_module(self.biased, Biased(*shape, generator))
+        return model
+
+    def optimizer(self, model):
+        optimizer = torch.optim.AdamW(self.groups(model), lr=1e-3, betas=(0.9, 0.98), eps=1e-6)
+        biases = [getattr(block, self.biased).bias for block in model.blocks]
+
+        def shrink(*_):
+            for bias in biases:
+                bias.grad *= self.rate
+
+        optimizer.register_step_pre_hook(shrink)
+        return optimizer
+
+
+class BiasedValuesStandStill(BiasedKeys):
+    """Biases that the loss depends on, and gradients that are lost on their way."""
+
+    biased, rate = "v", 0.0
+
+
+def test_what_the_loss_does_not_depend_on_need_not_move(run_check):
+    """Biases of keys were said to be moved by nothing but decay: a critical check was red."""
+    run = run_check("training.parameters_move", BiasedKeys())
+    assert run.outcome is Outcome.PASS, run.reason
+    run = run_check("training.parameters_move", BiasedValuesStandStill())
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert "parameters_only_decaying is 2 parameters" in run.reason
+    assert "blocks.0.v.bias" in run.reason
+
+
+class DrawsFromTheProcess(Augmented):
+    """Its samples are augmented by the generator that all code of the process shares."""
+
+    class loop(foreign.Loop):
+        def evaluate(self):
+            return {"loss": 0.0}
+
+
+class KeepsItsGenerator(DrawsFromTheProcess):
+    class loop(DrawsFromTheProcess.loop):
+        drawn = torch.Generator().manual_seed(1).get_state()
+
+        def step(self):
+            with torch.random.fork_rng([]):
+                torch.set_rng_state(self.drawn)
+                record = super().step()
+                self.drawn = torch.get_rng_state()
+            return record
+
+
+def test_a_run_that_draws_from_the_process_is_told_what_to_keep(run_check):
+    run = run_check("training.repeat_bit_identical", DrawsFromTheProcess())
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert "a session that draws from them keeps their states" in run.reason
+    run = run_check("training.repeat_bit_identical", KeepsItsGenerator())
+    assert run.outcome is Outcome.PASS, run.reason

@@ -1,4 +1,4 @@
-"""Sessions with several optimizers, of Muon and AdamW, are measured as those with one."""
+"""Sessions with several optimizers are measured as those with one: Muon, AdamW, SparseAdam."""
 
 import importlib.util
 from pathlib import Path
@@ -58,7 +58,10 @@ class Mixed(foreign.Words):
         def state_tensors(self):
             kept = self.optimizer.state_dict()["state"]
             named = {f"{i}.{name}": v for i, of in kept.items() for name, v in of.items()}
-            return dict(self.model.state_dict()) | named
+            # SparseAdam counts its steps in a number.
+            return dict(self.model.state_dict()) | {
+                name: torch.as_tensor(value) for name, value in named.items()
+            }
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -100,6 +103,75 @@ class SavesTheirsAlone(Mixed):
     ],
 )
 def test_what_is_wrong_with_one_of_them_is_found(run_check, subject, check, shown):
+    run = run_check(check, subject())
+    assert run.outcome is Outcome.FAIL, run.reason
+    assert shown in run.reason
+
+
+class SparseTable(Mixed):
+    """Gradients of the embedding, its largest matrix, are sparse, as those of a recommender."""
+
+    class net(foreign.Net):
+        def __init__(self, seed):
+            super().__init__(seed)
+            self.embed.sparse = True
+
+    class loop(Mixed.loop):
+        def clip(self, parameters):
+            """`clip_grad_norm_` takes no sparse gradients."""
+            for p in parameters:
+                p.grad = p.grad.coalesce() if p.grad.is_sparse else p.grad
+            values = [p.grad.values() if p.grad.is_sparse else p.grad for p in parameters]
+            norm = torch.stack([part.norm() for part in values]).norm()
+            if not norm.isfinite():
+                raise FloatingPointError(f"gradient norm is {norm.item()}")
+            for part in values[self.unclipped :]:
+                part.mul_(((self.options.clip_norm or 1.0) / (norm + 1e-6)).clamp(max=1.0))
+            return norm
+
+        unclipped = 0
+
+    def optimizer(self, model):
+        table = model.embed.weight
+        decays, rest = self.groups(model)
+        rest["params"] = [p for p in rest["params"] if p is not table]
+        return self.together(
+            torch.optim.SparseAdam([{"params": [table], "decays": 0.0}], lr=1e-3),
+            torch.optim.AdamW([decays, rest], lr=1e-3, betas=(0.9, 0.95)),
+        )
+
+
+class TableIsNotClipped(SparseTable):
+    class loop(SparseTable.loop):
+        unclipped = 1
+
+
+class StepsOnNan(SparseTable):
+    class loop(SparseTable.loop):
+        def clip(self, parameters):
+            for p in parameters:
+                p.grad = p.grad.coalesce() if p.grad.is_sparse else p.grad
+            return torch.zeros(())
+
+
+SPARSE = (*CHECKS, "training.gradient_reaches_all", "training.accumulation_equivalence")
+
+
+@pytest.mark.parametrize("check", SPARSE)
+def test_sparse_gradients_are_measured_as_dense_ones(run_check, check):
+    """They were errors of the checks: torch has no `any`, `median` or `index_fill` of them."""
+    run = run_check(check, SparseTable())
+    assert run.outcome is Outcome.PASS, run.reason
+
+
+@pytest.mark.parametrize(
+    ("subject", "check", "shown"),
+    [
+        (TableIsNotClipped, "training.clip_effective", "norm_at_optimizer"),
+        (StepsOnNan, "training.non_finite_stops", "nan_in_one_gradient.changed"),
+    ],
+)
+def test_what_is_wrong_with_a_sparse_gradient_is_found(run_check, subject, check, shown):
     run = run_check(check, subject())
     assert run.outcome is Outcome.FAIL, run.reason
     assert shown in run.reason

@@ -30,7 +30,11 @@ class CallsForward(ReferenceSubject):
         return training_loss(model.forward, batch)
 
 
-def test_a_fault_that_cannot_be_put_in_is_said_to_be_missing(run_check):
+def test_a_fault_that_cannot_be_put_in_is_not_measured(run_check):
+    """It was a warning, which fails a critical check."""
     result = run_check("training.non_finite_stops", CallsForward())
-    assert result.outcome is Outcome.WARN, result.reason
-    assert "nan_in_the_loss.injected is 0" in result.reason
+    assert result.outcome is Outcome.NOT_MEASURED, result.reason
+    assert "3 of 6 faults could not be put in" in result.reason
+    assert "nan_in_the_loss" in result.reason
+    assert result.evidence("nan_in_the_loss.injected") == 0
+    assert result.evidence("nan_in_one_gradient.injected") == 1
