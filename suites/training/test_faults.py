@@ -68,11 +68,16 @@ def _inf(value):
     return value + math.inf
 
 
+def _inf_with_gradients(value):
+    """Infinite, as its gradients are: those of a loss plus infinity would be what they were."""
+    return (value.abs() + 1) * math.inf
+
+
 FAULTS = {
     "nan_in_one_gradient": (_nan_column, "largest gradient", 1),
     "inf_in_one_gradient": (_inf, "smallest gradient", 1),
     "nan_in_the_loss": (_nan, "output", 1),
-    "inf_in_the_loss": (_inf, "output", 1),
+    "inf_in_the_loss": (_inf_with_gradients, "output", 1),
     "nan_in_the_first_of_two_losses": (_nan, "first output", 2),
 }
 """Name -> what is done to a tensor, where, micro-batches of the step."""

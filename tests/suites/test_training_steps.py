@@ -1,10 +1,19 @@
 """Steps of subjects whose optimizer or model is of another kind."""
 
+import importlib.util
+from pathlib import Path
+
 import pytest
+import torch.nn.functional as F
 
 from forge_harness.drill.defects import all_benign
 from forge_harness.subject.reference import ReferenceSubject
 from forge_harness.types import Outcome
+
+PATH = Path(__file__).parents[1] / "subject" / "foreign_language_model.py"
+SPEC = importlib.util.spec_from_file_location("foreign_language_model", PATH)
+foreign = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(foreign)
 
 
 def test_an_optimizer_of_ones_own_is_green(run_check):
@@ -38,3 +47,23 @@ def test_a_fault_that_cannot_be_put_in_is_not_measured(run_check):
     assert "nan_in_the_loss" in result.reason
     assert result.evidence("nan_in_the_loss.injected") == 0
     assert result.evidence("nan_in_one_gradient.injected") == 1
+
+
+class HoldsItsLoss(foreign.Words):
+    """Its model returns losses, as models of transformers do, and its loop guards gradients."""
+
+    class net(foreign.Net):
+        def forward(self, ids, targets=None):
+            logits = super().forward(ids)
+            if targets is None:
+                return logits
+            return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")
+
+    def loss(self, model, batch):
+        return model(batch.inputs, batch.targets).mean()
+
+
+def test_an_infinite_loss_has_gradients_that_are_not_finite(run_check):
+    run = run_check("training.non_finite_stops", HoldsItsLoss())
+    assert run.outcome is Outcome.PASS, run.reason
+    assert run.evidence("inf_in_the_loss.changed") == 0
