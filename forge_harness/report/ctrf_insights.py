@@ -10,6 +10,7 @@ from typing import Any
 from forge_harness.report.changes import side_of
 from forge_harness.report.identity import run_guid
 from forge_harness.report.model import BaselineRun, CheckRow, Report
+from forge_harness.sums import sum_in_order
 from forge_harness.types import Outcome
 
 EXTRA = "forge.harness"
@@ -83,7 +84,7 @@ def run_insights(report: Report) -> _Values:
     values = _deltas(_rates(_added(counts)), _baseline_rates(report))
     known = [seconds for seconds in durations if seconds is not None]
     if known and len(known) == len(durations):
-        values["averageRunDuration"] = {"current": round(1000 * sum(known) / len(known))}
+        values["averageRunDuration"] = {"current": round(1000 * sum_in_order(known) / len(known))}
     values["runsAnalyzed"] = len(counts)
     values["extra"] = {EXTRA: {"of": _OF, **_left_out(report, len(counts))}}
     return {"insights": values}

@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 
 from forge_harness.report.machine import ends_well
 from forge_harness.report.model import CheckRow, Report
+from forge_harness.sums import sum_in_order
 from forge_harness.types import Outcome, Severity, Verdict
 
 NOT_MEASURED_TYPE = "forge.not_measured"
@@ -106,7 +107,7 @@ def _count(suite: ElementTree.Element) -> None:
     suite.set("tests", str(len(cases)))
     for plural, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
         suite.set(plural, str(sum(case.find(tag) is not None for case in cases)))
-    suite.set("time", f"{sum(float(case.get('time', '0')) for case in cases):.3f}")
+    suite.set("time", f"{sum_in_order(float(case.get('time', '0')) for case in cases):.3f}")
 
 
 def _add_properties(suite: ElementTree.Element, report: Report) -> None:
@@ -125,4 +126,4 @@ def _add_properties(suite: ElementTree.Element, report: Report) -> None:
 def _total(root: ElementTree.Element) -> None:
     for name in ("tests", "failures", "errors", "skipped"):
         root.set(name, str(sum(int(suite.get(name, "0")) for suite in root)))
-    root.set("time", f"{sum(float(suite.get('time', '0')) for suite in root):.3f}")
+    root.set("time", f"{sum_in_order(float(suite.get('time', '0')) for suite in root):.3f}")

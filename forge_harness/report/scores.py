@@ -13,6 +13,7 @@ from forge_harness.report.model import LossRow, ScoreRow
 from forge_harness.report.text import clean, percent
 from forge_harness.scoring import WaterfallStep
 from forge_harness.scoring.score import credit_of, score
+from forge_harness.sums import sum_in_order
 from forge_harness.types import Outcome
 
 COMPONENTS = (
@@ -84,7 +85,7 @@ def _component_row(name: str, own: Sequence[CheckRecord], policy: Policy) -> Sco
         measured_percent=floor(scored.coverage * 100),
         counts=tuple((outcome, counted[outcome]) for outcome in Outcome if counted[outcome]),
         checks=len(own),
-        duration_s=sum(check.duration_s for check in own),
+        duration_s=sum_in_order(check.duration_s for check in own),
     )
 
 

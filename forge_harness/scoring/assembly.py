@@ -29,6 +29,7 @@ from forge_harness.scoring.derived import derived_items, without_derived
 from forge_harness.scoring.rollup import RolledUp, roll_up, unique
 from forge_harness.scoring.score import Score, SuiteScore, credit_of, score
 from forge_harness.scoring.verdict import decide
+from forge_harness.sums import sum_in_order
 from forge_harness.types import Outcome, Profile
 
 _FILE_OPTIONS = ("--suite-path", "--policy", "--waivers", "--config", "-c")
@@ -365,7 +366,7 @@ def _check_record(entry: CatalogueEntry, rolled: RolledUp, command: str) -> Chec
         version=entry.version,
         outcome=rolled.outcome,
         reason=rolled.reason,
-        duration_s=sum(item.duration_s for item in rolled.items),
+        duration_s=sum_in_order(item.duration_s for item in rolled.items),
         credit_low=str(rolled.low),
         credit_high=str(rolled.high),
         command=command,
@@ -395,7 +396,7 @@ def _suite_record(suite: SuiteScore, checks: Sequence[CheckRecord]) -> SuiteReco
         high=floor(suite.high),
         coverage=floored(suite.coverage),
         counts={outcome.value: counted[outcome] for outcome in Outcome if counted[outcome]},
-        duration_s=sum(check.duration_s for check in own),
+        duration_s=sum_in_order(check.duration_s for check in own),
     )
 
 

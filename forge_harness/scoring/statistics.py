@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from forge_harness.sums import sum_in_order
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
@@ -159,7 +161,7 @@ def _crossed_half_width(cells: NDArray[np.float64], confidence: float) -> float:
     if variance <= squares[larger]:
         variance, freedom = squares[larger], float(rows[larger][1])
     else:
-        spread = sum(square**2 / df for square, (_, df) in zip(squares, rows, strict=True))
+        spread = sum_in_order(square**2 / df for square, (_, df) in zip(squares, rows, strict=True))
         freedom = variance**2 / spread
     return _t_quantile(freedom, confidence) * math.sqrt(variance / cells.size)
 
