@@ -134,7 +134,7 @@ def _train(
     context = multiprocessing.get_context("spawn")
     results: dict[int, list[QualityRun]] = {}
     with ProcessPoolExecutor(
-        max_workers=min(workers, len(plan)), mp_context=context, initializer=_single_thread
+        max_workers=min(workers, len(plan)), mp_context=context, initializer=_begin_process
     ) as pool:
         pending = {
             pool.submit(_run, spec, profile, *task): index for index, task in enumerate(plan)
@@ -170,7 +170,10 @@ def _label(task: tuple[str, Arm, int]) -> str:
     return f"{name} {arm} seed {seed}"
 
 
-def _single_thread() -> None:
+def _begin_process() -> None:
+    """Prepares a process of the study: one thread, and processes of its own as elsewhere."""
+    # A spawned process spawns its own too: DataLoader workers could then take no lambda.
+    multiprocessing.set_start_method(None, force=True)
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 from forge_harness.protocols import QualityRun
 
@@ -65,6 +67,12 @@ class Dictionaries(Fixed):
 
 class Functions(Fixed):
     runs = [replace(RUN, accuracy=lambda: 1)]
+
+
+class Loads(Fixed):
+    def quality_run(self, task, arm, seed, profile):
+        loader = DataLoader(range(3), num_workers=1, worker_init_fn=lambda worker: None)
+        return [replace(RUN, steps=sum(int(batch) for batch in loader))]
 """
 
 
@@ -81,6 +89,16 @@ def test_numbers_of_numpy_and_torch_are_numbers(subjects: Path, tmp_path: Path) 
     assert run == expected
     assert type(run.accuracy) is float
     assert read_study(tmp_path / "study.json") == [expected]
+
+
+@pytest.mark.skipif(
+    multiprocessing.get_context().get_start_method() != "fork",
+    reason="a function without a name can be given to processes that are forked only",
+)
+def test_workers_of_a_run_start_as_they_do_elsewhere(subjects: Path, tmp_path: Path) -> None:
+    """Not as those of the study do, which cannot be given a lambda."""
+    (run,) = obtain_study(f"{subjects}:Loads", "quick", tmp_path / "study.json", workers=1)
+    assert run.steps == 3
 
 
 @pytest.mark.parametrize(

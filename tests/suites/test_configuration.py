@@ -1,6 +1,7 @@
 """Each configuration check goes red for its own reason."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -181,6 +182,27 @@ def test_a_schedule_without_a_formula_is_not_measured(run_check):
     assert run.outcome == "not_measured"
     assert "no formula of the schedule of bytes: 'of_its_own', digits: 'of_its_own'" in run.reason
     assert run.evidence("plans_of_wrong_length") == 0
+
+
+def rounded_elsewhere(share, plan):
+    peak = max(step.learning_rate for step in plan)
+    return [replace(step, learning_rate=step.learning_rate + share * peak) for step in plan]
+
+
+def test_a_formula_written_in_another_way_is_no_false_alarm(run_check):
+    """At the end of a cosine to zero rounding is large beside the rates, not beside the peak."""
+    subject = PlansAnother(partial(rounded_elsewhere, 2.0**-52))
+    run = run_check("configuration.schedule_golden", subject)
+    assert run.outcome == "pass", run.reason
+    assert 1e-16 < run.evidence("relative_error") < 5e-16
+
+
+def test_what_is_more_than_rounding_is_found(run_check):
+    run = run_check(
+        "configuration.schedule_golden", PlansAnother(partial(rounded_elsewhere, 1e-13))
+    )
+    assert run.outcome == "fail"
+    assert "relative_error is 1.0" in run.reason
 
 
 def test_a_warmup_of_one_step_fits_a_run_of_one(run_check):
