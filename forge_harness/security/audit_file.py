@@ -326,12 +326,16 @@ def _still(path: Path) -> sqlite3.Connection:
         return _connected(path, "ro&immutable=1")
     # What is in its write-ahead log can be taken in by a copy only.
     memory = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-    with tempfile.TemporaryDirectory(prefix="forge-audit-") as scratch:
-        for part in (path, wal):
-            shutil.copyfile(part, Path(scratch) / part.name)
-        with closing(sqlite3.connect(Path(scratch) / path.name)) as copy:
-            copy.execute("PRAGMA journal_mode = DELETE")
-            copy.backup(memory)
+    try:
+        with tempfile.TemporaryDirectory(prefix="forge-audit-") as scratch:
+            for part in (path, wal):
+                shutil.copyfile(part, Path(scratch) / part.name)
+            with closing(sqlite3.connect(Path(scratch) / path.name)) as copy:
+                copy.execute("PRAGMA journal_mode = DELETE")
+                copy.backup(memory)
+    except BaseException:
+        memory.close()
+        raise
     return memory
 
 

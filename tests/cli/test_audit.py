@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,8 @@ def test_more_records_than_there_can_be_are_a_usage_error(log: Path) -> None:
 
 @pytest.mark.parametrize("command", ["tail", "verify"])
 def test_a_log_cut_off_anywhere_is_damage(log: Path, command: str) -> None:
-    sqlite3.connect(log).execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with closing(sqlite3.connect(log)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     content = log.read_bytes()
     keys = ["--keys", log.with_name("keys.json")] if command == "verify" else []
     for length in (*range(0, len(content), 1000), 50, 4096, 8192):

@@ -76,14 +76,12 @@ def test_an_old_store_shows_what_it_held_and_goes_on(version: str, tmp_path: Pat
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_the_index_is_kept_as_it_was(version: str, tmp_path: Path) -> None:
     root = copied(version, tmp_path)
-    before = list(sqlite3.connect(root / "index.db").iterdump())
+    before = dump(root / "index.db")
     with Store.open(root):
         pass
     (backup,) = (root / "backups").iterdir()
     assert backup.name == f"index-schema-{version[1]}.db"
-    connection = sqlite3.connect(backup)
-    assert list(connection.iterdump()) == before
-    connection.close()
+    assert dump(backup) == before
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
