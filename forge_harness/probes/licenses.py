@@ -13,9 +13,13 @@ ALLOWED_WORDS = frozenset(
 REFUSED_WORDS = frozenset(
     {"gpl", "gplv2", "gplv3", "gpl-1.0", "gpl-1.0-only", "gpl-2.0", "gpl-2.0-only", "gpl-3.0"}
     | {"gpl-3.0-only", "agpl", "agplv3", "agpl-1.0", "agpl-1.0-only", "agpl-3.0", "agpl-3.0-only"}
-    | {"affero", "sspl-1.0", "busl-1.1", "proprietary"}
+    | {"affero", "sspl-1.0", "busl-1.1"}
 )
-"""Licenses whose terms reach the program that uses the library, or forbid its use."""
+"""Licenses whose terms reach the program that uses the library, or forbid its use.
+
+A proprietary one may do either or, as those of the CUDA libraries that come with torch, neither:
+what it is, its text says.
+"""
 
 _OR_LATER = re.compile(
     r"\bor(?:[ -]|,? \(at your option\),? )(?:any )?(?:later|newer)(?: versions?)?\b|-or-later\b"

@@ -46,6 +46,23 @@ def test_a_vendors_build_of_torch_is_known_by_its_normalised_version(run_check, 
     assert run.outcome == "pass", run.reason
 
 
+@pytest.mark.parametrize(
+    ("installed", "outcome"), [("2.13.0", "pass"), ("2.13.0+cpu", "fail"), ("2.12.1", "fail")]
+)
+def test_a_build_from_pypi_has_its_local_part_in_the_module_only(
+    run_check, monkeypatch, installed, outcome
+):
+    true = distributions.installed_version
+    monkeypatch.setattr("torch.__version__", "2.13.0+cu130")
+    monkeypatch.setattr(
+        distributions,
+        "installed_version",
+        lambda name: installed if name == "torch" else true(name),
+    )
+    run = run_check("dependencies.torch_build")
+    assert run.outcome == outcome, run.reason
+
+
 @pytest.mark.parametrize("name", ["licenses", "lock_matches"])
 def test_this_installation_does_not_fail(run_check, name):
     assert run_check(f"dependencies.{name}").outcome in {"pass", "warn", "not_measured"}
@@ -204,6 +221,7 @@ def test_alternatives_of_a_license_text(text, expected):
         ("GNU Lesser General Public License", "unclear"),
         ("GNU Library or Lesser General Public License (LGPL)", "unclear"),
         ("LGPL-2.1-or-later OR MIT", "allowed"),
+        ("Other/Proprietary License", "unclear"),
     ],
 )
 def test_licenses_that_bind_are_known_in_every_spelling(text, expected):
