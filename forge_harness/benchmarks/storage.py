@@ -13,7 +13,7 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -194,8 +194,7 @@ class _Counter:
 
 def _commits(folder: Path, rounds: int) -> StorageRow:
     count, other = _Counter(), _Counter()
-    connection = _bare(folder)
-    with Store.open(folder / "store") as store:
+    with closing(_bare(folder)) as connection, Store.open(folder / "store") as store:
         timed = interleave(
             {
                 "store": lambda: store.commit([_small(count.next())]),
@@ -204,7 +203,6 @@ def _commits(folder: Path, rounds: int) -> StorageRow:
             rounds=rounds,
             batch=0.2,
         )
-    connection.close()
     return _row(
         "commit of one state of 1 KiB",
         "commits/s",
@@ -239,9 +237,12 @@ def _groups(folder: Path, rounds: int) -> StorageRow:
 
 
 def _audit(folder: Path, rounds: int) -> StorageRow:
-    connection, other = _bare(folder), _Counter()
+    other = _Counter()
     event = AuditEvent(actor="bench", action="a.b", resource="c", decision=Decision.ALLOW)
-    with AuditLog.of_keyring(folder / "audit.db", Keyring.new()) as log:
+    with (
+        closing(_bare(folder)) as connection,
+        AuditLog.of_keyring(folder / "audit.db", Keyring.new()) as log,
+    ):
         timed = interleave(
             {
                 "audit": lambda: log.record(event),
@@ -250,7 +251,6 @@ def _audit(folder: Path, rounds: int) -> StorageRow:
             rounds=rounds,
             batch=0.2,
         )
-    connection.close()
     return _row(
         "audit record with a signed head",
         "records/s",
