@@ -332,6 +332,12 @@ def _not_looked_at(report: VerifyReport) -> Iterator[str]:
         )
     if report.unread:
         yield f"Not read: {several(report.unread, 'content')}; leave --shallow out to read them."
+    if report.collected:
+        them = "it" if report.collected == 1 else "them"
+        yield (
+            f"Collected: {several(report.collected, 'content')} that `gc` was told to free; "
+            f"generations with {them} cannot be restored."
+        )
 
 
 @state_group.command(

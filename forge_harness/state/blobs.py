@@ -14,7 +14,7 @@ import io
 import os
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -200,13 +200,22 @@ class Blobs:
         except FileNotFoundError:
             return None
 
-    def stored_digest(self, name: str, head: int = 0) -> str:
-        """Returns the SHA-256 of a file after its head; equal to its name unless it is damaged."""
+    def stored_digest(
+        self, name: str, head: int = 0, after_each: Callable[[], object] = int
+    ) -> str:
+        """Returns the SHA-256 of a file after its head; equal to its name unless it is damaged.
+
+        Args:
+            name: Of the file.
+            head: Bytes at its start that are left out.
+            after_each: Called after each chunk.
+        """
         digest = StreamDigest()
         with self.reading(name) as stream:
             stream.read(head)
             while chunk := stream.read(CHUNK_BYTES):
                 digest.update(chunk)
+                after_each()
         return digest.hexdigest
 
     def names(self) -> Iterator[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
@@ -22,6 +25,7 @@ from forge_harness.errors import (
 from .blobs import CONTEXT, Blobs, Staged
 from .hashing import CHUNK_BYTES, StreamDigest, first_difference
 from .index import Index, StoredObject
+from .lock import Turns
 from .records import BlobRef
 from .sealer import Sealer
 
@@ -40,6 +44,10 @@ class Sink(Protocol):
         """Takes all of it."""
 
 
+Sight = tuple[str, float, int, float]
+"""Name, time of the commit, size and time of the last change of a file."""
+
+
 @dataclass
 class Prepared:
     """Contents of one commit before they are in the store."""
@@ -50,6 +58,8 @@ class Prepared:
     """Digest -> temporary file."""
     held: dict[str, BlobRef] = field(default_factory=dict)
     """Digest -> content that must be in the store already."""
+    seen: dict[str, Sight] = field(default_factory=dict)
+    """Digest -> how the file of a content lay there when it verified."""
 
 
 @dataclass
@@ -77,13 +87,20 @@ class Rewrapped:
 
 
 class Contents:
-    """Puts contents in and gets them out, sealed when there is a sealer."""
+    """Puts contents in and gets them out, sealed when there is a sealer.
+
+    Attributes:
+        let_go: Called between the chunks of a content that is read: may let go of the lock, and
+            returns whether it has.
+    """
 
     inline_bytes = INLINE_BYTES
 
     def __init__(self, index: Index, blobs: Blobs) -> None:
         self.index = index
         self.blobs = blobs
+        self.let_go: Callable[[], bool] = bool
+        self._seen: Mapping[str, Sight] = {}
 
     # Writing
 
@@ -109,6 +126,42 @@ class Contents:
             into.staged[staged.digest] = staged
         return BlobRef(staged.digest, staged.size)
 
+    def look(self, prepared: Prepared, reading: Callable[[], AbstractContextManager[None]]) -> None:
+        """Verifies what the store holds already, before the caller keeps everybody else out.
+
+        `plan` reads again only what is not as it was: a GB takes seconds, for which nobody could
+        commit. What does not verify it finds again, and tells.
+
+        Args:
+            prepared: Contents of the commit.
+            reading: Takes the readers' lock.
+        """
+        staged = (BlobRef(item.digest, item.size) for item in prepared.staged.values())
+        for ref in (*prepared.held.values(), *staged):
+            if self._sight(ref) is None:
+                continue
+            with Turns(reading) as turns:
+                self.let_go, sight = turns.let_go, self._sight(ref)
+                with contextlib.suppress(ForgeError, OSError):
+                    self.verify(ref, quarantine=False)
+                    if sight is not None:
+                        prepared.seen[ref.digest] = sight
+        self.let_go = bool
+
+    def _sight(self, ref: BlobRef) -> Sight | None:
+        """Returns how a content lies in a file of its own; None where it does not."""
+        stored = self.index.object(ref.digest)
+        if stored is None or stored.content is not None or stored.collected_at is not None:
+            return None
+        path, fs = self.blobs.path(stored.stored), self.blobs.fs
+        try:
+            return stored.stored, stored.created_at, fs.size(path), fs.modified_at(path)
+        except OSError:
+            return None
+
+    def _is_as_seen(self, ref: BlobRef) -> bool:
+        return ref.digest in self._seen and self._sight(ref) == self._seen[ref.digest]
+
     def discard(self, prepared: Prepared) -> None:
         """Removes what was staged and not published."""
         for staged in prepared.staged.values():
@@ -124,8 +177,10 @@ class Contents:
             UnknownStateError: A content that should be held is not.
             DamagedStateError: A content that should be held is damaged.
         """
+        self._seen = prepared.seen
         for ref in prepared.held.values():
-            if ref.digest not in prepared.inline and ref.digest not in prepared.staged:
+            is_given = ref.digest in prepared.inline or ref.digest in prepared.staged
+            if not (is_given or self._is_as_seen(ref)):
                 self.verify(ref)
         now = time.time()
         rows = [
@@ -236,6 +291,8 @@ class Contents:
         """Whether the store holds a content whole; a damaged one goes to quarantine."""
         if (stored := self.index.object(ref.digest)) is None:
             return False
+        if self._is_as_seen(ref):
+            return True
         try:
             self.verify(ref)
         except (UnknownStateError, DamagedStateError):
@@ -267,6 +324,8 @@ class Contents:
     def copy(self, ref: BlobRef, target: Sink, *, quarantine: bool = True) -> None:
         """Writes a content to `target`, which may be used only when this returned.
 
+        What is found damaged when the lock was let go of stays where it is: another may lie there.
+
         Raises:
             UnknownStateError: The store never had it, or it was collected.
             DamagedStateError: It is missing or not what was committed.
@@ -274,16 +333,19 @@ class Contents:
         """
         stored = self.locate(ref)
         digest = StreamDigest()
+        tee = _Tee(target, digest, self.let_go)
         try:
-            self._plaintext(stored, _Tee(target, digest))
+            self._plaintext(stored, tee)
         except FileNotFoundError as error:
             raise self._lost(ref, stored, "its file is missing") from error
         except _TargetError as error:
             raise error.cause from error
         except (OSError, ForgeError) as error:
-            raise self._unreadable(ref, stored, error, quarantine=quarantine) from error
+            aside = quarantine and not tee.is_alone
+            raise self._unreadable(ref, stored, error, quarantine=aside) from error
         if not self.agrees(ref, digest):
-            raise self._damaged(ref, stored, _where(ref, stored, digest), quarantine=quarantine)
+            aside = quarantine and not tee.is_alone
+            raise self._damaged(ref, stored, _where(ref, stored, digest), quarantine=aside)
 
     def agrees(self, ref: BlobRef, found: StreamDigest) -> bool:
         """Returns whether what was read is what was committed."""
@@ -351,7 +413,8 @@ class Contents:
             return sha256_hex(stored.content[_head_of(stored) :]) == stored.stored
         if self.blobs.stored_size(stored.stored) != stored.stored_size:
             return False
-        return self.blobs.stored_digest(stored.stored, _head_of(stored)) == stored.stored
+        found = self.blobs.stored_digest(stored.stored, _head_of(stored), self.let_go)
+        return found == stored.stored
 
     # Damage
 
@@ -410,8 +473,10 @@ def _where(ref: BlobRef, stored: StoredObject, found: StreamDigest) -> str:
 class _Tee:
     """Hashes what passes through."""
 
-    def __init__(self, target: Sink, digest: StreamDigest) -> None:
-        self._target, self._digest = target, digest
+    def __init__(self, target: Sink, digest: StreamDigest, let_go: Callable[[], bool]) -> None:
+        self._target, self._digest, self._let_go = target, digest, let_go
+        self.is_alone = False
+        """Whether the lock was let go of."""
 
     def write(self, data: bytes) -> int:
         self._digest.update(data)
@@ -419,6 +484,7 @@ class _Tee:
             self._target.write(data)
         except OSError as error:
             raise _TargetError(error) from error
+        self.is_alone = self._let_go()
         return len(data)
 
     def flush(self) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from forge_harness.errors import UnknownStateError
+from forge_harness.errors import UnknownStateError, nearest
 
 from .head import HEAD, Head
 from .manifest import Key, Manifest, parse
@@ -179,3 +180,10 @@ def _verified(row: Row) -> tuple[Manifest | None, list[str]]:
 def states_of(view: Mapping[Key, str], states: Mapping[str, State]) -> list[State]:
     """Returns the states of a view by phase and name."""
     return [states[view[key]] for key in sorted(view)]
+
+
+def unknown_state(root: Path, view: Mapping[Key, str], phase: str, name: str) -> UnknownStateError:
+    """Returns the error for a state that a view of the store does not have."""
+    close = nearest(f"{phase}/{name}", (f"{p}/{n}" for p, n in view))
+    hint = f" Did you mean {close!r}?" if close else " List the states to see what is there."
+    return UnknownStateError(f"There is no state {phase}/{name} in {root}.{hint}")

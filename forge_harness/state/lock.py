@@ -10,8 +10,10 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from typing import Self
 
 from forge_harness.errors import StoreLockedError
 from forge_harness.forks import Lockable
@@ -21,6 +23,8 @@ _LONGEST_WAIT_S = 0.02
 PAUSE_S = 3 * _LONGEST_WAIT_S
 """For which a reader that takes the lock again and again leaves it alone, so that a writer's try
 falls into it."""
+TURN_S = 1.0
+"""Seconds for which contents are read before whoever waits for the lock gets it."""
 
 
 class StoreLock:
@@ -92,6 +96,48 @@ class StoreLock:
         except (OSError, ValueError, KeyError, TypeError):
             alive = False
         return f"process {named['pid']}" if alive else "readers, or a process that left no name"
+
+
+class Turns:
+    """Holds the readers' lock, a turn at a time: no commit waits until gigabytes were read.
+
+    Args:
+        reading: Takes the lock.
+    """
+
+    def __init__(self, reading: Callable[[], AbstractContextManager[None]]) -> None:
+        self._reading = reading
+        self._held = ExitStack()
+        self._end = 0.0
+        self.is_held = False
+
+    def __enter__(self) -> Self:
+        self._take()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._held.close()
+
+    def let_go(self) -> bool:
+        """Lets go of the lock where the turn is over; returns whether it has been.
+
+        For who has open what is read: its bytes stay, whatever becomes of its name.
+        """
+        if self.is_held and time.monotonic() >= self._end:
+            self._held.close()
+            self.is_held = False
+        return not self.is_held
+
+    def give_way(self) -> None:
+        """Lets who waits for the lock have it where the turn is over, and begins another."""
+        if time.monotonic() >= self._end:
+            self._held.close()
+            time.sleep(PAUSE_S)
+            self._take()
+
+    def _take(self) -> None:
+        self._held.enter_context(self._reading())
+        self.is_held, self._end = True, time.monotonic() + TURN_S
 
 
 def _leave_name(handle: int) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from forge_harness.canonical import canonical_json, sha256_hex
@@ -38,6 +39,11 @@ class Manifest:
     """(phase, name) -> id of the state that has the name from here on, None for none."""
     states: tuple[State, ...]
     """The states it put."""
+
+
+def now() -> str:
+    """Returns the time as a manifest has it."""
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def build(

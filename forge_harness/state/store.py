@@ -19,7 +19,6 @@ import contextlib
 import io
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -40,9 +39,9 @@ from .blobs import Blobs, Staged
 from .contents import Contents, NotHeldError, Prepared, Sink
 from .fs import Fs, RealFs
 from .head import LOSSES, Head, add_loss, read_head, read_losses, write_head
-from .history import History, states_of
+from .history import History, states_of, unknown_state
 from .index import Index
-from .lock import StoreLock
+from .lock import StoreLock, Turns
 from .manifest import Key
 from .migrations import migrate
 from .opening import INDEX, check_version, examine, make_directories, reported
@@ -218,7 +217,7 @@ class Store:
             try:
                 return history.states[view[phase, name]]
             except KeyError:
-                raise self._unknown(view, phase, name) from None
+                raise unknown_state(self.root, view, phase, name) from None
 
     def state(self, state_id: str) -> State:
         """Returns a state of any generation by its id.
@@ -243,9 +242,9 @@ class Store:
                 went to quarantine/.
         """
         ref = self._file(state, file)
-        with reported(f"{self.root} could not be read"), self.reading():
+        with reported(f"{self.root} could not be read"), Turns(self.reading) as turns:
             buffer = io.BytesIO()
-            self._copy(ref, buffer)
+            self._copy(ref, buffer, turns)
             return buffer.getvalue()
 
     def copy_to(self, state: State, file: str, target: Path) -> None:
@@ -259,12 +258,12 @@ class Store:
         """
         ref = self._file(state, file)
         with (
-            self.reading(),
             reported(f"{target} could not be written"),
             staged_file(target) as partial,
             partial.open("wb") as stream,
+            Turns(self.reading) as turns,
         ):
-            self._copy(ref, stream)
+            self._copy(ref, stream, turns)
 
     # Writing
 
@@ -294,6 +293,7 @@ class Store:
                     {name: contents.prepare(source, prepared) for name, source in s.files.items()}
                     for s in states
                 ]
+                contents.look(prepared, self.reading)
                 with self._mutex, self.writing():
                     parent_digest = self._expect(parent)
                     number = self._history.last_number + 1
@@ -316,7 +316,7 @@ class Store:
             self._expect(None)
             view = self._history.view()
             if (phase, name) not in view:
-                raise self._unknown(view, phase, name)
+                raise unknown_state(self.root, view, phase, name)
             return self._append([manifest.remove((phase, name))], f"remove {phase}/{name}")
 
     def restore(self, generation: int, *, keep_phases: Collection[str] = ()) -> Generation:
@@ -355,7 +355,7 @@ class Store:
         Raises:
             DamagedStateError: The index cannot be opened at all.
         """
-        turns = verifying.Turns(self.reading)
+        turns = Turns(self.reading)
         with reported(f"{self.root} could not be verified"), turns:
             # A new connection: the open one would answer from pages it read before they rotted.
             index = self.make_index(read_only=True)
@@ -545,7 +545,7 @@ class Store:
         current = history.current
         number = history.last_number + 1
         parent_digest = None if current is None else current.manifest_digest
-        text = manifest.build(number, parent_digest, note, _now(), changes)
+        text = manifest.build(number, parent_digest, note, manifest.now(), changes)
         digest = sha256_hex(text)
 
         contents = self._contents()
@@ -566,9 +566,11 @@ class Store:
         assert generation.manifest_digest == digest
         return generation
 
-    def _copy(self, ref: BlobRef, target: Sink) -> None:
+    def _copy(self, ref: BlobRef, target: Sink, turns: Turns) -> None:
+        contents = self._contents()
+        contents.let_go = turns.let_go
         try:
-            self._contents().copy(ref, target, quarantine=not self.read_only)
+            contents.copy(ref, target, quarantine=not self.read_only)
         except NotHeldError as error:
             raise DamagedStateError(
                 f"The index {self.root / INDEX} has lost where content {ref.digest} is. Verify the "
@@ -576,6 +578,12 @@ class Store:
                 path=str(self.root / INDEX),
                 digest=ref.digest,
             ) from error
+        except DamagedStateError:
+            if not turns.is_held and not self.read_only:
+                # It may have been replaced meanwhile: set aside is what is damaged under the lock.
+                with self.reading():
+                    self._contents().verify(ref)
+            raise
 
     def _file(self, state: State, file: str) -> BlobRef:
         try:
@@ -587,12 +595,3 @@ class Store:
                 f"State {state.name!r} of phase {state.phase!r} has no file {file!r}.{hint} It has "
                 f"{', '.join(sorted(state.files)) or 'none'}."
             ) from None
-
-    def _unknown(self, view: Mapping[Key, str], phase: str, name: str) -> UnknownStateError:
-        close = nearest(f"{phase}/{name}", (f"{p}/{n}" for p, n in view))
-        hint = f" Did you mean {close!r}?" if close else " List the states to see what is there."
-        return UnknownStateError(f"There is no state {phase}/{name} in {self.root}.{hint}")
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

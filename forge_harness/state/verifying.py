@@ -6,12 +6,10 @@ and no commit waits as long. What is collected meanwhile is gone on purpose.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 from forge_harness.errors import DamagedStateError, ForgeError
 
@@ -19,42 +17,8 @@ from .contents import Contents
 from .head import read_head, read_losses
 from .history import History
 from .index import StoredObject
-from .lock import PAUSE_S
+from .lock import Turns
 from .records import BlobRef, Problem, VerifyReport
-
-TURN_S = 1.0
-"""Seconds for which contents are read before whoever waits for the lock gets it."""
-
-
-class Turns:
-    """Holds the readers' lock, and lets go of it for a moment once in a while.
-
-    Args:
-        reading: Takes the lock.
-    """
-
-    def __init__(self, reading: Callable[[], AbstractContextManager[None]]) -> None:
-        self._reading = reading
-        self._held = ExitStack()
-        self._end = 0.0
-
-    def __enter__(self) -> Self:
-        self._take()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._held.close()
-
-    def give_way(self) -> None:
-        """Lets who waits for the lock have it, where the turn is over."""
-        if time.monotonic() >= self._end:
-            self._held.close()
-            time.sleep(PAUSE_S)
-            self._take()
-
-    def _take(self) -> None:
-        self._held.enter_context(self._reading())
-        self._end = time.monotonic() + TURN_S
 
 
 def verify(
@@ -81,6 +45,8 @@ def verify(
     foreign = tuple(str(path.relative_to(root)) for path in blobs.foreign())
     current = set(history.view().values())
     found: Counter[str] = Counter()
+    if not index.is_frozen:
+        contents.let_go = turns.let_go
     for ref, (where, ids) in wanted.items():
         if not index.is_frozen:
             turns.give_way()

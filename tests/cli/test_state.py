@@ -197,6 +197,17 @@ def test_a_shallow_verification_says_what_it_did_not_read(root: Path) -> None:
     assert "Not read" not in run(root, "verify").output
 
 
+def test_a_verified_store_says_what_can_no_longer_be_gone_back_to(root: Path) -> None:
+    """`verify` found that nothing was wrong, and `restore` that the content was collected."""
+    assert "Collected" not in run(root, "verify").output
+    assert run(root, "rm", "5", "m").return_value == 0
+    assert run(root, "gc", "--retain", "1", "--grace", "0").return_value == 0
+    result = run(root, "verify")
+    assert (result.return_value, "nothing is wrong." in result.output) == (0, True)
+    assert "Collected: 1 content that `gc` was told to free; generations with it" in result.output
+    assert isinstance(run(root, "restore", "2").exception, ForgeError)
+
+
 def test_what_no_store_wrote_is_named_and_stays(root: Path) -> None:
     (root / "objects" / "junk").write_text("x")
     (root / "objects" / "ab").mkdir(exist_ok=True)

@@ -6,7 +6,11 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from forge_harness.state import NewState, RealFs, Store, VerifyReport, history, verifying
+import pytest
+
+from forge_harness.errors import DamagedStateError
+from forge_harness.state import NewState, RealFs, State, Store, VerifyReport, history, lock
+from forge_harness.state.contents import Contents
 from forge_harness.state.index import Index
 
 from ..forking import child_that_lives_on, forked, needs_fork, with_threads
@@ -182,14 +186,14 @@ def beside(
 
 def test_a_commit_does_not_wait_for_a_verification_to_end(tmp_path, monkeypatch):
     """Training that kept its checkpoints in a large store died of it: locked for over 10 s."""
-    monkeypatch.setattr(verifying, "TURN_S", 0.0)
+    monkeypatch.setattr(lock, "TURN_S", 0.0)
     waited, report = beside(tmp_path / "store", lambda other: other.commit([new("x")]), 5)
     assert any(waited)
     assert (report.ok, report.contents, report.orphans) == (True, 5, 0)
 
 
 def test_what_is_collected_during_a_verification_is_no_damage(tmp_path, monkeypatch):
-    monkeypatch.setattr(verifying, "TURN_S", 0.0)
+    monkeypatch.setattr(lock, "TURN_S", 0.0)
     root = tmp_path / "store"
     _, report = beside(root, lambda other: other.collect(retain=1, grace_s=0.0), 5)
     assert report.problems == ()
@@ -207,8 +211,96 @@ class Frozen(Store):
 
 
 def test_an_index_that_follows_no_commits_is_verified_under_one_lock(tmp_path, monkeypatch):
-    monkeypatch.setattr(verifying, "TURN_S", 0.0)
+    monkeypatch.setattr(lock, "TURN_S", 0.0)
     root = tmp_path / "store"
     waited, report = beside(root, lambda other: other.collect(retain=1, grace_s=0.0), 2, Frozen)
     assert waited == [False, False]
     assert (report.problems, report.collected) == ((), 0)
+
+
+class Chunked(RealFs):
+    """A file system on which somebody acts after the first chunk of a content was read."""
+
+    def __init__(self) -> None:
+        self.act: Callable[[], object] | None = None
+
+    def read(self, handle: int, size: int) -> bytes:
+        found = super().read(handle, size)
+        if self.act is not None:
+            act, self.act = self.act, None
+            act()
+        return found
+
+
+LARGE = bytes(range(256)) * (9 << 12)
+"""Of three chunks."""
+
+
+@pytest.mark.parametrize(
+    "reading",
+    [
+        lambda store, state, path: store.read(state),
+        lambda store, state, path: store.copy_to(state, "data", path),
+        lambda store, state, path: store.verify().ok or pytest.fail("not ok"),
+        lambda store, state, path: store.commit([moved(state)]),
+        lambda store, state, path: store.commit([new("large", LARGE)]),
+    ],
+    ids=["read", "copy_to", "verify", "commit of the same", "commit of as much"],
+)
+def test_a_commit_does_not_wait_until_a_large_content_was_read(reading, tmp_path, monkeypatch):
+    """One of several GB takes longer to read than the 10 s for which a commit waits."""
+    monkeypatch.setattr(lock, "TURN_S", 0.0)
+    files, root = Chunked(), tmp_path / "store"
+    with Store.open(root, fs=files) as store, Store.open(root, lock_timeout_s=0.0) as other:
+        store.commit([new("large", LARGE)])
+        state = store.get("phase5", "large")
+        # Two chunks later: the lock is let go of between them.
+        files.act = lambda: setattr(files, "act", lambda: other.commit([new("small")]))
+        reading(store, state, tmp_path / "copy")
+        assert {state.name for state in store.list()} >= {"large", "small"}
+
+
+def moved(state: State) -> NewState:
+    return NewState(phase="phase6", kind="checkpoint", name="moved", files=state.files)
+
+
+@pytest.mark.parametrize("harm", [lambda path: path.write_bytes(b"x"), Path.unlink])
+def test_what_was_damaged_after_it_was_seen_whole_is_not_committed(harm, tmp_path, monkeypatch):
+    look = Contents.look
+
+    def look_and_harm(self, prepared, reading):
+        look(self, prepared, reading)
+        assert prepared.seen
+        harm(content)
+
+    with Store.open(tmp_path / "store") as store:
+        store.commit([new("large", LARGE)])
+        (content,) = (tmp_path / "store" / "objects").glob("*/*")
+        monkeypatch.setattr(Contents, "look", look_and_harm)
+        with pytest.raises(DamagedStateError):
+            store.commit([moved(store.get("phase5", "large"))])
+        assert [state.name for state in store.list()] == ["large"]
+
+
+@pytest.mark.parametrize("mended", [False, True])
+def test_what_is_damaged_in_a_large_content_is_set_aside_and_nothing_else(
+    mended, tmp_path, monkeypatch
+):
+    """The lock was let go of while it was read, and a commit may have put a whole one there."""
+    monkeypatch.setattr(lock, "TURN_S", 0.0)
+    files, root = Chunked(), tmp_path / "store"
+    with Store.open(root, fs=files) as store, Store.open(root, lock_timeout_s=0.0) as other:
+        store.commit([new("large", LARGE)])
+        (content,) = (root / "objects").glob("*/*")
+        with content.open("r+b") as stream:
+            stream.seek(-1, 2)
+            stream.write(b"x")
+        if mended:
+            again = lambda: other.commit([new("large", LARGE)])  # noqa: E731
+            files.act = lambda: setattr(files, "act", again)
+        with pytest.raises(DamagedStateError, match="is damaged: its SHA-256"):
+            store.read(store.get("phase5", "large"))
+        assert content.exists() is mended
+        assert len(list((root / "quarantine").iterdir())) == 1
+        if mended:
+            assert store.read(store.get("phase5", "large")) == LARGE
