@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from .architecture import one_spelling
 from .checkpoint import Checkpoint
 from .digests import packed_sha256, values_sha256
+from .tensors import TernaryTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Comparison:
         ternary_weights: Weights in them.
         codes_changed: Tensors whose codes are others under their name, or have no equal on the
             other side where that has no such name.
-        scale_change: Largest relative change of a scale.
+        scale_change: Largest relative change of a scale, of tensors with a code that is not 0.
         plain_changed: Other tensors whose values are others, in the same sense.
     """
 
@@ -61,8 +62,15 @@ def _codes_and_scales(checkpoint: Checkpoint) -> dict[str, tuple[str, float]]:
         parts = checkpoint.ternary(name).split()
         names = one_spelling(name, checkpoint.model.family, len(parts))
         for own, part in zip(names, parts, strict=True):
-            found[own] = (f"{part.shape} {packed_sha256(part)}", float(part.scales[0]))
+            scale = 0.0 if _is_zero(part) else float(part.scales[0])
+            found[own] = (f"{part.shape} {packed_sha256(part)}", scale)
     return found
+
+
+def _is_zero(part: TernaryTensor) -> bool:
+    """Whether all codes are 0, which any scale multiplies alike; most first rows say no."""
+    first = part.codes(0, min(1, part.rows))
+    return not (first.any() or any(part.codes(*rows).any() for rows in part.chunks()))
 
 
 def _paired_by_codes(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from forge_harness.durable import staged_directory, staged_file
+from forge_harness.durable import staged_directory, staged_file, sync_file
 from forge_harness.errors import (
     CheckpointError,
     DamagedCheckpointError,
@@ -29,6 +29,9 @@ Writer = Callable[[Checkpoint, Path, WriteOptions], list[str]]
 
 _NAMED = 8
 """Names a note lists; there may be any number."""
+_FP32, _BF16 = 2.0**-16, 2.0**-8
+"""By how much a conversion moves a scale at most: some formats store its reciprocal, or masters of
+which it is the mean, whose sum rounds log2(n) + 1 times in fp32 (2^-19); bf16 rounds by 2^-9."""
 _WRITERS: Mapping[str, Writer] = {
     "hf-packed": write_hf_packed,
     "hf-online": write_hf_online,
@@ -132,20 +135,31 @@ def _target(source: Path, destination: Path, to: str) -> Path:
             f"{str(target)!r} lies in a package whose {MANIFEST} does not list it, which would be "
             "damage; name a place outside."
         )
-    if gguf and os.path.lexists(target):
+    if gguf:
+        _refuse_taken(target)
+    return target
+
+
+def _refuse_taken(target: Path) -> None:
+    if os.path.lexists(target):
         what = "exists" if target.exists() else "is a link that ends nowhere"
         raise CheckpointError(f"{str(target)!r} {what}; name a new file.")
-    return target
 
 
 def _written(
     source: Checkpoint, target: Path, to: str, options: WriteOptions, compare: bool
 ) -> tuple[list[str], Comparison | None]:
-    staged = staged_file if to.startswith("gguf-") else staged_directory
+    is_file = to.startswith("gguf-")
+    most = _BF16 if to == "hf-online" and options.master_dtype == "BF16" else _FP32
     try:
-        with staged(target) as stage:
+        with (staged_file if is_file else staged_directory)(target) as stage:
             notes = _WRITERS[to](source, stage, options)
-            return notes, _checked(source, stage, target) if compare else None
+            comparison = _checked(source, stage, target, most) if compare else None
+            if is_file:
+                # A file gives way to its new content, and another conversion may have been faster.
+                sync_file(stage)
+                _refuse_taken(target)
+            return notes, comparison
     except FileExistsError as error:
         raise CheckpointError(
             f"{str(target)!r} exists and is not an empty directory; name a new one."
@@ -178,7 +192,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:_NAMED])) + more
 
 
-def _checked(source: Checkpoint, stage: Path, target: Path) -> Comparison:
+def _checked(source: Checkpoint, stage: Path, target: Path, most: float) -> Comparison:
     try:
         with open_checkpoint(stage) as result:
             comparison = compared(source, result)
@@ -190,10 +204,13 @@ def _checked(source: Checkpoint, stage: Path, target: Path) -> Comparison:
         raise CheckpointError(
             f"The result would not be readable: {sentence} Nothing was written."
         ) from error
-    if comparison.codes_changed or comparison.plain_changed:
+    # NaN is not above anything.
+    if comparison.codes_changed or comparison.plain_changed or not comparison.scale_change <= most:
         raise DamagedCheckpointError(
             f"The result differs from the source: codes of {comparison.codes_changed} tensors, "
-            f"values of {comparison.plain_changed} others. Nothing was kept; please report this.",
+            f"values of {comparison.plain_changed} others, scales by up to "
+            f"{comparison.scale_change:.2g} (at most {most:.2g} is rounding). Nothing was kept; "
+            "please report this.",
             path=str(source.path),
         )
     return comparison

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from forge_harness import __version__
 from forge_harness.canonical import canonical_json, tree_digest
 from forge_harness.durable import staged_directory
-from forge_harness.errors import CheckpointError
+from forge_harness.errors import CheckpointError, UsageError
 from forge_harness.formats import FORMATS, ReadOptions, WriteOptions
 from forge_harness.formats.convert import check_outside, convert
 from forge_harness.formats.detect import open_checkpoint
@@ -181,7 +181,7 @@ class Phase6Preparer:
         """Copies a package into phase 6's directory, whole or not at all.
 
         Raises:
-            NotReadyError: A criterion is not met.
+            NotReadyError: A criterion is not met, whether or not the package is there already.
             CheckpointError: Another package of that name is there, the directory lies inside the
                 package, or the copy failed. Both sides are as they were.
             DamagedCheckpointError: The package, or the same one that is there, is not what its
@@ -196,17 +196,13 @@ class Phase6Preparer:
             )
         check_outside(package, inbox)
         target = inbox / name
-        if target.is_symlink() or target.exists():
-            if not target.is_symlink() and tree_digest(target) == digest:
-                # A digest of a tree says nothing of links and pipes in it.
-                verify_manifest(target)
-                return Handoff(path=target, digest=digest, state="already there")
-            raise CheckpointError(
-                f"{str(target)!r} is there and is another package; hand off under another name."
-            )
+        is_there = _is_there(target, digest)
+        # What is there already may have come under other limits, or by hand.
         readiness = self.assess(package)
         if readiness.status != "READY":
             raise NotReadyError(_refusal(name, readiness), readiness)
+        if is_there:
+            return Handoff(path=target, digest=digest, state="already there")
         try:
             with staged_directory(target) as stage:
                 shutil.copytree(package, stage, dirs_exist_ok=True)
@@ -250,7 +246,7 @@ class Phase6Preparer:
             "source": source.name,
             "source_digest": tree_digest(source),
             "task": task,
-            "data_digest": self._data(task) if task else None,
+            "data_digest": self._digest_of(task, told) if task else None,
             "harness_version": __version__,
             **{key: extras[key] for key in ("seed", "step", "recipe") if key in extras},
             **lineage,
@@ -265,13 +261,26 @@ class Phase6Preparer:
         if task:
             try:
                 measured = self._evaluate(task, stage)
-            except (CheckpointError, ValueError, KeyError):
+            except (CheckpointError, UsageError, ValueError, KeyError):
                 measured = {}
         units = {"accuracy": "1", "loss": "nats"}
         # JSON has no NaN; what is not finite is not recorded, and the package is not ready.
         finite = {k: v for k, v in measured.items() if math.isfinite(v)}
         metrics = {k: {"value": v, "unit": units.get(k, "1")} for k, v in finite.items()}
         _write(stage / METRICS, metrics)
+
+    def _digest_of(self, task: str, told: str | None) -> str | None:
+        """Returns the digest of a task's data; None where its name is recorded, and no data here.
+
+        Raises:
+            UsageError: The task was told.
+        """
+        try:
+            return self._data(task)
+        except UsageError:
+            if task == told:
+                raise
+            return None
 
     def _described(self, stage: Path, title: str, formats: Sequence[str]) -> Readiness:
         """Judges the package, writes its description and its manifest."""
@@ -342,6 +351,19 @@ def evaluate_shipped(task: str, package: Path) -> Mapping[str, float]:
     with open_native(package, ReadOptions()) as opened:
         build = builder_of(opened.model)
     return evaluate_package(task, package, build_model=build)
+
+
+def _is_there(target: Path, digest: str) -> bool:
+    """Whether a package reached phase 6 before; raises CheckpointError where another one did."""
+    if not (target.is_symlink() or target.exists()):
+        return False
+    if target.is_symlink() or tree_digest(target) != digest:
+        raise CheckpointError(
+            f"{str(target)!r} is there and is another package; hand off under another name."
+        )
+    # A digest of a tree says nothing of links and pipes in it.
+    verify_manifest(target)
+    return True
 
 
 def _write_beside(stage: Path, formats: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
-from forge_harness.errors import CheckpointError
+from forge_harness.errors import CheckpointError, UsageError
 from forge_harness.formats import Checkpoint, ReadOptions
 from forge_harness.formats.architecture import style_of
 from forge_harness.formats.inspection import count_codes
@@ -251,7 +251,7 @@ def _measured(task: object, package: Path, evaluate: Evaluate) -> tuple[Mapping[
         return {}, "lineage.json names no task whose held-out data could be used"
     try:
         return evaluate(task, package), ""
-    except (CheckpointError, KeyError, ValueError) as error:
+    except (CheckpointError, UsageError, KeyError, ValueError) as error:
         return {}, f"not measured: {error}"
 
 

@@ -206,6 +206,20 @@ def test_a_writer_that_swaps_two_tensors_is_caught(kind, tmp_path, monkeypatch):
     assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
 
 
+@pytest.mark.parametrize("factor", [1.01, float("nan")])
+def test_a_writer_that_moves_scales_is_caught(factor, tmp_path, monkeypatch):
+    """It was said, "scales by at most 0.01", and the result was kept."""
+    source = memory_checkpoint({"a.weight": random_ternary(8, 8)}, {})
+    other = memory_checkpoint({"a.weight": random_ternary(8, 8, scales=(0.05 * factor,))}, {})
+    monkeypatch.setitem(conversion._WRITERS, "native", lambda source, path, options: [])
+    opened = iter((source, other))
+    monkeypatch.setattr(conversion, "open_checkpoint", lambda path, options=None: next(opened))
+    (tmp_path / "source").mkdir()
+    with pytest.raises(DamagedCheckpointError, match=r"scales by up to (0\.01|nan) \(at most"):
+        convert(tmp_path / "source", tmp_path / "out", "native")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
+
+
 def test_scales_are_compared_under_their_names():
     one, two = random_ternary(8, 8, scales=(0.1,)), random_ternary(8, 8, scales=(0.2,))
     found = compared(
@@ -246,6 +260,23 @@ def test_what_is_in_the_way_stays(tmp_path):
     with pytest.raises(CheckpointError, match="exists"):
         convert(start, file, "gguf-tq2_0")
     assert ((full / "mine").read_text(), file.read_text()) == ("kept", "kept")
+
+
+def test_of_two_conversions_to_one_file_the_first_stays(tmp_path, monkeypatch):
+    """The second wrote over it, and both said that all was well."""
+    start, target = written(hf_checkpoint(), tmp_path / "start"), tmp_path / "model.gguf"
+    slow = conversion._WRITERS["gguf-tq2_0"]
+
+    def overtaken(source, path, options):
+        convert(start, target, "gguf-tq1_0")
+        return slow(source, path, options)
+
+    monkeypatch.setitem(conversion._WRITERS, "gguf-tq2_0", overtaken)
+    with pytest.raises(CheckpointError, match=r"model\.gguf' exists; name a new file"):
+        convert(start, target, "gguf-tq2_0")
+    with open_checkpoint(target) as kept:
+        assert kept.format == "gguf-tq1_0"
+    assert {entry.name for entry in tmp_path.iterdir()} == {"start", "model.gguf"}
 
 
 def test_a_link_that_ends_nowhere_is_in_the_way(tmp_path):
@@ -341,6 +372,8 @@ def test_hf_online_refuses_a_scale_no_online_quantizer_makes(tmp_path):
         source = written(memory_checkpoint({name: kept}, {}), tmp_path / f"kept-{number}")
         report = convert(source, tmp_path / f"online-{number}", "hf-online")
         assert report.comparison.codes_changed == 0
+        # What multiplies only zeros has no scale to lose: it was said to move by all of it.
+        assert report.comparison.scale_change <= SCALE_ROUNDING
 
 
 def nothing(scale):

@@ -12,7 +12,7 @@ import pytest
 
 from forge_harness import Phase6Preparer
 from forge_harness.canonical import tree_digest
-from forge_harness.errors import CheckpointError, DamagedCheckpointError
+from forge_harness.errors import CheckpointError, DamagedCheckpointError, UsageError
 from forge_harness.formats.convert import convert
 from forge_harness.formats.detect import open_checkpoint
 from forge_harness.formats.manifest import MANIFEST, write_manifest
@@ -274,6 +274,16 @@ def test_what_only_looks_like_the_package_is_not_there_already(package, tmp_path
         Phase6Preparer().hand_off(package, inbox)
 
 
+def test_what_is_there_already_is_judged_all_the_same(package, tmp_path):
+    """It came under other limits, or was put there by hand."""
+    inbox = tmp_path / "inbox"
+    shutil.copytree(package, inbox / "model")
+    preparer = Phase6Preparer(evaluate=lambda task, path: {"accuracy": 0.5, "loss": 1.0})
+    with pytest.raises(NotReadyError, match=r"accuracy is 0\.5, required"):
+        preparer.hand_off(package, inbox)
+    assert tree_digest(inbox / "model") == tree_digest(package)
+
+
 @pytest.mark.parametrize("told", [2**60, float("nan"), "\udc80"])
 def test_lineage_that_is_no_json_is_refused(tmp_path, told):
     with pytest.raises(CheckpointError, match=r"lineage\.json cannot hold what it is told"):
@@ -382,6 +392,27 @@ def test_a_recorded_task_that_is_no_name_is_refused(task, tmp_path):
     with pytest.raises(CheckpointError, match=r"records task .*; expected a task's name"):
         Phase6Preparer().export(tmp_path / "source", tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [("mnist", "Task 'mnist' was asked for"), ("digits#mine", "Unknown variant of digits 'mine'")],
+)
+def test_a_recorded_task_without_data_here_is_not_measured(task, said, tmp_path):
+    """The name was nobody's choice: it ended in "Unknown task", not ready allowed or not."""
+    source = shutil.copytree(FROZEN, tmp_path / "source")
+    edit(source, "forge.json", lambda document: document["extras"].update(task=task))
+    with pytest.raises(NotReadyError, match=f"accuracy is not measured.*{said}"):
+        Phase6Preparer().export(source, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    exported = Phase6Preparer().export(source, tmp_path / "model", allow_not_ready=True)
+    lineage = json.loads((exported.path / "lineage.json").read_text())
+    assert (lineage["task"], lineage["data_digest"]) == (task, None)
+    with pytest.raises(NotReadyError, match=f"accuracy is not measured.*{said}"):
+        Phase6Preparer().hand_off(exported.path, tmp_path / "inbox")
+    untold = fixtures_dir() / "checkpoints" / "hf-packed-sharded"
+    with pytest.raises(UsageError, match="Unknown task 'digts'"):
+        Phase6Preparer().export(untold, tmp_path / "told", task="digts")
 
 
 @pytest.mark.parametrize(
