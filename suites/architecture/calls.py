@@ -34,12 +34,31 @@ def observe(subject: Any, model: nn.Module, batch: Any) -> Tensor:
 def loss_of(subject: Any, model: nn.Module, batch: Any, seed: int = 0) -> float:
     """Returns the loss without gradient.
 
-    In training mode generators start anew: inputs of one shape get the same dropout mask, and
-    layers that are skipped at random are the same ones. In evaluation mode they do not, so that
-    what is drawn there shows.
+    In training mode generators start anew, and buffers are put back: inputs of one shape get the
+    same dropout mask, layers that are skipped at random are the same ones, and so is the state that
+    a recurrent layer carries from one batch to the next. In evaluation mode they do not, so that
+    what is drawn or carried there shows.
     """
-    with seeded(seed) if model.training else nullcontext(), torch.no_grad():
+    with _as_it_was(model, seed) if model.training else nullcontext(), torch.no_grad():
         return float(subject.loss(model, batch))
+
+
+@contextmanager
+def _as_it_was(model: nn.Module, seed: int) -> Iterator[None]:
+    """Starts the generators anew within the block, and puts back the buffers that it moved."""
+    kept = [
+        (module, name, buffer, None if buffer is None else buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
+    with seeded(seed):
+        try:
+            yield
+        finally:
+            for module, name, buffer, before in kept:
+                if buffer is not None and not torch.equal(buffer, before):
+                    buffer.copy_(before)
+                module._buffers[name] = buffer
 
 
 @contextmanager

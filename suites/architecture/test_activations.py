@@ -8,6 +8,7 @@ import torch
 
 from forge_harness import oracles
 from forge_harness.oracles import vectors
+from forge_harness.probes.scales import quantized_weight
 from forge_harness.protocols import Batch, BuildsModel
 
 from .bf16 import bf16_results, record_bf16
@@ -211,7 +212,7 @@ def test_zero_and_tiny_rows(subject, evidence):
     zero_weight = torch.zeros(3, rows.shape[1])
     evidence.within(
         "scale_of_zero_weight",
-        float(subject.quantize_weight(zero_weight)[1]),
+        float(quantized_weight(subject, zero_weight)[1].min()),
         low=1e-30,
         high=1.0,
         reason="a scale of zero divides 0 by 0 wherever values are made of it",
@@ -282,7 +283,7 @@ def _homogeneity(subject):
     signs = torch.where(torch.arange(48) % 3 == 0, -1.0, 1.0).expand(4, 48)
     weight = torch.randn(9, 48, generator=torch.Generator().manual_seed(11))
     expected = oracles.float64(subject.linear(signs, weight).detach())
-    parts = (*subject.quantize_activation(signs), *subject.quantize_weight(weight))
+    parts = (*subject.quantize_activation(signs), *quantized_weight(subject, weight))
     l1 = oracles.l1(*parts)
     worst = Worst()
     for c in (1e-4, 1e-3, 1e3, 1e6):

@@ -10,6 +10,7 @@ import torch
 
 from forge_harness import oracles
 from forge_harness.oracles import vectors
+from forge_harness.probes.scales import quantized_weight
 
 from .support import (
     Count,
@@ -34,7 +35,7 @@ def test_integer_path_exact(subject, evidence):
     wrong, dtypes, factors = Count(), Count(), Worst()
     for case, x, weight in _operands():
         q, s = subject.quantize_activation(x)
-        codes, scale = subject.quantize_weight(weight)
+        codes, scale = quantized_weight(subject, weight)
         accumulators, factor = subject.integer_linear(x, weight)
         expected = oracles.integer_product(q, codes)
         wrong.see(case, int(np.count_nonzero(oracles.float64(accumulators) != expected)))
@@ -61,7 +62,7 @@ def test_fake_quant_agrees(subject, evidence):
     need_one_scale_a_weight(subject)
     trained, inferred, integers = Worst(), Worst(), Worst()
     for case, x, weight in _operands(longest=1031):
-        parts = (*subject.quantize_activation(x), *subject.quantize_weight(weight))
+        parts = (*subject.quantize_activation(x), *quantized_weight(subject, weight))
         expected, l1 = oracles.output(*parts), oracles.l1(*parts)
         y = subject.linear(x.clone().requires_grad_(), weight.clone().requires_grad_())
         trained.see(case, error_over_l1(y, expected, l1))
@@ -124,7 +125,7 @@ def test_bias_outside_scale(subject, evidence):
     for case, shape in (("2-D", (6, 65)), ("3-D", (2, 3, 65))):
         for magnitude in (1e-3, 1.0, 1e3):
             x = torch.randn(*shape, generator=generator) * magnitude
-            parts = (*subject.quantize_activation(x), *subject.quantize_weight(weight))
+            parts = (*subject.quantize_activation(x), *quantized_weight(subject, weight))
             terms = oracles.l1(*parts) + np.abs(oracles.float64(bias))
             plain = oracles.float64(subject.linear(x, weight))
             y = subject.linear(x, weight, bias)

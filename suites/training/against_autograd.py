@@ -35,6 +35,11 @@ OTHERS = (
     "; the session's model had inputs that LoadsData.batch does not give of the samples reported: "
     "what a session does to inputs (augmentation) belongs in batch, for the train split"
 )
+CARRIED = (
+    "; the first step agrees and a later one does not: gradients are left over from the step "
+    "before, or what a session carries from batch to batch (hidden states) is no buffer of its "
+    "model, and begins anew where the model's state is loaded"
+)
 UNQUANTIZED = (
     "; the step is that of full precision: a session that begins so says for how many steps by "
     "full_precision_steps"
@@ -90,6 +95,7 @@ def against_autograd(
     built = AsBuilt(subject, task, session)
     records, shares, notes = [], [], set()
     difference = loss_difference = coarseness = 0.0
+    agreed = True
     with (
         comparable(one_loss(subject, task)),
         Watch(built) as watch,
@@ -110,13 +116,10 @@ def against_autograd(
                 pytest.skip(passes.problem)
             if passes.coupled:
                 notes.add(COUPLED)
-            if found.gradient > found.limit and passes.others:
-                notes.add(OTHERS)
-            elif found.gradient > found.limit and step >= unquantized:
-                with passes.in_full_precision(options):
-                    twin = made.differences()
-                if twin.gradient <= twin.limit:
-                    notes.add(UNQUANTIZED)
+            if found.gradient > found.limit:
+                carried = CARRIED if step and agreed else ""
+                notes.add(made.why_off(options, step >= unquantized) or carried)
+                agreed = False
             coarseness = largest((coarseness, found.coarseness))
             difference = largest((difference, found.gradient))
             loss_difference = largest((loss_difference, found.loss))
@@ -153,6 +156,16 @@ class _Step:
         if not (gradient <= limit and loss <= limit):
             gradient, loss = self._off(*self.passes.wanted(self.state, ids, whole, limit))
         return _Differences(gradient, loss, coarseness, limit)
+
+    def why_off(self, options: TrainOptions, quantized: bool) -> str:
+        """Returns the note on a step that is off, or "" where none is known to explain it."""
+        if self.passes.others:
+            return OTHERS
+        if not quantized:
+            return ""
+        with self.passes.in_full_precision(options):
+            twin = self.differences()
+        return UNQUANTIZED if twin.gradient <= twin.limit else ""
 
     def _off(self, loss: float, wanted: Mapping[str, Tensor]) -> tuple[float, float]:
         factor = min(1.0, self.clip_norm / norm(wanted))

@@ -30,11 +30,13 @@ class Alignment:
         tried: Targets moved.
         elsewhere: Largest change at another output over the change at the target's own.
         where: The target it was, as a flat index.
+        unread: Whether none of the targets that were moved changed anything.
     """
 
     tried: int = 0
     elsewhere: float = 0.0
     where: int = -1
+    unread: bool = True
 
 
 def align(subject: Any, task: str) -> Alignment:
@@ -98,6 +100,7 @@ def _see(found: Alignment, place: int, change: Tensor) -> None:
     others[place] = 0.0
     share = float(others.max()) / own if own else math.inf
     found.tried += 1
+    found.unread &= not change.any()
     if found.tried == 1 or not share <= found.elsewhere:
         found.elsewhere, found.where = share, place
 

@@ -67,6 +67,12 @@ class Call:
     upstream: Tensor | None = None
 
 
+class Calls(list[Call]):
+    """The calls of a layer with gradients, and whether there was any without."""
+
+    without_gradient: bool = False
+
+
 @dataclass(slots=True)
 class LayerErrors:
     """The largest error of each gradient over its fp32 limit, and the layer it is in.
@@ -77,11 +83,14 @@ class LayerErrors:
         compared: Layers whose gradients were held to the oracle.
         unexplained: Those that are not there, were never called, or whose output is no product.
         unheld: Those whose weight is no matrix, as that of a convolution: they have no oracle here.
+        frozen: Those that are not trained and that no gradient goes through: of a reference model
+            that the loss asks (DPO, distillation) and that is a part of the model.
     """
 
     compared: int = 0
     unexplained: list[str] = field(default_factory=list)
     unheld: list[str] = field(default_factory=list)
+    frozen: list[str] = field(default_factory=list)
     input_error: float = 0.0
     input_layer: str = "none"
     weight_error: float = 0.0
@@ -126,15 +135,30 @@ def layer_errors(subject: Any, task: str) -> LayerErrors:
             errors.draws = draws
         if prepares_inputs(subject):
             _prepare(subject, model, calls)
-        left -= _compare(errors, subject, layers, calls, weights, subject.latent_weights(model))
+        latents = subject.latent_weights(model)
+        left -= _compare(errors, subject, layers, calls, weights, latents)
+        asked = _only_asked(calls, latents)
+        errors.frozen += [name for name in layers if name in left & asked]
+        left -= asked
         if not left:
             break
     errors.unexplained += [name for name in layers if name in left]
-    errors.compared = len(set(layers) - {*errors.unheld, *errors.unexplained})
+    errors.compared = len(set(layers) - {*errors.unheld, *errors.unexplained, *errors.frozen})
     return errors
 
 
-def _prepare(subject: Any, model: nn.Module, calls: Mapping[str, list[Call]]) -> None:
+def _only_asked(calls: Mapping[str, Calls], latents: Mapping[str, nn.Parameter]) -> set[str]:
+    """Returns the layers that were called, are not trained, and had no gradient come back."""
+    return {
+        name
+        for name, made in calls.items()
+        if (made or made.without_gradient)
+        and not latents[name].requires_grad
+        and all(call.upstream is None for call in made)
+    }
+
+
+def _prepare(subject: Any, model: nn.Module, calls: Mapping[str, Calls]) -> None:
     """Notes what each layer does to its input first, where the subject says so."""
     for name, made in calls.items():
         for call in made:
@@ -156,7 +180,7 @@ def _compare(
     errors: LayerErrors,
     subject: Any,
     layers: Mapping[str, nn.Module],
-    calls: Mapping[str, list[Call]],
+    calls: Mapping[str, Calls],
     weights: Mapping[str, Tensor],
     latents: Mapping[str, nn.Parameter],
 ) -> set[str]:
@@ -245,9 +269,9 @@ def _prepared_excess(call: Call, seen: Seen, prepare: Prepare, expected: Any, te
 
 
 @contextmanager
-def _recording(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Call]]]:
+def _recording(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, Calls]]:
     """Records the calls of the layers within the block, gradients included."""
-    calls: dict[str, list[Call]] = {name: [] for name in layers}
+    calls = {name: Calls() for name in layers}
     handles = []
     for name, layer in layers.items():
         opened = partial(_opened, calls[name])
@@ -263,20 +287,21 @@ def _recording(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Call]
             handle.remove()
 
 
-def _opened(calls: list[Call], _: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+def _opened(calls: Calls, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
     if not torch.is_grad_enabled():
         # The first pass of a reentrant checkpoint; the second one counts.
+        calls.without_gradient = True
         return None
     calls.append(Call())
     record = partial(_own, calls[-1])
     return tuple(map(record, args)), {key: record(value) for key, value in kwargs.items()}
 
 
-def _passed(calls: list[Call], _: nn.Module, args: Any, out: Any) -> Any:
+def _passed(calls: Calls, _: nn.Module, args: Any, out: Any) -> Any:
     return _own(calls[-1], out) if torch.is_grad_enabled() else None
 
 
-def _closed(calls: list[Call], _: nn.Module, args: Any, out: Any) -> None:
+def _closed(calls: Calls, _: nn.Module, args: Any, out: Any) -> None:
     if isinstance(out, Tensor) and out.requires_grad:
         calls[-1].output = out.detach().clone()
         out.register_hook(_keeper(calls[-1], "upstream"))

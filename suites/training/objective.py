@@ -60,14 +60,17 @@ def descends_loss(subject: Any, task: str, options: TrainOptions) -> bool:
 def least_loss(subject: Any, task: str, ids: Sequence[int]) -> float:
     """Returns the loss of the best outputs there are for samples of the train split.
 
-    0 where it cannot be known: the subject has no data to ask for, its outputs are no logits of all
-    classes (one of two, as for a binary cross-entropy), or its loss does not see what torch's hooks
-    put in place of an output.
+    0 where it cannot be known: the subject has no data to ask for, its targets are numbers, its
+    outputs are no logits of all classes (one of two, as for a binary cross-entropy), or its loss
+    does not see what torch's hooks put in place of an output.
     """
     if not (isinstance(subject, LoadsData) and isinstance(subject, BuildsModel)):
         return 0.0
+    info = subject.data_info(task)
+    if info.kind == "values":
+        return 0.0
     batch = subject.batch(task, "train", list(ids))
-    sure = _Sure(batch.targets, subject.data_info(task).cardinality)
+    sure = _Sure(batch.targets, info.cardinality)
     losses = [_loss_at(subject, task, batch, partial(sure.put, by=by)) for by in CERTAINTIES]
     if sure.is_square:
         across = (partial(sure.put, by=by, across=True) for by in CERTAINTIES)

@@ -6,6 +6,7 @@ import torch
 from forge_harness import oracles
 from forge_harness.evidence import largest
 from forge_harness.oracles import vectors
+from forge_harness.probes.scales import quantized_weight
 from forge_harness.subject.protocols import BuildsModel
 
 from .alignment import align, ignored_share
@@ -13,6 +14,11 @@ from .excess import excess, is_worse
 from .layers import layer_errors
 from .reach import reached
 from .support import shown, tasks
+
+UNREAD = (
+    "no target that was moved changed anything: a loss that reads none, as a contrastive one, is "
+    "said by targets that are all the same; "
+)
 
 
 def _cases():
@@ -72,7 +78,8 @@ def _layers(subject, evidence):
             f"{task}.layers_compared",
             errors.compared,
             unit="layers",
-            reason="quantized modules of build_model whose gradients are held to the oracle",
+            reason="quantized modules of build_model whose gradients are held to the oracle; not "
+            f"trained, and no gradient goes through them: {shown(errors.frozen)}",
         )
         evidence.equal(
             f"{task}.layers_unexplained",
@@ -108,13 +115,12 @@ def test_ste_input_gradient(subject, evidence):
     """
     worst, case_of, touched = 0.0, "none", []
     for name, x, weight, bias, upstream in _cases():
-        codes, scale = subject.quantize_weight(weight)
+        codes, scale = quantized_weight(subject, weight)
         kept = upstream.clone()
         first, *_ = _gradients(subject, x, weight, bias, upstream)
         if not torch.equal(upstream, kept):
             touched.append(name)
-        # One number, or one a row.
-        column = scale.reshape(-1, 1)
+        column = scale[:, None]
         expected = oracles.input_gradient(kept, codes, column)
         terms = oracles.input_gradient(kept.abs(), codes.abs(), column)
         error = excess(first, expected, terms, codes.shape[0])
@@ -240,6 +246,7 @@ def test_gradient_reaches_all(subject, evidence):
             alignment.elsewhere,
             limit=0.1,
             reason="change of the loss's gradient elsewhere over that at the target's own output; "
+            f"{UNREAD if alignment.tried and alignment.unread else ''}"
             f"worst: target {alignment.where}",
         )
         share = ignored_share(subject, task)

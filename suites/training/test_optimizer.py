@@ -509,6 +509,15 @@ def test_decay_groups(subject, evidence):
             unit="parameters",
             reason=f"of {len(exempt)} norms, biases and embeddings; decayed: {shown(moved)}",
         )
+        unowned = [name for name in latents if name not in update.learning_rate]
+        evidence.equal(
+            f"{task}.not_decayed",
+            len(unowned),
+            expected=0,
+            unit="parameters",
+            reason=f"of {len(latents)} latent weights, no group of the optimizer has: "
+            f"{shown(unowned)}",
+        )
         coarse |= {name for name in latents if is_coarse(update.before[name])}
         shows = [n for n in latents if n not in coarse and update.before[n].any()]
         decays = [now.weight_decay for now in plan[: session.step_index]]

@@ -101,6 +101,54 @@ def test_declaring_rows_hides_nothing(run_check):
     assert run_check(undeclared.check, undeclared.subject()).outcome is Outcome.FAIL
 
 
+class RowScales(ReferenceSubject):
+    """Computes with a scale a row (N, 1) throughout, and does not declare it."""
+
+    def quantize_weight(self, weight):
+        scale = weight.detach().abs().mean(1, keepdim=True).clamp(min=1e-5)
+        return (weight.detach() / scale).round().clamp(-1, 1).to(torch.int8), scale
+
+    def linear(self, x, weight, bias=None):
+        codes, scale = self.quantize_weight(weight)
+        q, s = self.quantize_activation(x.detach())
+        w = weight + (codes * scale - weight).detach()
+        y = (x + (q * s - x).detach()) @ w.T
+        return y if bias is None else y + bias
+
+    def integer_linear(self, x, weight):
+        (codes, scale), (q, s) = self.quantize_weight(weight), self.quantize_activation(x)
+        return q.int() @ codes.int().T, s * scale.T
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        "architecture.zero_and_tiny_rows",
+        "architecture.integer_path_exact",
+        "architecture.fake_quant_agrees",
+        "architecture.bias_outside_scale",
+        "training.ste_input_gradient",
+    ],
+)
+def test_scales_a_row_that_nobody_declared_are_named_by_one_check(run_check, check):
+    """They were errors of numpy's about operands in the others."""
+    result = run_check(check, RowScales())
+    assert result.outcome is Outcome.PASS, result.reason
+
+
+@pytest.mark.parametrize("check", ["architecture.fake_quant_agrees", "training.ste_input_gradient"])
+def test_a_scale_for_each_sign_is_told_what_is_expected(run_check, check):
+    class TwoScales(ReferenceSubject):
+        def quantize_weight(self, weight):
+            codes, scale = super().quantize_weight(weight)
+            return codes, torch.stack([scale, scale])
+
+    result = run_check(check, TwoScales())
+    assert result.outcome is Outcome.ERROR
+    assert "2 scales for a weight" in result.reason
+    assert "expected one, or one a row" in result.reason
+
+
 def test_a_packer_of_another_shape_is_told_so(run_check):
     """It was an error of numpy's about operands."""
 

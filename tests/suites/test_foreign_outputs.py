@@ -136,6 +136,14 @@ class Contrastive(points.Blobs):
         return F.cross_entropy(alike, torch.arange(len(alike)))
 
 
+class ContrastiveWithoutTargets(Contrastive):
+    """Targets, of which the loss reads none, are all the same."""
+
+    def example_batch(self, task, *, batch_size, seed):
+        batch = super().example_batch(task, batch_size=batch_size, seed=seed)
+        return dataclasses.replace(batch, targets=torch.zeros_like(batch.targets))
+
+
 class OneTower(Contrastive):
     """Each sample is as alike to itself as can be, whatever it is."""
 
@@ -181,6 +189,48 @@ class OneBlockTwice(foreign.Words):
         return dataclasses.replace(super().model_spec(task), parameters=parameters)
 
 
+class CarriesItsState(foreign.Words):
+    """What one batch leaves is added to the next one, as truncated backpropagation has it."""
+
+    class net(foreign.Net):
+        def __init__(self, seed):
+            super().__init__(seed)
+            self.register_buffer("carried", torch.zeros(foreign.WIDTH))
+
+        def placed(self, ids):
+            x = super().placed(ids)
+            if not self.training:
+                return x
+            before, self.carried = self.carried, x.detach()[:, -1].mean(0)
+            return x + before
+
+
+class CarriesIntoWhatItHas(CarriesItsState):
+    """In place, and in a place that is there from the second batch on."""
+
+    class net(CarriesItsState.net):
+        def __init__(self, seed):
+            super().__init__(seed)
+            self.register_buffer("last", None)
+
+        def placed(self, ids):
+            x = foreign.Net.placed(self, ids)
+            if not self.training:
+                return x
+            x = x + self.carried + (0.0 if self.last is None else self.last)
+            self.last = x.detach()[:, -1].mean(0)
+            self.carried.copy_(self.last)
+            return x
+
+
+class CarriesInEvaluation(CarriesItsState):
+    class net(CarriesItsState.net):
+        def placed(self, ids):
+            x = foreign.Net.placed(self, ids)
+            before, self.carried = self.carried, x.detach()[:, -1].mean(0)
+            return x + before
+
+
 class NothingToPredict(points.Blobs):
     """Inputs are what is learned; targets are of no use, and all the same."""
 
@@ -203,11 +253,16 @@ class NothingToPredict(points.Blobs):
         (AsManyLogitsAsTokens, "architecture.causal_mask"),
         (AsManyLogitsAsTokens, "training.gradient_reaches_all"),
         (Contrastive, "architecture.activation_scale"),
+        (ContrastiveWithoutTargets, "training.gradient_reaches_all"),
         (OneTower, "architecture.activation_scale"),
         (AnswersWithADataclass, "architecture.activation_scale"),
         (AnswersWithADataclass, "architecture.causal_mask"),
         (OneBlockTwice, "training.ste_input_gradient"),
         (OneBlockTwice, "training.ste_weight_gradient"),
+        (CarriesItsState, "architecture.causal_mask"),
+        (CarriesIntoWhatItHas, "architecture.causal_mask"),
+        (CarriesItsState, "architecture.state_dict_round_trip"),
+        (CarriesItsState, "architecture.sub_norm_present"),
         (NothingToPredict, "training.gradient_reaches_all"),
     ],
     ids=lambda part: getattr(part, "__name__", part),
@@ -221,8 +276,10 @@ def test_a_sound_model_of_another_shape_is_no_false_alarm(run_check, subject, ch
     ("subject", "check", "reason"),
     [
         (SeesTheNext, "architecture.causal_mask", "words.leak is"),
+        (CarriesInEvaluation, "architecture.causal_mask", "words.leak is"),
         (SeesTheNextOfAsMany, "architecture.causal_mask", "words.leak is"),
         (OfTheNeighbour, "training.gradient_reaches_all", "words.target_elsewhere is"),
+        (Contrastive, "training.gradient_reaches_all", "a loss that reads none"),
         (LearnsNothing, "training.overfit_one_batch", "above the least there is, 0,"),
         (ScaleOfTheBatch, "architecture.activation_scale", "words.moved_by_mates is"),
         (ContrastiveOfTheBatch, "architecture.activation_scale", "blobs.moved_by_mates is"),

@@ -124,6 +124,39 @@ class WarmsUpTooLong(WarmsUp):
             return 100
 
 
+class Carries(foreign.Words):
+    """What a batch leaves is added to the next one (truncated backpropagation), by its model."""
+
+    class net(foreign.Net):
+        def __init__(self, seed):
+            super().__init__(seed)
+            self.register_buffer("carried", torch.zeros(foreign.WIDTH))
+
+        def placed(self, ids):
+            x = super().placed(ids)
+            if not self.training:
+                return x
+            before, self.carried = self.carried, x.detach()[:, -1].mean(0)
+            return x + before
+
+
+class CarriesWhereNoStateShows(Carries):
+    class net(Carries.net):
+        def __init__(self, seed):
+            super().__init__(seed)
+            del self.carried
+            self.carried = torch.zeros(foreign.WIDTH)
+
+
+class LeavesGradients(foreign.Words):
+    """Those of a step are added to those of the next one."""
+
+    class loop(foreign.Loop):
+        def step(self):
+            self.optimizer.zero_grad = lambda *_, **__: None
+            return super().step()
+
+
 class AugmentsInItsLoop(foreign.Words):
     """Some tokens are replaced, where the harness cannot read them: in the loop."""
 
@@ -165,6 +198,8 @@ def test_sound_passes_are_no_false_alarm(run_check, subject, check):
         (SpoilsStatistics, FINITE, "nan_in_one_gradient.changed is 1", "batch_norm.running_var"),
         (WarmsUpUnsaid, ACCUMULATION, "gradient_difference_1 is", "by full_precision_steps"),
         (WarmsUpForLonger, ACCUMULATION, "gradient_difference_1 is", "by full_precision_steps"),
+        (CarriesWhereNoStateShows, ACCUMULATION, "gradient_difference_1 is", "is no buffer of its"),
+        (LeavesGradients, ACCUMULATION, "gradient_difference_1 is", "left over from the step"),
         (AugmentsInItsLoop, ACCUMULATION, "gradient_difference_1 is", "belongs in batch"),
     ],
 )

@@ -75,6 +75,15 @@ class DecaysAll(Mixed):
         return [{"params": list(model.parameters())}, {"params": []}]
 
 
+class LeavesOneOut(Mixed):
+    """Neither has the last of the latent weights."""
+
+    def optimizer(self, model):
+        both = super().optimizer(model)
+        both.optimizers[0].param_groups[0]["params"].pop()
+        return both
+
+
 class Forgets(Mixed):
     """The state of the second is not restored."""
 
@@ -98,6 +107,7 @@ class SavesTheirsAlone(Mixed):
     ("subject", "check", "shown"),
     [
         (DecaysAll, "training.decay_groups", "exempt_decayed"),
+        (LeavesOneOut, "training.decay_groups", "no group of the optimizer has: blocks.1.down"),
         (Forgets, "training.optimizer_state_exact", "different_entries"),
         (SavesTheirsAlone, "training.every_state_saved", "optimizer.parts.0.state.0."),
     ],
