@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from .model import Batch
 
@@ -13,9 +13,10 @@ from .model import Batch
 class DataInfo:
     """What the subject declares about a task's data."""
 
-    kind: Literal["classes", "tokens"]
+    kind: Literal["classes", "tokens", "values"]
+    """What targets are: a class of the sample, tokens of a vocabulary, or numbers (regression)."""
     cardinality: int
-    """Classes, or vocabulary size."""
+    """Classes, or vocabulary size; 0 of numbers, which have no such count."""
     train_size: int
     validation_size: int
     digest: str
@@ -52,8 +53,11 @@ class LoadsData(Protocol):
         """
         ...
 
-    def labels(self, task: str, split: Literal["train", "validation"]) -> Sequence[int]:
-        """Class labels, or all token ids that occur, of a split."""
+    def labels(self, task: str, split: Literal["train", "validation"]) -> Sequence[Any]:
+        """Class labels of a split, all token ids that occur in it, or its targets as numbers.
+
+        Numbers are one a sample, or a row of them, as batches have them: scaled where these are.
+        """
         ...
 
     def batch(self, task: str, split: Literal["train", "validation"], ids: Sequence[int]) -> Batch:

@@ -8,7 +8,8 @@ from .inputs import NEW, Alphabet, lateness, new_share, unlike
 from .passages import LEAK, PASSAGE, Passages
 from .reads import misplaced, reads_of, redrawn
 from .rows import CHUNK, digests, input_rows
-from .support import tasks_of
+from .support import labels_of, order_of, size_of, tasks_of
+from .values import hold_values, shares
 
 SPLITS = ("train", "validation")
 LONG_LINE = 40
@@ -97,7 +98,7 @@ def test_splits_disjoint(subject, evidence):
         )
         delivered = set()
         for epoch in (0, 1):
-            order = list(subject.epoch_order(task, seed=0, epoch=epoch))
+            order = order_of(subject, task, seed=0, epoch=epoch)
             delivered.update(digests(subject.sample_contents(task, "train", order)))
         evidence.equal(
             f"{task}_shared_samples",
@@ -151,7 +152,8 @@ def test_label_or_token_range(subject, evidence):
     of the sample's content (which says what is delivered: marks in front, lower case), and float
     values that make an alphabet, as grey levels do, make the same one in both splits. A declared
     `ignored_target` is no target: it is left out, and must not be all there is. What a model that
-    is not declared causal predicts (a translation, masked tokens) has no oracle here.
+    is not declared causal predicts (a translation, masked tokens) has no oracle here. Targets that
+    are numbers (`kind` "values") have no range: they are finite, and the listed ones.
     """
     import torch
 
@@ -169,8 +171,20 @@ def test_label_or_token_range(subject, evidence):
                 unit="ids",
                 reason=f"the whole vocabulary through {info.input_dtype}",
             )
-        for split, size in zip(SPLITS, (info.train_size, info.validation_size), strict=True):
-            labels = list(subject.labels(task, split))
+        for split in SPLITS:
+            size = size_of(subject, task, split)
+            if info.kind == "values":
+                hold_values(evidence, subject, task, split)
+                continue
+            labels = labels_of(subject, task, split)
+            if info.kind == "classes":
+                evidence.equal(
+                    f"{task}_{split}_listed",
+                    len(labels),
+                    expected=size,
+                    unit="labels",
+                    reason="labels that LoadsData.labels lists against samples of the split",
+                )
             outside = [label for label in labels if not 0 <= label < info.cardinality]
             evidence.equal(
                 f"{task}_{split}_out_of_range",
@@ -188,7 +202,7 @@ def test_label_or_token_range(subject, evidence):
                 del held["wrong_targets"]
             for name, (found, expected, reason) in held.items():
                 evidence.equal(f"{task}_{split}_{name}", found, expected=expected, reason=reason)
-        if info.kind == "classes":
+        if info.kind != "tokens":
             _same_values(subject, task, evidence)
     if unheld:
         pytest.skip(
@@ -245,7 +259,7 @@ def _float_inputs(subject, task, split):
 
 def _expected(info, seen):
     count = f"{seen['samples']} samples read"
-    ids = "tokens" if info.kind == "tokens" else "finite values"
+    ids = f"tokens of [0, {info.cardinality})" if info.kind == "tokens" else "finite values"
     late = seen["late"]
     text = {
         "wrong_inputs": (
@@ -256,8 +270,12 @@ def _expected(info, seen):
     }
     return {
         "input_dtype": (seen["dtypes"], info.input_dtype, "delivered against declared"),
-        "bad_inputs": (seen["inputs"], 0, f"not {ids} of [0, {info.cardinality}); {count}"),
-        "bad_targets": (seen["targets"], 0, f"outside [0, {info.cardinality}); {count}"),
+        "bad_inputs": (seen["inputs"], 0, f"not {ids}; {count}"),
+        "bad_targets": (
+            seen["targets"],
+            0,
+            f"not whole numbers of [0, {info.cardinality}); {count}",
+        ),
         "wrong_targets": (
             seen["wrong"],
             0,
@@ -287,17 +305,19 @@ def _read_all(subject, task, split, size, labels):
     for start in range(0, size, CHUNK):
         ids = range(start, min(start + CHUNK, size))
         batch = subject.batch(task, split, ids)
+        targets = batch.targets if labels is None else chosen(batch.targets, top)
         dtypes.add(str(batch.inputs.dtype).removeprefix("torch."))
         # int64 first: 256 itself wraps in a comparison with an int8 tensor.
         inputs = batch.inputs.to(torch.int64) if labels is None else batch.inputs
-        targets = batch.targets.to(torch.int64)
+        exact, targets = targets.double(), targets.to(torch.int64)
         seen["samples"] += len(targets)
         counts = (
             torch.ones_like(targets, dtype=torch.bool) if ignored is None else targets != ignored
         )
         seen["all"] += targets.numel()
         seen["ignored"] += int((~counts).sum())
-        seen["targets"] += int((counts & ((targets < 0) | (targets >= top))).sum())
+        is_one = (exact >= 0) & (exact < top) & (exact == exact.floor())
+        seen["targets"] += int((counts & ~is_one).sum())
         if labels is None:
             seen["inputs"] += int(((inputs < 0) | (inputs >= top)).sum())
             seen["wrong"] += _not_next(inputs, targets, counts)
@@ -306,7 +326,10 @@ def _read_all(subject, task, split, size, labels):
         else:
             seen["inputs"] += int((~torch.isfinite(inputs.double())).sum())
             listed = torch.tensor([labels[index] for index in ids])
-            seen["wrong"] += int((counts.flatten() & (targets.flatten() != listed)).sum())
+            flat = targets.flatten()
+            # Several targets a sample are none of one label.
+            same = flat == listed if flat.shape == listed.shape else torch.zeros_like(counts)
+            seen["wrong"] += int((counts.flatten() & ~same.flatten()).sum())
     return {**seen, "dtypes": ", ".join(sorted(dtypes))}
 
 
@@ -335,25 +358,38 @@ def test_balance(subject, evidence):
     Statistic: total variation distance of the two distributions. Limit 0.10: an accuracy moves
     by no more. Small splits differ by chance: for classes the largest distance of 1,000 splits
     drawn at random from the same labels is the limit where that is more. Bytes of one document
-    are not independent draws and get no allowance.
+    are not independent draws and get no allowance. Targets that are numbers are divided into tenths
+    of both splits, which are held as classes are; of several numbers a target the furthest apart.
     """
     from collections import Counter
 
     for task in tasks_of(subject):
-        classes = subject.data_info(task).kind == "classes"
-        counts = [
-            Counter(subject.labels(task, s) if classes else b"".join(subject.documents(task, s)))
-            for s in SPLITS
-        ]
-        chance = _variation_by_chance(counts) if classes else 0.0
+        kind = subject.data_info(task).kind
+        if kind == "tokens":
+            listed = [b"".join(subject.documents(task, split)) for split in SPLITS]
+        else:
+            listed = [labels_of(subject, task, split) for split in SPLITS]
+        if empty := [split for split, found in zip(SPLITS, listed, strict=True) if not found]:
+            pytest.skip(f"the {empty[0]} split of {task} is empty: there are no shares to compare")
+        pairs = shares(*listed) if kind == "values" else [tuple(map(Counter, listed))]
+        chance = 0.0 if kind == "tokens" else max(_variation_by_chance(pair) for pair in pairs)
+        distance = max(_variation(*pair) for pair in pairs)
         evidence.at_most(
             f"{task}_distribution_distance",
-            _variation(*counts),
+            distance,
             limit=max(0.10, chance),
-            reason=f"total variation between the splits; {chance:.3f} occurs by chance"
-            if classes
-            else "total variation between the bytes of the splits",
+            reason="total variation between the bytes of the splits"
+            if kind == "tokens"
+            else f"total variation between the splits; {chance:.3f} occurs by chance",
         )
+
+
+def chosen(targets, classes):
+    """Returns one class a sample; of a row of shares, as one-hot targets are, the largest."""
+    if targets.dim() == 2 and targets.shape[1] == classes > 1 and targets.is_floating_point():
+        known = targets.isfinite().all(1)
+        return targets.argmax(1).double().masked_fill(~known, float("nan"))
+    return targets
 
 
 def _variation(first, second):

@@ -7,7 +7,7 @@ import pytest
 
 from forge_harness.protocols import TrainOptions, Trains
 
-from .support import tasks_of
+from .support import order_of, tasks_of
 
 SMALL = 20_000
 """Samples up to which epochs of the cheapest task are trained for real."""
@@ -43,14 +43,14 @@ def test_loader_order(subject, evidence):
             unit="epochs",
             reason="; ".join(wrong[:3]) or "1, 2 and 3 ranks, 3 epochs each",
         )
-        first = list(subject.epoch_order(task, seed=3, epoch=0))
+        first = order_of(subject, task, seed=3, epoch=0)
         evidence.equal(
             f"{task}_order_repeats",
-            list(subject.epoch_order(task, seed=3, epoch=0)) == first,
+            order_of(subject, task, seed=3, epoch=0) == first,
             expected=True,
             reason="same seed and epoch, same order",
         )
-        later = [list(subject.epoch_order(task, seed=3, epoch=e)) for e in range(1, EPOCHS)]
+        later = [order_of(subject, task, seed=3, epoch=e) for e in range(1, EPOCHS)]
         evidence.equal(
             f"{task}_epochs_differ",
             _all_differ([first, *later]),
@@ -59,7 +59,7 @@ def test_loader_order(subject, evidence):
         )
         shares = {
             world: [
-                list(subject.epoch_order(task, seed=3, epoch=e, rank=0, world_size=world))
+                order_of(subject, task, seed=3, epoch=e, rank=0, world_size=world)
                 for e in range(EPOCHS)
             ]
             for world in (2, 3)
@@ -72,7 +72,7 @@ def test_loader_order(subject, evidence):
         )
         evidence.equal(
             f"{task}_seeds_differ",
-            list(subject.epoch_order(task, seed=4, epoch=0)) != first,
+            order_of(subject, task, seed=4, epoch=0) != first,
             expected=True,
             reason="another seed is another permutation",
         )
@@ -104,7 +104,7 @@ def _wrong_epochs(subject, task, size):
         ids = [
             index
             for rank in range(world)
-            for index in subject.epoch_order(task, seed=3, epoch=epoch, rank=rank, world_size=world)
+            for index in order_of(subject, task, seed=3, epoch=epoch, rank=rank, world_size=world)
         ]
         if _missed(ids, size) >= world or set(ids) != set(range(size)):
             wrong.append(f"{world} ranks, epoch {epoch}: {len(ids)} ids of {size} samples")
@@ -122,7 +122,7 @@ def _session_epochs(subject, task, evidence):
     # The last batch of an epoch may hold what is left.
     steps = EPOCHS * -(-size // batch)
     session = subject.session(task, TrainOptions(seed=3, steps=steps, batch_size=batch))
-    ids = [index for _ in range(steps) for index in session.step().sample_ids]
+    ids = [int(index) for _ in range(steps) for index in session.step().sample_ids]
     # An epoch is all samples, or as many as fill whole batches: whichever explains more.
     epochs = min(
         (_cut(ids, length) for length in (size, size // batch * batch)),
@@ -163,7 +163,7 @@ def _session_beginning(subject, task, evidence):
     """Trains the first steps of an epoch that is too long to be trained through."""
     size = subject.data_info(task).train_size
     session = subject.session(task, TrainOptions(seed=3, steps=BEGINNING))
-    ids = [index for _ in range(BEGINNING) for index in session.step().sample_ids]
+    ids = [int(index) for _ in range(BEGINNING) for index in session.step().sample_ids]
     # Of as many draws with replacement; six standard deviations of a Poisson count, and a few.
     chance = len(ids) - size * -math.expm1(len(ids) * math.log1p(-1 / size))
     evidence.at_most(
