@@ -1,5 +1,7 @@
 """Loading a configuration: schema, layers, refusals. Keys come from the subject's own schema."""
 
+import math
+
 import pytest
 
 from .support import MISSING, keys_of, nested, same, variable, write_toml
@@ -50,8 +52,10 @@ def test_unknown_key_refused(alone, evidence, keys, tmp_path):
     A typo that is ignored trains with the default and nobody knows.
     """
     accepted, unnamed, codes = [], [], set()
+    known = {key.name for key in keys}
     for key in keys:
-        wrong = key.name.removesuffix(key.last) + _misspelt(key.last)
+        table = key.name.removesuffix(key.last)
+        wrong = next(name for each in _misspelt(key.last) if (name := table + each) not in known)
         file = write_toml(tmp_path / "typo.toml", {wrong: 1})
         for layers in ({"file": file}, {"flags": {wrong: 1}}):
             error = alone.refusal(**layers)
@@ -81,7 +85,12 @@ def test_unknown_key_refused(alone, evidence, keys, tmp_path):
 
 
 def _misspelt(name):
-    return name + name[-1] if len(name) < 4 else name[:-2] + name[-1] + name[-2]
+    """Names one slip away: of `loss`, swapping the last two letters leaves the name it is."""
+    if len(name) > 3:
+        yield name[:-2] + name[-1] + name[-2]
+    while True:
+        name += name[-1]
+        yield name
 
 
 @pytest.mark.forge_check("configuration.explicit_zero_kept")
@@ -190,16 +199,19 @@ def test_ranges(alone, evidence, keys, tmp_path):
 
 
 def _outside(key):
-    step = 1 if key.kind == "integer" else 1e-9
     if key.low is not None:
-        yield key.low, key.low - step if key.low_is_allowed else key.low
+        # 1e-9 less than 1e8 is 1e8.
+        below = min(key.low - 1e-9, math.nextafter(key.low, -math.inf))
+        below = key.low - 1 if key.kind == "integer" else below
+        yield key.low, below if key.low_is_allowed else key.low
     if key.high is not None:
         yield key.high, key.high + 1 if key.high_is_allowed else key.high
 
 
 def _says(sentence, bound):
     plain = sentence.replace(",", "").replace("_", "")
-    return any(text in plain for text in {str(bound), f"{bound:g}", str(int(bound))})
+    whole = {str(int(bound))} if bound == int(bound) else set()
+    return any(text in plain for text in {str(bound), f"{bound:g}", *whole})
 
 
 @pytest.mark.forge_check("configuration.shape_divisibility")

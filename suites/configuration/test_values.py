@@ -1,5 +1,7 @@
 """What a configuration holds: digest, round trip, secrets, paths, seed, policy."""
 
+import re
+
 import pytest
 
 from forge_harness.errors import several
@@ -104,7 +106,11 @@ def test_no_secret_in_config(subject, evidence):
 
 @pytest.mark.forge_check("configuration.paths_exist")
 def test_paths_exist(subject, evidence):
-    """Every path in force exists, or can be made because its parent is there."""
+    """Every path in force exists, or can be made because its parent is there.
+
+    A URL is on no disk of this machine, nor need be what a hub's name stands for
+    (`model_name_or_path`): whether they are there is not asked.
+    """
     from pathlib import Path
 
     config = subject.load_config()
@@ -114,10 +120,10 @@ def test_paths_exist(subject, evidence):
         if last not in PATH_NAMES and not last.endswith(tuple(f"_{n}" for n in PATH_NAMES)):
             continue
         for text in value if isinstance(value, list | tuple) else [value]:
-            if not isinstance(text, str) or not text:
+            if not isinstance(text, str) or not text or _may_be_elsewhere(last, text):
                 continue
             named.append(text)
-            path = Path(text).expanduser()
+            path = Path(text.removeprefix("file://")).expanduser()
             if not path.exists() and not path.absolute().parent.is_dir():
                 missing.append(f"{key} = {text}")
     evidence.record("paths", len(named), reason=", ".join(named) or "none is set")
@@ -128,6 +134,11 @@ def test_paths_exist(subject, evidence):
         unit="paths",
         reason="; ".join(missing) or "each exists or can be made",
     )
+
+
+def _may_be_elsewhere(key, text):
+    on_a_hub = key.endswith("name_or_path") and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text)
+    return bool(on_a_hub) or "://" in text.removeprefix("file://")
 
 
 @pytest.mark.forge_check("configuration.seed_fixed")

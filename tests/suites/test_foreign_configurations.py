@@ -152,13 +152,65 @@ class AnyRate(Configuration):
         return value if key == "train.optim.lr" else super().checked(key, value)
 
 
+class Budget(Configuration):
+    """A key that ends with a letter twice, and a bound of which 1e-9 is no part."""
+
+    defaults = MappingProxyType(
+        {**Configuration.defaults, "train.loss": 1.0, "train.losss": 1.0, "train.budget": 2e8}
+    )
+
+    def kinds(self):
+        budget = {**NUMBER, "minimum": 1e8}
+        return {
+            **super().kinds(),
+            **dict.fromkeys(("train.loss", "train.losss"), NUMBER),
+            "train.budget": budget,
+        }
+
+    def checked(self, key, value):
+        if key == "train.budget" and not (isinstance(value, int | float) and value >= 1e8):
+            raise ConfigError(f"{key} is {value}; expected at least 100,000,000.")
+        return super().checked(key, value)
+
+
+class Vague(Configuration):
+    """A bound of one half that its sentence does not say."""
+
+    def kinds(self):
+        return {**super().kinds(), "train.optim.lr": {**NUMBER, "maximum": 0.5}}
+
+    def checked(self, key, value):
+        if key == "train.optim.lr" and value > 0.5:
+            raise ConfigError(f"{key} is {value}; rule 10 is broken.")
+        return super().checked(key, value)
+
+
+class Elsewhere(Configuration):
+    """Weights of a hub, data in a bucket, and a file that is named by its URL."""
+
+    file = "/"
+
+    @property
+    def defaults(self):
+        return {
+            **Configuration.defaults,
+            "model.name_or_path": "acme/tiny-1.58",
+            "train.data_path": "s3://bucket/of/data",
+            "train.vocabulary_file": f"file://{self.file}",
+        }
+
+
+class Nowhere(Elsewhere):
+    file = "/no/such/vocabulary"
+
+
 CHECKS = (
     *("schema_valid", "unknown_key_refused", "explicit_zero_kept", "precedence", "ranges"),
     *("shape_divisibility", "seed_fixed", "digest_stable", "round_trip", "policy_separate"),
 )
 
 
-@pytest.mark.parametrize("subject", [Configuration, NullByType, Chained])
+@pytest.mark.parametrize("subject", [Configuration, NullByType, Chained, Budget])
 @pytest.mark.parametrize("check", CHECKS)
 def test_a_sound_configuration_is_no_false_alarm(run_check, subject, check):
     run = run_check(f"configuration.{check}", subject())
@@ -171,12 +223,21 @@ def test_a_sound_configuration_is_no_false_alarm(run_check, subject, check):
         (ClipOrDefault, "explicit_zero_kept", "train.clip_norm = 0.0 of the file became 1.0"),
         (ClipOrDefaultByType, "explicit_zero_kept", "train.clip_norm = 0.0 of the file became"),
         (AnyRate, "ranges", "train.optim.lr = "),
+        (Vague, "ranges", "refusals_without_the_bound is 1, expected 0 (train.optim.lr = 1.5"),
     ],
 )
 def test_what_befalls_a_key_that_may_be_null_or_lies_deeper_shows(run_check, subject, check, shows):
     run = run_check(f"configuration.{check}", subject())
     assert run.outcome is Outcome.FAIL, run.reason
     assert shows in run.reason
+
+
+def test_what_is_on_no_disk_of_this_machine_is_no_missing_path(run_check):
+    run = run_check("configuration.paths_exist", Elsewhere())
+    assert (run.outcome, run.evidence("paths")) == (Outcome.PASS, 1), run.reason
+    run = run_check("configuration.paths_exist", Nowhere())
+    assert run.outcome is Outcome.FAIL
+    assert "train.vocabulary_file = file:///no/such/vocabulary" in run.reason
 
 
 def test_every_key_is_looked_at(run_check):
