@@ -10,7 +10,7 @@ from typing import Any
 
 from forge_harness.cli.github import not_obeyed
 from forge_harness.cli.terminal import say
-from forge_harness.errors import ForgeError
+from forge_harness.errors import ExitCode, ForgeError, UsageError
 from forge_harness.record import ItemRecord
 from forge_harness.types import Profile
 
@@ -23,6 +23,7 @@ def collected_marks(suite_paths: Sequence[Path]) -> list[dict[str, Any]]:
     What cannot be collected is told on standard error: whatever tests it holds look unwritten.
 
     Raises:
+        UsageError: What the collection reads, a policy or a catalogue, is refused.
         ForgeError: Collection ended without an answer; the sentence has pytest's last line.
     """
     from forge_harness.integration.check_stage import pytest_command
@@ -58,6 +59,9 @@ def collected_marks(suite_paths: Sequence[Path]) -> list[dict[str, Any]]:
         events.read()
     if events.finished is None:
         lines = (done.stdout + done.stderr).strip().splitlines()
+        if lines and done.returncode == ExitCode.USAGE:
+            # Of a policy or a catalogue that the collection reads: its sentence is whole.
+            raise UsageError(lines[-1].removeprefix("ERROR: "))
         raise ForgeError(f"Collecting the checks failed: {lines[-1] if lines else 'no output'}.")
     for item in told:
         # Nothing ran, so each test that was collected is told of too, as one that never did.

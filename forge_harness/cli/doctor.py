@@ -42,8 +42,8 @@ def doctor_command(config_file: Path | None, subject: str | None, as_json: bool)
     """Show this environment, the native module, and which checks the subject's capabilities open.
 
     Exits 7 when something that checks need is missing: the native module, the instruction set that
-    FORGE_KERNELS_PATH names, a capability, or a program, library or accelerator that some check
-    calls. Else 0.
+    FORGE_KERNELS_PATH names, a capability, or a program, library, driver or accelerator that some
+    check calls. Else 0.
     """
     from forge_harness.cli.needs import missing
     from forge_harness.cli.subject_child import offer_of
@@ -95,10 +95,16 @@ def _torch() -> dict[str, Any]:
         return {"torch": f"missing: {error}"}
     return {
         "torch": torch.__version__,
-        "torch_build": f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU",
+        "torch_build": _build(torch.version.cuda, torch.version.hip),
         "torch_threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
     }
+
+
+def _build(cuda: str | None, hip: str | None) -> str:
+    if cuda or hip:
+        return f"CUDA {cuda}" if cuda else f"ROCm {hip}"
+    return "CPU"
 
 
 def _native() -> str:

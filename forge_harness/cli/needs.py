@@ -19,12 +19,15 @@ class Need:
     there: Callable[[], bool]
     checks: tuple[str, ...]
     remedy: str
+    fails: bool = False
+    """Whether the checks are red without it, where others are not measured."""
 
     def problem(self) -> str:
         """Returns the sentence that says what is missing and what that costs."""
+        be = "is" if len(self.checks) == 1 else "are"
         return (
             f"{self.name} is not here, so {' and '.join(self.checks)} "
-            f"{'is' if len(self.checks) == 1 else 'are'} not measured; {self.remedy}."
+            f"{be} {'red' if self.fails else 'not measured'}; {self.remedy}."
         )
 
 
@@ -55,6 +58,16 @@ def _accelerator() -> bool:
     return bool(torch.cuda.is_available())
 
 
+def _driver() -> bool:
+    """Whether torch's build runs: one for the CPU needs no driver."""
+    try:
+        import torch
+    except ImportError:
+        return True
+    is_for_gpu = torch.version.cuda or torch.version.hip
+    return not is_for_gpu or bool(torch.cuda.is_available())
+
+
 NEEDS = (
     *(
         Need(name, _module(name), ("integration.third_party_readers",), EXTRA)
@@ -73,6 +86,13 @@ NEEDS = (
         lambda: shutil.which("strace") is not None,
         ("state.commit_atomic", "state.io_errors", "state.migration_golden"),
         "apt-get install strace",
+    ),
+    Need(
+        "A driver that runs torch's CUDA or ROCm build",
+        _driver,
+        ("dependencies.torch_build",),
+        "install the driver, or torch's CPU build",
+        fails=True,
     ),
 )
 ACCELERATOR = Need(

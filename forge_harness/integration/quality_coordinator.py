@@ -424,8 +424,11 @@ def _judge(
 def _missed(name: str, value: float, unit: str, limits: Sequence[GateLimit]) -> str | None:
     shown = "" if unit == "1" else f" {unit}"
     for side in limits:
+        # Nine digits of a value just past its limit are those of the limit.
+        digits = "" if f"{value:.9g}" == f"{side.limit:.9g}" else ".9g"
+        found, limit = f"{value:{digits}}{shown}", f"{side.limit:{digits}}{shown}"
         if side.direction is Direction.AT_LEAST and not value >= side.limit:
-            return f"{name} is {value:.9g}{shown}, under its limit of {side.limit:.9g}{shown}"
+            return f"{name} is {found}, under its limit of {limit}"
         if side.direction is Direction.AT_MOST and not value <= side.limit:
-            return f"{name} is {value:.9g}{shown}, over its limit of {side.limit:.9g}{shown}"
+            return f"{name} is {found}, over its limit of {limit}"
     return None

@@ -26,9 +26,11 @@ def interrupted_once() -> Iterator[None]:
     """Ends the block with KeyboardInterrupt on the first stop signal; later ones do nothing.
 
     They would fall into the clean-up that the first one caused. One that Python ignored, raised in
-    a destructor or in a weak reference's callback, is raised again. Does nothing off the main
-    thread, where no handler can be set.
+    a destructor or in a weak reference's callback, is raised again. One that came while an
+    `uninterrupted` around the block waited for it ends it before it begins. Does nothing off the
+    main thread, where no handler can be set.
     """
+    waiting = _waiting()
     came: int | None = None
     over = threading.Event()
 
@@ -47,6 +49,8 @@ def interrupted_once() -> Iterator[None]:
 
     with _handled_by(interrupt), _ignored_interrupts(ignored):
         try:
+            if waiting is not None and (earlier := waiting.take()) is not None:
+                interrupt(earlier, None)
             yield
         finally:
             over.set()
@@ -54,13 +58,8 @@ def interrupted_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Lets stop signals do nothing in the block, except where `interrupted_once` is in it."""
-
-    # Not SIG_IGN, which child processes would inherit.
-    def wait(number: int, frame: FrameType | None) -> None:
-        pass
-
-    with _handled_by(wait):
+    """Lets stop signals do nothing in the block, except to the next `interrupted_once` in it."""
+    with _handled_by(_waiting() or _Waiting()):
         yield
 
 
@@ -99,6 +98,30 @@ def interrupted_like_sigint() -> Iterator[None]:
 
     with _handled_by(interrupt, unhandled):
         yield
+
+
+class _Waiting:
+    """A handler that lets a signal do nothing, and knows that it came.
+
+    Not SIG_IGN, which child processes would inherit.
+    """
+
+    def __init__(self) -> None:
+        self.came: int | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.came = number
+
+    def take(self) -> int | None:
+        """Returns the signal that came, which is dealt with from here on."""
+        number, self.came = self.came, None
+        return number
+
+
+def _waiting() -> _Waiting | None:
+    """Returns the handler of an `uninterrupted` around the caller, if it is in one."""
+    handlers = (signal.getsignal(number) for number in STOPS)
+    return next((handler for handler in handlers if isinstance(handler, _Waiting)), None)
 
 
 @contextlib.contextmanager

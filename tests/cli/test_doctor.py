@@ -86,6 +86,25 @@ def test_an_accelerator_is_missed_until_it_is_declared_that_none_is_meant(invoke
     assert invoke("doctor").exit_code == ExitCode.PASS
 
 
+@pytest.mark.parametrize(("api", "shown"), [("cuda", "CUDA 13.0"), ("hip", "ROCm 13.0")])
+def test_a_build_of_torch_without_its_driver_is_named(invoke, monkeypatch, api, shown):
+    """Its check is red, and the doctor said that nothing is missing."""
+    monkeypatch.setattr(needs, "NEEDS", needs.NEEDS[-1:])
+    monkeypatch.setenv("FORGE_HARNESS_DECLARED_ACCELERATOR", "none")
+    monkeypatch.setattr(f"torch.version.{api}", "13.0")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    result = invoke("doctor")
+    assert result.exit_code == ExitCode.INCOMPLETE
+    assert f"torch build      {shown}" in result.output
+    assert (
+        "A driver that runs torch's CUDA or ROCm build is not here, so dependencies.torch_build is "
+        "red; install the driver, or torch's CPU build." in result.output
+    )
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "one")
+    assert invoke("doctor").exit_code == ExitCode.PASS
+
+
 def test_what_no_open_check_calls_is_not_missed(invoke, toy, monkeypatch):
     gone = needs.Need("x", lambda: False, ("training.parameters_move",), "install it")
     monkeypatch.setattr(needs, "NEEDS", (gone,))

@@ -187,6 +187,17 @@ def test_a_name_no_check_reads_is_refused_where_all_checks_are_known(invoke, pro
     assert "Unknown suite 'mien'. Did you mean 'mine'?" in result.stderr
 
 
+def test_a_policy_that_is_refused_is_wrong_usage_in_its_own_sentence(invoke, project):
+    """It was an internal error, "Collecting the checks failed: ERROR: ... number..", and 3."""
+    (project / "p.toml").write_text("[severity_weights]\nlow = 0\n")
+    (project / "forge.toml").write_text('[run]\nsuite_paths = ["mine"]\npolicy = "p.toml"\n')
+    result = invoke("list", "checks", "--suite", "mine")
+    assert result.exit_code == ExitCode.USAGE
+    assert result.stderr == (
+        f"Error: {project / 'p.toml'}: severity_weights.low is 0; expected a positive integer.\n"
+    )
+
+
 def test_one_check_is_one(invoke, project, collected_before):
     (project / "mine" / "catalogue.toml").unlink()
     result = invoke("list", "checks", "--suite", "mine")

@@ -158,6 +158,27 @@ def test_a_stopped_run_ends_with_2_and_a_sealed_directory(project, number, again
     assert (project / "out" / "report.html").is_file()
 
 
+def test_a_run_that_is_stopped_as_it_makes_its_directory_ends_as_well(project):
+    """The signal was lost, and the run went on to its end."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "forge_harness", "run", "--run-dir", "out", "--check", "mine.slow"],
+        env={**os.environ, "STARTED": str(project / "started")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        while not (project / "out").exists():
+            assert process.poll() is None, process.communicate()
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == ExitCode.INTERRUPTED, said
+    assert read_record(project / "out").state == "interrupted"
+    assert verify_run(project / "out") == []
+
+
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_run_does_not_end_with_the_reader_of_its_output(project, stream):
     read, write = os.pipe()

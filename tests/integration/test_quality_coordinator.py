@@ -140,6 +140,13 @@ class TestEvaluateGate:
         result = QualityCoordinator(small_policy()).evaluate_gate("latency", 0.25, "s")
         assert result.reason == "latency is 0.25 s, over its limit of 0.1 s"
 
+    def test_a_value_one_ulp_past_its_limit_is_shown_as_another(self):
+        """It was "accuracy is 0.85, under its limit of 0.85"."""
+        result = QualityCoordinator(small_policy()).evaluate_gate(
+            "accuracy", math.nextafter(0.85, 0)
+        )
+        assert result.reason == "accuracy is 0.8499999999999999, under its limit of 0.85"
+
     def test_an_unknown_gate_names_the_nearest(self):
         with pytest.raises(ConfigError, match="Did you mean 'accuracy'"):
             QualityCoordinator(small_policy()).evaluate_gate("acuracy", 1.0)

@@ -133,6 +133,20 @@ def test_nothing_interrupts_a_block_that_must_end(number):
     assert len(reached) == 2
 
 
+@pytest.mark.parametrize("number", STOPS)
+def test_a_signal_before_a_block_that_it_would_end_is_not_lost(number):
+    """A run that was stopped while it made its directory went on to its end."""
+    reached = []
+    with uninterrupted():
+        stop(number)
+        reached.append("made the directory")
+        with pytest.raises(KeyboardInterrupt), uninterrupted(), interrupted_once():
+            reached.append("ran the checks")
+        with interrupted_once():
+            reached.append("once is enough")
+    assert reached == ["made the directory", "once is enough"]
+
+
 @pytest.mark.parametrize("block", [interrupted_once, uninterrupted])
 def test_the_handlers_from_before_come_back(block, handlers):
     with block():
