@@ -55,7 +55,9 @@ def by_hand(run, policy):
 
     lows, low = scored(lambda check: credit(check)[0])
     highs, high = scored(lambda check: credit(check)[1])
-    _, measured = scored(lambda check: check["outcome"] != "not_measured")
+    _, measured = scored(
+        lambda check: check["outcome"] != "not_measured" and bool(check["evidence"])
+    )
 
     def any_is(level, *outcomes):
         return any(c["severity"] == level and c["outcome"] in outcomes for c in applicable)
@@ -110,11 +112,12 @@ def test_of_runs_of_every_outcome(make):
         names = [f"{suite}.c{n}" for suite in "abc" for n in range(8)]
         levels = [draw.choice(["critical", "high", "medium", "low"]) for _ in names]
         policy = make.policy(*zip(names, levels, strict=True), weights={"a": 4, "b": 8, "c": 14})
-        items = [
-            make.item(name, draw.choice(OUTCOMES) if draw.random() < worst else "pass", number=n)
-            for name in names
-            for n in range(draw.randint(1, 2))
-        ]
+        items = []
+        for name in names:
+            for n in range(draw.randint(1, 2)):
+                outcome = draw.choice(OUTCOMES) if draw.random() < worst else "pass"
+                evidence = draw.randint(0, 1) if outcome in BROKEN else 1
+                items.append(make.item(name, outcome, number=n, evidence=evidence))
         waived = [make.waiver(names[0])] if draw.random() < worst else []
         record = assemble(policy, items, waivers=waived, scope=Scope(), context=make.context())
         run = record.model_dump(mode="json")
