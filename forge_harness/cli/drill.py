@@ -40,7 +40,7 @@ drill_group.add_command(suites_command)
         "forge-harness drill storage --mutants",
     )
     + "\n\n\b\nExit codes: 0 nothing was lost, 1 something was, 7 something was not measured "
-    "(or a\nseeded bug survived).",
+    "(or a\nseeded bug survived), 2 interrupted: what was found until then is shown and written.",
 )
 @click.option("--quick", is_flag=True, help="A sample of every campaign: about half a minute.")
 @click.option(
@@ -100,24 +100,28 @@ def storage_command(
             "own, started with `python -S`: have it open one there too."
         )
     check_target(json_file)
+    found: list[StorageReport] = []
     # Ended otherwise, it would leave its disks mounted.
-    with interrupted_once(), counted(quiet) as tell:
-        report = run_storage(
-            opener or OWN_STORE,
-            campaigns=campaigns,
-            profile="quick" if quick else "full",
-            seed=seed,
-            trials=trials,
-            mutants=MUTANTS if mutants else (),
-            tell=tell,
-        )
-    try:
-        if json_file is not None:
-            write_durably(json_file, canonical_json(report.to_json()) + b"\n")
-    finally:
-        # Last: nobody may read all of it (`| head`), and nothing would be kept.
-        _show(report)
-    return _EXITS[report.status.value]
+    with interrupted_once():
+        try:
+            with counted(quiet) as tell:
+                found.append(
+                    run_storage(
+                        opener or OWN_STORE,
+                        campaigns=campaigns,
+                        profile="quick" if quick else "full",
+                        seed=seed,
+                        trials=trials,
+                        mutants=MUTANTS if mutants else (),
+                        tell=tell,
+                        stopped=found.append,
+                    )
+                )
+        finally:
+            # Also where it was interrupted.
+            if found:
+                _keep(found[0], json_file)
+    return _EXITS[found[0].status.value]
 
 
 _EXITS = {
@@ -127,14 +131,25 @@ _EXITS = {
 }
 
 
+def _keep(report: StorageReport, json_file: Path | None) -> None:
+    try:
+        if json_file is not None:
+            write_durably(json_file, canonical_json(report.to_json()) + b"\n")
+    finally:
+        # Last: nobody may read all of it (`| head`), and nothing would be kept.
+        _show(report)
+
+
 def _show(report: StorageReport) -> None:
-    from .terminal import coloured, table
+    from forge_harness.drill.kills import UNREACHED
+
+    from .terminal import coloured, several, table
 
     heads = ("campaign", "status", "points", "trials", "acked", "lost", "torn", "silent")
     rest = ("unrecov.", "in doubt", "orphans", "open p50", "open max", "s", "seed")
     click.echo(table((*heads, *rest), [_row(campaign) for campaign in report.campaigns]))
     for campaign in report.campaigns:
-        if campaign.reason:
+        if campaign.reason and campaign.reason != UNREACHED:
             word = {"lost": "fail"}.get(campaign.status.value, "warn")
             click.echo(f"{coloured(word, campaign.name)}: {campaign.reason}")
     if report.mutants:
@@ -142,6 +157,11 @@ def _show(report: StorageReport) -> None:
         headers = ("seeded bug", "campaign", "status", "trials", "found")
         click.echo(table(headers, [_mutant(mutant) for mutant in report.mutants]))
         click.echo(f"seeded bugs caught: {report.mutants_caught} of {len(report.mutants)}")
+    if report.unreached:
+        every = len(report.campaigns) + len(report.mutants)
+        click.echo(
+            f"Not complete: {report.unreached} of {several(every, 'campaign')} had not ended."
+        )
     click.echo(f"{report.status.value} ({report.seconds:.0f} s)")
 
 

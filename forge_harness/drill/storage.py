@@ -22,6 +22,7 @@ from forge_harness.drill import (
     strace,
     syscalls,
 )
+from forge_harness.drill.kills import UNREACHED
 from forge_harness.drill.scenes import ADOPT, COLLECT, COMMIT, CREATE, LARGE, REPLACE
 from forge_harness.drill.tally import (
     CampaignReport,
@@ -258,6 +259,12 @@ class StorageReport:
         return Status.NOT_MEASURED if Status.NOT_MEASURED in found or survived else Status.HELD
 
     @property
+    def unreached(self) -> int:
+        """Campaigns and seeded bugs that were still to come when it was stopped."""
+        reasons = [row.reason for row in self.campaigns] + [row.reason for row in self.mutants]
+        return reasons.count(UNREACHED)
+
+    @property
     def mutants_caught(self) -> int:
         """Seeded bugs that were found."""
         return sum(mutant.status == "caught" for mutant in self.mutants)
@@ -267,6 +274,7 @@ class StorageReport:
         return {
             "schema_version": SCHEMA,
             "status": self.status.value,
+            "is_complete": not self.unreached,
             "opener": self.opener,
             "seed": self.seed,
             "profile": self.profile,
@@ -295,6 +303,7 @@ def run_campaign(
     old_stores: Path | None = None,
     stop_early: bool = False,
     tell: Step | None = None,
+    stopped: Callable[[CampaignReport], object] = lambda report: None,
 ) -> CampaignReport:
     """Runs one campaign against a store.
 
@@ -307,6 +316,7 @@ def run_campaign(
         old_stores: Directory of old stores for `migration`.
         stop_early: End at the first thing that goes wrong.
         tell: Progress.
+        stopped: Given what went wrong until then where it is interrupted, or cannot go on.
 
     Raises:
         UsageError: There is no campaign of that name, or the opener cannot be imported.
@@ -336,6 +346,11 @@ def run_campaign(
             return not_measured(name, seed, str(error))
     except Enough:
         pass
+    except BaseException:
+        # What held so far proves nothing of the rest; what was lost is lost.
+        if tally.bad:
+            stopped(tally.report(time.perf_counter() - started))
+        raise
     return tally.report(time.perf_counter() - started)
 
 
@@ -354,13 +369,17 @@ def run_mutant(
         tell=tell,
     )
     status = {Status.LOST: "caught", Status.HELD: "survived"}.get(report.status, "not measured")
+    return _reported(mutant, status, report.reason, report.trials)
+
+
+def _reported(mutant: Mutant, status: str, reason: str, trials: int = 0) -> MutantReport:
     return MutantReport(
         name=mutant.name,
         bug=mutant.bug,
         campaign=mutant.campaign,
         status=status,
-        reason=report.reason,
-        trials=report.trials,
+        reason=reason,
+        trials=trials,
     )
 
 
@@ -374,6 +393,7 @@ def run_storage(
     mutants: Iterable[Mutant] = (),
     old_stores: Path | None = None,
     tell: Tell | None = None,
+    stopped: Callable[[StorageReport], object] = lambda report: None,
 ) -> StorageReport:
     """Runs campaigns against a store, and the negative control against seeded bugs of ours.
 
@@ -386,6 +406,7 @@ def run_storage(
         mutants: Seeded bugs to find.
         old_stores: Directory of old stores; those of our earlier schemas when None.
         tell: Progress.
+        stopped: Given what was found so far where the drill is interrupted, or cannot go on.
 
     Raises:
         UsageError: There is no campaign of that name, or the opener cannot be imported.
@@ -396,31 +417,42 @@ def run_storage(
             raise UsageError(unknown_choice("campaign", name, CAMPAIGNS))
     directory = shipped_old_stores() if old_stores is None else old_stores
     started, clock = datetime.now(UTC), time.perf_counter()
-    reports = [
-        run_campaign(
-            name,
-            opener,
+    bugs, reports, found = list(mutants), list[CampaignReport](), list[MutantReport]()
+
+    def so_far() -> StorageReport:
+        left = (not_measured(name, seed, UNREACHED) for name in names[len(reports) :])
+        unseen = (_reported(mutant, "not measured", UNREACHED) for mutant in bugs[len(found) :])
+        return StorageReport(
+            opener=opener,
             seed=seed,
             profile=profile,
-            trials=trials,
-            old_stores=directory,
-            tell=_of(tell, name),
+            started_at=started.isoformat(timespec="seconds"),
+            seconds=time.perf_counter() - clock,
+            campaigns=(*reports, *left),
+            mutants=(*found, *unseen),
         )
-        for name in names
-    ]
-    found = [
-        run_mutant(mutant, seed=seed, old_stores=directory, tell=_of(tell, f"bug {mutant.name}"))
-        for mutant in mutants
-    ]
-    return StorageReport(
-        opener=opener,
-        seed=seed,
-        profile=profile,
-        started_at=started.isoformat(timespec="seconds"),
-        seconds=time.perf_counter() - clock,
-        campaigns=tuple(reports),
-        mutants=tuple(found),
-    )
+
+    try:
+        for name in names:
+            one = run_campaign(
+                name,
+                opener,
+                seed=seed,
+                profile=profile,
+                trials=trials,
+                old_stores=directory,
+                tell=_of(tell, name),
+                stopped=reports.append,
+            )
+            reports.append(one)
+        for mutant in bugs:
+            own = _of(tell, f"bug {mutant.name}")
+            found.append(run_mutant(mutant, seed=seed, old_stores=directory, tell=own))
+    except BaseException:  # An interrupt above all, when it may have run for an hour.
+        if reports:
+            stopped(so_far())
+        raise
+    return so_far()
 
 
 def _of(tell: Tell | None, name: str) -> Step | None:

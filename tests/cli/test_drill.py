@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -88,6 +89,22 @@ def test_a_file_that_cannot_be_written_is_refused_first(tmp_path, monkeypatch):
     monkeypatch.setattr("forge_harness.drill.storage.run_storage", pytest.fail)
     error = invoke("--json", str(tmp_path)).exception
     assert isinstance(error, IsADirectoryError)
+
+
+def test_an_interrupted_drill_is_shown_and_kept(tmp_path, monkeypatch):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("forge_harness.drill.contention.kill_writers", interrupted)
+    file = tmp_path / "found.json"
+    names = ("newer_schema", "writers", "swaps")
+    chosen = [word for name in names for word in ("--campaign", name)]
+    done = invoke(*chosen, "--json", str(file))
+    assert isinstance(done.exception, click.Abort)
+    assert "Not complete: 2 of 3 campaigns had not ended.\nnot measured (" in done.output
+    document = json.loads(file.read_bytes())
+    assert (document["is_complete"], document["status"]) == (False, "not measured")
+    assert [row["status"] for row in document["campaigns"]] == ["held", *["not measured"] * 2]
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a directory in memory")

@@ -16,6 +16,7 @@ from forge_harness.drill import (
     strace,
     workload,
 )
+from forge_harness.drill.kills import UNREACHED
 from forge_harness.drill.storage import MUTANTS, run_campaign, run_mutant, run_storage
 from forge_harness.drill.tally import Status, Tally
 from forge_harness.drill.target import OWN_STORE, open_store
@@ -117,6 +118,48 @@ def test_a_survivor_is_no_pass():
     assert report.status is Status.NOT_MEASURED
     document = json.loads(json.dumps(report.to_json()))
     assert (document["mutants_caught"], document["mutants_total"]) == (0, 1)
+
+
+def stopping(after):
+    """Progress that interrupts the bit flips, as a signal would, once so many were done."""
+
+    def tell(name, done, total, label):
+        if name == "bit_flips" and done >= after:
+            raise KeyboardInterrupt
+
+    return tell
+
+
+def test_an_interrupted_drill_hands_over_what_it_found():
+    names, found = ["newer_schema", "bit_flips", "swaps"], []
+    bugs = storage.MUTANTS[:2]
+    with pytest.raises(KeyboardInterrupt):
+        run_storage(campaigns=names, mutants=bugs, tell=stopping(3), stopped=found.append)
+    (report,) = found
+    assert [(row.name, row.status) for row in report.campaigns] == [
+        ("newer_schema", Status.HELD),
+        ("bit_flips", Status.NOT_MEASURED),
+        ("swaps", Status.NOT_MEASURED),
+    ]
+    assert [row.status for row in report.mutants] == ["not measured"] * 2
+    assert (report.status, report.unreached) == (Status.NOT_MEASURED, 4)
+    assert report.to_json()["is_complete"] is False
+
+
+def test_what_an_interrupted_campaign_saw_lost_is_lost():
+    found = []
+    with pytest.raises(KeyboardInterrupt):
+        run_storage(
+            "forge_harness.drill.store_mutants:no_check",
+            campaigns=["bit_flips", "newer_schema"],
+            profile="quick",
+            tell=stopping(60),
+            stopped=found.append,
+        )
+    (report,) = found
+    flips, newer = report.campaigns
+    assert (flips.status, flips.trials) == (Status.LOST, 60)
+    assert (newer.reason, report.status) == (UNREACHED, Status.LOST)
 
 
 def test_an_old_store_that_lost_something_is_found(old_stores):
