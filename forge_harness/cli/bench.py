@@ -17,7 +17,7 @@ from forge_harness.durable import is_written_through, write_durably
 from forge_harness.errors import ExitCode, UsageError
 from forge_harness.paths import resolved_path
 
-from .options import NamedPath, WholeNumber, check_target, examples
+from .options import NamedPath, WholeNumber, check_target, examples, once
 from .terminal import say
 
 if TYPE_CHECKING:
@@ -47,9 +47,18 @@ def bench_group() -> None:
         "forge-harness bench kernels --path avx2 --no-peers --plot bench.svg",
     ),
 )
-@click.option("--shape", "shapes", multiple=True, metavar="NxK", help="Weight sizes; repeatable.")
-@click.option("--tokens", multiple=True, type=WholeNumber(min=1), help="M; repeatable.")
-@click.option("--threads", multiple=True, type=_THREADS, help="Repeatable.")
+@click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    callback=once,
+    metavar="NxK",
+    help="Weight sizes; repeatable.",
+)
+@click.option(
+    "--tokens", multiple=True, callback=once, type=WholeNumber(min=1), help="M; repeatable."
+)
+@click.option("--threads", multiple=True, callback=once, type=_THREADS, help="Repeatable.")
 @click.option("--path", "kernel_path", help="Instruction set; the fastest one by default.")
 @click.option("--rounds", default=15, type=WholeNumber(min=6), help="Batches of a candidate.")
 @click.option("--peers/--no-peers", default=True, help="Also time torch's products.")
@@ -224,7 +233,7 @@ def _kept(
 @click.option("--width", default=1024, type=WholeNumber(min=64), help="Model width.")
 @click.option("--layers", default=8, type=WholeNumber(min=1), help="Blocks.")
 @click.option("--prompt", default=128, type=_PROMPT, help="Tokens in front.")
-@click.option("--threads", multiple=True, type=_THREADS, help="Repeatable.")
+@click.option("--threads", multiple=True, callback=once, type=_THREADS, help="Repeatable.")
 @click.option("--rounds", default=11, type=WholeNumber(min=6), help="Batches of a contender.")
 @click.option("--json", "json_file", type=NamedPath(), help="Write everything here.")
 def lm_command(
@@ -262,7 +271,7 @@ def lm_command(
 @click.option("--width", default=256, type=WholeNumber(min=64), help="Model width.")
 @click.option("--layers", default=2, type=WholeNumber(min=1), help="Blocks.")
 @click.option("--batch", default=16, type=_BATCH, help="Samples of 128 tokens a step.")
-@click.option("--threads", multiple=True, type=_THREADS, help="Repeatable.")
+@click.option("--threads", multiple=True, callback=once, type=_THREADS, help="Repeatable.")
 @click.option("--rounds", default=15, type=WholeNumber(min=6), help="Steps of a contender.")
 @click.option("--compiled", is_flag=True, help="Also time each through torch.compile (minutes).")
 @click.option("--torchao", "with_torchao", is_flag=True, help="Also time torchao's training.")
@@ -363,7 +372,12 @@ def store_command(
     help="Checkpoint to convert (default: random codes in the shapes of a 7B model).",
 )
 @click.option(
-    "--to", "targets", multiple=True, metavar="FORMAT", help="Repeatable; all by default."
+    "--to",
+    "targets",
+    multiple=True,
+    callback=once,
+    metavar="FORMAT",
+    help="Repeatable; all by default.",
 )
 @click.option("--blocks", default=2, type=WholeNumber(min=1), help="Blocks of the random model.")
 @click.option("--rounds", default=7, type=WholeNumber(min=6), help="Turns of a candidate.")

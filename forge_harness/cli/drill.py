@@ -13,7 +13,7 @@ from forge_harness.errors import ExitCode, UsageError
 from forge_harness.imports import import_from
 
 from .drill_suites import suites_command
-from .options import NamedPath, WholeNumber, check_target, examples
+from .options import NamedPath, WholeNumber, check_target, examples, once
 from .progress import counted
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ drill_group.add_command(suites_command)
     "--campaign",
     "campaigns",
     multiple=True,
+    callback=once,
     metavar="NAME",
     help="kill, errors, replay, power_cut, bit_flips, swaps, disk_full, file_limit, writers, "
     "collection, migration or newer_schema; repeatable, all by default.",

@@ -114,6 +114,13 @@ class NamedText(click.types.StringParamType):
         return str(super().convert(value, param, ctx))
 
 
+def once(
+    context: click.Context, option: click.Parameter, values: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    """Callback of a repeatable option: what is given twice counts once."""
+    return tuple(dict.fromkeys(values))
+
+
 def _cut(text: str) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 

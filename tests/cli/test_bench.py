@@ -54,6 +54,14 @@ def test_a_small_weight_is_timed_hot_only(tmp_path, invoke):
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Needs processor affinity.")
+def test_what_is_asked_for_twice_is_timed_once(tmp_path, invoke):
+    json_file = tmp_path / "b.json"
+    twice = ("--shape", "64x32", "--tokens", "2", "--threads", "1") * 2
+    done = invoke("bench", "kernels", *twice, "--rounds", "6", "--no-peers", "--json", json_file)
+    assert done.exit_code == 0, done.stderr
+    assert len(json.loads(json_file.read_bytes())["rows"]) == 1
+
+
 def test_no_more_threads_are_timed_than_the_process_may_use_processors():
     """On one core of two, half of the figures were void: two threads wait for each other."""
     core = min(os.sched_getaffinity(0))
