@@ -42,7 +42,8 @@ _NESTED = (
 )
 
 
-@dataclass(slots=True)
+# By identity: pytest 9.0 keeps plugins in a set.
+@dataclass(slots=True, eq=False)
 class Handover:
     """Plugin object that hands a subject over to a pytest session and takes the records back."""
 

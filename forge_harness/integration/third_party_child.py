@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ARRAYS = "arrays.safetensors"
 RESULT = "result.json"
+_HF_REMEDY = "pip install 'bitnet-forge-harness[hf]'"
 _TERNARY_CLASSES = ("BitLinear", "AutoBitLinear")
 """transformers' classes of quantized linear layers (`integrations/bitnet.py`)."""
 
@@ -54,6 +55,12 @@ def with_transformers(request: dict[str, Any], out: Path) -> dict[str, Any]:
         return found | {"refused": " ".join(f"{type(error).__name__}: {error}".split())}
     arrays: dict[str, Tensor] = {}
     layers = _ternary_layers(model)
+    if undecoded := _undecoded(layers):
+        return {
+            "not_available": f"transformers {transformers.__version__} leaves the codes of "
+            f"{undecoded} packed, -1 as 255; expected 5.13 or newer, which decodes them "
+            f"({_HF_REMEDY})"
+        }
     handles = [_record(layer, name, arrays) for name, layer in layers.items() if request["hooks"]]
     with torch.no_grad():
         # transformers 5.24 leaves an untied bf16 head as stored next to fp32 layers, and then fails
@@ -80,6 +87,19 @@ def _ternary_layers(model: nn.Module) -> dict[str, nn.Module]:
         for name, module in model.named_modules()
         if type(module).__name__ in _TERNARY_CLASSES
     }
+
+
+def _undecoded(layers: Mapping[str, nn.Module]) -> str:
+    """Returns the first layer whose weights were to be decoded as it was loaded, and are not.
+
+    `AutoBitLinear` multiplies by them as they are; transformers before 5.13 decodes them to the
+    dtype they are stored in (`BitNetDeserialize.convert`).
+    """
+    for name, layer in layers.items():
+        is_float = layer.get_parameter("weight").is_floating_point()
+        if type(layer).__name__ == "AutoBitLinear" and not is_float:
+            return name
+    return ""
 
 
 def _record(layer: nn.Module, name: str, arrays: dict[str, Tensor]) -> Any:  # noqa: ANN401
@@ -130,8 +150,8 @@ def with_llama_cpp(request: dict[str, Any], out: Path) -> dict[str, Any]:
 
 
 READERS: dict[str, tuple[Callable[[dict[str, Any], Path], dict[str, Any]], str]] = {
-    "transformers": (with_transformers, "pip install 'bitnet-forge-harness[hf]'"),
-    "gguf": (with_gguf, "pip install 'bitnet-forge-harness[hf]'"),
+    "transformers": (with_transformers, _HF_REMEDY),
+    "gguf": (with_gguf, _HF_REMEDY),
     "llama_cpp": (with_llama_cpp, "pip install llama-cpp-python"),
 }
 """Name -> what it does, and how to install what it needs."""

@@ -69,6 +69,20 @@ def test_a_swapped_scale_convention_shows_in_every_layer(tmp_path):
     assert min(layer.relative_error for layer in agreement.layers) > 0.1
 
 
+class AutoBitLinear(torch.nn.Module):
+    """What transformers before 5.13 makes of a packed layer has the dtype it is stored in."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(4, 4, dtype=dtype), requires_grad=False)
+
+
+def test_a_loader_that_leaves_codes_packed_is_no_reader():
+    layers = {"a": AutoBitLinear(torch.float32), "b": AutoBitLinear(torch.uint8)}
+    assert third_party_child._undecoded(layers) == "b"
+    assert third_party_child._undecoded({"a": layers["a"]}) == ""
+
+
 def test_what_the_loader_did_not_take_is_listed(tmp_path):
     directory = shutil.copytree(ROOT / "hf-packed-autobitlinear-tied", tmp_path / "copy")
     config = json.loads((directory / "config.json").read_text())
