@@ -96,8 +96,9 @@ def _undecoded(layers: Mapping[str, nn.Module]) -> str:
     dtype they are stored in (`BitNetDeserialize.convert`).
     """
     for name, layer in layers.items():
-        is_float = layer.get_parameter("weight").is_floating_point()
-        if type(layer).__name__ == "AutoBitLinear" and not is_float:
+        # Of a BitLinear the weight is no parameter, and packed on purpose.
+        weight = dict(layer.named_parameters()).get("weight")
+        if weight is not None and not weight.is_floating_point():
             return name
     return ""
 
