@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -140,16 +142,22 @@ def check_integrity(distributions: Iterable[str]) -> IntegrityReading:
 
 
 def _recorded(distribution: metadata.Distribution) -> Iterator[tuple[Path, str, str]]:
+    """Yields path, kind of hash and hash of each file that RECORD has a known hash of.
+
+    From Python 3.12 on `Distribution.files` leaves out what is not there, which is what is sought.
+    """
     try:
-        listed = distribution.files or []
-    except ValueError:  # Not UTF-8, or a size that is no number: it records nothing.
+        rows = list(csv.reader((distribution.read_text("RECORD") or "").splitlines()))
+        sizes = [int(row[2]) if len(row) > 2 and row[2] else 0 for row in rows]
+    except (ValueError, csv.Error):  # Not UTF-8, or a size that is no number: it records nothing.
         return
     known = hashlib.algorithms_available
-    files = [f for f in listed if f.hash is not None and f.hash.mode in known]
-    large = sum(f.size or 0 for f in files) > LARGE_BYTES
-    for file in files:
-        if file.hash is not None and (not large or file.suffix == ".py"):
-            yield Path(str(distribution.locate_file(file))), file.hash.mode, file.hash.value
+    hashes = [(row[1] if len(row) > 1 else "").partition("=") for row in rows]
+    hashed = [mode in known for mode, _, _ in hashes]
+    large = sum(itertools.compress(sizes, hashed)) > LARGE_BYTES
+    for row, (mode, _, value) in itertools.compress(zip(rows, hashes, strict=True), hashed):
+        if not large or row[0].endswith(".py"):
+            yield Path(str(distribution.locate_file(row[0]))), mode, value
 
 
 def _compare(reading: IntegrityReading, label: str, path: Path, mode: str, expected: str) -> None:
